@@ -1,0 +1,117 @@
+# The commands of this project; `make help` lists them. Plain GNU make, nothing to install first:
+# each target creates .venv and installs there what it needs, and rebuilds what changed.
+
+PYTHON ?= python3
+CXX ?= g++
+
+# Absolute, so that CMake finds the same tools from every folder.
+BIN := $(CURDIR)/.venv/bin
+export PATH := $(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PIP := $(BIN)/python -m pip install -qq
+INSTALL := $(PIP) --no-build-isolation -e
+
+# Stamp files: the time at which a step was last done.
+TOOLS := .venv/.tools
+RUN := .venv/.run
+TEST_TOOLS := .venv/.test-tools
+TEST := .venv/.test
+
+BUILD := build/dev
+# Folders are included, so that a deleted file is noticed too.
+SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc)
+PYTHON_FILES := duplex_engine python_tests .ci $(wildcard bench)
+CPP_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp')
+WITH_TESTS := -Ccmake.define.DUPLEX_TESTS=ON
+CPP_TESTS := ctest --no-tests=error --output-on-failure --test-dir
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: run test check bench lint format asan tsan fuzz stubs clean help
+
+run: $(RUN) ## show a live session with a small model
+	@$(BIN)/duplex-engine demo
+
+test: $(TEST) ## run all tests: C++, then Python
+	@$(CPP_TESTS) $(BUILD)
+	@$(BIN)/pytest
+
+check: lint ## static checks and the fast tests
+	@$(CPP_TESTS) $(BUILD)
+	@$(BIN)/pytest -m "not slow"
+
+bench: $(TEST) ## measure micro-turns on this machine
+	@$(BIN)/pytest bench
+
+lint: $(TEST) ## check format, types, layers, budgets and spelling; changes nothing
+	@$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+	@$(BIN)/ruff format --quiet --check $(PYTHON_FILES)
+	@$(BIN)/ruff check --quiet $(PYTHON_FILES)
+	@$(BIN)/mypy
+	@$(BIN)/codespell
+	@$(BIN)/python .ci/check_files.py
+	@$(BIN)/python .ci/check_layers.py $(BUILD)
+	@$(BIN)/python .ci/check_isa.py $(BUILD)
+	@$(BIN)/pybind11-stubgen --exit-code -o $(BUILD)/stubs duplex_engine._core
+	@diff -u duplex_engine/_core.pyi $(BUILD)/stubs/duplex_engine/_core.pyi \
+		|| { echo 'the binding stub is out of date: run `make stubs`'; exit 1; }
+
+format: $(TEST) ## rewrite the sources in the house format
+	@$(BIN)/clang-format -i $(CPP_FILES)
+	@$(BIN)/ruff check --quiet --fix $(PYTHON_FILES)
+	@$(BIN)/ruff format --quiet $(PYTHON_FILES)
+
+# The instrumented module takes the place of the normal one, so the stamps go first. Sanitizers make
+# gcc warn about its own library, so warnings are no errors here.
+asan: $(TEST) ## run the C++ tests and the core Python tests under AddressSanitizer and UBSan
+	@echo 'build: AddressSanitizer'
+	@rm -f $(RUN) $(TEST)
+	@$(INSTALL) . -Cbuild-dir=build/asan -Ccmake.build-type=Debug \
+		-Ccmake.define.DUPLEX_SANITIZE=address $(WITH_TESTS)
+	@$(CPP_TESTS) build/asan
+	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 $(BIN)/pytest -m core
+
+tsan: $(TEST) ## run the C++ tests of threads under ThreadSanitizer
+	@echo 'build: ThreadSanitizer'
+	@cmake -G Ninja -S . -B build/tsan -DCMAKE_BUILD_TYPE=Debug -DDUPLEX_SANITIZE=thread \
+		-DDUPLEX_MODULE=OFF -DDUPLEX_TESTS=ON -DPython_EXECUTABLE=$(BIN)/python >/dev/null
+	@ninja --quiet -C build/tsan
+	@build/tsan/duplex_tests --warn NoTests "[threads]"
+
+fuzz: $(TEST) ## run the fuzz tests with many more examples
+	@$(BIN)/pytest -m fuzz --hypothesis-profile=fuzz
+
+stubs: $(TEST) ## regenerate duplex_engine/_core.pyi from the binary module
+	@$(BIN)/pybind11-stubgen --exit-code -o . duplex_engine._core
+
+clean: ## remove the builds and the virtual environment
+	@rm -rf build .venv
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+$(TOOLS): pyproject.toml
+	@echo 'install: build tools'
+	@test -d .venv || $(PYTHON) -m venv .venv
+	@$(PIP) 'scikit-build-core>=1.1' 'pybind11>=3' 'cmake>=3.25' ninja
+	@touch $@
+
+$(RUN): $(TOOLS) $(SOURCES)
+	@echo 'build: duplex_engine'
+	@$(INSTALL) .
+	@touch $@
+
+# torch goes first and alone: a plain resolution could pick another build of it. Catch2's wheel
+# holds only headers, so the Python version that it asks for does not matter.
+$(TEST_TOOLS): $(TOOLS)
+	@echo 'install: torch and Catch2'
+	@$(PIP) torch==2.13.0
+	@$(PIP) --ignore-requires-python --no-deps 'comma-deps-catch2>=2.13.10,<3'
+	@touch $@
+
+$(TEST): $(TEST_TOOLS) $(SOURCES)
+	@echo 'build: duplex_engine, its C++ tests and what the Python tests need'
+	@$(INSTALL) '.[test,dev,bench]' -Cbuild-dir=$(BUILD) \
+		$(WITH_TESTS) -Ccmake.define.DUPLEX_WERROR=ON
+	@touch $(RUN) $@
