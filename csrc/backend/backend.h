@@ -1,0 +1,86 @@
+// The interface between the model and a machine: memory and about a dozen operations.
+//
+// The public functions check their arguments once (ops.cpp) and call the do_ functions, which
+// compute and check nothing. Every operation gives each row the same bits whatever other rows are
+// in the batch and however many threads run. A new backend is one folder and one entry of
+// DUPLEX_BACKENDS in CMakeLists.txt.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "backend/op_args.h"
+#include "backend/page_memory.h"
+
+namespace duplex {
+
+struct BackendOptions {
+  int n_threads = 0;  // 0 = one per available core
+  std::string isa;    // cpu: "avx512", "avx2", "portable"; empty = the best there is
+};
+
+// Zeroed memory that never moves, owned.
+class Buffer {
+ public:
+  virtual ~Buffer() = default;
+  virtual void* data() const = 0;
+  virtual std::size_t bytes() const = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  Backend() = default;
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+
+  virtual std::string name() const = 0;         // "cpu"
+  virtual std::string description() const = 0;  // e.g. "cpu avx512, 2 threads"
+  virtual int n_threads() const = 0;
+
+  // ---- memory
+  virtual std::unique_ptr<Buffer> allocate(std::size_t bytes) = 0;
+  virtual std::unique_ptr<PageMemory> create_page_memory(std::size_t page_bytes,
+                                                         std::int64_t n_pages) = 0;
+  virtual std::size_t page_granularity() const = 0;  // page_bytes is a multiple of this
+
+  // ---- weights
+  virtual std::size_t packed_bytes(std::int64_t n_out, std::int64_t n_in_padded, DType) const = 0;
+  // Packs source rows as outputs first_out, first_out + 1, ... of the matrix at `destination`,
+  // which was zero. Returns the index of the first source row with a NaN or infinity, or -1.
+  virtual std::int64_t pack(const PackSource& source, const PackShape& shape,
+                            std::int64_t first_out, void* destination) = 0;
+  virtual std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
+                                        std::int64_t max_rows) const = 0;
+
+  // ---- a pass: workers stay awake between begin and end
+  virtual void begin_pass() = 0;
+  virtual void end_pass() = 0;
+
+  // ---- operations
+  void embed_text(const EmbedTextArgs& args);
+  void embed_audio(const EmbedAudioArgs& args);
+  void norm(const NormArgs& args);
+  void linear(const LinearArgs& args);
+  void kv_append(const KvAppendArgs& args);
+  void attention(const AttentionArgs& args);
+  void conv_add_norm(const ConvAddNormArgs& args);
+  void silu_mul(const SiluMulArgs& args);
+  void moe(const MoeArgs& args);
+  void fold(const FoldArgs& args);
+
+ protected:
+  virtual void do_embed_text(const EmbedTextArgs& args) = 0;
+  virtual void do_embed_audio(const EmbedAudioArgs& args) = 0;
+  virtual void do_norm(const NormArgs& args) = 0;
+  virtual void do_linear(const LinearArgs& args) = 0;
+  virtual void do_kv_append(const KvAppendArgs& args) = 0;
+  virtual void do_attention(const AttentionArgs& args) = 0;
+  virtual void do_conv_add_norm(const ConvAddNormArgs& args) = 0;
+  virtual void do_silu_mul(const SiluMulArgs& args) = 0;
+  virtual void do_moe(const MoeArgs& args) = 0;
+  virtual void do_fold(const FoldArgs& args) = 0;
+};
+
+}  // namespace duplex

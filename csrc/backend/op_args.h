@@ -1,0 +1,162 @@
+// The argument structs of every backend operation: plain data, no ownership. All sums are float32.
+// What Rows, TapeView and Segment are: views.h.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/views.h"
+#include "core/config.h"
+
+namespace duplex {
+
+struct EmbedTextArgs {
+  const std::int32_t* ids;  // (n_rows)
+  const void* table;        // (vocab_size, d_model)
+  DType table_dtype;
+  const float* norm;  // (padded d_model)
+  float eps;
+  std::int32_t d_model;
+  std::int32_t n_rows;
+  float* out;  // (n_rows, out_stride)
+  std::int64_t out_stride;
+};
+
+// Bag of embeddings: the sum over mels of table[mel * n_levels + bin], then RMSNorm.
+struct EmbedAudioArgs {
+  const std::uint8_t* bins;  // (n_rows, n_mels)
+  std::int32_t n_mels;
+  std::int32_t n_levels;
+  const void* table;  // (n_mels * n_levels, d_model)
+  DType table_dtype;
+  const float* norm;
+  float eps;
+  std::int32_t d_model;
+  std::int32_t n_rows;
+  float* out;
+  std::int64_t out_stride;
+};
+
+enum class Activation : std::uint8_t { kNone, kGelu };
+
+struct NormArgs {
+  const float* x;  // (n_rows, x_stride)
+  std::int64_t x_stride;
+  const float* weight;  // (padded width)
+  float eps;
+  std::int32_t width;  // true width: the divisor of the mean
+  std::int32_t n_rows;
+  Activation activation;
+  Rows out;
+};
+
+struct LinearArgs {
+  PackedMatrix w;
+  Rows x;  // dtype as w
+  std::int32_t n_rows;
+  float* y;  // (n_rows, y_stride), y_stride >= n_out rounded up to kPanelOutputs
+  std::int64_t y_stride;
+  float divisor = 1.0f;  // y = (x w^T) / divisor
+};
+
+// One convolution of one layer: its weights and where its inputs lie in a block of the conv tape.
+struct ConvSlot {
+  const float* weight;  // (kernel, padded channels)
+  std::int64_t offset_bytes;
+  std::int32_t channels;  // padded
+};
+
+// From one fused projection: convolve k and v, normalise q and k per head, append k and v.
+struct KvAppendArgs {
+  Segments segments;
+  AttentionShape shape;
+  std::int32_t d_head_padded;
+  const float*
+      qkvr;  // (n_rows, stride): heads of d_head_padded for q, k, v, then r (n_heads, d_rel)
+  std::int64_t stride;
+  ConvSlot k_conv;
+  ConvSlot v_conv;
+  std::int32_t kernel;
+  const float* q_norm;  // (d_head_padded)
+  const float* k_norm;
+  float eps;
+  bool is_local;
+  std::int32_t log_scaling_floor;  // 0 = off
+  float log_scaling_alpha;
+  std::int64_t layer_offset_bytes;  // of this layer inside a block of the tape
+  DType kv_dtype;
+  Rows q;  // out: (n_rows, n_heads * d_head_padded)
+};
+
+struct AttentionArgs {
+  Segments segments;
+  AttentionShape shape;
+  std::int32_t d_head_padded;
+  std::int32_t d_rel;
+  Rows q;          // dtype of the tape
+  const float* r;  // (n_rows, r_stride), n_heads * d_rel values a row
+  std::int64_t r_stride;
+  const float* rel_bank;  // (d_rel, rel_stride): distances descending between kBlockPositions zeros
+  std::int64_t rel_stride;
+  bool is_local;
+  std::int32_t log_scaling_floor;
+  float log_scaling_alpha;
+  std::int64_t layer_offset_bytes;
+  DType kv_dtype;
+  Rows out;  // (n_rows, n_heads * d_head_padded)
+};
+
+// hidden += conv(x * scale) + x * scale; out = rms_norm(hidden).
+struct ConvAddNormArgs {
+  Segments segments;
+  const float* x;
+  std::int64_t x_stride;
+  float scale;
+  ConvSlot conv;
+  std::int32_t kernel;
+  float* hidden;  // (n_rows, hidden_stride), in place
+  std::int64_t hidden_stride;
+  const float* norm;
+  float eps;
+  std::int32_t width;
+  Rows out;
+};
+
+// out = silu(x[:, :width]) * x[:, up_offset : up_offset + width]
+struct SiluMulArgs {
+  const float* x;
+  std::int64_t x_stride;
+  std::int32_t width;  // padded
+  std::int64_t up_offset;
+  std::int32_t n_rows;
+  Rows out;
+};
+
+// Routed experts 0..n_experts-1 and shared experts behind them, all packed with one stride.
+struct MoeArgs {
+  MoeConfig config;
+  std::int32_t n_rows;
+  Rows x;                       // (n_rows, d_model) normalised
+  PackedMatrix router;          // float32, (n_experts + n_shared, d_model)
+  const float* selection_bias;  // (n_experts)
+  float global_scale;
+  PackedMatrix gate_up;  // expert 0: gates, padding, ups
+  PackedMatrix down;     // expert 0
+  std::int64_t gate_up_stride_bytes;
+  std::int64_t down_stride_bytes;
+  float* y;  // (n_rows, y_stride)
+  std::int64_t y_stride;
+  void* scratch;  // moe_scratch_bytes
+};
+
+// Gather of pixels or features into the rows that one hMLP stage multiplies.
+// Cells are (n, t, h, w, c) channels last; a row collects t_fold x hw_fold x hw_fold cells.
+struct FoldArgs {
+  const float* x;  // (n_patches, t, h, w, x_stride)
+  std::int64_t x_stride;
+  std::int32_t n_patches;
+  std::int32_t t, h, w, c;
+  std::int32_t t_fold, hw_fold;
+  Rows out;  // (n_patches * t/t_fold * h/hw_fold * w/hw_fold, t_fold * hw_fold^2 * c)
+};
+
+}  // namespace duplex

@@ -1,0 +1,134 @@
+// The front of every operation: arguments are checked here, once, for all backends.
+#include "backend/backend.h"
+#include "core/error.h"
+
+namespace duplex {
+namespace {
+
+void check_rows(const char* op, const char* name, const Rows& rows, std::int64_t width) {
+  check(rows.data != nullptr, op, ": ", name, " has no data");
+  check(rows.stride >= width, op, ": ", name, " needs rows of ", width, " elements, stride is ",
+        rows.stride);
+}
+
+void check_floats(const char* op, const char* name, const float* data, std::int64_t stride,
+                  std::int64_t width) {
+  check(data != nullptr, op, ": ", name, " has no data");
+  check(stride >= width, op, ": ", name, " needs rows of ", width, " floats, stride is ", stride);
+}
+
+void check_segments(const char* op, const Segments& segments, bool is_local) {
+  std::int32_t row = 0;
+  for (std::int32_t i = 0; i < segments.count; ++i) {
+    const Segment& segment = segments.data[i];
+    check(segment.row_begin == row && segment.n_rows > 0, op, ": segment ", i,
+          " must start at row ", row, " and have rows; found ", segment.row_begin, " and ",
+          segment.n_rows);
+    check((is_local ? segment.local : segment.global).base != nullptr, op, ": segment ", i,
+          " has no tape");
+    row += segment.n_rows;
+  }
+  check(row == segments.n_rows, op, ": segments cover ", row, " of ", segments.n_rows, " rows");
+}
+
+std::int64_t padded(std::int64_t width) { return round_up(width, kColumnAlign); }
+
+}  // namespace
+
+void Backend::embed_text(const EmbedTextArgs& args) {
+  if (args.n_rows == 0) return;
+  check(args.table != nullptr && args.norm != nullptr, "embed_text: table and norm are needed");
+  check_floats("embed_text", "out", args.out, args.out_stride, padded(args.d_model));
+  do_embed_text(args);
+}
+
+void Backend::embed_audio(const EmbedAudioArgs& args) {
+  if (args.n_rows == 0) return;
+  check(args.table != nullptr && args.norm != nullptr, "embed_audio: table and norm are needed");
+  check_floats("embed_audio", "out", args.out, args.out_stride, padded(args.d_model));
+  do_embed_audio(args);
+}
+
+void Backend::norm(const NormArgs& args) {
+  if (args.n_rows == 0) return;
+  check_floats("norm", "x", args.x, args.x_stride, padded(args.width));
+  check_rows("norm", "out", args.out, padded(args.width));
+  do_norm(args);
+}
+
+void Backend::linear(const LinearArgs& args) {
+  if (args.n_rows == 0) return;
+  check(args.w.data != nullptr, "linear: no weights");
+  check(args.x.dtype == args.w.dtype, "linear: rows are ", dtype_name(args.x.dtype),
+        ", weights are ", dtype_name(args.w.dtype));
+  check_rows("linear", "x", args.x, args.w.n_in);
+  check_floats("linear", "y", args.y, args.y_stride, round_up(args.w.n_out, kPanelOutputs));
+  do_linear(args);
+}
+
+void Backend::kv_append(const KvAppendArgs& args) {
+  if (args.segments.n_rows == 0) return;
+  check_segments("kv_append", args.segments, args.is_local);
+  const std::int64_t heads = args.shape.n_heads + 2 * args.shape.n_kv_heads;
+  check_floats("kv_append", "qkvr", args.qkvr, args.stride, heads * args.d_head_padded);
+  check_rows("kv_append", "q", args.q, std::int64_t{args.shape.n_heads} * args.d_head_padded);
+  check(args.q.dtype == args.kv_dtype, "kv_append: q must have the dtype of the tape");
+  do_kv_append(args);
+}
+
+void Backend::attention(const AttentionArgs& args) {
+  if (args.segments.n_rows == 0) return;
+  check_segments("attention", args.segments, args.is_local);
+  const std::int64_t width = std::int64_t{args.shape.n_heads} * args.d_head_padded;
+  check_rows("attention", "q", args.q, width);
+  check_rows("attention", "out", args.out, width);
+  check(args.q.dtype == args.kv_dtype, "attention: q must have the dtype of the tape");
+  check(args.rel_stride >= args.shape.rel_extent + 2 * kBlockPositions,
+        "attention: the bias bank needs rel_extent + 128 columns, stride is ", args.rel_stride);
+  do_attention(args);
+}
+
+void Backend::conv_add_norm(const ConvAddNormArgs& args) {
+  if (args.segments.n_rows == 0) return;
+  const std::int64_t width = padded(args.width);
+  check_floats("conv_add_norm", "x", args.x, args.x_stride, width);
+  check_floats("conv_add_norm", "hidden", args.hidden, args.hidden_stride, width);
+  check_rows("conv_add_norm", "out", args.out, width);
+  check(args.conv.channels == width, "conv_add_norm: ", args.conv.channels,
+        " channels for rows of ", width);
+  do_conv_add_norm(args);
+}
+
+void Backend::silu_mul(const SiluMulArgs& args) {
+  if (args.n_rows == 0) return;
+  check(args.width % kColumnAlign == 0 && args.up_offset >= args.width, "silu_mul: width ",
+        args.width, " must be a multiple of ", kColumnAlign, " and at most up_offset ",
+        args.up_offset);
+  check_floats("silu_mul", "x", args.x, args.x_stride, args.up_offset + args.width);
+  check_rows("silu_mul", "out", args.out, args.width);
+  do_silu_mul(args);
+}
+
+void Backend::moe(const MoeArgs& args) {
+  if (args.n_rows == 0) return;
+  check(args.router.dtype == DType::kF32, "moe: the router is float32");
+  check(args.x.dtype == args.gate_up.dtype && args.down.dtype == args.gate_up.dtype,
+        "moe: rows and experts must have one dtype");
+  check_rows("moe", "x", args.x, args.gate_up.n_in);
+  check_floats("moe", "y", args.y, args.y_stride, round_up(args.down.n_out, kPanelOutputs));
+  check(args.scratch != nullptr, "moe: no scratch");
+  do_moe(args);
+}
+
+void Backend::fold(const FoldArgs& args) {
+  if (args.n_patches == 0) return;
+  check(args.t % args.t_fold == 0 && args.h % args.hw_fold == 0 && args.w % args.hw_fold == 0,
+        "fold: ", args.t, "x", args.h, "x", args.w, " cells do not divide into folds of ",
+        args.t_fold, "x", args.hw_fold, "x", args.hw_fold);
+  check_floats("fold", "x", args.x, args.x_stride, args.c);
+  check_rows("fold", "out", args.out,
+             std::int64_t{args.t_fold} * args.hw_fold * args.hw_fold * args.c);
+  do_fold(args);
+}
+
+}  // namespace duplex

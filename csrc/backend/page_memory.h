@@ -1,0 +1,36 @@
+// Physical pages of one size and the address ranges they are mapped into.
+//
+// A page can be mapped at several addresses at once: that is how a fork shares a prefix. Which
+// page is free or shared is not known here; sequence/page_pool.h keeps the books.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace duplex {
+
+using PageId = std::int32_t;
+inline constexpr PageId kNoPage = -1;
+
+class PageMemory {
+ public:
+  virtual ~PageMemory() = default;
+  PageMemory() = default;
+  PageMemory(const PageMemory&) = delete;
+  PageMemory& operator=(const PageMemory&) = delete;
+
+  virtual std::size_t page_bytes() const = 0;
+  virtual std::int64_t n_pages() const = 0;
+
+  // Reserves addresses without backing; throws CapacityError when the system refuses.
+  virtual std::byte* reserve_range(std::size_t bytes) = 0;
+  virtual void release_range(std::byte* base, std::size_t bytes) noexcept = 0;
+  // `address` lies on a page boundary of a reserved range. Touching an unmapped page faults.
+  virtual void map(std::byte* address, PageId page) = 0;
+  virtual void unmap(std::byte* address) noexcept = 0;
+  virtual void copy(std::byte* destination, const std::byte* source, std::size_t bytes) = 0;
+  // Gives the page's memory back to the system; its content is zero when next mapped.
+  virtual void discard(PageId page) noexcept = 0;
+};
+
+}  // namespace duplex

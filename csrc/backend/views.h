@@ -1,0 +1,78 @@
+// How operations see memory: rows, packed matrices, tapes and segments. Plain data, no ownership.
+//
+// Buffers of rows are row-major with a stride in elements that is at least the padded width
+// (core/types.h); columns behind the true width are zero. "GEMM dtype" is the dtype of the packed
+// weights that the rows meet: float32 or bfloat16. Next: op_args.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/types.h"
+
+namespace duplex {
+
+// A read-only or writable set of rows in the GEMM dtype of its consumer.
+struct Rows {
+  void* data = nullptr;     // (n_rows, stride)
+  std::int64_t stride = 0;  // elements
+  DType dtype = DType::kF32;
+};
+
+// A weight matrix in the backend's own layout.
+struct PackedMatrix {
+  const void* data = nullptr;
+  std::int32_t n_out = 0;
+  std::int32_t n_in = 0;  // padded width of the rows it multiplies
+  DType dtype = DType::kF32;
+};
+
+// Source rows of a matrix to pack: `n_rows` rows of `row_elements` values, `row_stride` apart.
+// No alignment is asked of data.
+struct PackSource {
+  const void* data = nullptr;
+  DType dtype = DType::kF32;
+  std::int64_t n_rows = 0;
+  std::int64_t row_stride = 0;  // elements
+};
+
+// Columns are copied in groups: `in_group` source columns land at multiples of `in_group_padded`.
+struct PackShape {
+  std::int32_t n_in = 0;  // source columns
+  std::int32_t in_group = 0;
+  std::int32_t in_group_padded = 0;
+  DType dtype = DType::kF32;
+};
+
+// Where a tape lies and how its pages are cut. A page holds `blocks_per_page` blocks of
+// `block_bytes`; key/value tapes have blocks of kBlockPositions, the convolution tape of one.
+struct TapeView {
+  std::byte* base = nullptr;
+  std::int64_t blocks_per_page = 1;
+  std::int64_t page_bytes = 0;
+  std::int64_t block_bytes = 0;
+
+  std::byte* block(std::int64_t index) const {
+    return base + (index / blocks_per_page) * page_bytes + (index % blocks_per_page) * block_bytes;
+  }
+};
+
+// Consecutive rows of one sequence inside a batch.
+struct Segment {
+  std::int32_t row_begin = 0;
+  std::int32_t n_rows = 0;
+  std::int64_t position = 0;                 // of the first row
+  TapeView global;                           // keys and values, every position
+  TapeView local;                            // keys and values, the recent window
+  TapeView conv;                             // short-convolution inputs, the most recent positions
+  const PositionRange* forgotten = nullptr;  // (n_forgotten), ascending, whole blocks
+  std::int32_t n_forgotten = 0;
+};
+
+struct Segments {
+  const Segment* data = nullptr;
+  std::int32_t count = 0;
+  std::int32_t n_rows = 0;  // of all segments together
+};
+
+}  // namespace duplex

@@ -1,0 +1,65 @@
+// The exception types of the engine and the one function that throws them.
+//
+// Misuse and broken environments throw; expected outcomes are values. A message says what was
+// expected, what was found, which name is meant and what to do. Each class below becomes a Python
+// class of the same name (bindings/errors.cpp).
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace duplex {
+
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+class InvalidArgument : public Error {
+ public:
+  using Error::Error;
+};
+
+// A checkpoint file or tensor that cannot be used.
+class CheckpointError : public Error {
+ public:
+  using Error::Error;
+};
+
+// No room: pages, positions, rows or sessions. State is as it was before the call.
+class CapacityError : public Error {
+ public:
+  using Error::Error;
+};
+
+class BackendUnavailable : public Error {
+ public:
+  using Error::Error;
+};
+
+class SessionClosed : public Error {
+ public:
+  using Error::Error;
+};
+
+// A second thread entered a session that is already in a step.
+class SessionBusy : public Error {
+ public:
+  using Error::Error;
+};
+
+template <class E = InvalidArgument, class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw E(text.str());
+}
+
+template <class E = InvalidArgument, class... Parts>
+void check(bool ok, const Parts&... parts) {
+  if (!ok) [[unlikely]]
+    fail<E>(parts...);
+}
+
+}  // namespace duplex

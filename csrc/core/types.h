@@ -1,0 +1,58 @@
+// Element types and the small integer helpers that every layer uses.
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+namespace duplex {
+
+enum class DType : std::uint8_t { kF32, kBF16 };
+
+constexpr std::size_t dtype_bytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+constexpr const char* dtype_name(DType dtype) {
+  return dtype == DType::kF32 ? "float32" : "bfloat16";
+}
+
+constexpr std::int64_t div_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return div_up(a, b) * b; }
+
+[[gnu::always_inline]] inline float bf16_to_float(std::uint16_t bits) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+}
+
+// Round to nearest even; NaN stays NaN.
+[[gnu::always_inline]] inline std::uint16_t float_to_bf16(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// Files give no alignment: reads of their memory go through here.
+template <class T>
+[[gnu::always_inline]] inline T load_unaligned(const void* base, std::int64_t index) {
+  T value;
+  __builtin_memcpy(&value, static_cast<const std::byte*>(base) + index * std::int64_t{sizeof(T)},
+                   sizeof(T));
+  return value;
+}
+[[gnu::always_inline]] inline float load_element(const void* base, DType dtype,
+                                                 std::int64_t index) {
+  return dtype == DType::kF32 ? load_unaligned<float>(base, index)
+                              : bf16_to_float(load_unaligned<std::uint16_t>(base, index));
+}
+
+// Half-open range of positions.
+struct PositionRange {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+};
+
+// Rows are padded so that vector loops need no tails: columns to kColumnAlign with zeros behind the
+// true width, and matrices to panels of kPanelOutputs outputs.
+inline constexpr std::int64_t kColumnAlign = 16;
+inline constexpr std::int64_t kPanelOutputs = 64;
+// Keys and values are stored in blocks of this many positions; attention never splits one.
+inline constexpr std::int64_t kBlockPositions = 64;
+
+}  // namespace duplex
