@@ -1,0 +1,78 @@
+// The CPU backend: memory on large pages, kernels chosen for the machine, one thread pool.
+//
+// cpu_ops.cpp cuts operations into pieces for the threads, cpu_moe.cpp does so for the experts,
+// pack.cpp holds the weight layout, kernels.h what a piece is.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cpu/kernels.h"
+#include "backend/cpu/thread_pool.h"
+
+namespace duplex {
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(const BackendOptions& options);
+
+  std::string name() const override { return "cpu"; }
+  std::string description() const override;
+  int n_threads() const override { return pool_.n_threads(); }
+
+  std::unique_ptr<Buffer> allocate(std::size_t bytes) override;
+  std::unique_ptr<PageMemory> create_page_memory(std::size_t page_bytes,
+                                                 std::int64_t n_pages) override;
+  std::size_t page_granularity() const override { return 4096; }
+  std::size_t packed_bytes(std::int64_t n_out, std::int64_t n_in_padded,
+                           DType dtype) const override;
+  std::int64_t pack(const PackSource& source, const PackShape& shape, std::int64_t first_out,
+                    void* destination) override;
+  std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
+                                std::int64_t max_rows) const override;
+  void begin_pass() override { pool_.begin_pass(); }
+  void end_pass() override { pool_.end_pass(); }
+
+ protected:
+  void do_embed_text(const EmbedTextArgs& args) override;
+  void do_embed_audio(const EmbedAudioArgs& args) override;
+  void do_norm(const NormArgs& args) override;
+  void do_linear(const LinearArgs& args) override;
+  void do_kv_append(const KvAppendArgs& args) override;
+  void do_attention(const AttentionArgs& args) override;
+  void do_conv_add_norm(const ConvAddNormArgs& args) override;
+  void do_silu_mul(const SiluMulArgs& args) override;
+  void do_moe(const MoeArgs& args) override;
+  void do_fold(const FoldArgs& args) override;
+
+ private:
+  // Fewer rows are done before a worker would have started.
+  static constexpr std::int64_t kRowsWorthSharing = 4;
+
+  // Runs fn(row) for every row.
+  template <class Fn>
+  void for_rows(std::int64_t n_rows, const Fn& fn) {
+    if (n_rows < kRowsWorthSharing) {
+      for (std::int64_t row = 0; row < n_rows; ++row) fn(static_cast<std::int32_t>(row));
+      return;
+    }
+    pool_.parallel_for(n_rows, [&](std::int64_t row, int) { fn(static_cast<std::int32_t>(row)); });
+  }
+  // Runs fn(segment, row inside it) for every row.
+  template <class Fn>
+  void for_segment_rows(const Segments& segments, const Fn& fn) {
+    for_rows(segments.n_rows, [&](std::int32_t row) {
+      const Segment* segment = segments.data;
+      while (row >= segment->row_begin + segment->n_rows) ++segment;
+      fn(*segment, row - segment->row_begin);
+    });
+  }
+
+  const CpuKernels& kernels_;
+  ThreadPool pool_;
+  std::vector<float> attention_scratch_;  // n_threads slices
+  std::int64_t attention_scratch_stride_;
+};
+
+}  // namespace duplex

@@ -1,0 +1,157 @@
+// Cuts each operation into pieces for the threads. Pieces write disjoint outputs, so it never
+// matters which thread runs which.
+#include <algorithm>
+#include <array>
+#include <thread>
+
+#include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/isa.h"
+#include "core/error.h"
+
+namespace duplex {
+namespace {
+
+constexpr std::int64_t kMaxLinearRows = 256;  // row pointers of one linear piece, on the stack
+constexpr std::int64_t kMaxHeadWidth = 1024;
+constexpr std::int64_t kScratchRows = 8;
+
+int thread_count(int wanted) {
+  check(wanted >= 0 && wanted <= 1024, "n_threads: expected 0 (one per core) to 1024, found ",
+        wanted);
+  if (wanted > 0) return wanted;
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+}  // namespace
+
+CpuBackend::CpuBackend(const BackendOptions& options)
+    : kernels_(choose_kernels(options.isa)), pool_(thread_count(options.n_threads)) {
+  // out, scores, weights, max and sum of AttentionScratch
+  attention_scratch_stride_ = kAttentionVectors * kMaxHeadWidth +
+                              2 * kScratchRows * kBlockPositions + 2 * kAttentionVectors;
+  attention_scratch_.resize(static_cast<std::size_t>(attention_scratch_stride_) *
+                            static_cast<std::size_t>(pool_.n_threads()));
+}
+
+std::string CpuBackend::description() const {
+  return std::string("cpu ") + kernels_.name + ", " + std::to_string(pool_.n_threads()) +
+         (pool_.n_threads() == 1 ? " thread" : " threads");
+}
+
+void CpuBackend::do_embed_text(const EmbedTextArgs& args) {
+  for_rows(args.n_rows, [&](std::int32_t row) { kernels_.embed_text_row(args, row); });
+}
+
+void CpuBackend::do_embed_audio(const EmbedAudioArgs& args) {
+  for_rows(args.n_rows, [&](std::int32_t row) { kernels_.embed_audio_row(args, row); });
+}
+
+void CpuBackend::do_norm(const NormArgs& args) {
+  for_rows(args.n_rows, [&](std::int32_t row) { kernels_.norm_row(args, row); });
+}
+
+void CpuBackend::do_silu_mul(const SiluMulArgs& args) {
+  for_rows(args.n_rows, [&](std::int32_t row) { kernels_.silu_mul_row(args, row); });
+}
+
+void CpuBackend::do_kv_append(const KvAppendArgs& args) {
+  for_segment_rows(args.segments, [&](const Segment& segment, std::int32_t row) {
+    kernels_.kv_append_row(args, segment, row);
+  });
+}
+
+void CpuBackend::do_conv_add_norm(const ConvAddNormArgs& args) {
+  for_segment_rows(args.segments, [&](const Segment& segment, std::int32_t row) {
+    kernels_.conv_add_norm_row(args, segment, row);
+  });
+}
+
+void CpuBackend::do_linear(const LinearArgs& args) {
+  const auto row_bytes = args.x.stride * static_cast<std::int64_t>(dtype_bytes(args.w.dtype));
+  const auto panel_bytes = static_cast<std::int64_t>(packed_bytes(1, args.w.n_in, args.w.dtype));
+  pool_.parallel_for(div_up(args.w.n_out, kPanelOutputs), [&](std::int64_t panel, int) {
+    std::array<const void*, kMaxLinearRows> x;
+    std::array<float*, kMaxLinearRows> y;
+    for (std::int64_t begin = 0; begin < args.n_rows; begin += kMaxLinearRows) {
+      const std::int64_t n = std::min<std::int64_t>(kMaxLinearRows, args.n_rows - begin);
+      for (std::int64_t i = 0; i < n; ++i) {
+        x[static_cast<std::size_t>(i)] =
+            static_cast<const std::byte*>(args.x.data) + (begin + i) * row_bytes;
+        y[static_cast<std::size_t>(i)] =
+            args.y + (begin + i) * args.y_stride + panel * kPanelOutputs;
+      }
+      kernels_.linear_panel({x.data(), static_cast<std::int32_t>(n),
+                             static_cast<const std::byte*>(args.w.data) + panel * panel_bytes,
+                             args.w.n_in, args.w.dtype, y.data(), args.divisor});
+    }
+  });
+}
+
+void CpuBackend::do_attention(const AttentionArgs& args) {
+  const std::int32_t group = args.shape.n_heads / args.shape.n_kv_heads;
+  // Whole rows per piece, so that the count does not depend on the batch.
+  const std::int32_t rows_per_piece = std::max(1, kAttentionVectors / group);
+  const std::int32_t vectors_per_piece = std::min(kAttentionVectors, rows_per_piece * group);
+  std::int64_t n_pieces = 0;
+  for (std::int32_t s = 0; s < args.segments.count; ++s)
+    n_pieces += div_up(std::int64_t{args.segments.data[s].n_rows} * group, vectors_per_piece);
+  n_pieces *= args.shape.n_kv_heads;
+  pool_.parallel_for(n_pieces, [&](std::int64_t index, int thread) {
+    const auto kv_head = static_cast<std::int32_t>(index % args.shape.n_kv_heads);
+    std::int64_t chunk = index / args.shape.n_kv_heads;
+    const Segment* segment = args.segments.data;
+    for (;; ++segment) {
+      const std::int64_t chunks = div_up(std::int64_t{segment->n_rows} * group, vectors_per_piece);
+      if (chunk < chunks) break;
+      chunk -= chunks;
+    }
+    float* base = attention_scratch_.data() + thread * attention_scratch_stride_;
+    AttentionScratch scratch;
+    scratch.out = base;
+    scratch.scores = base + kAttentionVectors * kMaxHeadWidth;
+    scratch.weights = scratch.scores + kScratchRows * kBlockPositions;
+    scratch.max = scratch.scores + 2 * kScratchRows * kBlockPositions;
+    scratch.sum = scratch.max + kAttentionVectors;
+    const auto begin = static_cast<std::int32_t>(chunk) * vectors_per_piece;
+    const std::int32_t end = std::min(begin + vectors_per_piece, segment->n_rows * group);
+    kernels_.attention({&args, segment, kv_head, begin, end}, scratch);
+  });
+}
+
+void CpuBackend::do_fold(const FoldArgs& args) {
+  const std::int32_t t = args.t / args.t_fold;
+  const std::int32_t h = args.h / args.hw_fold;
+  const std::int32_t w = args.w / args.hw_fold;
+  for_rows(std::int64_t{args.n_patches} * t * h * w, [&](std::int32_t row) {
+    const std::int32_t x0 = row % w * args.hw_fold;
+    const std::int32_t y0 = row / w % h * args.hw_fold;
+    const std::int32_t t0 = row / (w * h) % t * args.t_fold;
+    const std::int64_t patch = row / (w * h * t);
+    std::int64_t column = row * args.out.stride;
+    const auto put = [&](float value) {
+      if (args.out.dtype == DType::kF32)
+        static_cast<float*>(args.out.data)[column++] = value;
+      else
+        static_cast<std::uint16_t*>(args.out.data)[column++] = float_to_bf16(value);
+    };
+    for (std::int32_t dt = 0; dt < args.t_fold; ++dt)
+      for (std::int32_t dy = 0; dy < args.hw_fold; ++dy)
+        for (std::int32_t dx = 0; dx < args.hw_fold; ++dx) {
+          const std::int64_t cell =
+              ((patch * args.t + t0 + dt) * args.h + y0 + dy) * args.w + x0 + dx;
+          for (std::int32_t c = 0; c < args.c; ++c) put(args.x[cell * args.x_stride + c]);
+        }
+    const std::int64_t width = std::int64_t{args.t_fold} * args.hw_fold * args.hw_fold * args.c;
+    for (std::int64_t pad = width; pad < std::min(round_up(width, kColumnAlign), args.out.stride);
+         ++pad)
+      put(0.0f);
+  });
+}
+
+std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options);
+
+std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options) {
+  return std::make_unique<CpuBackend>(options);
+}
+
+}  // namespace duplex

@@ -1,0 +1,69 @@
+// The single-thread pieces of the CPU operations, one table of function pointers per instruction
+// set. cpu_ops.cpp cuts an operation into these pieces and hands them to the threads.
+//
+// Every piece gives a row the same bits whatever other rows it is called with: an output is one
+// chain of additions over the reduction index in ascending order, whatever the tile shape.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/op_args.h"
+#include "core/types.h"
+
+namespace duplex {
+
+// y[row][0..63] = (sum_k x[row][k] * panel[k][0..63]) / divisor
+struct PanelArgs {
+  const void* const* rows;  // (n_rows) start of each row, in the dtype of the panel
+  std::int32_t n_rows;
+  const void* panel;  // float32: (n_in, 64); bfloat16: (n_in / 2, 64, 2)
+  std::int32_t n_in;
+  DType dtype;
+  float* const* y;  // (n_rows)
+  float divisor;
+};
+
+// Scratch of one attention piece; one per thread.
+inline constexpr std::int32_t kAttentionVectors = 96;
+struct AttentionScratch {
+  float* out;     // (kAttentionVectors, d_head_padded)
+  float* scores;  // (8, 64)
+  void* weights;  // (8, 64) in the dtype of the tape
+  float* max;     // (kAttentionVectors)
+  float* sum;     // (kAttentionVectors)
+};
+
+// Query vectors [vector_begin, vector_end) of one key/value head of one segment; vector v is row
+// v / group, head kv_head * group + v % group.
+struct AttentionPiece {
+  const AttentionArgs* args;
+  const Segment* segment;
+  std::int32_t kv_head;
+  std::int32_t vector_begin;
+  std::int32_t vector_end;
+};
+
+struct CpuKernels {
+  const char* name;
+  void (*linear_panel)(const PanelArgs& args);
+  void (*attention)(const AttentionPiece& piece, const AttentionScratch& scratch);
+  void (*embed_text_row)(const EmbedTextArgs& args, std::int32_t row);
+  void (*embed_audio_row)(const EmbedAudioArgs& args, std::int32_t row);
+  void (*norm_row)(const NormArgs& args, std::int32_t row);
+  void (*kv_append_row)(const KvAppendArgs& args, const Segment& segment, std::int32_t row);
+  void (*conv_add_norm_row)(const ConvAddNormArgs& args, const Segment& segment, std::int32_t row);
+  void (*silu_mul_row)(const SiluMulArgs& args, std::int32_t row);
+  void (*to_float)(const void* x, DType dtype, std::int64_t n_padded, float* out);
+  // y += weight * x over n_padded floats
+  void (*add_scaled)(float* y, const float* x, float weight, std::int64_t n_padded);
+};
+
+const CpuKernels& portable_kernels();
+// nullptr where this build or this machine lacks the instructions.
+const CpuKernels* avx2_kernels();
+const CpuKernels* avx512_kernels();
+
+// tau of the log-scaled global layers: 1 + alpha * log(max((position + 1) / floor, 1)).
+float log_scaling_tau(std::int64_t position, std::int32_t floor, float alpha);
+
+}  // namespace duplex

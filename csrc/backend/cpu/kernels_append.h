@@ -1,0 +1,131 @@
+// The operations that write the tapes: short convolutions, and the append of keys and values.
+// Included by kernels_<isa>.cpp; see kernels_gemm.h.
+#pragma once
+
+#include "backend/cpu/kernels.h"
+#include "backend/cpu/kernels_rows.h"
+
+namespace duplex::DUPLEX_ISA {
+
+// Inputs of one convolution around one row: earlier rows of the same batch are read from the batch
+// (another thread may be writing their tape copy), older ones from the tape.
+struct ConvInput {
+  const Segment* segment;
+  const ConvSlot* slot;
+  const float* x;  // the slot's columns of batch row 0
+  std::int64_t x_stride;
+  float scale;
+  std::int32_t row;  // inside the segment
+  std::int32_t kernel;
+
+  std::int64_t position() const { return segment->position + row; }
+  float* tape(std::int64_t at) const {
+    return reinterpret_cast<float*>(segment->conv.block(at) + slot->offset_bytes);
+  }
+  // Input of tap j at column i: x at position - (kernel - 1) + j, zero before the start.
+  F16 tap(std::int32_t j, std::int64_t i) const {
+    const std::int32_t back = kernel - 1 - j;
+    if (back <= row)
+      return mul(load(x + (segment->row_begin + row - back) * x_stride + i), set1(scale));
+    if (position() - back < 0) return zero();
+    return load(tape(position() - back) + i);
+  }
+  // The convolved value plus the input itself; also leaves the input on the tape.
+  F16 run(std::int64_t i) const {
+    F16 sum = zero();
+    for (std::int32_t j = 0; j < kernel; ++j)
+      sum = fma(tap(j, i), load(slot->weight + std::int64_t{j} * slot->channels + i), sum);
+    const F16 self = tap(kernel - 1, i);
+    store(tape(position()) + i, self);
+    return add(sum, self);
+  }
+};
+
+inline void conv_add_norm_row(const ConvAddNormArgs& args, const Segment& segment,
+                              std::int32_t row) {
+  const ConvInput input{&segment, &args.conv, args.x, args.x_stride, args.scale, row, args.kernel};
+  const std::int64_t batch_row = segment.row_begin + row;
+  float* hidden = args.hidden + batch_row * args.hidden_stride;
+  const std::int64_t n = round_up(args.width, kColumnAlign);
+  for (std::int64_t i = 0; i < n; i += 16) store(hidden + i, add(load(hidden + i), input.run(i)));
+  const F16 scale = set1(inverse_rms(hidden, n, args.width, args.eps));
+  for (std::int64_t i = 0; i < n; i += 16)
+    write_row(args.out, batch_row, i, mul(mul(load(hidden + i), scale), load(args.norm + i)));
+}
+
+// Key c of position p lies at panel[c][p % 64] (float32) or panel[c / 2][p % 64][c % 2]
+// (bfloat16): the layout of a weight panel with positions as outputs.
+inline void write_key(std::byte* panel, DType dtype, std::int64_t slot, const float* key,
+                      std::int64_t n) {
+  if (dtype == DType::kF32) {
+    auto* p = reinterpret_cast<float*>(panel);
+    for (std::int64_t c = 0; c < n; ++c) p[c * kBlockPositions + slot] = key[c];
+  } else {
+    auto* p = reinterpret_cast<std::uint16_t*>(panel);
+    for (std::int64_t c = 0; c < n; ++c)
+      p[((c / 2) * kBlockPositions + slot) * 2 + c % 2] = float_to_bf16(key[c]);
+  }
+}
+
+// Value c of position p: panel[p % 64][c] (float32) or panel[(p % 64) / 2][c][p % 2] (bfloat16),
+// positions as the reduction index. note: the newest row also clears its partner when that is yet
+// to come, so that a pair never holds what an earlier owner of the page left there.
+inline void write_value(std::byte* panel, DType dtype, std::int64_t slot, bool is_newest,
+                        const float* value, std::int64_t n) {
+  if (dtype == DType::kF32) {
+    auto* p = reinterpret_cast<float*>(panel) + slot * n;
+    for (std::int64_t c = 0; c < n; ++c) p[c] = value[c];
+  } else {
+    auto* p = reinterpret_cast<std::uint16_t*>(panel) + (slot / 2) * n * 2;
+    for (std::int64_t c = 0; c < n; ++c) {
+      p[c * 2 + slot % 2] = float_to_bf16(value[c]);
+      if (is_newest && slot % 2 == 0) p[c * 2 + 1] = 0;
+    }
+  }
+}
+
+inline void append_kv_head(const KvAppendArgs& args, const Segment& segment, std::int32_t row,
+                           std::int32_t head) {
+  const std::int64_t n = args.d_head_padded;
+  const std::int64_t k_column = (std::int64_t{args.shape.n_heads} + head) * n;
+  const std::int64_t v_column = k_column + args.shape.n_kv_heads * n;
+  const std::int64_t position = segment.position + row;
+  const TapeView& tape = args.is_local ? segment.local : segment.global;
+  std::byte* panel =
+      tape.block(position / kBlockPositions) + args.layer_offset_bytes +
+      static_cast<std::int64_t>(dtype_bytes(args.kv_dtype)) * 2 * head * n * kBlockPositions;
+  alignas(64) float values[1024];
+  ConvSlot slot = args.k_conv;
+  slot.offset_bytes += head * n * 4;
+  slot.weight += head * n;
+  ConvInput input{&segment, &slot, args.qkvr + k_column, args.stride, 1.0f, row, args.kernel};
+  for (std::int64_t i = 0; i < n; i += 16) store(values + i, input.run(i));
+  norm_in_place(values, args.k_norm, args.eps, args.shape.d_head);
+  write_key(panel, args.kv_dtype, position % kBlockPositions, values, n);
+  slot = args.v_conv;
+  slot.offset_bytes += head * n * 4;
+  slot.weight += head * n;
+  input.x = args.qkvr + v_column;
+  for (std::int64_t i = 0; i < n; i += 16) store(values + i, input.run(i));
+  write_value(panel + static_cast<std::int64_t>(dtype_bytes(args.kv_dtype)) * n * kBlockPositions,
+              args.kv_dtype, position % kBlockPositions, row + 1 == segment.n_rows, values, n);
+}
+
+inline void kv_append_row(const KvAppendArgs& args, const Segment& segment, std::int32_t row) {
+  for (std::int32_t head = 0; head < args.shape.n_kv_heads; ++head)
+    append_kv_head(args, segment, row, head);
+  const std::int64_t n = args.d_head_padded;
+  const std::int64_t batch_row = segment.row_begin + row;
+  const float tau = args.is_local ? 1.0f
+                                  : log_scaling_tau(segment.position + row, args.log_scaling_floor,
+                                                    args.log_scaling_alpha);
+  for (std::int32_t head = 0; head < args.shape.n_heads; ++head) {
+    const float* q = args.qkvr + batch_row * args.stride + head * n;
+    const F16 scale = set1(inverse_rms(q, n, args.shape.d_head, args.eps));
+    for (std::int64_t i = 0; i < n; i += 16)
+      write_row(args.q, batch_row, head * n + i,
+                mul(mul(mul(load(q + i), scale), load(args.q_norm + i)), set1(tau)));
+  }
+}
+
+}  // namespace duplex::DUPLEX_ISA

@@ -1,0 +1,103 @@
+// Matrix tiles: R rows by C vectors of 16 outputs, accumulated over the whole reduction.
+//
+// Included by kernels_<isa>.cpp after its simd header, with DUPLEX_ISA naming the namespace. The
+// weights of a step lie together (64 outputs), so a panel is read as one linear run; the attention
+// reuses the tile with keys as panels and with values as panels.
+#pragma once
+
+#include "backend/cpu/kernels.h"
+
+namespace duplex::DUPLEX_ISA {
+
+// Element traits: how many reduction indices one step consumes.
+struct F32Tile {
+  using Element = float;
+  static constexpr int kPerStep = 1;
+  static F16 step(F16 acc, const float* w, const float* x) { return fma(load(w), set1(*x), acc); }
+};
+struct Bf16Tile {
+  using Element = std::uint16_t;
+  static constexpr int kPerStep = 2;
+  static F16 step(F16 acc, const std::uint16_t* w, const std::uint16_t* x) {
+    return dot_pairs(acc, w, x);
+  }
+};
+
+// acc[r][c] continues the chain found in y when `continued`, else starts at zero.
+template <class Tile, int R, int C>
+inline void run_tile(const typename Tile::Element* const* x, const typename Tile::Element* w,
+                     std::int64_t w_step, std::int64_t n_steps, bool continued, float* const* y,
+                     std::int64_t y_offset) {
+  F16 acc[R][C];
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) acc[r][c] = continued ? load(y[r] + y_offset + c * 16) : zero();
+  const typename Tile::Element* row[R];
+  for (int r = 0; r < R; ++r) row[r] = x[r];
+  for (std::int64_t k = 0; k < n_steps; ++k, w += w_step) {
+    for (int c = 0; c < C; ++c)
+      for (int r = 0; r < R; ++r)
+        acc[r][c] = Tile::step(acc[r][c], w + c * 16 * Tile::kPerStep, row[r] + k * Tile::kPerStep);
+  }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) store(y[r] + y_offset + c * 16, acc[r][c]);
+}
+
+// `columns` outputs (a multiple of 16) for R rows.
+template <class Tile, int R>
+inline void run_rows(const typename Tile::Element* const* x, const typename Tile::Element* w,
+                     std::int64_t w_step, std::int64_t n_steps, std::int32_t columns,
+                     bool continued, float* const* y) {
+  constexpr int kColumns = tile_columns(R);
+  std::int32_t c = 0;
+  for (; c + kColumns * 16 <= columns; c += kColumns * 16)
+    run_tile<Tile, R, kColumns>(x, w + c * Tile::kPerStep, w_step, n_steps, continued, y, c);
+  for (; c < columns; c += 16)
+    run_tile<Tile, R, 1>(x, w + c * Tile::kPerStep, w_step, n_steps, continued, y, c);
+}
+
+template <class Tile>
+inline void run_row_group(int n_rows, const typename Tile::Element* const* x,
+                          const typename Tile::Element* w, std::int64_t w_step,
+                          std::int64_t n_steps, std::int32_t columns, bool continued,
+                          float* const* y) {
+  static_assert(kTileRows <= 6);
+  if constexpr (kTileRows >= 6)
+    if (n_rows == 6) return run_rows<Tile, 6>(x, w, w_step, n_steps, columns, continued, y);
+  if constexpr (kTileRows >= 5)
+    if (n_rows == 5) return run_rows<Tile, 5>(x, w, w_step, n_steps, columns, continued, y);
+  if constexpr (kTileRows >= 4)
+    if (n_rows == 4) return run_rows<Tile, 4>(x, w, w_step, n_steps, columns, continued, y);
+  if constexpr (kTileRows >= 3)
+    if (n_rows == 3) return run_rows<Tile, 3>(x, w, w_step, n_steps, columns, continued, y);
+  if (n_rows == 2) return run_rows<Tile, 2>(x, w, w_step, n_steps, columns, continued, y);
+  run_rows<Tile, 1>(x, w, w_step, n_steps, columns, continued, y);
+}
+
+template <class Tile>
+inline void linear_panel_typed(const PanelArgs& args) {
+  using Element = typename Tile::Element;
+  const auto* const* rows = reinterpret_cast<const Element* const*>(args.rows);
+  const auto* panel = static_cast<const Element*>(args.panel);
+  // Even groups: five and five instead of six and four.
+  const std::int32_t n_groups = static_cast<std::int32_t>(div_up(args.n_rows, kTileRows));
+  for (std::int32_t g = 0; g < n_groups; ++g) {
+    const std::int32_t begin = args.n_rows * g / n_groups;
+    const std::int32_t end = args.n_rows * (g + 1) / n_groups;
+    run_row_group<Tile>(end - begin, rows + begin, panel, kPanelOutputs * Tile::kPerStep,
+                        args.n_in / Tile::kPerStep, kPanelOutputs, false, args.y + begin);
+  }
+}
+
+inline void linear_panel(const PanelArgs& args) {
+  if (args.dtype == DType::kF32)
+    linear_panel_typed<F32Tile>(args);
+  else
+    linear_panel_typed<Bf16Tile>(args);
+  if (args.divisor == 1.0f) return;
+  const F16 divisor = set1(args.divisor);
+  for (std::int32_t r = 0; r < args.n_rows; ++r)
+    for (int c = 0; c < kPanelOutputs; c += 16)
+      store(args.y[r] + c, div(load(args.y[r] + c), divisor));
+}
+
+}  // namespace duplex::DUPLEX_ISA
