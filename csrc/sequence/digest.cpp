@@ -1,0 +1,43 @@
+// Hashes of what a sequence holds.
+#include "sequence/sequence.h"
+
+namespace duplex {
+namespace {
+
+// FNV-1a over eight bytes at a time; blocks are multiples of eight bytes.
+std::uint64_t hash_bytes(const std::byte* data, std::int64_t n_bytes) {
+  std::uint64_t hash = 0xcbf29ce484222325u;
+  for (std::int64_t i = 0; i < n_bytes; i += 8) {
+    std::uint64_t word;
+    __builtin_memcpy(&word, data + i, sizeof word);
+    hash = (hash ^ word) * 0x100000001b3u;
+    hash ^= hash >> 29;
+  }
+  return hash;
+}
+
+bool is_hidden(std::span<const PositionRange> holes, std::int64_t position) {
+  for (const PositionRange& hole : holes)
+    if (position >= hole.begin && position < hole.end) return true;
+  return false;
+}
+
+}  // namespace
+
+std::vector<BlockDigest> Sequence::digests() const {
+  std::vector<BlockDigest> digests;
+  const Tape* const tapes[] = {&global_, &local_, &conv_};
+  for (std::int32_t t = 0; t < 3; ++t) {
+    const TapeLayout& layout = tapes[t]->layout();
+    if (layout.is_inert()) continue;
+    const TapeView view = tapes[t]->view();
+    for (std::int64_t block = tapes[t]->held().begin / layout.block_positions;
+         (block + 1) * layout.block_positions <= committed_; ++block) {
+      if (t == 0 && is_hidden(forgotten(), block * layout.block_positions)) continue;
+      digests.push_back({t, block, hash_bytes(view.block(block), layout.block_bytes)});
+    }
+  }
+  return digests;
+}
+
+}  // namespace duplex

@@ -1,0 +1,101 @@
+// From a model config to offsets, windows and the page size.
+#include "sequence/layout.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+
+namespace duplex {
+namespace {
+
+constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
+constexpr std::size_t kHugeFromBytes = std::size_t{1} << 20;
+constexpr std::int64_t kMinConvPagePositions = 8;
+
+// Addresses cost nothing until they are backed, but a process has only 2^47 bytes of them. At 50
+// rows a second 2^24 positions last four days; 2^42 bytes leave room for 30 sessions of any model.
+constexpr std::int64_t kMaxLifetimePositions = std::int64_t{1} << 24;
+constexpr std::int64_t kMaxRangeBytes = std::int64_t{1} << 42;
+
+std::int64_t head_columns(const AttentionShape& shape) {
+  return shape.n_kv_heads * round_up(shape.d_head, kColumnAlign);
+}
+
+// Gives every layer its place and sets the block_bytes of the three tapes.
+void place_layers(const ModelConfig& config, DType kv_dtype, SequenceLayout& layout) {
+  const std::int64_t model_bytes = round_up(config.d_model, kColumnAlign) * 4;
+  for (std::size_t i = 0; i < config.layers.size(); ++i) {
+    TapeLayout& kv = config.layers[i].is_local ? layout.local : layout.global;
+    const std::int64_t columns = head_columns(config.attention(i));
+    LayerPlacement place;
+    place.kv_offset_bytes = kv.block_bytes;
+    kv.block_bytes +=
+        2 * columns * kBlockPositions * static_cast<std::int64_t>(dtype_bytes(kv_dtype));
+    place.k_conv_offset_bytes = layout.conv.block_bytes;
+    place.v_conv_offset_bytes = place.k_conv_offset_bytes + columns * 4;
+    place.attention_conv_offset_bytes = place.v_conv_offset_bytes + columns * 4;
+    place.mlp_conv_offset_bytes = place.attention_conv_offset_bytes + model_bytes;
+    layout.conv.block_bytes = place.mlp_conv_offset_bytes + model_bytes;
+    layout.layers.push_back(place);
+  }
+}
+
+std::size_t choose_page_bytes(const SequenceLayout& layout, std::size_t granularity) {
+  const auto least =
+      static_cast<std::size_t>(std::max({layout.global.block_bytes, layout.local.block_bytes,
+                                         layout.conv.block_bytes * kMinConvPagePositions}));
+  const std::size_t unit =
+      least >= kHugeFromBytes ? std::max(granularity, kHugePageBytes) : granularity;
+  return (least + unit - 1) / unit * unit;
+}
+
+}  // namespace
+
+SequenceLayout SequenceLayout::make(const ModelConfig& config, DType kv_dtype,
+                                    std::size_t page_granularity, RowLimits limits) {
+  config.validate();
+  check(page_granularity > 0, "page_granularity: expected a positive number, found 0");
+  check(limits.rewind_rows >= 0, "rewind_rows: expected 0 or more, found ", limits.rewind_rows);
+  check(limits.pending_rows > 0, "pending_rows: expected a positive number, found ",
+        limits.pending_rows);
+  SequenceLayout layout;
+  layout.limits = limits;
+  place_layers(config, kv_dtype, layout);
+  layout.page_bytes = choose_page_bytes(layout, page_granularity);
+  layout.global.block_positions = layout.local.block_positions = kBlockPositions;
+  for (TapeLayout* tape : {&layout.global, &layout.local, &layout.conv}) {
+    tape->page_bytes = static_cast<std::int64_t>(layout.page_bytes);
+    if (!tape->is_inert()) tape->blocks_per_page = tape->page_bytes / tape->block_bytes;
+  }
+  layout.local.window = config.local.window + limits.rewind_rows;
+  // A kernel of 1 reads no earlier row; the window stays 1 because 0 means "all".
+  layout.conv.window = std::max(config.conv_kernel - 1, 1) + limits.rewind_rows;
+  return layout;
+}
+
+std::int64_t SequenceLayout::window_pages() const {
+  std::int64_t n_pages = 0;
+  for (const TapeLayout* tape : {&local, &conv}) {
+    // A span that starts anywhere in a page touches one page more than it fills.
+    const std::int64_t span = tape->window + limits.pending_rows;
+    if (!tape->is_inert()) n_pages += div_up(span - 1, tape->page_positions()) + 1;
+  }
+  return n_pages;
+}
+
+std::int64_t SequenceLayout::growth_pages(std::int64_t max_positions) const {
+  return global.is_inert() ? 0 : div_up(max_positions, global.page_positions());
+}
+
+std::int64_t SequenceLayout::longest_window() const {
+  return local.is_inert() ? conv.window : std::max(local.window, conv.window);
+}
+
+std::int64_t SequenceLayout::lifetime_positions() const {
+  std::int64_t bytes_per_position = 0;
+  for (const TapeLayout* tape : {&global, &local, &conv})
+    if (!tape->is_inert()) bytes_per_position += div_up(tape->page_bytes, tape->page_positions());
+  return std::min(kMaxLifetimePositions, kMaxRangeBytes / bytes_per_position);
+}
+
+}  // namespace duplex

@@ -1,0 +1,197 @@
+// The rules of a sequence. Each change first takes what can fail (promises, mappings), then does
+// the rest without failing.
+#include "sequence/sequence.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "core/error.h"
+
+namespace duplex {
+namespace {
+
+// What a new sequence asks for. A fork inherits positions, and does not pay for pages it shares.
+struct Admission {
+  const char* what;  // "open" or "fork"
+  std::int64_t max_positions;
+  std::int64_t least_positions;  // fewer make no sense
+  std::int64_t shared_pages;     // of the global tape
+};
+
+// Takes the promise of a new sequence; a refusal says what would fit.
+Promise admit(PagePool& pool, const SequenceLayout& layout, const Admission& wish) {
+  check<CapacityError>(wish.max_positions <= layout.lifetime_positions(), wish.what,
+                       " with max_positions = ", wish.max_positions, ": the addresses reach ",
+                       layout.lifetime_positions(), "; ask for fewer positions");
+  const std::int64_t n_free = pool.n_unpromised();
+  const std::int64_t window_pages = layout.window_pages();
+  const std::int64_t growth_pages = layout.growth_pages(wish.max_positions) - wish.shared_pages;
+  if (growth_pages + window_pages <= n_free)
+    return pool.promise(growth_pages, window_pages, wish.what);
+  const auto page_bytes = static_cast<std::int64_t>(layout.page_bytes);
+  const std::int64_t fitting =
+      (n_free - window_pages + wish.shared_pages) * layout.global.page_positions();
+  const std::string advice = !layout.global.is_inert() && fitting >= wish.least_positions
+                                 ? "max_positions <= " + std::to_string(fitting) + " would fit"
+                                 : "close a session or create the engine with more memory";
+  fail<CapacityError>(wish.what, " with max_positions = ", wish.max_positions, ": needs ",
+                      (growth_pages + window_pages) * page_bytes, " bytes (",
+                      growth_pages * page_bytes, " for growth, ", window_pages * page_bytes,
+                      " for windows), ", n_free * page_bytes, " are free of promises; ", advice);
+}
+
+}  // namespace
+
+Sequence::Sequence(PagePool& pool, const SequenceLayout& layout, std::int64_t max_positions,
+                   Promise promise)
+    : pool_(&pool),
+      layout_(&layout),
+      max_positions_(max_positions),
+      promise_(std::move(promise)),
+      global_(pool, layout.global, layout.lifetime_positions()),
+      local_(pool, layout.local, layout.lifetime_positions()),
+      conv_(pool, layout.conv, layout.lifetime_positions()) {}
+
+Sequence Sequence::open(PagePool& pool, const SequenceLayout& layout, std::int64_t max_positions) {
+  check(max_positions > 0, "max_positions: expected a positive number, found ", max_positions);
+  check(pool.page_bytes() == layout.page_bytes, "open: expected a pool with pages of ",
+        layout.page_bytes, " bytes, found ", pool.page_bytes());
+  return Sequence(pool, layout, max_positions, admit(pool, layout, {"open", max_positions, 1, 0}));
+}
+
+Sequence Sequence::fork(std::int64_t max_positions) const {
+  check(max_positions >= held_positions(), "fork: expected max_positions of at least the ",
+        held_positions(), " positions it inherits, found ", max_positions);
+  const std::int64_t shared_pages =
+      layout_->global.is_inert() ? 0 : held_positions() / layout_->global.page_positions();
+  Sequence child(*pool_, *layout_, max_positions,
+                 admit(*pool_, *layout_, {"fork", max_positions, held_positions(), shared_pages}));
+  child.global_.fork_from(global_, length_, child.promise_);
+  child.local_.fork_from(local_, length_, child.promise_);
+  child.conv_.fork_from(conv_, length_, child.promise_);
+  child.length_ = child.backed_ = length_;
+  child.committed_ = committed_;
+  child.forgotten_ = forgotten_;
+  return child;
+}
+
+std::int64_t Sequence::held_positions() const {
+  if (layout_->global.is_inert()) return 0;
+  return length_ - forgotten_.positions_in_whole_pages(layout_->global.page_positions());
+}
+
+std::int64_t Sequence::lowest_truncation() const {
+  std::int64_t lowest = 0;
+  for (const Tape* tape : {&local_, &conv_}) {
+    if (tape->layout().is_inert()) continue;
+    // The row at the new end reads this far back, into rows that are held and not hidden.
+    const std::int64_t reach = tape->layout().window - layout_->limits.rewind_rows;
+    const std::int64_t readable = std::max(tape->held().begin, forgotten_.end());
+    if (readable > 0) lowest = std::max(lowest, readable + reach);
+  }
+  return lowest;
+}
+
+SequenceUsage Sequence::usage() const {
+  return {global_.usage(),
+          local_.usage(),
+          conv_.usage(),
+          promise_.window_pages(),
+          local_.n_pages() + conv_.n_pages(),
+          promise_.growth_pages()};
+}
+
+void Sequence::check_room(std::int64_t n_rows) const {
+  check(n_rows >= 0, "reserve: expected 0 rows or more, found ", n_rows);
+  check<CapacityError>(layout_->global.is_inert() || held_positions() + n_rows <= max_positions_,
+                       "reserve: ", n_rows, " rows wanted, ", max_positions_ - held_positions(),
+                       " left of max_positions = ", max_positions_,
+                       "; open with more, forget an old range or truncate");
+  check<CapacityError>(length_ + n_rows <= layout_->lifetime_positions(), "reserve: position ",
+                       length_ + n_rows, " is beyond the ", layout_->lifetime_positions(),
+                       " that one sequence can have in its life; continue in a new session");
+}
+
+void Sequence::reserve(std::int64_t n_rows) {
+  check_room(n_rows);
+  const std::int64_t pending = length_ - committed_ + n_rows;
+  check<CapacityError>(pending <= layout_->limits.pending_rows, "reserve: ", pending,
+                       " rows beyond the committed length, expected at most pending_rows = ",
+                       layout_->limits.pending_rows, "; commit first or raise the limit");
+  const std::int64_t end = std::max(backed_, length_ + n_rows);
+  try {
+    global_.grow_to(end, promise_);
+    local_.grow_to(end, promise_);
+    conv_.grow_to(end, promise_);
+  } catch (...) {
+    for (Tape* tape : {&global_, &local_, &conv_}) tape->release_from(backed_, promise_);
+    throw;
+  }
+  backed_ = end;
+}
+
+Segment Sequence::segment(std::int32_t row_begin, std::int32_t n_rows) const {
+  check(n_rows >= 0 && n_rows <= backed_ - length_, "segment: ", n_rows, " rows wanted, ",
+        backed_ - length_, " are backed; reserve them first");
+  const auto holes = forgotten();
+  return {row_begin,     n_rows,       length_,      global_.view(),
+          local_.view(), conv_.view(), holes.data(), static_cast<std::int32_t>(holes.size())};
+}
+
+void Sequence::advance(std::int64_t n_rows) {
+  check(n_rows >= 0 && n_rows <= backed_ - length_, "advance: ", n_rows, " rows written, ",
+        backed_ - length_, " are backed; reserve them first");
+  length_ += n_rows;
+}
+
+void Sequence::commit() noexcept {
+  committed_ = length_;
+  for (Tape* tape : {&local_, &conv_}) {
+    const std::int64_t oldest = committed_ - tape->layout().window;
+    if (oldest > 0) tape->release_before(oldest, promise_);
+  }
+}
+
+void Sequence::truncate(std::int64_t n_rows) {
+  const std::int64_t lowest = lowest_truncation();
+  check(n_rows >= lowest && n_rows <= length_, "truncate: expected ", lowest, " to ", length_,
+        " rows, found ", n_rows);
+  if (n_rows == length_) return;
+  // Pages that a fork keeps stay in use, and this sequence must be able to fill as many again.
+  const std::int64_t twice = global_.n_shared_pages({n_rows, length_});
+  promise_.extend(twice, "truncate: pages shared with a fork");
+  try {
+    // The next row is written into the page that holds `n_rows`. The global tape goes last: it is
+    // the one that takes from the extension.
+    local_.make_private(n_rows, promise_);
+    conv_.make_private(n_rows, promise_);
+    global_.make_private(n_rows, promise_);
+  } catch (...) {
+    promise_.give_up(twice);
+    throw;
+  }
+  for (Tape* tape : {&global_, &local_, &conv_}) tape->release_from(n_rows, promise_);
+  length_ = backed_ = n_rows;
+  committed_ = std::min(committed_, n_rows);
+}
+
+PositionRange Sequence::forget(std::int64_t begin, std::int64_t end) {
+  const std::int64_t limit = std::max<std::int64_t>(committed_ - layout_->longest_window(), 0);
+  check(begin >= 0 && begin <= end && end <= limit, "forget: expected 0 <= begin <= end <= ", limit,
+        " (the committed length without the window that stays), found ", begin, " to ", end);
+  const PositionRange hidden{round_up(begin, kBlockPositions),
+                             end / kBlockPositions * kBlockPositions};
+  if (hidden.end <= hidden.begin) return {hidden.begin, hidden.begin};
+  ForgottenRanges forgotten = forgotten_;
+  const PositionRange hole = forgotten.add(hidden);
+  // As in truncate: pages that a fork keeps are paid for again before they count as room.
+  const std::int64_t page = layout_->global.page_positions();
+  const PositionRange whole_pages{round_up(hole.begin, page), hole.end / page * page};
+  promise_.extend(global_.n_shared_pages(whole_pages), "forget: pages shared with a fork");
+  global_.forget(hole, promise_);
+  forgotten_ = forgotten;
+  return hidden;
+}
+
+}  // namespace duplex

@@ -1,0 +1,72 @@
+// CpuPageMemory: one page at several addresses, backing, discard and the sizes it refuses.
+#include "backend/cpu/page_memory.h"
+
+#include <catch2/catch.hpp>
+#include <cstdint>
+#include <cstring>
+
+#include "core/error.h"
+
+namespace duplex {
+namespace {
+
+constexpr std::size_t kPage = 4096;
+
+TEST_CASE("a page mapped twice is one memory") {
+  const auto memory = create_cpu_page_memory(kPage, 4);
+  std::byte* const first = memory->reserve_range(2 * kPage);
+  std::byte* const second = memory->reserve_range(2 * kPage);
+  memory->map(first + kPage, 3);
+  memory->map(second, 3);
+  std::memset(first + kPage, 7, kPage);
+  CHECK(std::memcmp(first + kPage, second, kPage) == 0);
+
+  memory->map(second + kPage, 0);
+  memory->copy(second + kPage, second, kPage);
+  std::memset(first + kPage, 8, kPage);
+  CHECK(second[0] == std::byte{8});
+  CHECK(second[kPage] == std::byte{7});
+
+  memory->unmap(first + kPage);
+  CHECK(second[1] == std::byte{8});
+  memory->release_range(first, 2 * kPage);
+  memory->release_range(second, 2 * kPage);
+}
+
+TEST_CASE("a discarded page is zero when it comes back") {
+  const auto memory = create_cpu_page_memory(kPage, 1);
+  std::byte* const base = memory->reserve_range(kPage);
+  memory->map(base, 0);
+  std::memset(base, 1, kPage);
+  memory->unmap(base);
+  memory->map(base, 0);
+  CHECK(base[kPage - 1] == std::byte{1});
+  memory->unmap(base);
+  memory->discard(0);
+  memory->map(base, 0);
+  CHECK(base[kPage - 1] == std::byte{0});
+  memory->release_range(base, kPage);
+}
+
+TEST_CASE("large pages lie on addresses that huge pages can back") {
+  constexpr std::size_t kLarge = std::size_t{2} << 20;
+  const auto memory = create_cpu_page_memory(kLarge, 2);
+  std::byte* const small_first = memory->reserve_range(kLarge);
+  std::byte* const base = memory->reserve_range(3 * kLarge);
+  CHECK(reinterpret_cast<std::uintptr_t>(base) % kLarge == 0);
+  memory->map(base + kLarge, 1);
+  base[2 * kLarge - 1] = std::byte{5};
+  memory->release_range(base, 3 * kLarge);
+  memory->release_range(small_first, kLarge);
+}
+
+TEST_CASE("impossible sizes and impossible ranges are refused") {
+  CHECK_THROWS_AS(create_cpu_page_memory(0, 1), InvalidArgument);
+  CHECK_THROWS_AS(create_cpu_page_memory(1000, 1), InvalidArgument);
+  CHECK_THROWS_AS(create_cpu_page_memory(kPage, 0), InvalidArgument);
+  const auto memory = create_cpu_page_memory(kPage, 1);
+  CHECK_THROWS_AS(memory->reserve_range(std::size_t{1} << 60), CapacityError);
+}
+
+}  // namespace
+}  // namespace duplex
