@@ -1,0 +1,221 @@
+#include "model/inkling.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/error.h"
+
+namespace duplex {
+namespace {
+
+constexpr std::int32_t kHeadRows = 16;  // rows that the head multiplies at once
+
+std::int64_t heads_width(const AttentionShape& shape) {
+  return std::int64_t{shape.n_heads} * padded_head(shape);
+}
+
+std::int64_t kv_width(const AttentionShape& shape) {
+  return std::int64_t{shape.n_kv_heads} * padded_head(shape);
+}
+
+// Rows that are a multiple of 4 KiB apart would fall into the same cache sets.
+std::int64_t padded_stride(std::int64_t width, std::size_t element_bytes) {
+  std::int64_t stride = round_up(width, kPanelOutputs);
+  if (stride * static_cast<std::int64_t>(element_bytes) % 4096 == 0) stride += kPanelOutputs;
+  return stride;
+}
+
+}  // namespace
+
+Inkling::Inkling(const ModelConfig& config, const Weights& weights, const SequenceLayout& layout,
+                 Backend& backend, std::int32_t max_rows)
+    : config_(config), weights_(weights), layout_(layout), backend_(backend), max_rows_(max_rows) {
+  check(max_rows >= 1, "max_batch_rows: expected 1 or more, found ", max_rows);
+  allocate();
+}
+
+Rows Inkling::make_rows(const char* name, std::int64_t width, DType dtype, std::int64_t n_rows) {
+  Rows rows;
+  rows.dtype = dtype;
+  rows.stride = padded_stride(width, dtype_bytes(dtype));
+  const auto bytes = static_cast<std::size_t>(n_rows * rows.stride) * dtype_bytes(dtype);
+  buffers_.push_back(backend_.allocate(bytes));
+  plan_.emplace_back(name, bytes);
+  rows.data = buffers_.back()->data();
+  return rows;
+}
+
+float* Inkling::make_floats(const char* name, std::int64_t width, std::int64_t& stride) {
+  const Rows rows = make_rows(name, width, DType::kF32, max_rows_);
+  stride = rows.stride;
+  return static_cast<float*>(rows.data);
+}
+
+void Inkling::allocate() {
+  const DType dtype = weights_.dtype;
+  std::int64_t widest_projection = 0;
+  std::int64_t widest_heads = 0;
+  std::int64_t widest_mlp = 0;
+  for (const LayerWeights& layer : weights_.layers) {
+    widest_projection = std::max<std::int64_t>(widest_projection, layer.qkvr.n_out);
+    widest_heads = std::max<std::int64_t>(widest_heads, layer.out.n_in);
+    widest_projection = std::max<std::int64_t>(widest_projection, layer.dense.gate_up.n_out);
+    widest_mlp = std::max<std::int64_t>(widest_mlp, layer.dense.down.n_in);
+  }
+  hidden_ = make_floats("hidden", config_.d_model, hidden_stride_);
+  normed_ = make_rows("normed", config_.d_model, dtype, max_rows_);
+  projected_ = make_floats("projected", widest_projection, projected_stride_);
+  queries_ = make_rows("queries", widest_heads, dtype, max_rows_);
+  attended_ = make_rows("attended", widest_heads, dtype, max_rows_);
+  activated_ = make_rows("activated", widest_mlp, dtype, max_rows_);
+  block_out_ = make_floats("block_out", config_.d_model, block_out_stride_);
+  if (config_.has_moe()) {
+    const std::size_t bytes = backend_.moe_scratch_bytes(config_.moe, config_.d_model, max_rows_);
+    buffers_.push_back(backend_.allocate(bytes));
+    plan_.emplace_back("moe_scratch", bytes);
+    moe_scratch_ = buffers_.back()->data();
+  }
+  head_rows_ = make_rows("head_rows", config_.d_model, dtype, kHeadRows);
+  const Rows out = make_rows("logits", weights_.head.n_out, DType::kF32, kHeadRows);
+  head_out_ = static_cast<float*>(out.data);
+  head_out_stride_ = out.stride;
+}
+
+void Inkling::forward(const Segments& segments) {
+  backend_.norm({.x = hidden_,
+                 .x_stride = hidden_stride_,
+                 .weight = weights_.layers.front().attn_norm,
+                 .eps = config_.norm_eps,
+                 .width = config_.d_model,
+                 .n_rows = segments.n_rows,
+                 .activation = Activation::kNone,
+                 .out = normed_});
+  for (std::size_t layer = 0; layer < weights_.layers.size(); ++layer) {
+    attention_block(segments, layer);
+    mlp_block(segments, layer);
+  }
+}
+
+void Inkling::attention_block(const Segments& segments, std::size_t layer) {
+  const LayerWeights& w = weights_.layers[layer];
+  const LayerPlacement& place = layout_.layers[layer];
+  const AttentionShape& shape = config_.attention(layer);
+  const bool is_local = config_.layers[layer].is_local;
+  const auto d_head_padded = padded_head(shape);
+  const auto kv_channels = static_cast<std::int32_t>(kv_width(shape));
+  backend_.linear({w.qkvr, normed_, segments.n_rows, projected_, projected_stride_});
+  backend_.kv_append({.segments = segments,
+                      .shape = shape,
+                      .d_head_padded = d_head_padded,
+                      .qkvr = projected_,
+                      .stride = projected_stride_,
+                      .k_conv = {w.k_conv, place.k_conv_offset_bytes, kv_channels},
+                      .v_conv = {w.v_conv, place.v_conv_offset_bytes, kv_channels},
+                      .kernel = config_.conv_kernel,
+                      .q_norm = w.q_norm,
+                      .k_norm = w.k_norm,
+                      .eps = config_.norm_eps,
+                      .is_local = is_local,
+                      .log_scaling_floor = config_.log_scaling_floor,
+                      .log_scaling_alpha = config_.log_scaling_alpha,
+                      .layer_offset_bytes = place.kv_offset_bytes,
+                      .kv_dtype = weights_.dtype,
+                      .q = queries_});
+  backend_.attention({.segments = segments,
+                      .shape = shape,
+                      .d_head_padded = d_head_padded,
+                      .d_rel = config_.d_rel,
+                      .q = queries_,
+                      .r = projected_ + heads_width(shape) + 2 * kv_width(shape),
+                      .r_stride = projected_stride_,
+                      .rel_bank = w.rel_bank,
+                      .rel_stride = w.rel_stride,
+                      .is_local = is_local,
+                      .log_scaling_floor = config_.log_scaling_floor,
+                      .log_scaling_alpha = config_.log_scaling_alpha,
+                      .layer_offset_bytes = place.kv_offset_bytes,
+                      .kv_dtype = weights_.dtype,
+                      .out = attended_});
+  backend_.linear({w.out, attended_, segments.n_rows, block_out_, block_out_stride_});
+  add_and_norm(segments, layer, true, 1.0f, w.mlp_norm);
+}
+
+void Inkling::mlp_block(const Segments& segments, std::size_t layer) {
+  const LayerWeights& w = weights_.layers[layer];
+  float scale = 1.0f;
+  if (config_.layers[layer].is_moe) {
+    backend_.moe({.config = config_.moe,
+                  .n_rows = segments.n_rows,
+                  .x = normed_,
+                  .router = w.moe.router,
+                  .selection_bias = w.moe.selection_bias,
+                  .global_scale = w.moe.global_scale,
+                  .gate_up = w.moe.gate_up,
+                  .down = w.moe.down,
+                  .gate_up_stride_bytes = w.moe.gate_up_stride_bytes,
+                  .down_stride_bytes = w.moe.down_stride_bytes,
+                  .y = block_out_,
+                  .y_stride = block_out_stride_,
+                  .scratch = moe_scratch_});
+  } else {
+    const std::int32_t width = w.dense.down.n_in;
+    backend_.linear({w.dense.gate_up, normed_, segments.n_rows, projected_, projected_stride_});
+    backend_.silu_mul({projected_, projected_stride_, width, width, segments.n_rows, activated_});
+    backend_.linear({w.dense.down, activated_, segments.n_rows, block_out_, block_out_stride_});
+    scale = w.dense.global_scale;
+  }
+  const bool is_last = layer + 1 == weights_.layers.size();
+  add_and_norm(segments, layer, false, scale,
+               is_last ? weights_.final_norm : weights_.layers[layer + 1].attn_norm);
+}
+
+void Inkling::add_and_norm(const Segments& segments, std::size_t layer, bool is_attention,
+                           float scale, const float* next_norm) {
+  const LayerWeights& w = weights_.layers[layer];
+  const LayerPlacement& place = layout_.layers[layer];
+  const ConvSlot conv{
+      is_attention ? w.attn_conv : w.mlp_conv,
+      is_attention ? place.attention_conv_offset_bytes : place.mlp_conv_offset_bytes,
+      static_cast<std::int32_t>(round_up(config_.d_model, kColumnAlign))};
+  backend_.conv_add_norm({.segments = segments,
+                          .x = block_out_,
+                          .x_stride = block_out_stride_,
+                          .scale = scale,
+                          .conv = conv,
+                          .kernel = config_.conv_kernel,
+                          .hidden = hidden_,
+                          .hidden_stride = hidden_stride_,
+                          .norm = next_norm,
+                          .eps = config_.norm_eps,
+                          .width = config_.d_model,
+                          .out = normed_});
+}
+
+std::size_t Inkling::head_row_bytes() const {
+  return static_cast<std::size_t>(weights_.head.n_in) * dtype_bytes(weights_.dtype);
+}
+
+const void* Inkling::head_row(std::int32_t row) const {
+  return static_cast<const std::byte*>(normed_.data) +
+         static_cast<std::size_t>(row * normed_.stride) * dtype_bytes(weights_.dtype);
+}
+
+void Inkling::logits(std::span<const void* const> head_rows, float* out) {
+  const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
+  const auto stride_bytes =
+      static_cast<std::size_t>(head_rows_.stride) * dtype_bytes(weights_.dtype);
+  for (std::size_t begin = 0; begin < head_rows.size(); begin += kHeadRows) {
+    const std::size_t n = std::min<std::size_t>(kHeadRows, head_rows.size() - begin);
+    for (std::size_t i = 0; i < n; ++i)
+      std::memcpy(static_cast<std::byte*>(head_rows_.data) + i * stride_bytes, head_rows[begin + i],
+                  head_row_bytes());
+    backend_.linear({weights_.head, head_rows_, static_cast<std::int32_t>(n), head_out_,
+                     head_out_stride_, config_.logit_divisor});
+    for (std::size_t i = 0; i < n; ++i)
+      std::memcpy(out + (begin + i) * n_vocab,
+                  head_out_ + i * static_cast<std::size_t>(head_out_stride_),
+                  n_vocab * sizeof(float));
+  }
+}
+
+}  // namespace duplex

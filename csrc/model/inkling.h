@@ -1,0 +1,76 @@
+// The transformer: embedded rows of any number of sequences in, normalised hidden rows out.
+//
+// Owns the working buffers of one pass and nothing of any session. The arithmetic in formulas:
+// docs/MODEL.md; readable twin: duplex_engine/reference/inkling.py. Next: backend/op_args.h.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "backend/backend.h"
+#include "core/config.h"
+#include "model/weights.h"
+#include "sequence/layout.h"
+
+namespace duplex {
+
+class Inkling {
+ public:
+  // Config, weights and layout must outlive the model. `max_rows`: the most rows of one pass.
+  Inkling(const ModelConfig& config, const Weights& weights, const SequenceLayout& layout,
+          Backend& backend, std::int32_t max_rows);
+
+  std::int32_t max_rows() const { return max_rows_; }
+  // Where the embedded rows of the next pass go: (max_rows, row_stride), padding zero.
+  float* rows() { return hidden_; }
+  std::int64_t row_stride() const { return hidden_stride_; }
+
+  // Runs every layer over rows [0, segments.n_rows) and appends them to their tapes.
+  void forward(const Segments& segments);
+
+  // One normalised row of the last pass, ready for the head; (head_row_bytes) long.
+  const void* head_row(std::int32_t row) const;
+  std::size_t head_row_bytes() const;
+  // Logits of `head_rows` (pointers as head_row gave them, or copies): (n, unpadded_vocab_size).
+  void logits(std::span<const void* const> head_rows, float* out);
+
+  // Working buffers by name, in bytes.
+  const std::vector<std::pair<std::string, std::size_t>>& plan() const { return plan_; }
+
+ private:
+  void allocate();
+  Rows make_rows(const char* name, std::int64_t width, DType dtype, std::int64_t n_rows);
+  float* make_floats(const char* name, std::int64_t width, std::int64_t& stride);
+  void attention_block(const Segments& segments, std::size_t layer);
+  void mlp_block(const Segments& segments, std::size_t layer);
+  void add_and_norm(const Segments& segments, std::size_t layer, bool is_attention, float scale,
+                    const float* next_norm);
+
+  const ModelConfig& config_;
+  const Weights& weights_;
+  const SequenceLayout& layout_;
+  Backend& backend_;
+  std::int32_t max_rows_;
+  std::vector<std::unique_ptr<Buffer>> buffers_;
+  std::vector<std::pair<std::string, std::size_t>> plan_;
+
+  float* hidden_ = nullptr;  // (max_rows, d_model) residual stream
+  std::int64_t hidden_stride_ = 0;
+  Rows normed_;                 // (max_rows, d_model) what the matrices of a block multiply
+  float* projected_ = nullptr;  // (max_rows, widest of qkvr and gate_up)
+  std::int64_t projected_stride_ = 0;
+  Rows queries_;                // (max_rows, n_heads * d_head padded)
+  Rows attended_;               // (max_rows, n_heads * d_head padded)
+  Rows activated_;              // (max_rows, d_ff padded)
+  float* block_out_ = nullptr;  // (max_rows, d_model) before the convolution
+  std::int64_t block_out_stride_ = 0;
+  void* moe_scratch_ = nullptr;
+  Rows head_rows_;             // (kHeadRows, d_model)
+  float* head_out_ = nullptr;  // (kHeadRows, vocabulary)
+  std::int64_t head_out_stride_ = 0;
+};
+
+}  // namespace duplex

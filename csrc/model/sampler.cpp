@@ -1,0 +1,94 @@
+#include "model/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.h"
+
+namespace duplex {
+namespace {
+
+// splitmix64: one well-mixed number for each (seed, position).
+double uniform(std::uint64_t seed, std::int64_t position) {
+  std::uint64_t z = seed + 0x9e3779b97f4a7c15u * (static_cast<std::uint64_t>(position) + 1);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return static_cast<double>((z ^ (z >> 31)) >> 11) * 0x1.0p-53;
+}
+
+// Larger logit first, lower id on a tie: a total order, so selections are reproducible.
+bool is_better(const std::pair<float, std::int32_t>& a, const std::pair<float, std::int32_t>& b) {
+  return a.first != b.first ? a.first > b.first : a.second < b.second;
+}
+
+}  // namespace
+
+void SamplingParams::validate() const {
+  check(std::isfinite(temperature) && temperature >= 0, "temperature: expected 0 or more, found ",
+        temperature);
+  check(top_k >= 0, "top_k: expected 0 (all) or more, found ", top_k);
+  check(top_p > 0 && top_p <= 1, "top_p: expected a number in (0, 1], found ", top_p);
+}
+
+Sampler::Sampler(std::int32_t vocab_size) : candidates_(static_cast<std::size_t>(vocab_size)) {}
+
+std::int32_t Sampler::sample(const float* logits, const SamplingParams& params,
+                             std::int64_t position) {
+  const auto n_vocab = static_cast<std::int32_t>(candidates_.size());
+  if (params.temperature == 0.0f)
+    return static_cast<std::int32_t>(std::max_element(logits, logits + n_vocab) - logits);
+  for (std::int32_t id = 0; id < n_vocab; ++id)
+    candidates_[static_cast<std::size_t>(id)] = {logits[id] / params.temperature, id};
+  std::size_t n = candidates_.size();
+  if (params.top_k > 0 && params.top_k < n_vocab) n = keep_top_k(params.top_k);
+  if (params.top_p < 1.0f) n = keep_top_p(n, params);
+  return draw(n, params, position);
+}
+
+std::size_t Sampler::keep_top_k(std::int32_t k) {
+  std::nth_element(candidates_.begin(), candidates_.begin() + k, candidates_.end(), is_better);
+  return static_cast<std::size_t>(k);
+}
+
+// Sorts only as many of the best candidates as are needed to reach the mass.
+std::size_t Sampler::keep_top_p(std::size_t n, const SamplingParams& params) {
+  const auto begin = candidates_.begin();
+  const auto end = begin + static_cast<std::ptrdiff_t>(n);
+  const float best = std::min_element(begin, end, is_better)->first;
+  // The total is summed in id order, so that it does not depend on earlier selections.
+  double total = 0;
+  for (auto c = begin; c != end; ++c) total += std::exp(static_cast<double>(c->first - best));
+  double mass = 0;
+  std::size_t sorted = 0;
+  for (std::size_t step = 64; sorted < n; step *= 4) {
+    const std::size_t next = std::min(n, sorted + step);
+    const auto from = begin + static_cast<std::ptrdiff_t>(sorted);
+    const auto to = begin + static_cast<std::ptrdiff_t>(next);
+    std::partial_sort(from, to, end, is_better);
+    for (; sorted < next; ++sorted) {
+      mass += std::exp(static_cast<double>(candidates_[sorted].first - best));
+      if (mass >= static_cast<double>(params.top_p) * total) return sorted + 1;
+    }
+  }
+  return n;
+}
+
+std::int32_t Sampler::draw(std::size_t n, const SamplingParams& params, std::int64_t position) {
+  const auto begin = candidates_.begin();
+  const auto end = begin + static_cast<std::ptrdiff_t>(n);
+  // Selections leave an arbitrary order behind; ids give a fixed one.
+  if (n < candidates_.size())
+    std::sort(begin, end,
+              [](const Candidate& a, const Candidate& b) { return a.second < b.second; });
+  const float best = std::min_element(begin, end, is_better)->first;
+  double total = 0;
+  for (auto c = begin; c != end; ++c) total += std::exp(static_cast<double>(c->first - best));
+  double target = uniform(params.seed, position) * total;
+  for (auto c = begin; c != end; ++c) {
+    target -= std::exp(static_cast<double>(c->first - best));
+    if (target < 0) return c->second;
+  }
+  return (end - 1)->second;
+}
+
+}  // namespace duplex

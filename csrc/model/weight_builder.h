@@ -1,0 +1,69 @@
+// Takes ranges of the weight arena and fills them from source tensors.
+//
+// Used twice with the same calls: while measuring there is no memory, nothing is read and every
+// pointer is null; while filling, each call packs its tensor, refuses NaN and infinity by name, and
+// gives the file pages it has read back to the system.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "backend/backend.h"
+#include "model/tensor_source.h"
+
+namespace duplex {
+
+// Rows of a source tensor that become outputs: `n_rows` rows from element `first`, `row_stride`
+// elements apart. tensor == nullptr stands for padding rows.
+struct OutputRows {
+  const SourceTensor* tensor = nullptr;
+  std::int64_t n_rows = 0;
+  std::int64_t first = 0;
+  std::int64_t row_stride = 0;
+};
+
+// Called with (bytes packed, bytes in all) now and then.
+using LoadProgress = std::function<void(std::size_t, std::size_t)>;
+
+class WeightBuilder {
+ public:
+  WeightBuilder(Backend& backend, DType dtype, const LoadProgress& progress)
+      : backend_(backend), dtype_(dtype), progress_(progress) {}
+
+  void start_filling(std::byte* base, std::size_t bytes);
+  std::size_t bytes() const { return offset_; }
+
+  // All values as float32; `group` of them at multiples of `group_padded`.
+  const float* vector(const SourceTensor& tensor, std::int64_t group, std::int64_t group_padded);
+  // (channels, 1, kernel) to (kernel, channels), channels in padded groups.
+  const float* convolution(const SourceTensor& tensor, std::int64_t group,
+                           std::int64_t group_padded);
+  // (d_rel, extent) to the bank of AttentionArgs: distances descending between blocks of zeros.
+  const float* rel_bank(const SourceTensor& tensor, std::int64_t& stride);
+  // A table of padded rows in the weight dtype.
+  const void* table(const SourceTensor& tensor);
+  // A matrix whose outputs are the given rows in order; input columns come in padded groups.
+  PackedMatrix matrix(const std::vector<OutputRows>& outputs, std::int64_t n_in, std::int64_t group,
+                      std::int64_t group_padded, DType dtype);
+  PackedMatrix matrix(const std::vector<OutputRows>& outputs, std::int64_t n_in) {
+    return matrix(outputs, n_in, n_in, round_up(n_in, kColumnAlign), dtype_);
+  }
+  // A single value; 1 while measuring.
+  float scalar(const SourceTensor& tensor);
+
+ private:
+  template <class T>
+  T* take(std::int64_t count);
+  void pack_stripes(const OutputRows& rows, const PackShape& shape, std::int64_t first_out,
+                    std::byte* out);
+  void report();
+
+  Backend& backend_;
+  DType dtype_;
+  const LoadProgress& progress_;
+  std::byte* base_ = nullptr;
+  std::size_t offset_ = 0;
+  std::size_t total_ = 0;
+};
+
+}  // namespace duplex

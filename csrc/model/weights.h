@@ -1,0 +1,79 @@
+// The weights in run-time form: one arena that holds every packed matrix, vector and table.
+//
+// load_weights walks the checkpoint twice with the same code: first to measure the arena, then to
+// fill it, tensor by tensor, giving file pages back as it goes. The shapes it asks for follow from
+// the config alone; anything missing, misshapen, unused or not finite is a CheckpointError.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "backend/backend.h"
+#include "core/config.h"
+#include "model/tensor_source.h"
+#include "model/weight_builder.h"
+
+namespace duplex {
+
+struct DenseMlpWeights {
+  PackedMatrix gate_up;  // gates in outputs [0, d_ff padded), ups behind
+  PackedMatrix down;
+  float global_scale = 1.0f;
+};
+
+struct MoeWeights {
+  PackedMatrix router;  // float32, routed then shared experts
+  const float* selection_bias = nullptr;
+  float global_scale = 1.0f;
+  PackedMatrix gate_up;  // expert 0; the others follow at the stride, shared experts last
+  PackedMatrix down;
+  std::int64_t gate_up_stride_bytes = 0;
+  std::int64_t down_stride_bytes = 0;
+};
+
+struct LayerWeights {
+  const float* attn_norm = nullptr;
+  const float* mlp_norm = nullptr;
+  const float* q_norm = nullptr;
+  const float* k_norm = nullptr;
+  PackedMatrix qkvr;  // heads padded: q, k, v, then r
+  PackedMatrix out;
+  const float* k_conv = nullptr;  // (kernel, n_kv_heads * d_head padded)
+  const float* v_conv = nullptr;
+  const float* attn_conv = nullptr;  // (kernel, d_model padded)
+  const float* mlp_conv = nullptr;
+  const float* rel_bank = nullptr;  // (d_rel, rel_stride), see AttentionArgs
+  std::int64_t rel_stride = 0;
+  DenseMlpWeights dense;  // when the layer is dense
+  MoeWeights moe;         // when it is not
+};
+
+// The hMLP; encoders/hmlp.h computes with it.
+struct VisionWeights {
+  std::vector<PackedMatrix> linear;  // one a stage
+  std::vector<const float*> norm;    // one a stage but the last
+  const float* final_norm = nullptr;
+};
+
+struct Weights {
+  DType dtype = DType::kF32;    // of the packed matrices
+  const void* embed = nullptr;  // (vocab_size, d_model padded)
+  const float* embed_norm = nullptr;
+  std::vector<LayerWeights> layers;
+  const float* final_norm = nullptr;
+  PackedMatrix head;
+  const void* audio_table = nullptr;  // (n_mels * n_levels, d_model padded)
+  const float* audio_norm = nullptr;
+  VisionWeights vision;
+  std::unique_ptr<Buffer> arena;
+};
+
+Weights load_weights(const ModelConfig& config, TensorSource& source, DType dtype, Backend& backend,
+                     const LoadProgress& progress);
+
+// The padded width of one head.
+inline std::int32_t padded_head(const AttentionShape& shape) {
+  return static_cast<std::int32_t>(round_up(shape.d_head, kColumnAlign));
+}
+
+}  // namespace duplex
