@@ -1,0 +1,20 @@
+// The parts of the Python module. Bindings translate types and release the GIL, nothing else.
+#pragma once
+
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "core/config.h"
+
+namespace duplex {
+
+namespace py = pybind11;
+
+void bind_errors(py::module_& m);
+void bind_engine(py::module_& m);
+
+ModelConfig config_from_dict(const py::dict& values);
+
+}  // namespace duplex

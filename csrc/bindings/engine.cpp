@@ -1,0 +1,374 @@
+// Engine, Session and Turn. Arrays are read where they lie; every call that computes releases the
+// GIL.
+#include "engine/engine.h"
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "bindings/bindings.h"
+#include "core/error.h"
+
+namespace duplex {
+namespace {
+
+using ConfigDict = py::typing::Dict<py::str, py::object>;
+using FloatArray = py::array_t<float, py::array::c_style>;
+using TensorTuple = std::tuple<std::string, std::string, std::vector<std::int64_t>, py::array>;
+
+DType dtype_from(const std::string& name, const std::string& what) {
+  if (name == "F32" || name == "float32") return DType::kF32;
+  if (name == "BF16" || name == "bfloat16") return DType::kBF16;
+  fail<CheckpointError>(what, ": expected dtype float32 or bfloat16, found ", name);
+}
+
+SourceTensor source_tensor(const TensorTuple& tensor) {
+  const auto& [name, dtype, shape, data] = tensor;
+  SourceTensor source;
+  source.name = name;
+  source.dtype = dtype_from(dtype, "checkpoint: tensor '" + name + "'");
+  source.shape = shape;
+  source.data = static_cast<const std::byte*>(data.data());
+  source.is_file_mapping = true;
+  check<CheckpointError>(static_cast<std::size_t>(data.nbytes()) == source.bytes(),
+                         "checkpoint: tensor '", name, "' of shape ", shape_text(shape), " needs ",
+                         source.bytes(), " bytes, found ", data.nbytes());
+  return source;
+}
+
+// Borrows a 1-D float32 array, or converts a 1-D int16 array (full scale 32768).
+class Samples {
+ public:
+  explicit Samples(const py::array& array) {
+    check(array.ndim() == 1, "audio: expected one dimension of samples, found ", array.ndim());
+    if (py::isinstance<FloatArray>(array)) {
+      span_ = {static_cast<const float*>(array.data()), static_cast<std::size_t>(array.size())};
+    } else if (py::isinstance<py::array_t<std::int16_t, py::array::c_style>>(array)) {
+      const auto* samples = static_cast<const std::int16_t*>(array.data());
+      for (py::ssize_t i = 0; i < array.size(); ++i)
+        converted_.push_back(static_cast<float>(samples[i]) / 32768.0f);
+      span_ = converted_;
+    } else {
+      fail("audio: expected contiguous float32 or int16 samples, found ",
+           py::str(array.dtype()).cast<std::string>());
+    }
+  }
+  std::span<const float> span() const { return span_; }
+
+ private:
+  std::vector<float> converted_;
+  std::span<const float> span_;
+};
+
+Image image_from(const py::array& array) {
+  check(array.ndim() == 3 && array.shape(2) == 3 &&
+            py::isinstance<py::array_t<std::uint8_t, py::array::c_style>>(array),
+        "image: expected a contiguous uint8 array (height, width, 3), found ",
+        py::str(py::repr(array.dtype())).cast<std::string>(), " with ", array.ndim(),
+        " dimensions");
+  constexpr py::ssize_t kMaxEdge = 1 << 20;
+  check(array.shape(0) <= kMaxEdge && array.shape(1) <= kMaxEdge, "image: ", array.shape(0), "x",
+        array.shape(1), " is too large");
+  Image image;
+  image.height = static_cast<std::int32_t>(array.shape(0));
+  image.width = static_cast<std::int32_t>(array.shape(1));
+  const auto* pixels = static_cast<const std::uint8_t*>(array.data());
+  image.pixels.assign(pixels, pixels + array.nbytes());
+  return image;
+}
+
+LogitsWanted wanted_from(const std::string& name) {
+  if (name == "none") return LogitsWanted::kNone;
+  if (name == "last") return LogitsWanted::kLast;
+  if (name == "all") return LogitsWanted::kAll;
+  fail("logits: expected 'none', 'last' or 'all', found '", name, "'");
+}
+
+// Hands a result to numpy without copying it.
+py::array_t<float> rows_array(std::vector<float> values, std::int32_t width) {
+  auto* owned = new std::vector<float>(std::move(values));
+  const py::capsule owner(owned, [](void* p) { delete static_cast<std::vector<float>*>(p); });
+  return py::array_t<float>(
+      {static_cast<py::ssize_t>(owned->size()) / width, static_cast<py::ssize_t>(width)},
+      owned->data(), owner);
+}
+
+// The rows of one kind of input, as they would enter a sequence.
+py::array_t<float> embed(Engine& engine, const std::string& kind, const py::object& data) {
+  std::vector<float> rows;
+  if (kind == "text") {
+    rows = engine.embed_text(data.cast<std::vector<std::int32_t>>());
+  } else if (kind == "audio") {
+    rows = engine.embed_audio(Samples(data.cast<py::array>()).span());
+  } else if (kind == "image") {
+    rows = engine.embed_image(image_from(data.cast<py::array>()));
+  } else {
+    fail("embed: expected 'text', 'audio' or 'image', found '", kind, "'");
+  }
+  return rows_array(std::move(rows), engine.config().d_model);
+}
+
+// The dMel bins of a whole recording: (frames, n_mels).
+py::array_t<std::uint8_t> dmel_bins(const py::array& samples, std::int32_t n_mels,
+                                    std::int32_t n_levels) {
+  const DmelAnalyzer analyzer({n_mels, n_levels});
+  DmelStream stream(analyzer);
+  stream.push(Samples(samples).span());
+  stream.pad_to_frame();
+  py::array_t<std::uint8_t> bins(
+      {static_cast<py::ssize_t>(stream.frames_ready()), static_cast<py::ssize_t>(n_mels)});
+  stream.take(stream.frames_ready(), bins.mutable_data());
+  return bins;
+}
+
+py::object append(Session& session, const std::string& kind, const py::object& data,
+                  const std::string& logits, bool end_of_audio) {
+  const LogitsWanted wanted = wanted_from(logits);
+  Engine& engine = session.engine();
+  std::vector<float> values;
+  if (kind == "text") {
+    const auto ids = data.cast<std::vector<std::int32_t>>();
+    const py::gil_scoped_release release;
+    values = engine.append_text(session, ids, wanted);
+  } else if (kind == "audio") {
+    const Samples samples(data.cast<py::array>());
+    const py::gil_scoped_release release;
+    values = engine.append_audio(session, samples.span(), end_of_audio, wanted);
+  } else if (kind == "image") {
+    Image image = image_from(data.cast<py::array>());
+    const py::gil_scoped_release release;
+    values = engine.append_image(session, std::move(image), wanted);
+  } else {
+    fail("append: expected 'text', 'audio' or 'image', found '", kind, "'");
+  }
+  if (wanted == LogitsWanted::kNone) return py::none();
+  return rows_array(std::move(values), engine.config().unpadded_vocab_size);
+}
+
+const char* stop_name(StopReason reason) {
+  switch (reason) {
+    case StopReason::kListen:
+      return "listen";
+    case StopReason::kEndOfText:
+      return "eos";
+    case StopReason::kLimit:
+      return "limit";
+  }
+  return "limit";
+}
+
+// A Turn, or the exception that belongs to its session.
+py::typing::List<py::object> turn_list(std::vector<Turn> turns) {
+  py::typing::List<py::object> list;
+  for (Turn& turn : turns) {
+    if (!turn.error) {
+      list.append(py::cast(std::move(turn)));
+      continue;
+    }
+    try {
+      std::rethrow_exception(turn.error);
+    } catch (const SessionClosed& e) {
+      list.append(py::module_::import("duplex_engine._core").attr("SessionClosed")(e.what()));
+    } catch (const CapacityError& e) {
+      list.append(py::module_::import("duplex_engine._core").attr("CapacityError")(e.what()));
+    } catch (const Error& e) {
+      list.append(py::module_::import("duplex_engine._core").attr("InvalidArgument")(e.what()));
+    }
+  }
+  return list;
+}
+
+void bind_turn(py::module_& m) {
+  py::class_<Turn>(m, "Turn", "What one session's micro-turn did.")
+      .def_readonly("token_ids", &Turn::token_ids)
+      .def_readonly("turn", &Turn::turn)
+      .def_readonly("epoch", &Turn::epoch)
+      .def_readonly("position", &Turn::position)
+      .def_readonly("n_rows", &Turn::n_rows)
+      .def_readonly("merged_turns", &Turn::merged_turns)
+      .def_readonly("missing_samples", &Turn::missing_samples)
+      .def_readonly("kv_bytes", &Turn::kv_bytes)
+      .def_property_readonly("stopped", [](const Turn& t) { return stop_name(t.stopped); })
+      .def_property_readonly("encode_us", [](const Turn& t) { return t.timing.encode_us; })
+      .def_property_readonly("append_us", [](const Turn& t) { return t.timing.append_us; })
+      .def_property_readonly("decode_us", [](const Turn& t) { return t.timing.decode_us; })
+      .def_property_readonly("total_us", [](const Turn& t) { return t.timing.total_us; });
+}
+
+void bind_session(py::module_& m) {
+  using Gil = py::call_guard<py::gil_scoped_release>;
+  py::class_<Session, std::shared_ptr<Session>>(m, "Session", "One user's stream.")
+      .def_property_readonly("closed", &Session::is_closed)
+      .def_property_readonly("length", py::cpp_function(&Session::length, Gil()))
+      .def_property_readonly("turn", &Session::turn)
+      .def_property_readonly("epoch", &Session::epoch)
+      .def(
+          "feed_audio",
+          [](Session& s, const py::array& samples) {
+            const Samples converted(samples);
+            const py::gil_scoped_release release;
+            s.feed_audio(converted.span());
+          },
+          py::arg("samples"))
+      .def(
+          "feed_image", [](Session& s, const py::array& image) { s.feed_image(image_from(image)); },
+          py::arg("image"))
+      .def(
+          "feed_text", [](Session& s, const std::vector<std::int32_t>& ids) { s.feed_text(ids); },
+          py::arg("ids"))
+      .def(
+          "feed_result",
+          [](Session& s, const std::vector<std::int32_t>& ids) { s.feed_result(ids); },
+          py::arg("ids"))
+      .def("append", &append, py::arg("kind"), py::arg("data"), py::kw_only(),
+           py::arg("logits") = "none", py::arg("end_of_audio") = false)
+      .def(
+          "decode",
+          [](Session& s, std::int32_t n, const std::vector<std::int32_t>& stop) {
+            return s.engine().decode(s, n, stop);
+          },
+          py::arg("n"), py::arg("stop"), Gil())
+      .def("truncate", &Session::truncate, py::arg("length"), Gil())
+      .def(
+          "fork",
+          [](Session& s, std::optional<std::int64_t> max_positions) {
+            check(!max_positions || *max_positions > 0,
+                  "max_positions: expected a positive number, found ", max_positions.value_or(0));
+            return s.fork(max_positions.value_or(0));
+          },
+          py::arg("max_positions") = py::none(), Gil())
+      .def(
+          "forget",
+          [](Session& s, std::int64_t begin, std::int64_t end) {
+            const PositionRange range = s.forget(begin, end);
+            return std::pair{range.begin, range.end};
+          },
+          py::arg("begin"), py::arg("end"), Gil())
+      .def("marks", &Session::marks, Gil())
+      .def("digests", &Session::digests, Gil(),
+           "(tape, block, hash) of every whole block that is held and committed.")
+      .def("memory",
+           [](Session& s) {
+             const SequenceUsage usage = [&s] {
+               const py::gil_scoped_release release;
+               return s.usage();
+             }();
+             py::typing::Dict<py::str, py::int_> memory;
+             memory["global_bytes"] = usage.global.held_bytes;
+             memory["local_bytes"] = usage.local.held_bytes;
+             memory["conv_bytes"] = usage.conv.held_bytes;
+             memory["shared_bytes"] =
+                 usage.held_bytes() - (usage.global.private_bytes + usage.local.private_bytes +
+                                       usage.conv.private_bytes);
+             return memory;
+           })
+      .def(
+          "set_sampling",
+          [](Session& s, std::uint64_t seed, float temperature, std::int32_t top_k, float top_p) {
+            s.set_sampling({seed, temperature, top_k, top_p});
+          },
+          py::kw_only(), py::arg("seed"), py::arg("temperature"), py::arg("top_k"),
+          py::arg("top_p"))
+      .def("close", &Session::close, Gil());
+}
+
+std::shared_ptr<Engine> load(const ConfigDict& config, const std::vector<TensorTuple>& tensors,
+                             const EngineOptions& options, const py::object& progress) {
+  std::vector<SourceTensor> sources;
+  for (const TensorTuple& tensor : tensors) sources.push_back(source_tensor(tensor));
+  const ModelConfig model = config_from_dict(config);
+  LoadProgress report;
+  if (!progress.is_none())
+    report = [&progress](std::size_t done, std::size_t total) {
+      const py::gil_scoped_acquire acquire;
+      progress(done, total);
+    };
+  const py::gil_scoped_release release;
+  return std::make_shared<Engine>(model, std::move(sources), options, report);
+}
+
+py::typing::Dict<py::str, py::int_> stats_dict(const Engine& engine) {
+  const EngineStats stats = engine.stats();
+  py::typing::Dict<py::str, py::int_> values;
+  values["page_bytes"] = stats.pool.page_bytes;
+  values["pages_total"] = stats.pool.n_pages;
+  values["pages_used"] = stats.pool.n_used;
+  values["pages_free"] = stats.pool.n_free;
+  values["pages_promised"] = stats.pool.n_promised;
+  values["sessions"] = stats.n_sessions;
+  values["passes"] = stats.passes;
+  values["rows"] = stats.rows;
+  return values;
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  using Gil = py::call_guard<py::gil_scoped_release>;
+  m.def("dmel_bins", &dmel_bins, py::arg("samples"), py::arg("n_mels") = 80,
+        py::arg("n_levels") = 16, "dMel bins of a whole 16 kHz recording: (frames, n_mels) uint8.");
+  bind_turn(m);
+  bind_session(m);
+  py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine", "One checkpoint, loaded.")
+      .def(py::init([](const ConfigDict& config, const std::vector<TensorTuple>& tensors,
+                       const std::string& device, int n_threads, const std::string& isa,
+                       const std::string& dtype, std::int64_t memory_bytes,
+                       std::int32_t max_batch_rows, std::int64_t max_positions,
+                       std::int32_t rewind_rows, const py::object& progress) {
+             EngineOptions options;
+             options.device = device;
+             options.backend = {n_threads, isa};
+             options.dtype = dtype_from(dtype, "dtype");
+             options.memory_bytes = memory_bytes;
+             options.max_batch_rows = max_batch_rows;
+             options.max_positions = max_positions;
+             options.rewind_rows = rewind_rows;
+             return load(config, tensors, options, progress);
+           }),
+           py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("device") = "cpu",
+           py::arg("n_threads") = 0, py::arg("isa") = "", py::arg("dtype") = "float32",
+           py::arg("memory_bytes") = std::int64_t{1} << 30, py::arg("max_batch_rows") = 256,
+           py::arg("max_positions") = 32768, py::arg("rewind_rows") = 64,
+           py::arg("progress") = py::none())
+      .def(
+          "open_session",
+          [](Engine& engine, std::optional<std::int64_t> max_positions, std::uint64_t seed,
+             float temperature, std::int32_t top_k, float top_p) {
+            check(!max_positions || *max_positions > 0,
+                  "max_positions: expected a positive number, found ", max_positions.value_or(0));
+            return engine.open_session(
+                {max_positions.value_or(0), {seed, temperature, top_k, top_p}});
+          },
+          py::kw_only(), py::arg("max_positions") = py::none(), py::arg("seed") = 0,
+          py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f, Gil())
+      .def(
+          "step_many",
+          [](Engine& engine, const std::vector<std::shared_ptr<Session>>& sessions,
+             const std::vector<std::int32_t>& max_tokens) {
+            check(sessions.size() == max_tokens.size(), "step_many: ", sessions.size(),
+                  " sessions and ", max_tokens.size(), " token limits");
+            std::vector<StepRequest> requests;
+            for (std::size_t i = 0; i < sessions.size(); ++i) {
+              check(&sessions[i]->engine() == &engine, "step_many: session ", i,
+                    " belongs to another engine");
+              requests.push_back({sessions[i].get(), max_tokens[i]});
+            }
+            std::vector<Turn> turns;
+            {
+              const py::gil_scoped_release release;
+              turns = engine.step(requests);
+            }
+            return turn_list(std::move(turns));
+          },
+          py::arg("sessions"), py::arg("max_tokens"))
+      .def("embed", &embed, py::arg("kind"), py::arg("data"))
+      .def("description", &Engine::description)
+      .def("memory_plan", &Engine::memory_plan)
+      .def("stats", &stats_dict)
+      .def("close", &Engine::close, Gil());
+}
+
+}  // namespace duplex

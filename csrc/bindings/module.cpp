@@ -1,0 +1,22 @@
+#include "backend/registry.h"
+#include "bindings/bindings.h"
+#include "encoders/registry.h"
+
+namespace duplex {
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The C++ core of duplex_engine.";
+  bind_errors(m);
+  bind_engine(m);
+  m.def("backend_names", &backend_names, "Devices that this build knows.");
+  m.def(
+      "encoder_names",
+      [] {
+        std::vector<std::string> names;
+        for (const EncoderInfo& encoder : kEncoders) names.emplace_back(encoder.name);
+        return names;
+      },
+      "Encoders that turn raw input into rows.");
+}
+
+}  // namespace duplex

@@ -1,0 +1,128 @@
+// From rows to passes: fills a pass with the rows of several sessions, embeds them in place, runs
+// the model and commits. What a row computes does not depend on what else is in its pass.
+#include <algorithm>
+#include <cstring>
+
+#include "core/error.h"
+#include "engine/engine.h"
+
+namespace duplex {
+
+void Engine::run_rows(std::span<Session* const> sessions) {
+  for (;;) {
+    parts_.clear();
+    std::int32_t n_rows = 0;
+    for (Session* session : sessions) {
+      InputRows& input = session->input_;
+      const auto n = static_cast<std::int32_t>(std::min<std::size_t>(
+          input.rows.size() - input.n_done, static_cast<std::size_t>(model_->max_rows() - n_rows)));
+      if (n == 0) continue;
+      parts_.push_back({session, input.n_done, n});
+      input.n_done += static_cast<std::size_t>(n);
+      n_rows += n;
+    }
+    if (parts_.empty()) return;
+    run_pass();
+  }
+}
+
+void Engine::run_pass() {
+  segments_.clear();
+  std::int32_t row = 0;
+  for (const Part& part : parts_) {
+    part.session->sequence_->reserve(part.n_rows);
+    segments_.push_back(part.session->sequence_->segment(row, part.n_rows));
+    embed(part.session->input_, part.first, part.n_rows, row);
+    row += part.n_rows;
+  }
+  model_->forward({segments_.data(), static_cast<std::int32_t>(segments_.size()), row});
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    Session& session = *parts_[i].session;
+    session.sequence_->advance(parts_[i].n_rows);
+    session.sequence_->commit();
+    const Segment& segment = segments_[i];
+    std::memcpy(session.head_row_.data(), model_->head_row(segment.row_begin + segment.n_rows - 1),
+                session.head_row_.size());
+    session.has_head_row_ = true;
+  }
+  if (all_logits_ != nullptr) collect_logits();
+  ++n_passes_;
+  n_rows_ += row;
+}
+
+// Cuts the rows into runs of one kind (and one picture).
+void Engine::embed(const InputRows& input, std::size_t first, std::int32_t n_rows,
+                   std::int32_t row_begin) {
+  const std::size_t end = first + static_cast<std::size_t>(n_rows);
+  while (first < end) {
+    std::size_t next = first + 1;
+    while (next < end && input.rows[next].kind == input.rows[first].kind &&
+           input.rows[next].image == input.rows[first].image)
+      ++next;
+    const auto n = static_cast<std::int32_t>(next - first);
+    embed_run(input, first, n, row_begin);
+    row_begin += n;
+    first = next;
+  }
+}
+
+void Engine::embed_run(const InputRows& input, std::size_t first, std::int32_t n_rows,
+                       std::int32_t row_begin) {
+  float* out = model_->rows() + row_begin * model_->row_stride();
+  const InputRow& head = input.rows[first];
+  switch (head.kind) {
+    case RowKind::kText:
+      for (std::int32_t i = 0; i < n_rows; ++i)
+        ids_[static_cast<std::size_t>(i)] = input.rows[first + static_cast<std::size_t>(i)].value;
+      backend_->embed_text({ids_.data(), weights_.embed, weights_.dtype, weights_.embed_norm,
+                            config_.norm_eps, config_.d_model, n_rows, out, model_->row_stride()});
+      return;
+    case RowKind::kAudio:  // frames of a run follow one another
+      backend_->embed_audio({input.frames.data() + std::int64_t{head.value} * config_.audio->n_mels,
+                             config_.audio->n_mels, config_.audio->n_levels, weights_.audio_table,
+                             weights_.dtype, weights_.audio_norm, kTowerNormEps, config_.d_model,
+                             n_rows, out, model_->row_stride()});
+      return;
+    case RowKind::kImage:
+      vision_->encode(input.images[static_cast<std::size_t>(head.image)].view(), head.value, n_rows,
+                      out, model_->row_stride());
+      return;
+  }
+}
+
+void Engine::collect_logits() {
+  head_rows_.clear();
+  for (const Segment& segment : segments_)
+    for (std::int32_t i = 0; i < segment.n_rows; ++i)
+      head_rows_.push_back(model_->head_row(segment.row_begin + i));
+  const std::size_t begin = all_logits_->size();
+  all_logits_->resize(begin +
+                      head_rows_.size() * static_cast<std::size_t>(config_.unpadded_vocab_size));
+  model_->logits(head_rows_, all_logits_->data() + begin);
+}
+
+std::vector<float> Engine::embed_all(const InputRows& input) {
+  const auto width = static_cast<std::size_t>(config_.d_model);
+  std::vector<float> rows(input.rows.size() * width);
+  for (std::size_t first = 0; first < input.rows.size();) {
+    const auto n = static_cast<std::int32_t>(std::min<std::size_t>(
+        input.rows.size() - first, static_cast<std::size_t>(model_->max_rows())));
+    embed(input, first, n, 0);
+    for (std::int32_t i = 0; i < n; ++i, ++first)
+      std::copy_n(model_->rows() + i * model_->row_stride(), width, rows.data() + first * width);
+  }
+  return rows;
+}
+
+void Engine::sample(std::span<Session* const> sessions) {
+  const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
+  head_rows_.clear();
+  for (Session* session : sessions) head_rows_.push_back(session->head_row_.data());
+  if (logits_.size() < sessions.size() * n_vocab) logits_.resize(sessions.size() * n_vocab);
+  model_->logits(head_rows_, logits_.data());
+  for (std::size_t i = 0; i < sessions.size(); ++i)
+    sessions[i]->pending_token_ = sampler_.sample(
+        logits_.data() + i * n_vocab, sessions[i]->sampling_, sessions[i]->sequence_->length());
+}
+
+}  // namespace duplex

@@ -1,0 +1,240 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "backend/registry.h"
+#include "core/error.h"
+
+namespace duplex {
+namespace {
+
+// Patches that the vision tower keeps buffers for.
+constexpr std::int64_t kMaxPatchesAtOnce = 64;
+// Rows backed when a session opens; afterwards each turn backs what the next may need.
+constexpr std::int64_t kRowsBackedAtOpen = 32;
+
+std::unique_ptr<PagePool> make_pool(Backend& backend, const SequenceLayout& layout,
+                                    std::int64_t memory_bytes) {
+  const auto page_bytes = static_cast<std::int64_t>(layout.page_bytes);
+  const std::int64_t n_pages = memory_bytes / page_bytes;
+  check<CapacityError>(n_pages >= layout.window_pages() + 1,
+                       "memory: expected room for one session, ",
+                       (layout.window_pages() + 1) * page_bytes, " bytes, found ", memory_bytes,
+                       "; give the engine more memory or a smaller max_batch_rows");
+  return std::make_unique<PagePool>(backend.create_page_memory(layout.page_bytes, n_pages));
+}
+
+// Looks at the config before anything is allocated.
+ModelConfig checked(ModelConfig config, const EngineOptions& options) {
+  config.validate();
+  check(options.max_batch_rows >= 1 && options.max_batch_rows <= 65536,
+        "max_batch_rows: expected 1 to 65536, found ", options.max_batch_rows);
+  check(options.memory_bytes > 0, "memory: expected a positive number of bytes, found ",
+        options.memory_bytes);
+  return config;
+}
+
+}  // namespace
+
+Engine::Engine(ModelConfig config, std::vector<SourceTensor> tensors, const EngineOptions& options,
+               const LoadProgress& progress)
+    : config_(checked(std::move(config), options)),
+      options_(options),
+      backend_(create_backend(options.device, options.backend)),
+      sampler_(config_.unpadded_vocab_size) {
+  TensorSource source(std::move(tensors));
+  weights_ = load_weights(config_, source, options.dtype, *backend_, progress);
+  layout_ = SequenceLayout::make(config_, options.dtype, backend_->page_granularity(),
+                                 {options.rewind_rows, options.max_batch_rows});
+  pool_ = make_pool(*backend_, layout_, options.memory_bytes);
+  model_ = std::make_unique<Inkling>(config_, weights_, layout_, *backend_, options.max_batch_rows);
+  if (config_.audio) analyzer_ = std::make_unique<DmelAnalyzer>(*config_.audio);
+  if (config_.vision)
+    vision_ = std::make_unique<HmlpEncoder>(
+        *config_.vision,
+        HmlpWeights{weights_.vision.linear, weights_.vision.norm, weights_.vision.final_norm,
+                    kTowerNormEps},
+        *backend_, std::min<std::int64_t>(options.max_batch_rows, kMaxPatchesAtOnce));
+  ids_.resize(static_cast<std::size_t>(options.max_batch_rows));
+}
+
+Engine::~Engine() { close(); }
+
+void Engine::close() {
+  const std::lock_guard lock(mutex_);
+  is_closed_ = true;
+  for (Session* session : sessions_) session->drop();
+  sessions_.clear();
+}
+
+Engine::Call::Call(Engine& engine, Session& session) : busy(session), lock(engine.mutex_) {
+  engine.check_open();
+  session.check_open();
+}
+
+void Engine::check_open() const {
+  check<SessionClosed>(!is_closed_, "engine: it is closed; load it again");
+}
+
+std::shared_ptr<Session> Engine::open_session(const SessionOptions& options) {
+  options.sampling.validate();
+  check(options.max_positions >= 0, "max_positions: expected a positive number, found ",
+        options.max_positions);
+  const std::lock_guard lock(mutex_);
+  check_open();
+  const std::int64_t max_positions =
+      options.max_positions > 0 ? options.max_positions : options_.max_positions;
+  return adopt(Sequence::open(*pool_, layout_, max_positions), options.sampling);
+}
+
+std::shared_ptr<Session> Engine::adopt(Sequence sequence, const SamplingParams& sampling) {
+  sessions_.reserve(sessions_.size() + 1);
+  auto session = std::make_shared<Session>(shared_from_this(), std::move(sequence), sampling);
+  sessions_.push_back(session.get());
+  back_ahead(*session, kRowsBackedAtOpen);
+  return session;
+}
+
+void Engine::unregister(Session& session) { std::erase(sessions_, &session); }
+
+// Maps pages for rows that will come, so that none is mapped inside a turn. A session at its limit
+// is left alone here: it hears of it when it really needs the row.
+void Engine::back_ahead(Session& session, std::int64_t n_rows) {
+  try {
+    session.sequence_->reserve(std::min<std::int64_t>(n_rows, options_.max_batch_rows));
+  } catch (const CapacityError&) {
+  }
+}
+
+void Engine::check_ids(std::span<const std::int32_t> ids) const {
+  for (std::size_t i = 0; i < ids.size(); ++i)
+    check(ids[i] >= 0 && ids[i] < config_.vocab_size, "text: token id ", i, " is ", ids[i],
+          "; expected 0 to ", config_.vocab_size - 1);
+}
+
+Image Engine::check_image(Image image) const {
+  check(config_.vision.has_value(),
+        "image: this checkpoint has no vision tower (no vision_config)");
+  image.n_patches = patch_grid(image.view(), config_.vision->patch_size).n_patches();
+  const std::int32_t limit = config_.interaction ? config_.interaction->max_image_patches : 0;
+  check(limit <= 0 || image.n_patches <= limit, "image: ", image.height, "x", image.width, " is ",
+        image.n_patches, " patches; this checkpoint takes at most ", limit,
+        " in a micro-turn, so scale it down");
+  return image;
+}
+
+std::vector<float> Engine::append_text(Session& session, std::span<const std::int32_t> ids,
+                                       LogitsWanted wanted) {
+  check_ids(ids);
+  const Call call(*this, session);
+  session.input_.clear();
+  for (const std::int32_t id : ids) session.input_.add_text(id);
+  return append_input(session, wanted);
+}
+
+std::vector<float> Engine::append_audio(Session& session, std::span<const float> samples,
+                                        bool is_end_of_audio, LogitsWanted wanted) {
+  const Call call(*this, session);
+  check(session.audio_.has_value(), "audio: this checkpoint has no audio tower (no audio_config)");
+  DmelStream& audio = *session.audio_;
+  const auto n_samples = static_cast<std::int64_t>(samples.size()) + audio.state().n_partial;
+  const auto n_new = is_end_of_audio ? div_up(n_samples, kHopSamples) : n_samples / kHopSamples;
+  session.sequence_->check_room(static_cast<std::int64_t>(audio.frames_ready()) + n_new + 1);
+  audio.push(samples);
+  if (is_end_of_audio) audio.pad_to_frame();
+  session.input_.clear();
+  session.input_.add_frames(audio);
+  return append_input(session, wanted);
+}
+
+std::vector<float> Engine::append_image(Session& session, Image image, LogitsWanted wanted) {
+  image = check_image(std::move(image));
+  const Call call(*this, session);
+  session.input_.clear();
+  session.input_.add_image(std::move(image));
+  return append_input(session, wanted);
+}
+
+// Appends session.input_ behind the pending token; the logits are those of session.input_ alone.
+std::vector<float> Engine::append_input(Session& session, LogitsWanted wanted) {
+  InputRows& input = session.input_;
+  const bool has_pending = session.pending_token_ != kNoToken;
+  session.sequence_->check_room(static_cast<std::int64_t>(input.rows.size()) +
+                                (has_pending ? 1 : 0));
+  std::vector<float> logits;
+  if (input.rows.empty()) return logits;
+  if (has_pending) input.rows.insert(input.rows.begin(), {RowKind::kText, session.pending_token_});
+  session.pending_token_ = kNoToken;
+  const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
+  Session* const only[] = {&session};
+  all_logits_ = wanted == LogitsWanted::kAll ? &logits : nullptr;
+  backend_->begin_pass();
+  try {
+    run_rows(only);
+  } catch (...) {
+    all_logits_ = nullptr;
+    backend_->end_pass();
+    throw;
+  }
+  all_logits_ = nullptr;
+  if (wanted == LogitsWanted::kAll && has_pending)
+    logits.erase(logits.begin(), logits.begin() + static_cast<std::ptrdiff_t>(n_vocab));
+  if (wanted == LogitsWanted::kLast) {
+    const void* const row[] = {session.head_row_.data()};
+    logits.resize(n_vocab);
+    model_->logits(row, logits.data());
+  }
+  backend_->end_pass();
+  session.set_mark();
+  return logits;
+}
+
+std::vector<float> Engine::embed_text(std::span<const std::int32_t> ids) {
+  check_ids(ids);
+  const std::lock_guard lock(mutex_);
+  check_open();
+  InputRows input;
+  for (const std::int32_t id : ids) input.add_text(id);
+  return embed_all(input);
+}
+
+std::vector<float> Engine::embed_audio(std::span<const float> samples) {
+  check(analyzer_ != nullptr, "audio: this checkpoint has no audio tower (no audio_config)");
+  DmelStream audio(*analyzer_);
+  audio.push(samples);
+  audio.pad_to_frame();
+  const std::lock_guard lock(mutex_);
+  check_open();
+  InputRows input;
+  input.add_frames(audio);
+  return embed_all(input);
+}
+
+std::vector<float> Engine::embed_image(Image image) {
+  image = check_image(std::move(image));
+  const std::lock_guard lock(mutex_);
+  check_open();
+  InputRows input;
+  input.add_image(std::move(image));
+  return embed_all(input);
+}
+
+std::string Engine::description() const { return backend_->description(); }
+
+std::vector<std::pair<std::string, std::int64_t>> Engine::memory_plan() const {
+  std::vector<std::pair<std::string, std::int64_t>> plan;
+  plan.emplace_back("weights", static_cast<std::int64_t>(weights_.arena->bytes()));
+  for (const auto& [name, bytes] : model_->plan())
+    plan.emplace_back("workspace." + name, static_cast<std::int64_t>(bytes));
+  const PoolStats pool = pool_->stats();
+  plan.emplace_back("page_pool", pool.n_pages * pool.page_bytes);
+  return plan;
+}
+
+EngineStats Engine::stats() const {
+  const std::lock_guard lock(mutex_);
+  return {pool_->stats(), static_cast<std::int64_t>(sessions_.size()), n_passes_, n_rows_};
+}
+
+}  // namespace duplex

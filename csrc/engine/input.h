@@ -1,0 +1,50 @@
+// What is on its way into a sequence: pictures, rows in order, and the inbox of a session.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "encoders/dmel.h"
+#include "encoders/hmlp.h"
+
+namespace duplex {
+
+// A picture that owns its pixels: (height, width, 3).
+struct Image {
+  std::vector<std::uint8_t> pixels;
+  std::int32_t height = 0;
+  std::int32_t width = 0;
+  std::int64_t n_patches = 0;
+
+  ImageView view() const { return {pixels.data(), height, width, std::int64_t{width} * 3}; }
+};
+
+// Rows on their way into a sequence, in order.
+enum class RowKind : std::uint8_t { kText, kAudio, kImage };
+struct InputRow {
+  RowKind kind;
+  std::int32_t value;  // token id, index into frames, or patch of the image
+  std::int32_t image = 0;
+};
+struct InputRows {
+  std::vector<InputRow> rows;
+  std::size_t n_done = 0;            // rows that passes have taken
+  std::vector<std::uint8_t> frames;  // (n, n_mels)
+  std::vector<Image> images;
+
+  void clear();
+  void add_text(std::int32_t id) { rows.push_back({RowKind::kText, id}); }
+  void add_image(Image image);
+  // Takes every frame that is ready.
+  void add_frames(DmelStream& audio);
+};
+
+// What was fed and not yet consumed.
+struct Inbox {
+  std::vector<float> samples;
+  std::vector<Image> images;
+  std::vector<std::int32_t> text;
+  std::vector<std::int32_t> result;
+};
+
+}  // namespace duplex

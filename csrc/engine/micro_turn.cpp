@@ -1,0 +1,240 @@
+// One micro-turn, from what a session heard to what it says. This file tells the whole story:
+//
+//   input  = [last token of the turn before] [background result] [typed text] [picture] [sound]
+//   output = tokens, until the model says `listen`
+//
+// The last output token waits and is appended with the next input, so a silent micro-turn is one
+// pass. Nothing here decides whose turn it is: the model's weights do. Next: batch.cpp.
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "core/error.h"
+#include "engine/engine.h"
+
+namespace duplex {
+namespace {
+
+constexpr std::int32_t kDefaultTokens = 16;  // of a step when the checkpoint sets no limit
+
+class Stopwatch {
+ public:
+  // Microseconds since construction or the last lap.
+  std::int64_t lap_us() {
+    const auto now = std::chrono::steady_clock::now();
+    return std::chrono::duration_cast<std::chrono::microseconds>(now - std::exchange(last_, now))
+        .count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+// Workers stay awake from the first pass of a step to the last.
+class PassScope {
+ public:
+  explicit PassScope(Backend& backend) : backend_(backend) { backend_.begin_pass(); }
+  ~PassScope() { backend_.end_pass(); }
+  PassScope(const PassScope&) = delete;
+  PassScope& operator=(const PassScope&) = delete;
+
+ private:
+  Backend& backend_;
+};
+
+}  // namespace
+
+std::vector<Turn> Engine::step(std::span<const StepRequest> requests) {
+  std::vector<Session*> sessions;
+  for (const StepRequest& request : requests) sessions.push_back(request.session);
+  const BusyGuard busy(sessions);
+  const std::lock_guard lock(mutex_);
+  check_open();
+  std::vector<Turn> turns(requests.size());
+  TurnTiming timing;
+  Stopwatch watch;
+  const PassScope pass(*backend_);
+
+  // What each session heard, saw and was told since its last turn becomes rows.
+  active_.clear();
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    try {
+      begin_turn(requests[i], turns[i]);
+      active_.push_back(requests[i].session);
+    } catch (const Error&) {
+      turns[i].error = std::current_exception();
+    }
+  }
+  timing.encode_us = watch.lap_us();
+
+  // The rows of all sessions go through the model together.
+  run_rows(active_);
+  timing.append_us = watch.lap_us();
+
+  // Every session that has more to say says it, one token a pass.
+  decode_turns(requests, turns);
+  timing.decode_us = watch.lap_us();
+  timing.total_us = timing.encode_us + timing.append_us + timing.decode_us;
+
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    if (turns[i].error) continue;
+    Session& session = *requests[i].session;
+    session.set_mark();
+    turns[i].timing = timing;
+    turns[i].position = session.sequence_->length();
+    back_ahead(session, turns[i].n_rows + token_limit(requests[i].max_tokens));
+    turns[i].kv_bytes = session.sequence_->usage().held_bytes();
+  }
+  return turns;
+}
+
+std::int32_t Engine::token_limit(std::int32_t max_tokens) const {
+  if (max_tokens >= 0) return max_tokens;
+  return config_.interaction ? std::max(config_.interaction->max_output_tokens, 1) : kDefaultTokens;
+}
+
+void Engine::begin_turn(const StepRequest& request, Turn& turn) {
+  Session& session = *request.session;
+  session.check_open();
+  const InputPlan plan = plan_input(session);
+  const std::int32_t limit = token_limit(request.max_tokens);
+  check(plan.n_rows > 0 || limit == 0 || session.has_head_row_,
+        "step: nothing was fed and the session is empty; feed audio, an image or text first");
+  session.sequence_->check_room(plan.n_rows + std::max(limit - 1, 0));
+  compose_input(session, plan);
+  session.turn_ += std::max<std::int64_t>(plan.n_turns, 1);
+  turn.turn = session.turn_;
+  turn.epoch = session.epoch_;
+  turn.n_rows = plan.n_rows;
+  turn.merged_turns = std::max<std::int64_t>(plan.n_turns - 1, 0);
+  turn.missing_samples = plan.missing_samples;
+  turn.stopped = StopReason::kLimit;
+}
+
+Engine::InputPlan Engine::plan_input(const Session& session) const {
+  InputPlan plan;
+  const std::lock_guard lock(session.inbox_mutex_);
+  const Inbox& inbox = session.inbox_;
+  const auto bracketed = [&](const std::vector<std::int32_t>& ids) {
+    const std::int64_t brackets = config_.interaction ? 2 : 0;
+    return ids.empty() ? 0 : static_cast<std::int64_t>(ids.size()) + brackets;
+  };
+  plan.n_rows = (session.pending_token_ != kNoToken ? 1 : 0) + bracketed(inbox.result) +
+                bracketed(inbox.text);
+  for (const Image& image : inbox.images) plan.n_rows += image.n_patches;
+  if (!session.audio_) return plan;
+  const std::int64_t n_samples =
+      static_cast<std::int64_t>(session.audio_->frames_ready()) * kHopSamples +
+      session.audio_->state().n_partial + static_cast<std::int64_t>(inbox.samples.size());
+  plan.n_frames = n_samples / kHopSamples;
+  if (config_.interaction && config_.interaction->audio_frames > 0) {
+    // Whole micro-turns; late ones are merged, and what never came is silence.
+    const std::int64_t frames = config_.interaction->audio_frames;
+    plan.n_turns = std::max<std::int64_t>(plan.n_frames / frames, 1);
+    plan.n_frames = plan.n_turns * frames;
+    plan.missing_samples = std::max<std::int64_t>(plan.n_frames * kHopSamples - n_samples, 0);
+    plan.n_rows += plan.n_turns - 1;  // a `listen` for each merged turn
+  }
+  plan.n_rows += plan.n_frames;
+  return plan;
+}
+
+// Turns the inbox into rows, in the order in which the model was trained to read them.
+void Engine::compose_input(Session& session, const InputPlan& plan) {
+  Inbox inbox = session.take_inbox();
+  InputRows& input = session.input_;
+  input.clear();
+  if (session.audio_) {
+    session.audio_->push(inbox.samples);
+    inbox.samples.assign(static_cast<std::size_t>(plan.missing_samples), 0.0f);
+    session.audio_->push(inbox.samples);
+    input.frames.resize(static_cast<std::size_t>(plan.n_frames * config_.audio->n_mels));
+    session.audio_->take(static_cast<std::size_t>(plan.n_frames), input.frames.data());
+  }
+  const auto add_bracketed = [&](std::int32_t open, const std::vector<std::int32_t>& ids,
+                                 std::int32_t close) {
+    if (ids.empty()) return;
+    if (config_.interaction) input.add_text(open);
+    for (const std::int32_t id : ids) input.add_text(id);
+    if (config_.interaction) input.add_text(close);
+  };
+  const auto add_frames = [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t f = begin; f < end; ++f)
+      input.rows.push_back({RowKind::kAudio, static_cast<std::int32_t>(f)});
+  };
+  const InteractionConfig tokens = config_.interaction.value_or(InteractionConfig{});
+  if (session.pending_token_ != kNoToken) input.add_text(session.pending_token_);
+  session.pending_token_ = kNoToken;
+  const std::int64_t frames_per_turn =
+      plan.n_turns > 0 ? plan.n_frames / plan.n_turns : plan.n_frames;
+  const std::int64_t newest = plan.n_frames - frames_per_turn;  // first frame of the newest turn
+  for (std::int64_t f = 0; f < newest; f += frames_per_turn) {
+    add_frames(f, f + frames_per_turn);
+    input.add_text(tokens.listen);
+  }
+  add_bracketed(tokens.result, inbox.result, tokens.result_end);
+  add_bracketed(tokens.user_text, inbox.text, tokens.user_text_end);
+  for (Image& image : inbox.images) input.add_image(std::move(image));
+  add_frames(newest, plan.n_frames);
+}
+
+bool Engine::is_last(std::int32_t token, const StepRequest& request, Turn& turn) const {
+  if (config_.interaction) {
+    if (token == config_.interaction->listen) turn.stopped = StopReason::kListen;
+  } else if (std::find(config_.eos_ids.begin(), config_.eos_ids.end(), token) !=
+             config_.eos_ids.end()) {
+    turn.stopped = StopReason::kEndOfText;
+  }
+  return turn.stopped != StopReason::kLimit ||
+         static_cast<std::int32_t>(turn.token_ids.size()) >= token_limit(request.max_tokens);
+}
+
+void Engine::decode_turns(std::span<const StepRequest> requests, std::span<Turn> turns) {
+  std::vector<std::size_t> speaking;
+  for (std::size_t i = 0; i < requests.size(); ++i)
+    if (!turns[i].error && token_limit(requests[i].max_tokens) > 0) speaking.push_back(i);
+  while (!speaking.empty()) {
+    active_.clear();
+    for (const std::size_t i : speaking) active_.push_back(requests[i].session);
+    sample(active_);
+    std::erase_if(speaking, [&](std::size_t i) {
+      const std::int32_t token = requests[i].session->pending_token_;
+      turns[i].token_ids.push_back(token);
+      return is_last(token, requests[i], turns[i]);
+    });
+    active_.clear();
+    for (const std::size_t i : speaking) {
+      Session& session = *requests[i].session;
+      session.input_.clear();
+      session.input_.add_text(std::exchange(session.pending_token_, kNoToken));
+      active_.push_back(&session);
+    }
+    run_rows(active_);
+  }
+}
+
+std::vector<std::int32_t> Engine::decode(Session& session, std::int32_t n,
+                                         std::span<const std::int32_t> stop) {
+  check(n >= 0, "decode: expected 0 tokens or more, found ", n);
+  const Call call(*this, session);
+  check(n == 0 || session.has_head_row_ || session.pending_token_ != kNoToken,
+        "decode: the session is empty; append something first");
+  session.sequence_->check_room(n);
+  const PassScope pass(*backend_);
+  std::vector<std::int32_t> tokens;
+  Session* const only[] = {&session};
+  while (static_cast<std::int32_t>(tokens.size()) < n) {
+    if (session.pending_token_ != kNoToken) {
+      session.input_.clear();
+      session.input_.add_text(std::exchange(session.pending_token_, kNoToken));
+      run_rows(only);
+    }
+    sample(only);
+    tokens.push_back(session.pending_token_);
+    if (std::find(stop.begin(), stop.end(), tokens.back()) != stop.end()) break;
+  }
+  session.set_mark();
+  return tokens;
+}
+
+}  // namespace duplex

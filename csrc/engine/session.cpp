@@ -1,0 +1,239 @@
+#include "engine/session.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include "core/error.h"
+#include "engine/engine.h"
+
+namespace duplex {
+namespace {
+
+// What may wait to be read. A client that feeds and never steps hears of it here.
+constexpr std::size_t kMaxWaitingSamples = std::size_t{20} * 60 * kSampleRateHz;
+constexpr std::size_t kMaxWaitingIds = std::size_t{1} << 20;
+constexpr std::size_t kMaxWaitingImages = 256;
+
+void check_inbox(const char* what, std::size_t waiting, std::size_t added, std::size_t limit) {
+  check<CapacityError>(waiting + added <= limit, "feed: ", waiting, " ", what, " wait already and ",
+                       added, " more were given; expected at most ", limit,
+                       ", so step the session or append in smaller parts");
+}
+
+}  // namespace
+
+Session::Session(std::shared_ptr<Engine> engine, Sequence sequence, const SamplingParams& sampling)
+    : engine_(std::move(engine)), sequence_(std::move(sequence)), sampling_(sampling) {
+  if (engine_->analyzer() != nullptr) audio_.emplace(*engine_->analyzer());
+  head_row_.resize(engine_->head_row_bytes());
+  marks_.reserve(kMarks);
+  set_mark();
+}
+
+Session::~Session() { close(); }
+
+void Session::close() {
+  if (is_closed_.exchange(true)) return;
+  const std::lock_guard lock(engine_->mutex());  // waits for a step in progress
+  engine_->unregister(*this);
+  drop();
+}
+
+void Session::drop() noexcept {
+  is_closed_.store(true);
+  sequence_.reset();
+}
+
+void Session::check_open() const {
+  check<SessionClosed>(!is_closed_.load(), "session: it is closed; open a new one");
+}
+
+// ---- input from any thread
+
+void Session::feed_audio(std::span<const float> samples) {
+  check_open();
+  check(audio_.has_value(), "audio: this checkpoint has no audio tower (no audio_config)");
+  const auto bad = std::find_if(samples.begin(), samples.end(),
+                                [](float sample) { return !std::isfinite(sample); });
+  check(bad == samples.end(), "audio: sample ", bad - samples.begin(),
+        " is NaN or infinite; expected finite samples, nominally -1 to 1");
+  const std::lock_guard lock(inbox_mutex_);
+  check_inbox("samples", inbox_.samples.size(), samples.size(), kMaxWaitingSamples);
+  inbox_.samples.insert(inbox_.samples.end(), samples.begin(), samples.end());
+}
+
+void Session::feed_image(Image image) {
+  check_open();
+  image = engine_->check_image(std::move(image));
+  const std::lock_guard lock(inbox_mutex_);
+  check_inbox("images", inbox_.images.size(), 1, kMaxWaitingImages);
+  inbox_.images.push_back(std::move(image));
+}
+
+void Session::feed_text(std::span<const std::int32_t> ids) {
+  check_open();
+  engine_->check_ids(ids);
+  const std::lock_guard lock(inbox_mutex_);
+  check_inbox("token ids", inbox_.text.size(), ids.size(), kMaxWaitingIds);
+  inbox_.text.insert(inbox_.text.end(), ids.begin(), ids.end());
+}
+
+void Session::feed_result(std::span<const std::int32_t> ids) {
+  check_open();
+  check(engine_->config().interaction.has_value(),
+        "result: this checkpoint has no interaction block, so it knows no result tokens");
+  engine_->check_ids(ids);
+  const std::lock_guard lock(inbox_mutex_);
+  check_inbox("token ids", inbox_.result.size(), ids.size(), kMaxWaitingIds);
+  inbox_.result.insert(inbox_.result.end(), ids.begin(), ids.end());
+}
+
+Inbox Session::take_inbox() {
+  const std::lock_guard lock(inbox_mutex_);
+  return std::exchange(inbox_, {});
+}
+
+// ---- rewinding
+
+void Session::set_mark() {
+  if (marks_.size() < kMarks) marks_.emplace_back();
+  Mark& mark = marks_[next_mark_];
+  next_mark_ = (next_mark_ + 1) % kMarks;
+  mark.position = sequence_->length();
+  mark.turn = turn_;
+  mark.pending_token = pending_token_;
+  mark.has_head_row = has_head_row_;
+  mark.head_row = head_row_;
+  mark.waiting_frames.clear();
+  if (!audio_) return;
+  mark.audio = audio_->state();
+  const auto waiting = audio_->waiting();
+  mark.waiting_frames.assign(waiting.begin(), waiting.end());
+}
+
+// The newest mark at a position: a call that appended nothing leaves two.
+const Mark* Session::find_mark(std::int64_t position) const {
+  for (std::size_t back = 1; back <= marks_.size(); ++back) {
+    const Mark& mark = marks_[(next_mark_ + kMarks - back) % kMarks];
+    if (mark.position == position) return &mark;
+  }
+  return nullptr;
+}
+
+std::vector<std::int64_t> Session::marks() const {
+  const std::lock_guard lock(engine_->mutex());
+  check_open();
+  std::vector<std::int64_t> positions;
+  for (const Mark& mark : marks_)
+    if (mark.position >= sequence_->lowest_truncation() && mark.position <= sequence_->length())
+      positions.push_back(mark.position);
+  std::sort(positions.begin(), positions.end());
+  positions.erase(std::unique(positions.begin(), positions.end()), positions.end());
+  return positions;
+}
+
+void Session::truncate(std::int64_t position) {
+  const BusyGuard busy(*this);
+  std::string held;
+  for (const std::int64_t p : marks()) held += (held.empty() ? "" : ", ") + std::to_string(p);
+  const std::lock_guard lock(engine_->mutex());
+  check_open();
+  const Mark* found = find_mark(position);
+  check(found != nullptr && position <= sequence_->length() &&
+            position >= sequence_->lowest_truncation(),
+        "truncate: expected the end of an earlier call (one of ", held, "), found ", position);
+  sequence_->truncate(position);
+  const Mark mark = *found;
+  // Marks of what was dropped would be mistaken for marks of what comes instead.
+  for (Mark& other : marks_)
+    if (other.position > position) other.position = -1;
+  turn_ = mark.turn;
+  ++epoch_;
+  pending_token_ = mark.pending_token;
+  has_head_row_ = mark.has_head_row;
+  head_row_ = mark.head_row;
+  if (audio_) audio_->restore(mark.audio, mark.waiting_frames);
+}
+
+std::shared_ptr<Session> Session::fork(std::int64_t max_positions) {
+  const BusyGuard busy(*this);
+  const std::lock_guard lock(engine_->mutex());
+  check_open();
+  auto child = engine_->adopt(
+      sequence_->fork(max_positions > 0 ? max_positions : sequence_->max_positions()), sampling_);
+  child->audio_ = audio_;
+  child->turn_ = turn_;
+  child->epoch_ = epoch_;
+  child->pending_token_ = pending_token_;
+  child->has_head_row_ = has_head_row_;
+  child->head_row_ = head_row_;
+  child->marks_ = marks_;
+  child->marks_.reserve(kMarks);
+  child->next_mark_ = next_mark_;
+  const std::lock_guard inbox_lock(inbox_mutex_);
+  child->inbox_ = inbox_;
+  return child;
+}
+
+PositionRange Session::forget(std::int64_t begin, std::int64_t end) {
+  const BusyGuard busy(*this);
+  const std::lock_guard lock(engine_->mutex());
+  check_open();
+  return sequence_->forget(begin, end);
+}
+
+void Session::set_sampling(const SamplingParams& params) {
+  params.validate();
+  const BusyGuard busy(*this);
+  sampling_ = params;
+}
+
+std::int64_t Session::length() const {
+  const std::lock_guard lock(engine_->mutex());
+  check_open();
+  return sequence_->length();
+}
+
+SequenceUsage Session::usage() const {
+  const std::lock_guard lock(engine_->mutex());
+  check_open();
+  return sequence_->usage();
+}
+
+std::vector<std::tuple<std::int32_t, std::int64_t, std::uint64_t>> Session::digests() const {
+  const std::lock_guard lock(engine_->mutex());
+  check_open();
+  std::vector<std::tuple<std::int32_t, std::int64_t, std::uint64_t>> digests;
+  for (const BlockDigest& digest : sequence_->digests())
+    digests.emplace_back(digest.tape, digest.block, digest.hash);
+  return digests;
+}
+
+// ---- one caller at a time
+
+BusyGuard::BusyGuard(Session& session) { take(session); }
+
+BusyGuard::BusyGuard(std::span<Session* const> sessions) {
+  held_.reserve(sessions.size());
+  try {
+    for (Session* session : sessions) take(*session);
+  } catch (...) {
+    for (Session* session : held_) session->is_busy_.store(false);
+    throw;
+  }
+}
+
+void BusyGuard::take(Session& session) {
+  check<SessionBusy>(!session.is_busy_.exchange(true),
+                     "session: another call is in progress on it; one session takes one call at a "
+                     "time (feed_* may be called meanwhile)");
+  held_.push_back(&session);
+}
+
+BusyGuard::~BusyGuard() {
+  for (Session* session : held_) session->is_busy_.store(false);
+}
+
+}  // namespace duplex

@@ -1,0 +1,120 @@
+// One user's stream: its sequence, what waits to enter it, and where it can be rewound to.
+//
+// A session does not compute; the engine moves its rows through the model (engine.h,
+// micro_turn.cpp). feed_* may be called from any thread at any time; everything else belongs to
+// the one caller that holds the session busy.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <tuple>
+#include <vector>
+
+#include "core/config.h"
+#include "encoders/dmel.h"
+#include "engine/input.h"
+#include "model/sampler.h"
+#include "sequence/sequence.h"
+
+namespace duplex {
+
+class Engine;
+
+inline constexpr std::int32_t kNoToken = -1;
+
+// Everything about a session at the end of one call, beside the tapes: truncate goes back here.
+struct Mark {
+  std::int64_t position = 0;
+  std::int64_t turn = 0;
+  std::int32_t pending_token = kNoToken;
+  bool has_head_row = false;
+  std::vector<std::byte> head_row;
+  DmelState audio;
+  std::vector<std::uint8_t> waiting_frames;
+};
+
+struct SessionOptions {
+  std::int64_t max_positions = 0;  // 0 = the engine's default
+  SamplingParams sampling;
+};
+
+class Session {
+ public:
+  Session(std::shared_ptr<Engine> engine, Sequence sequence, const SamplingParams& sampling);
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  // ---- from any thread
+  void feed_audio(std::span<const float> samples);
+  void feed_image(Image image);
+  void feed_text(std::span<const std::int32_t> ids);
+  void feed_result(std::span<const std::int32_t> ids);
+  bool is_closed() const { return is_closed_.load(); }
+  void close();
+
+  // ---- by one caller at a time
+  std::int64_t length() const;
+  std::int64_t turn() const { return turn_; }
+  std::int64_t epoch() const { return epoch_; }
+  SequenceUsage usage() const;
+  std::vector<std::tuple<std::int32_t, std::int64_t, std::uint64_t>> digests() const;
+  std::vector<std::int64_t> marks() const;  // positions that truncate accepts, ascending
+  void truncate(std::int64_t position);
+  std::shared_ptr<Session> fork(std::int64_t max_positions);
+  PositionRange forget(std::int64_t begin, std::int64_t end);
+  void set_sampling(const SamplingParams& params);
+  Engine& engine() const { return *engine_; }
+
+ private:
+  friend class Engine;
+  friend class BusyGuard;
+
+  static constexpr std::size_t kMarks = 32;
+
+  Inbox take_inbox();
+  void check_open() const;
+  // Drops the sequence; the engine's mutex is held.
+  void drop() noexcept;
+  void set_mark();
+  const Mark* find_mark(std::int64_t position) const;
+
+  std::shared_ptr<Engine> engine_;
+  std::optional<Sequence> sequence_;  // empty once closed
+  SamplingParams sampling_;
+  std::optional<DmelStream> audio_;
+  std::int64_t turn_ = 0;
+  std::int64_t epoch_ = 0;
+  std::int32_t pending_token_ = kNoToken;  // sampled, and appended with the next input
+  bool has_head_row_ = false;
+  std::vector<std::byte> head_row_;  // the last row of the sequence, ready for the head
+  std::vector<Mark> marks_;          // a ring of kMarks
+  std::size_t next_mark_ = 0;
+  InputRows input_;  // of the call in progress; kept for its capacity
+
+  mutable std::mutex inbox_mutex_;
+  Inbox inbox_;
+  std::atomic<bool> is_busy_{false};
+  std::atomic<bool> is_closed_{false};
+};
+
+// Holds sessions busy for the length of a call; throws SessionBusy or SessionClosed.
+class BusyGuard {
+ public:
+  explicit BusyGuard(std::span<Session* const> sessions);
+  explicit BusyGuard(Session& session);
+  ~BusyGuard();
+  BusyGuard(const BusyGuard&) = delete;
+  BusyGuard& operator=(const BusyGuard&) = delete;
+
+ private:
+  void take(Session& session);
+
+  std::vector<Session*> held_;
+};
+
+}  // namespace duplex
