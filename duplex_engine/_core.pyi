@@ -1,0 +1,158 @@
+"""
+The C++ core of duplex_engine.
+"""
+from __future__ import annotations
+import collections.abc
+import numpy
+import numpy.typing
+import typing
+__all__: list[str] = ['BackendUnavailable', 'CapacityError', 'CheckpointError', 'DuplexError', 'Engine', 'InvalidArgument', 'Session', 'SessionBusy', 'SessionClosed', 'Turn', 'backend_names', 'dmel_bins', 'encoder_names']
+class DuplexError(Exception):
+    """
+    Base of everything that duplex_engine raises on purpose.
+    """
+class InvalidArgument(DuplexError, ValueError):
+    """
+    An argument that cannot be used; the message says what was expected.
+    """
+class CheckpointError(DuplexError, ValueError):
+    """
+    A checkpoint that cannot be used; the message names file and tensor.
+    """
+class CapacityError(DuplexError, MemoryError):
+    """
+    No room for a session, a row or a page; nothing was changed.
+    """
+class BackendUnavailable(DuplexError, RuntimeError):
+    """
+    The device or instruction set is not there.
+    """
+class SessionClosed(DuplexError, RuntimeError):
+    """
+    The session or its engine has been closed.
+    """
+class SessionBusy(DuplexError, RuntimeError):
+    """
+    Another thread is in a call on the same session.
+    """
+class Turn:
+    """
+    What one session's micro-turn did.
+    """
+    @property
+    def append_us(self) -> int:
+        ...
+    @property
+    def decode_us(self) -> int:
+        ...
+    @property
+    def encode_us(self) -> int:
+        ...
+    @property
+    def epoch(self) -> int:
+        ...
+    @property
+    def kv_bytes(self) -> int:
+        ...
+    @property
+    def merged_turns(self) -> int:
+        ...
+    @property
+    def missing_samples(self) -> int:
+        ...
+    @property
+    def n_rows(self) -> int:
+        ...
+    @property
+    def position(self) -> int:
+        ...
+    @property
+    def stopped(self) -> str:
+        ...
+    @property
+    def token_ids(self) -> list[int]:
+        ...
+    @property
+    def total_us(self) -> int:
+        ...
+    @property
+    def turn(self) -> int:
+        ...
+class Session:
+    """
+    One user's stream.
+    """
+    def append(self, kind: str, data: typing.Any, *, logits: str = 'none', end_of_audio: bool = False) -> typing.Any:
+        ...
+    def close(self) -> None:
+        ...
+    def decode(self, n: typing.SupportsInt | typing.SupportsIndex, stop: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> list[int]:
+        ...
+    def digests(self) -> list[tuple[int, int, int]]:
+        """
+        (tape, block, hash) of every whole block that is held and committed.
+        """
+    def feed_audio(self, samples: numpy.ndarray) -> None:
+        ...
+    def feed_image(self, image: numpy.ndarray) -> None:
+        ...
+    def feed_result(self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
+    def feed_text(self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
+    def forget(self, begin: typing.SupportsInt | typing.SupportsIndex, end: typing.SupportsInt | typing.SupportsIndex) -> tuple[int, int]:
+        ...
+    def fork(self, max_positions: typing.SupportsInt | typing.SupportsIndex | None = None) -> Session:
+        ...
+    def marks(self) -> list[int]:
+        ...
+    def memory(self) -> dict[str, int]:
+        ...
+    def set_sampling(self, *, seed: typing.SupportsInt | typing.SupportsIndex, temperature: typing.SupportsFloat | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, top_p: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    def truncate(self, length: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def closed(self) -> bool:
+        ...
+    @property
+    def epoch(self) -> int:
+        ...
+    @property
+    def length(self) -> int:
+        ...
+    @property
+    def turn(self) -> int:
+        ...
+class Engine:
+    """
+    One checkpoint, loaded.
+    """
+    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], *, device: str = 'cpu', n_threads: typing.SupportsInt | typing.SupportsIndex = 0, isa: str = '', dtype: str = 'float32', memory_bytes: typing.SupportsInt | typing.SupportsIndex = 1073741824, max_batch_rows: typing.SupportsInt | typing.SupportsIndex = 256, max_positions: typing.SupportsInt | typing.SupportsIndex = 32768, rewind_rows: typing.SupportsInt | typing.SupportsIndex = 64, progress: typing.Any = None) -> None:
+        ...
+    def close(self) -> None:
+        ...
+    def description(self) -> str:
+        ...
+    def embed(self, kind: str, data: typing.Any) -> numpy.typing.NDArray[numpy.float32]:
+        ...
+    def memory_plan(self) -> list[tuple[str, int]]:
+        ...
+    def open_session(self, *, max_positions: typing.SupportsInt | typing.SupportsIndex | None = None, seed: typing.SupportsInt | typing.SupportsIndex = 0, temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0, top_k: typing.SupportsInt | typing.SupportsIndex = 0, top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0) -> Session:
+        ...
+    def stats(self) -> dict[str, int]:
+        ...
+    def step_many(self, sessions: collections.abc.Sequence[Session], max_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> list[typing.Any]:
+        ...
+def backend_names() -> list[str]:
+    """
+    Devices that this build knows.
+    """
+def dmel_bins(samples: numpy.ndarray, n_mels: typing.SupportsInt | typing.SupportsIndex = 80, n_levels: typing.SupportsInt | typing.SupportsIndex = 16) -> numpy.typing.NDArray[numpy.uint8]:
+    """
+    dMel bins of a whole 16 kHz recording: (frames, n_mels) uint8.
+    """
+def encoder_names() -> list[str]:
+    """
+    Encoders that turn raw input into rows.
+    """

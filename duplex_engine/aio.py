@@ -1,0 +1,231 @@
+"""The engine for asyncio: many sessions awaiting their micro-turns, one pass for all of them.
+
+Owns the dispatcher: steps that wait at the same time run as one `Engine.step_many` in a worker
+thread. A session has at most one step waiting, so the queue is bounded by the open sessions. Does
+not own any arithmetic: a session gets the same bits as it would from `Session.step`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from duplex_engine.engine import Engine
+from duplex_engine.errors import SessionBusy, SessionClosed
+from duplex_engine.session import Session
+from duplex_engine.types import MicroTurn, StepInput
+
+__all__ = ["AsyncEngine", "AsyncSession"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Request:
+    session: Session
+    inputs: StepInput
+    answer: asyncio.Future[MicroTurn]
+
+
+class AsyncEngine:
+    """An `Engine` whose calls are awaited. Belongs to the event loop in which it is first used.
+
+    Use it as an asynchronous context manager, or await `close`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        """Takes over `engine`: `close` closes it."""
+        self.engine = engine
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="duplex_engine")
+        self._waiting: dict[Session, _Request] = {}
+        self._wake = asyncio.Event()
+        self._dispatcher: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @classmethod
+    async def load(cls, path: str | Path, **options: Any) -> Self:
+        """Loads a checkpoint in a thread; the arguments are those of `Engine.load`."""
+        return cls(await asyncio.to_thread(Engine.load, path, **options))
+
+    async def open_session(self, **options: Any) -> AsyncSession:
+        """Opens a session; the arguments are those of `Engine.open_session`."""
+        return AsyncSession(self, await self.run(self.engine.open_session, **options))
+
+    async def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Calls `function` in the worker thread, where it never meets a step at work.
+
+        For the calls of `Session` that have no asynchronous twin:
+        `await engine.run(session.sync.append, text=ids)`. A caller that is cancelled does not stop
+        a call that began.
+        """
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._worker, lambda: function(*args, **kwargs))
+
+    async def step(self, session: Session, inputs: StepInput) -> MicroTurn:
+        """Runs one micro-turn of `session`, together with all others that wait."""
+        self._check_open()
+        if session in self._waiting:
+            raise SessionBusy(
+                "step: expected one step at a time, found another one of this session waiting; "
+                "await that one first"
+            )
+        if self._dispatcher is None:
+            self._dispatcher = asyncio.create_task(self._dispatch())
+        request = _Request(session, inputs, asyncio.get_running_loop().create_future())
+        self._waiting[session] = request
+        self._wake.set()
+        try:
+            return await request.answer
+        finally:
+            # Cancelled while waiting: nothing is fed. Cancelled during the pass: it is finished.
+            if self._waiting.get(session) is request:
+                del self._waiting[session]
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    async def close(self) -> None:
+        """Lets the pass at work finish, refuses the steps that wait, and closes the engine."""
+        if self._closed:
+            return
+        self._closed = True
+        self._wake.set()
+        if self._dispatcher is not None:
+            await self._dispatcher
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._worker, self.engine.close)
+        self._worker.shutdown(wait=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SessionClosed("engine: expected an open engine, found a closed one; load another")
+
+    async def _dispatch(self) -> None:
+        """Takes whatever waits, runs it as one pass, hands the answers out, and again."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            batch = [r for r in self._waiting.values() if not r.answer.done()]  # not cancelled
+            self._waiting.clear()
+            if self._closed:
+                break
+            answers = await loop.run_in_executor(self._worker, self._step_all, batch)
+            for request, answer in zip(batch, answers, strict=True):
+                if request.answer.done():
+                    continue  # its caller was cancelled meanwhile
+                if isinstance(answer, Exception):
+                    request.answer.set_exception(answer)
+                else:
+                    request.answer.set_result(answer)
+            await asyncio.sleep(0)  # callers that step again at once join the next pass
+        for request in batch:
+            request.answer.set_exception(
+                SessionClosed("step: the engine was closed before this step began")
+            )
+
+    def _step_all(self, batch: list[_Request]) -> Sequence[MicroTurn | Exception]:
+        try:
+            return self.engine.step_many([(request.session, request.inputs) for request in batch])
+        except Exception as error:  # nothing that one session did: all callers should know
+            return [error] * len(batch)
+
+
+class AsyncSession:
+    """A `Session` whose calls are awaited; use it as an asynchronous context manager."""
+
+    def __init__(self, engine: AsyncEngine, session: Session) -> None:
+        self._engine = engine
+        self.sync = session  # the session itself, for `AsyncEngine.run`
+
+    async def step(
+        self,
+        audio: object = None,
+        image: object = None,
+        text: object = None,
+        *,
+        result: object = None,
+        sample_rate: int | None = None,
+        max_tokens: int | None = None,
+    ) -> MicroTurn:
+        """Runs one micro-turn; the arguments are those of `Session.step`.
+
+        Cancelled before its pass began, it has no effect; later, the micro-turn is finished and its
+        output dropped.
+
+        Raises:
+            SessionBusy: another step of this session is being awaited.
+        """
+        inputs: StepInput = {
+            "audio": audio,
+            "image": image,
+            "text": text,
+            "result": result,
+            "sample_rate": sample_rate,
+            "max_tokens": max_tokens,
+        }
+        return await self._engine.step(self.sync, inputs)
+
+    def feed(
+        self,
+        audio: object = None,
+        image: object = None,
+        text: object = None,
+        *,
+        result: object = None,
+        sample_rate: int | None = None,
+    ) -> None:
+        """Queues input for the next micro-turn; see `Session.feed`."""
+        self.sync.feed(audio, image, text, result=result, sample_rate=sample_rate)
+
+    async def truncate(self, length: int) -> None:
+        """Drops the newest positions; see `Session.truncate`."""
+        await self._engine.run(self.sync.truncate, length)
+
+    async def fork(self, max_positions: int | None = None) -> AsyncSession:
+        """A second session that goes on from the same point; see `Session.fork`."""
+        return AsyncSession(self._engine, await self._engine.run(self.sync.fork, max_positions))
+
+    async def forget(self, begin: int, end: int) -> tuple[int, int]:
+        """Hides a range of the past; see `Session.forget`."""
+        return await self._engine.run(self.sync.forget, begin, end)
+
+    @property
+    def length(self) -> int:
+        """Positions in the sequence."""
+        return self.sync.length
+
+    async def close(self) -> None:
+        """Gives the session's memory back, after a step at work; a second call does nothing."""
+        if not self._engine.closed:
+            await self._engine.run(self.sync.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()

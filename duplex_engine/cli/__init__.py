@@ -1,0 +1,57 @@
+"""The command line: `duplex-engine demo`, `run`, `inspect`.
+
+Owns the list of commands and how errors end a command: one red line, exit status 2. What a command
+does is in the module of its name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from duplex_engine.cli.demo import demo
+from duplex_engine.cli.inspect import inspect
+from duplex_engine.cli.run import run
+from duplex_engine.errors import DuplexError
+
+__all__ = ["app", "main"]
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+
+
+class _Commands(TyperGroup):
+    """Ends every command in the same way, whatever stopped it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DuplexError as error:
+            console = Console(stderr=True, soft_wrap=True)
+            console.print(Text(f"error: {error}", style="red"), highlight=False)
+            raise typer.Exit(EXIT_ERROR) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Runs Inkling interaction models as a live stream of sound, pictures and text.",
+    epilog="Begin with `duplex-engine demo`; each command has its own `--help` with examples.",
+)
+app.command()(demo)
+app.command()(run)
+app.command()(inspect)
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,118 @@
+"""`duplex-engine run`: a sound file or the microphone through a checkpoint, turn by turn."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from duplex_engine.cli.live import JsonView, LineView, View
+from duplex_engine.cli.stream import file_sound, fitted_image, microphone_sound, stream
+from duplex_engine.config import FRAME_MS, ModelConfig
+from duplex_engine.engine import Engine
+from duplex_engine.errors import InvalidArgument
+from duplex_engine.models.random import write_random_checkpoint
+
+__all__ = ["CheckpointOption", "DtypeOption", "ThreadsOption", "checkpoint_or_random", "run"]
+
+RANDOM_SEED = 2  # random weights that both speak and listen
+DEFAULT_TURN_MS = 4 * FRAME_MS  # of a checkpoint without an interaction block
+
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", "-c", help="Checkpoint folder. Without it: random weights."),
+]
+DtypeOption = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option(help="Type of weights and cache; auto follows the checkpoint."),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Worker threads. Default: one per core.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object per micro-turn instead of lines.")
+]
+
+
+def run(
+    audio: Annotated[
+        Path | None, typer.Argument(help="Sound file: WAV, FLAC, OGG, MP3; any rate.")
+    ] = None,
+    checkpoint: CheckpointOption = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="Picture; give several for one per micro-turn, from the first on."),
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Typed text, in the first micro-turn.")] = None,
+    mic: Annotated[
+        bool, typer.Option("--mic", help="Listen to the microphone until Ctrl-C.")
+    ] = False,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="Keep to the clock instead of going on at once.")
+    ] = False,
+    json: JsonOption = False,
+    dtype: DtypeOption = "auto",
+    threads: ThreadsOption = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random numbers.")] = 0,
+) -> None:
+    """Stream sound through a checkpoint and show each micro-turn as it happens.
+
+    A line shows when the micro-turn began, the level of what was heard, how long it took, what the
+    session holds in memory, and what the model put out.
+
+    Examples:
+
+    `duplex-engine run question.wav -c checkpoints/mine`
+
+    `duplex-engine run question.wav --image board.png --text "what is this?" --realtime`
+
+    `duplex-engine run question.wav --json | jq .timing.total_us`
+
+    `duplex-engine run --mic -c checkpoints/mine`
+    """
+    if (audio is None) == (not mic):
+        raise InvalidArgument(
+            "run: expected a sound file or --mic, found " + ("neither" if audio is None else "both")
+        )
+    with (
+        checkpoint_or_random(checkpoint) as (folder, note),
+        Engine.load(folder, dtype=dtype, threads=threads, progress=True) as engine,
+        engine.open_session(temperature=temperature, seed=seed) as session,
+    ):
+        turn_ms = turn_duration_ms(engine.config)
+        view: View = JsonView() if json else LineView(turn_ms)
+        if note:
+            view.note(note)
+        sound = microphone_sound(turn_ms) if audio is None else file_sound(audio, turn_ms)
+        images = [fitted_image(path, engine.config, view) for path in image or ()]
+        try:
+            stream(session, sound, view, turn_ms, images=images, text=text, realtime=realtime)
+        finally:
+            view.end()
+
+
+def turn_duration_ms(config: ModelConfig) -> int:
+    """Milliseconds of a micro-turn."""
+    layout = config.interaction
+    return DEFAULT_TURN_MS if layout is None else layout.micro_turn_ms
+
+
+@contextmanager
+def checkpoint_or_random(
+    checkpoint: Path | None, preset: str = "tiny"
+) -> Iterator[tuple[Path, str]]:
+    """The folder given, or a temporary one with random weights and the note that says so."""
+    if checkpoint is not None:
+        yield checkpoint, ""
+        return
+    with tempfile.TemporaryDirectory(prefix="duplex_engine_") as folder:
+        yield (
+            write_random_checkpoint(Path(folder) / f"random-{preset}", preset, seed=RANDOM_SEED),
+            f"No checkpoint given: the weights are random (preset {preset!r}), so what the model "
+            "says means nothing. Times, memory and the path of the data are real.",
+        )

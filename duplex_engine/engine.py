@@ -1,0 +1,334 @@
+"""The engine: one checkpoint in memory, ready to serve sessions.
+
+Owns the way from a checkpoint folder to the C++ core (which takes plain values and raw tensors) and
+the micro-turns of several sessions in one pass. Read `session.py` next; the work itself is done in
+`csrc/engine/micro_turn.cpp`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeAlias
+
+from duplex_engine import _core
+from duplex_engine.arrays import SAMPLE_RATE
+from duplex_engine.checkpoint import Checkpoint
+from duplex_engine.config import ModelConfig
+from duplex_engine.errors import CheckpointError, DuplexError, InvalidArgument
+from duplex_engine.json_input import found
+from duplex_engine.progress import progress_bar
+from duplex_engine.reference import hmlp
+from duplex_engine.session import Session, step_together
+from duplex_engine.text import Tokenizer
+from duplex_engine.types import MicroTurn, StepInput
+
+__all__ = ["Engine", "parse_bytes"]
+
+Dtype: TypeAlias = Literal["float32", "bfloat16"]
+Progress: TypeAlias = bool | Callable[[int, int], None] | None
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+
+
+class Engine:
+    """One model, loaded. Make it with `Engine.load`; use it as a context manager or `close` it.
+
+    Threads may share an engine; one session takes one call at a time.
+    """
+
+    sample_rate = SAMPLE_RATE  # Hz, of sound given without a `sample_rate`
+
+    def __init__(
+        self, core: _core.Engine, config: ModelConfig, tokenizer: Tokenizer | None, dtype: Dtype
+    ) -> None:
+        self._core = core
+        self._dtype = dtype
+        self._config = config
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: str = "cpu",
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        threads: int | None = None,
+        memory: int | str = "1GiB",
+        max_positions: int = 32_768,
+        max_batch_rows: int = 256,
+        rewind_rows: int = 64,
+        isa: str | None = None,
+        progress: Progress = None,
+    ) -> Self:
+        """Loads the checkpoint folder `path`.
+
+        Args:
+            path: the folder that holds config.json, the weights, perhaps tokenizer.json.
+            device: "cpu".
+            dtype: type of the weights and of the cache of keys and values; "auto" is bfloat16 for a
+                bfloat16 checkpoint, else float32.
+            threads: worker threads; None takes one per processor core.
+            memory: bytes for the sequences of all sessions, or a string like "512MiB". Weights are
+                not counted.
+            max_positions: the longest sequence of a session that does not say its own.
+            max_batch_rows: most rows of one pass; longer input takes several.
+            rewind_rows: how far back `Session.truncate` can always go, in rows. Every session pays
+                for them in memory.
+            isa: instruction set to use ("portable", "avx2", "avx512"); None takes the best one.
+            progress: True shows a bar on stderr; a function is called with (bytes done, bytes).
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or asks for what the engine cannot run.
+            InvalidArgument: one of the options is wrong.
+            BackendUnavailable: the device or instruction set is not there.
+            CapacityError: the memory is not there.
+        """
+        memory_bytes = parse_bytes(memory)
+        with Checkpoint.open(path) as checkpoint, ExitStack() as stack:
+            config = checkpoint.config
+            if dtype == "auto":
+                stored = config.dtype or _commonest_dtype(checkpoint)
+                resolved: Dtype = "bfloat16" if stored == "bfloat16" else "float32"
+            else:
+                resolved = dtype
+            if progress is True:
+                progress = stack.enter_context(progress_bar(f"loading {checkpoint.path.name}"))
+            tokenizer = None
+            if checkpoint.tokenizer_path is not None:
+                tokenizer = Tokenizer.from_file(checkpoint.tokenizer_path)
+            core = _core.Engine(
+                core_config(config),
+                [(t.name, t.dtype, t.shape, t.data) for t in checkpoint.tensors],
+                device=device,
+                n_threads=threads or 0,
+                isa=isa or "",
+                dtype=resolved,
+                memory_bytes=memory_bytes,
+                max_batch_rows=max_batch_rows,
+                max_positions=max_positions,
+                rewind_rows=rewind_rows,
+                progress=progress or None,
+            )
+        return cls(core, config, tokenizer, resolved)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The checkpoint's validated `config.json`."""
+        return self._config
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The checkpoint's tokenizer, or None: then text goes in and comes out as token ids."""
+        return self._tokenizer
+
+    @property
+    def dtype(self) -> Dtype:
+        """Type of the weights and of the cache: "float32" or "bfloat16"."""
+        return self._dtype
+
+    @property
+    def interaction(self) -> bool:
+        """Whether this is an interaction checkpoint: one that ends its own output with `listen`."""
+        return self._config.interaction is not None
+
+    def open_session(
+        self,
+        *,
+        max_positions: int | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Session:
+        """Opens a session: one user's stream.
+
+        Args:
+            max_positions: the longest its sequence can become; its memory is promised here, so
+                that no other session can take it away. None takes the engine's.
+            temperature: 0 is greedy.
+            top_k: sample among the k most likely tokens; 0 among all.
+            top_p: sample among the most likely tokens that reach this probability together.
+            seed: of the session's random numbers.
+
+        Raises:
+            CapacityError: the memory left cannot hold such a session.
+            InvalidArgument: one of the options is wrong.
+        """
+        core = self._core.open_session(
+            max_positions=max_positions,
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
+        return Session(core, self._core, self._config, self._tokenizer)
+
+    def step_many(
+        self,
+        requests: Mapping[Session, StepInput] | Iterable[tuple[Session, StepInput]],
+    ) -> list[MicroTurn | DuplexError]:
+        """Runs one micro-turn of several sessions in one pass over the weights.
+
+        Each session computes the same bits as it would alone. An error of one session does not
+        touch the others: it is returned in that session's place, and its state is as it was.
+
+        Args:
+            requests: for each session the arguments of `Session.step`, as a dict.
+
+        Returns:
+            For each request, in order, its micro-turn or the error that `Session.step` would raise.
+        """
+        pairs = requests.items() if isinstance(requests, Mapping) else requests
+        return step_together(self._core, list(pairs))
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Counters of the engine: sessions, and pages of memory (total, used, free, promised)."""
+        return dict(self._core.stats())
+
+    @property
+    def memory_plan(self) -> list[tuple[str, int]]:
+        """What the engine reserved: (name, bytes), in order."""
+        return list(self._core.memory_plan())
+
+    @property
+    def description(self) -> str:
+        """Model, device, instruction set, threads: a few lines for a log."""
+        return self._core.description()
+
+    def close(self) -> None:
+        """Closes every session and gives all memory back."""
+        self._core.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def parse_bytes(value: int | str) -> int:
+    """Bytes from a number of them or a string like "512MiB" or "1.5 GB".
+
+    Raises:
+        InvalidArgument: not of that form, or not positive.
+    """
+    n_bytes = value if isinstance(value, int) else 0
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value)):
+        n_bytes = int(float(match[1]) * UNITS.get(match[2], 0))
+    if n_bytes <= 0:
+        raise InvalidArgument(
+            f"memory: expected a number of bytes or a string like '512MiB', found {found(value)}"
+        )
+    return n_bytes
+
+
+def core_config(config: ModelConfig) -> dict[str, Any]:
+    """The model's sizes in the core's words (`csrc/core/config.h`).
+
+    Raises:
+        CheckpointError: the vision tower's sizes cannot be planned.
+    """
+    text = config.text
+    values: dict[str, Any] = {
+        "vocab_size": text.vocab_size,
+        "unpadded_vocab_size": text.n_logits,
+        "d_model": text.hidden_size,
+        "d_rel": text.d_rel,
+        "d_ff": text.intermediate_size,
+        "conv_kernel": text.conv_kernel_size,
+        "norm_eps": text.rms_norm_eps,
+        "logit_divisor": text.logits_mup_width_multiplier,
+        "log_scaling_floor": text.log_scaling_n_floor or 0,
+        "log_scaling_alpha": text.log_scaling_alpha,
+        "global": {
+            "n_heads": text.num_attention_heads,
+            "n_kv_heads": text.num_key_value_heads,
+            "d_head": text.head_dim,
+            "rel_extent": text.rel_extent,
+            "window": 0,
+        },
+        "local": {
+            "n_heads": text.swa_num_attention_heads,
+            "n_kv_heads": text.swa_num_key_value_heads,
+            "d_head": text.swa_head_dim,
+            "rel_extent": text.sliding_window_size,
+            "window": text.sliding_window_size,
+        },
+        "moe": None,
+        "layers": list(zip(text.is_local, text.is_moe, strict=True)),
+        "eos_ids": list(text.eos_token_ids),
+        "audio": None,
+        "vision": None,
+        "interaction": None,
+    }
+    if any(text.is_moe):
+        values["moe"] = {
+            "n_experts": text.n_routed_experts,
+            "n_shared": text.n_shared_experts,
+            "top_k": text.num_experts_per_tok,
+            "d_expert": text.moe_intermediate_size,
+            "route_scale": text.route_scale,
+        }
+    if config.audio is not None:
+        values["audio"] = {
+            "n_mels": config.audio.n_mel_bins,
+            "n_levels": config.audio.mel_vocab_size,
+        }
+    if (vision := config.vision) is not None:
+        values["vision"] = {
+            "patch_size": vision.patch_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+            "n_channels": vision.num_channels,
+            "stages": vision_stages(config),
+        }
+    if (layout := config.interaction) is not None:
+        keys = ("audio_frames", "max_output_tokens", "max_image_patches", *layout.token_keys)
+        values["interaction"] = {key: getattr(layout, key) for key in keys}
+    return values
+
+
+def vision_stages(config: ModelConfig) -> list[tuple[int, int, int, int]]:
+    """The stages of the vision tower: (frames folded, side folded, values in, values out).
+
+    Raises:
+        CheckpointError: a patch of one pixel cannot be folded.
+    """
+    vision = config.vision
+    if vision is None:
+        return []
+    try:
+        stages = hmlp.plan(
+            vision.patch_size,
+            vision.temporal_patch_size,
+            vision.num_hidden_layers,
+            vision.num_channels,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"vision_config: {error}") from error
+    return [(s.t_fold, s.hw_fold, s.d_in, s.d_out or config.text.hidden_size) for s in stages]
+
+
+def _commonest_dtype(checkpoint: Checkpoint) -> str:
+    """The type that most bytes of the weights have, for a config.json that does not say it."""
+    n_bytes: Counter[str] = Counter()
+    for tensor in checkpoint.tensors:
+        n_bytes[tensor.dtype] += tensor.data.nbytes
+    return (
+        "bfloat16" if max(n_bytes, key=n_bytes.__getitem__, default="F32") == "BF16" else "float32"
+    )

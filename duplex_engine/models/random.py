@@ -1,0 +1,332 @@
+"""An interaction checkpoint with random weights, in the layout of the published ones.
+
+Owns the presets, the tensors' names, shapes and scales, and a tokenizer of syllables, so that
+what such a model says can at least be read aloud. Nothing here was trained: the output means
+nothing, and only speed, memory and the path of the data are real. `config.py` says what the keys of
+config.json mean.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from duplex_engine.config import ModelConfig
+from duplex_engine.engine import vision_stages
+from duplex_engine.errors import InvalidArgument
+from duplex_engine.json_input import found
+
+__all__ = ["PRESETS", "write_random_checkpoint"]
+
+Dtype: TypeAlias = Literal["float32", "bfloat16"]
+Array: TypeAlias = NDArray[Any]
+
+CONTROL_TOKENS = (
+    "<|eos|>",
+    "<|listen|>",
+    "<|delegate|>",
+    "<|delegate_end|>",
+    "<|result|>",
+    "<|result_end|>",
+    "<|user_text|>",
+    "<|user_text_end|>",
+)
+N_BYTES = 256
+LISTEN_SCALE = 9.0  # of the head's row, so that a good part of the tokens is `listen`
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Sizes of a random model. `layers` has a word per layer: [l]ocal or [g]lobal, then [d]ense
+    or [m]ixture of experts. Heads are (query, key/value) of global, then of local layers."""
+
+    vocab_size: int
+    d_model: int
+    d_ff: int
+    layers: str
+    heads: tuple[int, int]
+    local_heads: tuple[int, int]
+    d_head: int
+    d_rel: int
+    rel_extent: int
+    window: int
+    patch_size: int
+    vision_layers: int
+    max_image_patches: int = 16
+    max_output_tokens: int = 8
+    moe: dict[str, int] = field(default_factory=dict)
+
+
+_LOCAL_THEN_GLOBAL = "ld ld ld gd"
+PRESETS: dict[str, Preset] = {
+    "tiny": Preset(
+        vocab_size=640,
+        d_model=128,
+        d_ff=384,
+        layers=_LOCAL_THEN_GLOBAL,
+        heads=(4, 2),
+        local_heads=(4, 2),
+        d_head=32,
+        d_rel=8,
+        rel_extent=256,
+        window=64,
+        patch_size=16,
+        vision_layers=2,
+    ),
+    "small": Preset(
+        vocab_size=4096,
+        d_model=512,
+        d_ff=1408,
+        layers=f"{_LOCAL_THEN_GLOBAL} {_LOCAL_THEN_GLOBAL}",
+        heads=(8, 4),
+        local_heads=(8, 4),
+        d_head=64,
+        d_rel=16,
+        rel_extent=1024,
+        window=512,
+        patch_size=16,
+        vision_layers=2,
+    ),
+    "moe": Preset(
+        vocab_size=640,
+        d_model=128,
+        d_ff=384,
+        layers="ld lm lm gm",
+        heads=(4, 2),
+        local_heads=(4, 4),
+        d_head=32,
+        d_rel=8,
+        rel_extent=256,
+        window=64,
+        patch_size=16,
+        vision_layers=2,
+        moe={"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128},
+    ),
+}
+
+
+def write_random_checkpoint(
+    directory: str | Path,
+    preset: str = "tiny",
+    *,
+    seed: int = 0,
+    dtype: Dtype = "float32",
+    interaction: bool = True,
+) -> Path:
+    """Writes config.json, model.safetensors and tokenizer.json into `directory`, made if absent.
+
+    The same arguments give the same bytes. Returns the folder.
+
+    Args:
+        directory: where to write; files of these names are replaced.
+        preset: "tiny" (about 1 M parameters), "small" (about 29 M) or "moe" (about 2 M).
+        seed: of the weights.
+        dtype: of the weights in the file.
+        interaction: with the block that makes it an interaction checkpoint, or without.
+
+    Raises:
+        InvalidArgument: no such preset or dtype.
+    """
+    if preset not in PRESETS:
+        raise InvalidArgument(
+            f"preset: expected one of {', '.join(PRESETS)}, found {found(preset)}"
+        )
+    if dtype not in ("float32", "bfloat16"):
+        raise InvalidArgument(f"dtype: expected float32 or bfloat16, found {found(dtype)}")
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    values = _config_json(PRESETS[preset], dtype, interaction)
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    _tokenizer(PRESETS[preset].vocab_size).save(str(folder / "tokenizer.json"))
+    rng = np.random.default_rng(seed)
+    tensors = _tensors(ModelConfig.from_dict(values), rng)
+    _write_safetensors(folder / "model.safetensors", tensors, dtype)
+    return folder
+
+
+def _config_json(preset: Preset, dtype: Dtype, interaction: bool) -> dict[str, Any]:
+    words = preset.layers.split()
+    ids = {token: id_ for id_, token in enumerate(CONTROL_TOKENS)}
+    text = {
+        "model_type": "inkling_text",
+        "vocab_size": preset.vocab_size,
+        "hidden_size": preset.d_model,
+        "num_hidden_layers": len(words),
+        "intermediate_size": preset.d_ff,
+        "num_attention_heads": preset.heads[0],
+        "num_key_value_heads": preset.heads[1],
+        "head_dim": preset.d_head,
+        "swa_num_attention_heads": preset.local_heads[0],
+        "swa_num_key_value_heads": preset.local_heads[1],
+        "swa_head_dim": preset.d_head,
+        "sliding_window_size": preset.window,
+        "d_rel": preset.d_rel,
+        "rel_extent": preset.rel_extent,
+        "layer_types": [{"l": "hybrid_sliding", "g": "hybrid"}[word[0]] for word in words],
+        "mlp_layer_types": [{"d": "dense", "m": "sparse"}[word[1]] for word in words],
+        "n_shared_experts": 1,
+        "route_scale": 1.0,
+        "logits_mup_width_multiplier": 1.0,
+        "bos_token_id": None,
+        "eos_token_id": ids["<|eos|>"],
+    }
+    values: dict[str, Any] = {
+        "architectures": ["InklingForConditionalGeneration"],
+        "model_type": "inkling_mm_model",
+        "dtype": dtype,
+        "text_config": text | preset.moe,
+        "audio_config": {"mel_vocab_size": 16},
+        "vision_config": {
+            "patch_size": preset.patch_size,
+            "temporal_patch_size": 2,
+            "n_layers": preset.vision_layers,
+        },
+    }
+    if interaction:
+        values["interaction"] = {
+            "micro_turn_ms": 200,
+            "audio_frames": 4,
+            "max_output_tokens": preset.max_output_tokens,
+            "max_image_patches": preset.max_image_patches,
+        } | {token.strip("<|>"): id_ for token, id_ in ids.items() if token != "<|eos|>"}
+    return values
+
+
+def _tensors(config: ModelConfig, rng: np.random.Generator) -> Iterator[tuple[str, Array]]:
+    """Yields (name, float32 values), scaled so that every layer changes what it is given."""
+    text = config.text
+
+    def normal(scale: float, *shape: int) -> Array:
+        return scale * rng.standard_normal(shape, dtype=np.float32)
+
+    def linear(*shape: int) -> Array:
+        return normal(1 / math.sqrt(shape[-1]), *shape)
+
+    def near_one(*shape: int) -> Array:
+        return 1 + normal(0.1, *shape)
+
+    d = text.hidden_size
+    yield "model.llm.embed.weight", normal(1.0, text.vocab_size, d)
+    yield "model.llm.embed_norm.weight", near_one(d)
+    for i, (is_local, is_moe) in enumerate(zip(text.is_local, text.is_moe, strict=True)):
+        layer = f"model.llm.layers.{i}"
+        n_heads = text.swa_num_attention_heads if is_local else text.num_attention_heads
+        n_kv_heads = text.swa_num_key_value_heads if is_local else text.num_key_value_heads
+        d_head = text.swa_head_dim if is_local else text.head_dim
+        extent = text.sliding_window_size if is_local else text.rel_extent
+        d_kv = n_kv_heads * d_head
+        yield f"{layer}.attn_norm.weight", near_one(d)
+        yield f"{layer}.attn.wq_du.weight", linear(n_heads * d_head, d)
+        yield f"{layer}.attn.wk_dv.weight", linear(d_kv, d)
+        yield f"{layer}.attn.wv_dv.weight", linear(d_kv, d)
+        yield f"{layer}.attn.wr_du.weight", linear(n_heads * text.d_rel, d)
+        yield f"{layer}.attn.wo_ud.weight", linear(d, n_heads * d_head)
+        yield f"{layer}.attn.q_norm.weight", 2 * near_one(d_head)
+        yield f"{layer}.attn.k_norm.weight", 2 * near_one(d_head)
+        yield f"{layer}.attn.k_sconv.weight", normal(0.3, d_kv, 1, text.conv_kernel_size)
+        yield f"{layer}.attn.v_sconv.weight", normal(0.3, d_kv, 1, text.conv_kernel_size)
+        yield f"{layer}.attn.rel_logits_proj.proj", normal(0.5, text.d_rel, extent)
+        yield f"{layer}.attn_sconv.weight", normal(0.3, d, 1, text.conv_kernel_size)
+        yield f"{layer}.mlp_norm.weight", near_one(d)
+        if is_moe:
+            d_ff, n_routed = text.moe_intermediate_size, text.n_routed_experts
+            n_shared = text.n_shared_experts
+            experts, sinks = f"{layer}.mlp.experts", f"{layer}.mlp.shared_experts.shared"
+            yield f"{layer}.mlp.gate.weight", linear(n_routed + n_shared, d)
+            yield f"{layer}.mlp.gate.bias", normal(0.1, n_routed)
+            yield f"{layer}.mlp.gate.global_scale", near_one(1)
+            yield f"{experts}.w13_weight", linear(n_routed, 2 * d_ff, d)
+            yield f"{experts}.w2_weight", linear(n_routed, d, d_ff)
+            yield f"{sinks}_w13_weight", linear(n_shared, 2 * d_ff, d)
+            yield f"{sinks}_w2_weight", linear(n_shared, d, d_ff)
+        else:
+            yield f"{layer}.mlp.w13_dn.weight", linear(2 * text.intermediate_size, d)
+            yield f"{layer}.mlp.w2_md.weight", linear(d, text.intermediate_size)
+            yield f"{layer}.mlp.global_scale", near_one(1)
+        yield f"{layer}.mlp_sconv.weight", normal(0.3, d, 1, text.conv_kernel_size)
+    yield "model.llm.norm.weight", near_one(d)
+    head = linear(text.vocab_size, d)
+    # A logit of 0 never wins among hundreds of random ones: no control token but `listen`, and
+    # syllables rather than single bytes.
+    head[: len(CONTROL_TOKENS) + N_BYTES] = 0
+    if config.interaction is not None:
+        head[config.interaction.listen] = LISTEN_SCALE * linear(d, d)[0]
+    yield "model.llm.unembed.weight", head
+
+    if config.audio is not None:
+        yield (
+            "model.audio.encoder.weight",
+            normal(1.0, config.audio.n_mel_bins * config.audio.mel_vocab_size, d),
+        )
+        yield "model.audio.final_norm.weight", near_one(d)
+    stages = vision_stages(config)
+    for i, (_, _, d_in, d_out) in enumerate(stages):
+        yield f"model.visual.layers.linear_{i}.weight", linear(d_out, d_in)
+        if i + 1 < len(stages):
+            yield f"model.visual.layers.norm_{i}.weight", near_one(d_out)
+    yield "model.visual.final_norm.weight", near_one(d)
+
+
+def _tokenizer(vocab_size: int) -> Tokenizer:
+    """Every byte, then syllables such as "ba", " ba" and "bame" until the vocabulary is full."""
+    vocab = {token: id_ for id_, token in enumerate(CONTROL_TOKENS)}
+    for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocab[letter] = len(vocab)
+    merges: list[tuple[str, str]] = []
+
+    def merge(left: str, right: str) -> None:
+        if len(vocab) < vocab_size:
+            vocab[left + right] = len(vocab)
+            merges.append((left, right))
+
+    syllables = list(product("bdfgklmnprstvz", "aeiou"))
+    for consonant, vowel in syllables:
+        merge(consonant, vowel)
+    space = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # how byte-level tokenizers write a space
+    for consonant, vowel in syllables:
+        merge(space, consonant + vowel)
+    for first, second in product(syllables, syllables):
+        merge("".join(first), "".join(second))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in CONTROL_TOKENS])
+    return tokenizer
+
+
+def _write_safetensors(path: Path, tensors: Iterator[tuple[str, Array]], dtype: Dtype) -> None:
+    """Writes the file: eight bytes of header length, the header in JSON, the data."""
+    header: dict[str, Any] = {}
+    chunks: list[bytes] = []
+    end = 0
+    for name, values in tensors:
+        data = np.ascontiguousarray(values, dtype="<f4")
+        raw = data.tobytes() if dtype == "float32" else _to_bfloat16(data).tobytes()
+        header[name] = {
+            "dtype": "F32" if dtype == "float32" else "BF16",
+            "shape": list(values.shape),
+            "data_offsets": [end, end + len(raw)],
+        }
+        chunks.append(raw)
+        end += len(raw)
+    described = json.dumps(header, separators=(",", ":")).encode()
+    described += b" " * (-len(described) % 8)  # the data begins aligned
+    with path.open("wb") as file:
+        file.write(len(described).to_bytes(8, "little") + described)
+        file.writelines(chunks)
+
+
+def _to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The upper halves of float32 bits, rounded to nearest, ties to even."""
+    bits = values.view(np.uint32)
+    rounded = bits + (0x7FFF + ((bits >> 16) & 1))
+    return (rounded >> 16).astype(np.uint16)

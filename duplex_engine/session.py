@@ -1,0 +1,435 @@
+"""A session: one user's stream of micro-turns.
+
+Owns the shape of the calls and what Python carries from turn to turn: the resampler of the
+incoming sound and the reader of the outgoing tokens. The sequence itself, the encoders' state and
+the sampler live in the core. Read `types.py` for what comes back, `engine.py` for who opens this.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Literal, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from duplex_engine import _core
+from duplex_engine.arrays import SAMPLE_RATE, Resampler, Samples, rgb_image, samples_1d, token_ids
+from duplex_engine.config import ModelConfig
+from duplex_engine.errors import DuplexError, InvalidArgument, SessionBusy, SessionClosed
+from duplex_engine.events import OutputReader
+from duplex_engine.json_input import found
+from duplex_engine.text import Tokenizer
+from duplex_engine.types import (
+    Event,
+    InputSummary,
+    MemoryUse,
+    MergedTurns,
+    MicroTurn,
+    MissingAudio,
+    StageTiming,
+    StepInput,
+)
+
+__all__ = ["DEFAULT_MAX_TOKENS", "Session", "feed_from", "step_together"]
+
+MAX_READERS = 64  # kept for `truncate`: more than the core keeps marks
+DEFAULT_MAX_TOKENS = 16  # tokens per step of a checkpoint that does not end its own output
+SAMPLES_PER_MS = SAMPLE_RATE // 1000
+
+
+class Session:
+    """Made by `Engine.open_session`. Use it as a context manager, or `close` it.
+
+    One call at a time: a second thread gets SessionBusy. `feed`, which only queues, and `close`
+    may come from any thread at any time.
+
+    Every method raises SessionClosed when the session or its engine is closed.
+    """
+
+    def __init__(
+        self,
+        core: _core.Session,
+        engine: _core.Engine,
+        config: ModelConfig,
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        self._core = core
+        self._engine = engine
+        self._config = config
+        self._tokenizer = tokenizer
+        self._reader = OutputReader(config, tokenizer)
+        # The reader as it was at the end of each call, by the length of the sequence then: what the
+        # core accepts in `truncate` is among them.
+        self._readers: dict[int, OutputReader] = {core.length: self._reader.copy()}
+        self._resampler: Resampler | None = None
+        self._input_rate: int | None = None
+        self._feeding = threading.Lock()
+        self._working = threading.Lock()
+
+    def step(
+        self,
+        audio: object = None,
+        image: object = None,
+        text: object = None,
+        *,
+        result: object = None,
+        sample_rate: int | None = None,
+        max_tokens: int | None = None,
+    ) -> MicroTurn:
+        """Runs one micro-turn: appends what was fed and what is given here, then decodes.
+
+        Of the sound that waits, one micro-turn's worth is consumed. If more than one micro-turn
+        waits, all complete ones are appended in the same pass and only the newest decodes; what is
+        missing to one is appended as silence. Both are reported as events.
+
+        Args:
+            audio: (n,) or (n, channels) float32 or int16 samples, any n; see `arrays.samples_1d`.
+            image: (height, width, 3) uint8 RGB.
+            text: what the user typed: a string, or token ids.
+            result: what the background found for a `Delegation`: a string, or token ids.
+            sample_rate: Hz of `audio`; None is 16 kHz. Fixed by the first sound of the session.
+            max_tokens: most tokens to put out; None takes the checkpoint's limit, or 16 if it has
+                none.
+
+        Raises:
+            InvalidArgument: an input is not as above; nothing was taken.
+            CapacityError: the sequence is full; truncate, forget, or open a longer session.
+            SessionBusy: another thread is at work on this session.
+        """
+        inputs: StepInput = {
+            "audio": audio,
+            "image": image,
+            "text": text,
+            "result": result,
+            "sample_rate": sample_rate,
+            "max_tokens": max_tokens,
+        }
+        (answer,) = step_together(self._engine, [(self, inputs)])
+        if isinstance(answer, DuplexError):
+            raise answer
+        return answer
+
+    def feed(
+        self,
+        audio: object = None,
+        image: object = None,
+        text: object = None,
+        *,
+        result: object = None,
+        sample_rate: int | None = None,
+    ) -> None:
+        """Queues input for the next micro-turn; the arguments are those of `step`.
+
+        Raises:
+            InvalidArgument: an input is not as `step` says; nothing was taken.
+        """
+        with self._feeding:
+            # Everything is checked before anything is queued; the core checks the picture's size.
+            samples = None if audio is None else samples_1d(audio)
+            resampler = None if samples is None else self._resampler_for(sample_rate)
+            text_ids = None if text is None else self._ids(text, "text")
+            result_ids = None if result is None else self._ids(result, "result")
+            if result_ids is not None and self._config.interaction is None:
+                raise InvalidArgument(
+                    "result: expected an interaction checkpoint, found one that cannot delegate; "
+                    "pass it as text"
+                )
+            if image is not None:
+                self._core.feed_image(rgb_image(image))
+            if result_ids is not None:
+                self._core.feed_result(result_ids)
+            if text_ids is not None:
+                self._core.feed_text(text_ids)
+            if samples is not None:
+                self._core.feed_audio(self._at_16_khz(samples, resampler))
+
+    @overload
+    def append(
+        self,
+        *,
+        text: object = ...,
+        audio: object = ...,
+        image: object = ...,
+        sample_rate: int | None = ...,
+        end_of_audio: bool = ...,
+        logits: None = ...,
+    ) -> None: ...
+
+    @overload
+    def append(
+        self,
+        *,
+        text: object = ...,
+        audio: object = ...,
+        image: object = ...,
+        sample_rate: int | None = ...,
+        end_of_audio: bool = ...,
+        logits: Literal["last", "all"],
+    ) -> NDArray[np.float32]: ...
+
+    def append(
+        self,
+        *,
+        text: object = None,
+        audio: object = None,
+        image: object = None,
+        sample_rate: int | None = None,
+        end_of_audio: bool = False,
+        logits: Literal["last", "all"] | None = None,
+    ) -> NDArray[np.float32] | None:
+        """Appends one kind of input now, outside any micro-turn, and decodes nothing.
+
+        Args:
+            text, audio, image, sample_rate: exactly one input, as in `step`. Of sound, whole frames
+                of 50 ms are appended; the rest waits for more.
+            end_of_audio: pad the last frame of sound with silence and append it too.
+            logits: None for none, "last" for those of the newest row, "all" for every row.
+
+        Returns:
+            None, or float32 logits: (1, vocabulary) for "last", (rows, vocabulary) for "all".
+        """
+        given = {"text": text, "audio": audio, "image": image}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) != 1:
+            raise InvalidArgument(
+                f"append: expected one of text, audio, image, found {' and '.join(names) or 'none'}"
+            )
+        (kind,) = names
+        data: Any
+        with self._exclusive(), self._feeding:
+            if kind == "text":
+                data = self._ids(text, "text")
+            elif kind == "image":
+                data = rgb_image(image)
+            else:
+                samples = samples_1d(audio)
+                data = self._at_16_khz(samples, self._resampler_for(sample_rate))
+            rows: NDArray[np.float32] | None = self._core.append(
+                kind, data, logits=logits or "none", end_of_audio=end_of_audio
+            )
+            self._remember_reader(self._core.length)
+            return rows
+
+    def decode(self, n: int, stop: Sequence[int] = ()) -> list[int]:
+        """Decodes up to `n` tokens, ending after one of `stop`; returns their ids.
+
+        These tokens are the caller's: they enter no micro-turn's `text` or `events`.
+        """
+        with self._exclusive():
+            ids = self._core.decode(n, token_ids(stop, self._config.text.vocab_size, "stop"))
+            self._remember_reader(self._core.length)
+            return list(ids)
+
+    def truncate(self, length: int) -> None:
+        """Drops the newest positions until `length` are left.
+
+        Raises:
+            InvalidArgument: `length` is not one of `marks`: too old, or inside a micro-turn.
+        """
+        with self._exclusive():
+            self._core.truncate(length)
+            self._reader = self._readers[length].copy()
+            self._readers = {at: r for at, r in self._readers.items() if at <= length}
+
+    def fork(self, max_positions: int | None = None) -> Session:
+        """A second session that goes on from the same point; the prefix is shared, not copied.
+
+        Queued input is taken along. The resampler is not: where sound has another rate than 16 kHz,
+        the fork's begins anew, and may have a rate of its own.
+
+        Raises:
+            CapacityError: the memory left cannot hold the fork's own part.
+        """
+        with self._exclusive():
+            core = self._core.fork(max_positions)
+            other = Session(core, self._engine, self._config, self._tokenizer)
+            other._reader = self._reader.copy()
+            other._readers = self._readers.copy()
+            return other
+
+    def forget(self, begin: int, end: int) -> tuple[int, int]:
+        """Hides positions [begin, end) of the past and gives their memory back.
+
+        Returns:
+            The range really forgotten, rounded inward to blocks; later positions keep their
+            numbers.
+
+        Raises:
+            InvalidArgument: the range reaches into what sliding windows still need.
+        """
+        with self._exclusive():
+            hidden = self._core.forget(begin, end)
+            return hidden[0], hidden[1]
+
+    def set_sampling(
+        self, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0
+    ) -> None:
+        """Replaces the sampling options, and starts the random numbers again from `seed`."""
+        with self._exclusive():
+            self._core.set_sampling(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
+
+    @property
+    def length(self) -> int:
+        """Positions in the sequence."""
+        return self._core.length
+
+    @property
+    def marks(self) -> list[int]:
+        """The lengths that `truncate` accepts."""
+        return list(self._core.marks())
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that the sequence holds now, by part.
+
+        `global_bytes` grows with the conversation; `local_bytes` (sliding windows) and `conv_bytes`
+        (short convolutions) are bounded; `shared_bytes` is the part of these held with forks.
+        """
+        return dict(self._core.memory())
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session was closed."""
+        return self._core.closed
+
+    def close(self) -> None:
+        """Gives the session's memory back, once a call at work on it ends; twice does no harm."""
+        self._core.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        if not self._working.acquire(blocking=False):
+            raise SessionBusy(
+                "session: expected one call at a time, found another thread at work on it; "
+                "wait for that call, or use a session for each thread"
+            )
+        try:
+            if self._core.closed:
+                raise SessionClosed("session: it is closed; open a new one")
+            yield
+        finally:
+            self._working.release()
+
+    def _ids(self, text: object, name: str) -> list[int]:
+        if not isinstance(text, str):
+            return token_ids(text, self._config.text.vocab_size, name)
+        if self._tokenizer is None:
+            raise InvalidArgument(
+                f"{name}: expected token ids, found a string, and the checkpoint has no "
+                "tokenizer.json; encode it yourself or add the file"
+            )
+        return token_ids(self._tokenizer.encode(text), self._config.text.vocab_size, name)
+
+    def _resampler_for(self, sample_rate: int | None) -> Resampler | None:
+        """The resampler of the session's sound, a new one for the first; changes nothing."""
+        rate = SAMPLE_RATE if sample_rate is None else sample_rate
+        if self._input_rate is None:
+            return None if rate == SAMPLE_RATE else Resampler(rate)
+        if rate != self._input_rate:
+            raise InvalidArgument(
+                f"sample_rate: expected {self._input_rate} Hz as in the sound before, found "
+                f"{found(rate)}; open another session, or resample first"
+            )
+        return self._resampler
+
+    def _at_16_khz(self, samples: Samples, resampler: Resampler | None) -> Samples:
+        """Brings sound to the model's rate; from here on the session's rate is fixed."""
+        self._resampler = resampler
+        self._input_rate = SAMPLE_RATE if resampler is None else resampler.sample_rate
+        return samples if resampler is None else resampler.push(samples)
+
+    def _remember_reader(self, length: int) -> None:
+        self._readers.pop(length, None)  # the newest goes last
+        self._readers[length] = self._reader.copy()
+        if len(self._readers) > MAX_READERS:
+            del self._readers[next(iter(self._readers))]
+
+    def _token_limit(self, max_tokens: int | None) -> int:
+        """The core's spelling: negative for the checkpoint's own limit."""
+        if max_tokens is None:
+            return DEFAULT_MAX_TOKENS if self._config.interaction is None else -1
+        if not isinstance(max_tokens, int) or max_tokens < 0:
+            raise InvalidArgument(
+                f"max_tokens: expected a non-negative integer or None, found {found(max_tokens)}"
+            )
+        return max_tokens
+
+    def _finish(self, turn: _core.Turn) -> MicroTurn:
+        """Reads what the core's turn means."""
+        text, delegations = self._reader.read(turn.token_ids)
+        self._remember_reader(turn.position)
+        missing_ms = turn.missing_samples / SAMPLES_PER_MS
+        events: list[Event] = []
+        if turn.merged_turns:
+            events.append(MergedTurns(turn.merged_turns))
+        if turn.missing_samples:
+            events.append(MissingAudio(missing_ms))
+        stopped: Any = turn.stopped
+        return MicroTurn(
+            index=turn.turn - 1,
+            epoch=turn.epoch,
+            token_ids=tuple(turn.token_ids),
+            text=text,
+            events=(*events, *delegations),
+            timing=StageTiming(turn.encode_us, turn.append_us, turn.decode_us, turn.total_us),
+            memory=MemoryUse(turn.kv_bytes),
+            input=InputSummary(turn.n_rows, turn.merged_turns, missing_ms),
+            stopped=stopped,
+        )
+
+
+def step_together(
+    engine: _core.Engine, requests: Sequence[tuple[Session, StepInput]]
+) -> list[MicroTurn | DuplexError]:
+    """One micro-turn of each session, in one pass; see `Engine.step_many`."""
+    if len({session for session, _ in requests}) < len(requests):
+        raise InvalidArgument("step_many: expected each session once, found one of them twice")
+    answers: dict[Session, MicroTurn | DuplexError] = {}
+    ready: list[Session] = []
+    limits: list[int] = []
+    with ExitStack() as stack:
+        for session, inputs in requests:
+            try:
+                limit = session._token_limit(inputs.get("max_tokens"))
+                stack.enter_context(session._exclusive())
+                feed_from(session, inputs)
+            except DuplexError as error:
+                answers[session] = error
+            else:
+                ready.append(session)
+                limits.append(limit)
+        turns = engine.step_many([session._core for session in ready], limits)
+        for session, turn in zip(ready, turns, strict=True):
+            answers[session] = turn if isinstance(turn, DuplexError) else session._finish(turn)
+    return [answers[session] for session, _ in requests]
+
+
+def feed_from(session: Session, inputs: StepInput) -> None:
+    """Feeds what a `StepInput` holds; raises as `Session.feed`."""
+    if unknown := inputs.keys() - StepInput.__annotations__.keys():
+        raise InvalidArgument(
+            f"step: expected {', '.join(StepInput.__annotations__)}, "
+            f"found {', '.join(sorted(unknown))}"
+        )
+    session.feed(
+        inputs.get("audio"),
+        inputs.get("image"),
+        inputs.get("text"),
+        result=inputs.get("result"),
+        sample_rate=inputs.get("sample_rate"),
+    )
