@@ -14,7 +14,7 @@ inline void pause() {
 // Outside a pass a worker looks this often before it sleeps (tens of microseconds). Inside a pass
 // it yields now and then, so that a machine with fewer cores than threads still makes progress.
 constexpr int kSpinsBeforeSleep = 2000;
-constexpr int kSpinsBeforeYield = 4000;
+constexpr int kSpinsBeforeYield = 1000;
 
 }  // namespace
 
@@ -25,8 +25,8 @@ ThreadPool::ThreadPool(int n_threads) {
 
 ThreadPool::~ThreadPool() {
   stop_.store(true);
-  job_.fetch_add(1);
-  job_.notify_all();
+  bell_.fetch_add(1);
+  bell_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
@@ -34,47 +34,54 @@ void ThreadPool::begin_pass() { pass_active_.store(true, std::memory_order_relax
 void ThreadPool::end_pass() { pass_active_.store(false, std::memory_order_relaxed); }
 
 void ThreadPool::take_tasks(int thread) {
-  for (;;) {
-    const std::int64_t index = ticket_.fetch_add(1, std::memory_order_relaxed);
-    if (index >= n_tasks_) return;
-    fn_(context_, index, thread);
+  std::uint64_t job = job_.load(std::memory_order_acquire);
+  while (next_of(job) < count_of(job)) {
+    if (!job_.compare_exchange_weak(job, job + 1, std::memory_order_acq_rel)) continue;
+    fn_.load(std::memory_order_relaxed)(context_.load(std::memory_order_relaxed), next_of(job),
+                                        thread);
+    n_done_.fetch_add(1, std::memory_order_release);
+    job = job_.load(std::memory_order_acquire);
   }
 }
 
 void ThreadPool::run(std::int64_t n_tasks, const void* context, TaskFn fn) {
-  context_ = context;
-  fn_ = fn;
-  n_tasks_ = n_tasks;
-  ticket_.store(0, std::memory_order_relaxed);
-  running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-  job_.fetch_add(1);  // seq_cst with sleepers_: a worker either sees the job or is seen asleep
-  if (sleepers_.load() > 0) job_.notify_all();
+  context_.store(context, std::memory_order_relaxed);
+  fn_.store(fn, std::memory_order_relaxed);
+  n_done_.store(0, std::memory_order_relaxed);
+  ++generation_;
+  // seq_cst with sleepers_: a worker either sees the job or is seen asleep.
+  job_.store(generation_ << (2 * kTaskBits) | static_cast<std::uint64_t>(n_tasks) << kTaskBits);
+  if (sleepers_.load() > 0) {
+    bell_.fetch_add(1);
+    bell_.notify_all();
+  }
   take_tasks(0);
-  for (int spins = 0; running_.load(std::memory_order_acquire) != 0; ++spins) {
+  for (int spins = 1; n_done_.load(std::memory_order_acquire) != n_tasks; ++spins) {
     pause();
-    if (spins % kSpinsBeforeYield == kSpinsBeforeYield - 1) std::this_thread::yield();
+    if (spins % kSpinsBeforeYield == 0) std::this_thread::yield();
   }
 }
 
 void ThreadPool::work(int thread) {
-  std::uint32_t seen = 0;
+  const auto is_idle = [this] {
+    const std::uint64_t job = job_.load();
+    return next_of(job) >= count_of(job);
+  };
   for (;;) {
-    int spins = 0;
-    while (job_.load(std::memory_order_acquire) == seen) {
+    for (int spins = 1; is_idle(); ++spins) {
+      if (stop_.load(std::memory_order_relaxed)) return;
       pause();
-      ++spins;
       if (pass_active_.load(std::memory_order_relaxed)) {
         if (spins % kSpinsBeforeYield == 0) std::this_thread::yield();
       } else if (spins > kSpinsBeforeSleep) {
+        const std::uint32_t rung = bell_.load();
         sleepers_.fetch_add(1);
-        job_.wait(seen);
+        if (is_idle() && !stop_.load()) bell_.wait(rung);
         sleepers_.fetch_sub(1);
+        spins = 0;
       }
     }
-    ++seen;
-    if (stop_.load()) return;
     take_tasks(thread);
-    running_.fetch_sub(1, std::memory_order_release);
   }
 }
 

@@ -1,9 +1,12 @@
 // Worker threads that spin while a pass is running and sleep between passes.
 //
-// parallel_for hands out task indices by an atomic ticket: which thread runs a task is left open,
-// what the task computes is not, so results do not depend on the number of threads.
+// parallel_for hands out task indices one by one: which thread runs a task is left open, what the
+// task computes is not, so results do not depend on the number of threads. The caller works too and
+// waits only for tasks that a worker has begun: a worker that the system keeps from running delays
+// nobody.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <thread>
@@ -32,28 +35,44 @@ class ThreadPool {
       for (std::int64_t i = 0; i < n_tasks; ++i) task(i, 0);
       return;
     }
-    run(n_tasks, &task, [](const void* context, std::int64_t index, int thread) {
-      (*static_cast<const Task*>(context))(index, thread);
-    });
+    for (std::int64_t begin = 0; begin < n_tasks; begin += kMaxTasks) {
+      const auto part = [&task, begin](std::int64_t i, int thread) { task(begin + i, thread); };
+      run(std::min(n_tasks - begin, kMaxTasks), &part,
+          [](const void* context, std::int64_t index, int thread) {
+            (*static_cast<const decltype(part)*>(context))(index, thread);
+          });
+    }
   }
 
  private:
   using TaskFn = void (*)(const void*, std::int64_t, int);
 
+  // The job in one word, so that a task is taken only from the job that was looked at: generation
+  // (24 bits), number of tasks (20 bits), next task (20 bits).
+  static constexpr int kTaskBits = 20;
+  static constexpr std::int64_t kMaxTasks = (std::int64_t{1} << kTaskBits) - 1;
+  static std::int64_t next_of(std::uint64_t job) {
+    return static_cast<std::int64_t>(job) & kMaxTasks;
+  }
+  static std::int64_t count_of(std::uint64_t job) {
+    return static_cast<std::int64_t>(job >> kTaskBits) & kMaxTasks;
+  }
+
   void run(std::int64_t n_tasks, const void* context, TaskFn fn);
   void work(int thread);
+  // Runs tasks of the current job until none is left to take.
   void take_tasks(int thread);
 
   std::vector<std::thread> workers_;
-  // The job; written by the caller before job_ is raised, read by workers after they see it.
-  const void* context_ = nullptr;
-  TaskFn fn_ = nullptr;
-  std::int64_t n_tasks_ = 0;
-  alignas(64) std::atomic<std::uint32_t> job_{0};  // raised once per parallel_for
-  alignas(64) std::atomic<std::int64_t> ticket_{0};
-  alignas(64) std::atomic<int> running_{0};  // workers that have not finished the job
-  alignas(64) std::atomic<bool> pass_active_{false};
+  // Written before job_ announces them, read by who has taken a task: the job cannot end meanwhile.
+  std::atomic<const void*> context_{nullptr};
+  std::atomic<TaskFn> fn_{nullptr};
+  std::uint64_t generation_ = 0;
+  alignas(64) std::atomic<std::uint64_t> job_{0};
+  alignas(64) std::atomic<std::int64_t> n_done_{0};
+  alignas(64) std::atomic<std::uint32_t> bell_{0};  // rung for sleepers
   std::atomic<int> sleepers_{0};
+  std::atomic<bool> pass_active_{false};
   std::atomic<bool> stop_{false};
 };
 
