@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import InklingConfig, InklingForConditionalGeneration
+from transformers import (
+    InklingConfig,
+    InklingFeatureExtractor,
+    InklingForCausalLM,
+    InklingForConditionalGeneration,
+    InklingProcessor,
+    InklingTextConfig,
+)
 
 Part = tuple[str, Any]
 
@@ -182,6 +189,14 @@ def build(
     return load(directory)
 
 
+def build_text_model(name: str, directory: str | Path, **options: Any) -> InklingForCausalLM:
+    """Make the decoder of `CONFIGS[name]` alone and save it; `options` are `save_pretrained`'s."""
+    model = InklingForCausalLM(InklingTextConfig(**CONFIGS[name]["text_config"]))
+    _scatter_weights(model, seed=0)
+    model.save_pretrained(directory, **options)
+    return model.eval().requires_grad_(False)
+
+
 def load(
     directory: str | Path, dtype: torch.dtype = torch.float32
 ) -> InklingForConditionalGeneration:
@@ -276,3 +291,19 @@ def random_parts(
     patches = rng.standard_normal((n_image, side, side, 3)).astype(np.float32)
     head = n_text // 2
     return [("text", ids[:head]), ("image", patches), ("audio", bins), ("text", ids[head:])]
+
+
+def log_mel(samples: NDArray[Any]) -> NDArray[np.float32]:
+    """What transformers hears, before it is rounded to bins: (n,) -> (frames, 80)."""
+    inputs = InklingFeatureExtractor()(samples.astype(np.float32), sampling_rate=16_000)
+    result: NDArray[np.float32] = inputs["input_features"][0].numpy()
+    return result
+
+
+def dmel_bins(log_mels: NDArray[np.float32]) -> NDArray[np.int32]:
+    """The bins that transformers rounds `log_mel` to; same shape."""
+    processor = InklingProcessor.__new__(InklingProcessor)  # its constructor needs a tokenizer
+    processor.dmel_min_value, processor.dmel_max_value = -7.0, 2.0
+    processor.bin_centers = torch.linspace(-7.0, 2.0, 16, dtype=torch.float64).float()
+    result: NDArray[np.int32] = processor._extract_dmel_bins(torch.from_numpy(log_mels)).numpy()
+    return result

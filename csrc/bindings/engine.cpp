@@ -25,6 +25,12 @@ DType dtype_from(const std::string& name, const std::string& what) {
   fail<CheckpointError>(what, ": expected dtype float32 or bfloat16, found ", name);
 }
 
+// Whether the array is a read-only view of a file, whose pages can be given back and read again.
+bool is_file_mapping(const py::array& array) {
+  const py::object memmap = py::module_::import("numpy").attr("memmap");
+  return py::isinstance(array, memmap) && array.attr("mode").cast<std::string>() == "r";
+}
+
 SourceTensor source_tensor(const TensorTuple& tensor) {
   const auto& [name, dtype, shape, data] = tensor;
   SourceTensor source;
@@ -32,7 +38,7 @@ SourceTensor source_tensor(const TensorTuple& tensor) {
   source.dtype = dtype_from(dtype, "checkpoint: tensor '" + name + "'");
   source.shape = shape;
   source.data = static_cast<const std::byte*>(data.data());
-  source.is_file_mapping = true;
+  source.is_file_mapping = is_file_mapping(data);
   check<CheckpointError>(static_cast<std::size_t>(data.nbytes()) == source.bytes(),
                          "checkpoint: tensor '", name, "' of shape ", shape_text(shape), " needs ",
                          source.bytes(), " bytes, found ", data.nbytes());

@@ -95,4 +95,11 @@ std::string module_name(const std::string& canonical) {
   return {};
 }
 
+std::string module_path(const std::string& name) {
+  for (const char* start : {"model.embed_tokens.", "model.layers.", "model.norm."})
+    if (name.rfind(start, 0) == 0)
+      return "model.language_model." + name.substr(std::string("model.").size());
+  return name;
+}
+
 }  // namespace duplex

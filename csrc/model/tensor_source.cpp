@@ -34,12 +34,12 @@ std::string shape_text(const std::vector<std::int64_t>& shape) {
 TensorSource::TensorSource(std::vector<SourceTensor> tensors)
     : tensors_(std::move(tensors)), used_(tensors_.size(), false) {
   for (std::size_t i = 0; i < tensors_.size(); ++i)
-    check<CheckpointError>(index_.emplace(tensors_[i].name, i).second, "checkpoint: tensor '",
-                           tensors_[i].name, "' appears twice");
+    check<CheckpointError>(index_.emplace(module_path(tensors_[i].name), i).second,
+                           "checkpoint: tensor '", tensors_[i].name, "' appears twice");
 }
 
 const SourceTensor* TensorSource::try_find(const std::string& name) {
-  auto found = index_.find(name);
+  auto found = index_.find(module_path(name));
   if (found == index_.end()) {
     const std::string alias = module_name(name);
     if (!alias.empty()) found = index_.find(alias);

@@ -56,5 +56,8 @@ class TensorSource {
 
 // The transformers spelling of a canonical name; empty where it has none.
 std::string module_name(const std::string& canonical);
+// transformers saves a text model, the decoder alone, without the level "language_model": puts it
+// in. Any other name is returned as it is.
+std::string module_path(const std::string& name);
 
 }  // namespace duplex

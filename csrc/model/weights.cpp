@@ -126,7 +126,7 @@ class Loader {
                                      output_rows(*both, 1, width, d_, 2), padding(gap)},
                                     d_);
     } else {
-      const auto [gate, up] = module_gate_up(prefix, ".weight", {width, d_});
+      const auto [gate, up] = module_gate_up(prefix, "w13_dn.weight", ".weight", {width, d_});
       mlp.gate_up = builder_.matrix({output_rows(*gate, 0, width, d_), padding(gap),
                                      output_rows(*up, 0, width, d_), padding(gap)},
                                     d_);
@@ -136,18 +136,19 @@ class Loader {
     return mlp;
   }
 
-  // Separate gate and up tensors of the transformers spelling; names the published one if absent.
+  // The gate and up tensors of the transformers spelling, where the `published` one is absent.
   std::pair<const SourceTensor*, const SourceTensor*> module_gate_up(
-      const std::string& prefix, const std::string& suffix,
+      const std::string& prefix, const std::string& published, const std::string& suffix,
       const std::vector<std::int64_t>& shape) {
     std::string base = prefix;
     base.replace(0, std::string("model.llm").size(), "model.language_model");
-    const SourceTensor* gate = source_.try_find(base + "gate_proj" + suffix);
-    const SourceTensor* up = source_.try_find(base + "up_proj" + suffix);
-    check<CheckpointError>(gate != nullptr && up != nullptr,
-                           "checkpoint: the gate and up weights of '", prefix,
-                           "' are missing (looked for the interleaved w13 tensor and for '", base,
-                           "gate_proj", suffix, "')");
+    const std::string gate_name = base + "gate_proj" + suffix;
+    const std::string up_name = base + "up_proj" + suffix;
+    const SourceTensor* gate = source_.try_find(gate_name);
+    const SourceTensor* up = source_.try_find(up_name);
+    check<CheckpointError>(gate != nullptr && up != nullptr, "checkpoint: tensor '", prefix,
+                           published, "' is missing (also looked for '", gate_name, "' and '",
+                           up_name, "')");
     source_.find(gate->name, shape);
     source_.find(up->name, shape);
     return {gate, up};
@@ -215,9 +216,10 @@ class Loader {
     }
     const SourceTensor* shared = source_.try_find(prefix + "shared_experts.shared_w13_weight");
     if (shared != nullptr) source_.find(shared->name, {m.n_shared, 2 * width, d_});
-    const auto [gate, up] =
-        shared != nullptr ? std::pair{shared, shared}
-                          : module_gate_up(prefix + "shared_experts.", "", {m.n_shared, width, d_});
+    const auto [gate, up] = shared != nullptr
+                                ? std::pair{shared, shared}
+                                : module_gate_up(prefix + "shared_experts.", "shared_w13_weight",
+                                                 "", {m.n_shared, width, d_});
     const std::int64_t per_expert = shared != nullptr ? 2 * width : width;
     const std::int64_t shared_step = shared != nullptr ? 2 : 1;
     for (std::int64_t s = 0; s < m.n_shared; ++s) {

@@ -1,0 +1,54 @@
+"""What all Python tests share: quiet libraries on one thread, Hypothesis profiles, the oracle."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from transformers import InklingForConditionalGeneration
+
+# By the environment, so that tests without the oracle need not wait for torch. The models are too
+# small for a second thread to help, and with one the oracle always adds in the same order.
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+settings.register_profile(
+    "default",
+    deadline=None,  # a shared machine stalls now and then
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("fuzz", settings.get_profile("default"), max_examples=2000)
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def oracle_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., tuple[Path, InklingForConditionalGeneration]]:
+    """`oracle_checkpoint(name, dtype="float32", seed=0)` -> (folder, model).
+
+    The folder holds `oracle.CONFIGS[name]` saved in `dtype`; the model computes in float32 with the
+    weights as saved. They are built once a run: change neither, other tests use the same.
+    """
+    import oracle
+    import torch
+
+    @functools.cache
+    def checkpoint(
+        name: str, dtype: str = "float32", seed: int = 0
+    ) -> tuple[Path, InklingForConditionalGeneration]:
+        folder = tmp_path_factory.mktemp(f"{name}-{dtype}-")
+        return folder, oracle.build(name, folder, seed, getattr(torch, dtype))
+
+    return checkpoint
