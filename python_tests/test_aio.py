@@ -1,0 +1,193 @@
+"""The engine for asyncio: steps that wait together run together, and nothing else is shared."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from duplex_engine import (
+    AsyncEngine,
+    AsyncSession,
+    CapacityError,
+    Engine,
+    InvalidArgument,
+    MicroTurn,
+    SessionBusy,
+    SessionClosed,
+)
+from duplex_engine.models import write_random_checkpoint
+
+pytestmark = pytest.mark.core
+
+TURN = 3200  # samples of a micro-turn
+N_TURNS = 5
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("tiny"), seed=2)
+
+
+def sound(seed: int) -> list[NDArray[np.float32]]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(TURN).astype(np.float32) * 0.1 for _ in range(N_TURNS)]
+
+
+class Passes:
+    """Counts the sessions of each `step_many`, and can hold it up."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.sizes: list[int] = []
+        self._step_many = engine.step_many
+        engine.step_many = self  # type: ignore[method-assign, assignment]
+
+    def __call__(self, requests: Any) -> Any:
+        self.sizes.append(len(requests))
+        return self._step_many(requests)
+
+
+@asynccontextmanager
+async def opened(checkpoint: Path) -> AsyncIterator[AsyncEngine]:
+    async with await AsyncEngine.load(checkpoint, memory="128MiB", threads=1) as engine:
+        yield engine
+
+
+def with_engine(checkpoint: Path, test: Callable[[AsyncEngine], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with opened(checkpoint) as engine:
+            await test(engine)
+
+    asyncio.run(main())
+
+
+def test_sessions_that_wait_together_step_together(checkpoint: Path) -> None:
+    expected: list[list[tuple[int, ...]]] = []
+    with Engine.load(checkpoint, memory="64MiB", threads=1) as engine:
+        for seed in range(3):
+            with engine.open_session() as session:
+                expected.append([session.step(piece).token_ids for piece in sound(seed)])
+
+    async def test(engine: AsyncEngine) -> None:
+        passes = Passes(engine.engine)
+
+        async def talk(seed: int) -> list[tuple[int, ...]]:
+            async with await engine.open_session() as session:
+                return [(await session.step(piece)).token_ids for piece in sound(seed)]
+
+        assert await asyncio.gather(*(talk(seed) for seed in range(3))) == expected
+        assert sum(passes.sizes) == 3 * N_TURNS
+        assert max(passes.sizes) == 3
+
+    with_engine(checkpoint, test)
+
+
+def test_an_error_reaches_its_caller_only(checkpoint: Path) -> None:
+    async def test(engine: AsyncEngine) -> None:
+        good, bad = await engine.open_session(), await engine.open_session()
+        full = await engine.open_session(max_positions=8)
+        answers = await asyncio.gather(
+            good.step(sound(0)[0]),
+            bad.step(sound(0)[0], text=[10**6]),
+            full.step(sound(0)[0], text=[100] * 50),
+            return_exceptions=True,
+        )
+        assert isinstance(answers[0], MicroTurn)
+        assert isinstance(answers[1], InvalidArgument)
+        assert isinstance(answers[2], CapacityError)
+        assert isinstance(await bad.step(sound(0)[0]), MicroTurn)
+
+    with_engine(checkpoint, test)
+
+
+def test_cancelled_steps(checkpoint: Path) -> None:
+    async def test(engine: AsyncEngine) -> None:
+        session = await engine.open_session()
+        piece = sound(0)[0]
+        # Cancelled before its pass: nothing was fed, nothing happens.
+        task = asyncio.create_task(session.step(piece))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        turn = await session.step(piece)
+        assert (turn.index, turn.input.merged_turns) == (0, 0)
+        # Cancelled at any time: the session goes on, and the others do not notice.
+        other = await engine.open_session()
+        for delay_s in (0, 0.0005, 0.002, 0.005):
+            task = asyncio.create_task(session.step(piece))
+            kept = asyncio.create_task(other.step(piece))
+            await asyncio.sleep(delay_s)
+            task.cancel()
+            assert isinstance(await kept, MicroTurn)
+            assert isinstance(await session.step(piece), MicroTurn)
+
+    with_engine(checkpoint, test)
+
+
+def test_one_step_of_a_session_waits(checkpoint: Path) -> None:
+    async def test(engine: AsyncEngine) -> None:
+        session = await engine.open_session()
+        first = asyncio.create_task(session.step(sound(0)[0]))
+        await asyncio.sleep(0)
+        with pytest.raises(SessionBusy):
+            await session.step(sound(0)[0])
+        assert isinstance(await first, MicroTurn)
+
+    with_engine(checkpoint, test)
+
+
+def test_the_other_calls(checkpoint: Path) -> None:
+    async def test(engine: AsyncEngine) -> None:
+        async with await engine.open_session() as session:
+            session.feed(sound(0)[0])
+            await session.step()
+            length = session.length
+            fork = await session.fork()
+            await fork.step(sound(1)[0])
+            await session.step(sound(2)[0])
+            await session.truncate(length)
+            assert session.length == length
+            logits = await engine.run(session.sync.append, text=[5], logits="last")
+            assert logits is not None
+            await engine.run(session.sync.append, text=list(range(200, 600)))
+            begin, end = await session.forget(0, 150)
+            assert end - begin >= 64
+            await fork.close()
+        assert session.sync.closed
+        await session.close()
+
+    with_engine(checkpoint, test)
+
+
+def test_closing_refuses_what_waits(checkpoint: Path) -> None:
+    async def main() -> None:
+        engine = await AsyncEngine.load(checkpoint, memory="128MiB", threads=1)
+        sessions: list[AsyncSession] = [await engine.open_session() for _ in range(3)]
+        tasks = [asyncio.create_task(s.step(sound(0)[0])) for s in sessions]
+        await asyncio.sleep(0)
+        await engine.close()
+        for answer in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(answer, MicroTurn | SessionClosed)
+        with pytest.raises(SessionClosed):
+            await sessions[0].step(sound(0)[0])
+        with pytest.raises(SessionClosed):
+            await engine.open_session()
+        await sessions[0].close()
+        await engine.close()
+        assert engine.closed
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_was_never_used_closes(checkpoint: Path) -> None:
+    async def test(engine: AsyncEngine) -> None:
+        assert not engine.closed
+
+    with_engine(checkpoint, test)

@@ -1,0 +1,279 @@
+"""The command line: what it prints for people and for programs, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from duplex_engine.checkpoint import Checkpoint
+from duplex_engine.cli import app
+from duplex_engine.cli.cost import Machine, pass_cost, turn_passes
+from duplex_engine.cli.inspect import measure_machine
+from duplex_engine.cli.live import level_db
+from duplex_engine.config import ModelConfig
+from duplex_engine.models import write_random_checkpoint
+
+KEYS = {
+    "index",
+    "epoch",
+    "token_ids",
+    "text",
+    "events",
+    "timing",
+    "memory",
+    "input",
+    "stopped",
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("tiny"), seed=2)
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One second of stereo at a rate that is not the model's."""
+    path = tmp_path_factory.mktemp("sound") / "tone.wav"
+    time_s = np.arange(22_050) / 22_050
+    tone = 0.3 * np.sin(2 * np.pi * 300 * time_s) * (time_s % 0.3)
+    soundfile.write(path, np.stack([tone, tone], axis=1), 22_050)
+    return path
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def objects(result: Result) -> list[dict[str, object]]:
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("command", ["demo", "run", "inspect"])
+def test_help_teaches_by_example(command: str) -> None:
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert f"duplex-engine {command} " in result.stdout
+    assert command in invoke("--help").stdout
+
+
+def test_run_shows_a_line_per_micro_turn(checkpoint: Path, recording: Path) -> None:
+    result = invoke("run", recording, "-c", checkpoint)
+    assert result.exit_code == 0, result.output
+    header, *lines, summary = result.stdout.splitlines()
+    assert header.split() == ["turn", "time", "heard", "ms", "memory", "said"]
+    assert [line.split()[0] for line in lines] == ["0", "1", "2", "3", "4"]
+    assert all(" dB" in line and " MiB" in line for line in lines)
+    assert summary.startswith("5 micro-turns of 200 ms: median ")
+
+
+def test_run_prints_json(checkpoint: Path, recording: Path) -> None:
+    turns = objects(invoke("run", recording, "-c", checkpoint, "--json"))
+    assert [turn["index"] for turn in turns] == [0, 1, 2, 3, 4]
+    for turn in turns:
+        assert turn.keys() == KEYS
+        assert turn["timing"].keys() == {"encode_us", "append_us", "decode_us", "total_us"}
+        assert turn["memory"].keys() == {"sequence_bytes"}
+        assert turn["input"].keys() == {"rows", "merged_turns", "missing_ms", "level_db"}
+        assert -60 < turn["input"]["level_db"] < 0
+    again = objects(invoke("run", recording, "-c", checkpoint, "--json"))
+    assert [turn["token_ids"] for turn in again] == [turn["token_ids"] for turn in turns]
+
+
+def test_without_a_checkpoint_it_says_that_the_weights_are_random(recording: Path) -> None:
+    result = invoke("run", recording)
+    assert result.exit_code == 0, result.output
+    assert "the weights are random" in result.stdout
+    result = invoke("run", recording, "--json")
+    assert len(objects(result)) == 5
+    assert "the weights are random" in result.stderr
+
+
+def test_pictures_and_text_enter(checkpoint: Path, recording: Path, tmp_path: Path) -> None:
+    small, large = tmp_path / "small.png", tmp_path / "large.png"
+    Image.fromarray(np.zeros((16, 40, 3), np.uint8)).save(small)
+    Image.fromarray(np.zeros((300, 400), np.uint8)).save(large)
+    options = ["--image", small, "--image", large, "--text", "bado", "--json"]
+    result = invoke("run", recording, "-c", checkpoint, *options)
+    rows = [turn["input"]["rows"] for turn in objects(result)]  # type: ignore[index]
+    assert rows[0] > 4 + 3
+    assert 5 + 8 < rows[1] <= 5 + 16
+    assert rows[2:] == [5, 5, 5]
+    assert "large.png: 400x300 made " in result.stderr
+
+    result = invoke("run", recording, "-c", checkpoint, *["--image", small] * 7)
+    assert "2 pictures were not shown" in result.stdout
+
+
+def test_a_short_last_piece_is_reported(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "short.wav"
+    soundfile.write(path, np.zeros(3200 + 800), 16_000)
+    result = invoke("run", path, "-c", checkpoint)
+    assert "[150 ms of sound missing]" in result.stdout
+    _, last = objects(invoke("run", path, "-c", checkpoint, "--json"))
+    assert last["events"] == [{"type": "MissingAudio", "ms": 150.0}]
+
+
+def test_realtime_keeps_to_the_clock(checkpoint: Path, recording: Path) -> None:
+    start = time.monotonic()
+    turns = objects(invoke("run", recording, "-c", checkpoint, "--realtime", "--json"))
+    assert time.monotonic() - start >= 1.0
+    merged = sum(turn["input"]["merged_turns"] for turn in turns)  # type: ignore[index]
+    assert len(turns) + merged == 5
+
+
+def test_demo_streams_the_recording() -> None:
+    result = invoke("demo", "--no-realtime")
+    assert result.exit_code == 0, result.output
+    assert "the weights are random" in result.stdout
+    assert " micro-turns of 200 ms" in result.stdout.splitlines()[-1]
+    assert len(objects(invoke("demo", "--no-realtime", "--json"))) > 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "expected a sound file or --mic, found neither"),
+        (["run", "RECORDING", "--mic"], "found both"),
+        (["run", "nowhere.wav"], "nowhere.wav: expected a sound file"),
+        (["run", "CHECKPOINT/config.json"], "config.json: expected a sound file"),
+        (["run", "RECORDING", "--image", "CHECKPOINT/config.json"], "expected a picture"),
+        (["run", "RECORDING", "--image", "nowhere.png"], "nowhere.png: expected a picture"),
+        (["run", "RECORDING", "-c", "nowhere"], "nowhere: expected a checkpoint folder"),
+        (["inspect", "nowhere"], "nowhere: expected a checkpoint folder"),
+        (["inspect", "CHECKPOINT", "--memory", "much"], "memory: expected a number of bytes"),
+        (["demo", "--preset", "huge"], "preset: expected one of tiny, small, moe"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(
+    checkpoint: Path, recording: Path, arguments: list[str], message: str
+) -> None:
+    named = [
+        a.replace("RECORDING", str(recording)).replace("CHECKPOINT", str(checkpoint))
+        for a in arguments
+    ]
+    result = invoke(*named)
+    assert result.exit_code == 2
+    *_, line = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert "Traceback" not in result.output
+
+
+def test_the_microphone_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    result = invoke("run", "--mic")
+    assert result.exit_code == 2
+    assert "pip install 'duplex_engine[mic]'" in result.stderr
+
+
+def test_the_microphone_is_heard_until_ctrl_c(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Microphone:
+        n_read = 0
+
+        def __init__(self, samplerate: int, channels: int, dtype: str) -> None:
+            assert (samplerate, channels, dtype) == (16_000, 1, "float32")
+
+        def __enter__(self) -> Microphone:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def read(self, n: int) -> tuple[NDArray[np.float32], bool]:
+            self.n_read += 1
+            if self.n_read > 3:
+                raise KeyboardInterrupt
+            return np.full((n, 1), 0.1, np.float32), False
+
+    stand_in = types.ModuleType("sounddevice")
+    stand_in.InputStream = Microphone  # type: ignore[attr-defined]
+    stand_in.PortAudioError = OSError  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sounddevice", stand_in)
+    result = invoke("run", "--mic", "-c", checkpoint)
+    assert result.exit_code == 130
+    assert "3 micro-turns of 200 ms" in result.stdout
+
+
+def test_ctrl_c_ends_cleanly(checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "duplex_engine", "demo", "-c", str(checkpoint)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while not process.stdout.readline().startswith("   1 "):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert " micro-turns of 200 ms" in rest
+    assert errors == ""
+
+
+def test_inspect(checkpoint: Path) -> None:
+    result = invoke("inspect", checkpoint)
+    assert result.exit_code == 0, result.output
+    for expected in ("parameters", "memory plan", "floor ms", "GB/s read", "tokens out"):
+        assert expected in result.stdout
+
+
+def test_a_pass_reads_every_weight_once(checkpoint: Path) -> None:
+    with Checkpoint.open(checkpoint) as opened:
+        layers = sum(
+            tensor.data.nbytes
+            for tensor in opened.tensors
+            if ("layers." in tensor.name and ".llm." in tensor.name and "norm" not in tensor.name)
+            and "sconv" not in tensor.name
+            and "global_scale" not in tensor.name
+        )
+        head = next(t.data.nbytes for t in opened.tensors if t.name.endswith("unembed.weight"))
+        assert pass_cost(opened.config, 1, 0, 4).n_bytes == layers + head
+
+
+def test_costs_grow_as_they_should(checkpoint: Path, tmp_path: Path) -> None:
+    config = ModelConfig.read(checkpoint / "config.json")
+    one, five = pass_cost(config, 1, 100, 2), pass_cost(config, 5, 100, 2)
+    assert one.n_bytes == five.n_bytes
+    assert five.operations > one.operations
+    assert pass_cost(config, 1, 10_000, 2).n_bytes > one.n_bytes
+    assert (one + five).operations == one.operations + five.operations
+    assert one.floor_ms(Machine(1e9, 1e18)) == pytest.approx(one.n_bytes / 1e6)
+    assert one.floor_ms(Machine(1e18, 1e9)) == pytest.approx(one.operations / 1e6)
+    assert turn_passes(config, 3) == [5, 1, 1]
+
+    experts = ModelConfig.read(write_random_checkpoint(tmp_path, "moe") / "config.json")
+    few, many = pass_cost(experts, 1, 1, 4), pass_cost(experts, 1000, 1, 4)
+    # Together many rows use every expert: each of them is read, once.
+    d, n_layers = experts.text.hidden_size, sum(experts.text.is_moe)
+    assert many.n_bytes - few.n_bytes == pytest.approx(
+        n_layers * (8 - 2) * 3 * d * experts.text.moe_intermediate_size * 4, rel=1e-3
+    )
+
+
+def test_the_machine_is_measured() -> None:
+    machine = measure_machine(1)
+    assert 1e8 < machine.read_bytes_per_s < 1e13
+    assert 1e8 < machine.operations_per_s < 1e15
+
+
+def test_levels() -> None:
+    silence: NDArray[np.float32] = np.zeros(10, np.float32)
+    assert level_db(silence) == level_db(silence[:0]) == -120
+    assert level_db(silence + 1) == pytest.approx(0)
+    assert level_db(silence + np.float32(0.1)) == pytest.approx(-20, abs=1e-3)
