@@ -45,7 +45,8 @@ def samples_1d(audio: object) -> Samples:
     """
     array = _as_array(audio, "audio")
     if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
-        array = array.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # what does not fit is refused below
+            array = array.astype(np.float32, copy=False)
     elif array.dtype != np.int16:
         raise InvalidArgument(
             f"audio: expected float32, float64, float16 or int16 samples, found {array.dtype}"

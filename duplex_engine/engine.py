@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 
 from duplex_engine import _core
+from duplex_engine.arguments import MAX_INT32, MAX_INT64, integer, text
 from duplex_engine.arrays import SAMPLE_RATE
 from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.config import ModelConfig
@@ -23,7 +24,7 @@ from duplex_engine.errors import CheckpointError, DuplexError, InvalidArgument
 from duplex_engine.json_input import found
 from duplex_engine.progress import progress_bar
 from duplex_engine.reference import hmlp
-from duplex_engine.session import Session, step_together
+from duplex_engine.session import Session, sampling_options, step_together
 from duplex_engine.text import Tokenizer
 from duplex_engine.types import MicroTurn, StepInput
 
@@ -93,7 +94,23 @@ class Engine:
             BackendUnavailable: the device or instruction set is not there.
             CapacityError: the memory is not there.
         """
-        memory_bytes = parse_bytes(memory)
+        if dtype not in ("auto", "float32", "bfloat16"):
+            raise InvalidArgument(
+                f"dtype: expected 'auto', 'float32' or 'bfloat16', found {found(dtype)}"
+            )
+        if not (progress is None or isinstance(progress, bool) or callable(progress)):
+            raise InvalidArgument(
+                f"progress: expected True, a function or None, found {found(progress)}"
+            )
+        options: dict[str, Any] = {
+            "device": text(device, "device"),
+            "n_threads": 0 if threads is None else integer(threads, "threads", high=MAX_INT32),
+            "isa": "" if isa is None else text(isa, "isa"),
+            "memory_bytes": parse_bytes(memory),
+            "max_batch_rows": integer(max_batch_rows, "max_batch_rows", 1, MAX_INT32),
+            "max_positions": integer(max_positions, "max_positions", 1),
+            "rewind_rows": integer(rewind_rows, "rewind_rows", high=MAX_INT32),
+        }
         with Checkpoint.open(path) as checkpoint, ExitStack() as stack:
             config = checkpoint.config
             if dtype == "auto":
@@ -109,15 +126,9 @@ class Engine:
             core = _core.Engine(
                 core_config(config),
                 [(t.name, t.dtype, t.shape, t.data) for t in checkpoint.tensors],
-                device=device,
-                n_threads=threads or 0,
-                isa=isa or "",
                 dtype=resolved,
-                memory_bytes=memory_bytes,
-                max_batch_rows=max_batch_rows,
-                max_positions=max_positions,
-                rewind_rows=rewind_rows,
                 progress=progress or None,
+                **options,
             )
         return cls(core, config, tokenizer, resolved)
 
@@ -164,12 +175,10 @@ class Engine:
             CapacityError: the memory left cannot hold such a session.
             InvalidArgument: one of the options is wrong.
         """
+        if max_positions is not None:
+            max_positions = integer(max_positions, "max_positions", low=1)
         core = self._core.open_session(
-            max_positions=max_positions,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
+            max_positions=max_positions, **sampling_options(temperature, top_k, top_p, seed)
         )
         return Session(core, self._core, self._config, self._tokenizer)
 
@@ -230,8 +239,8 @@ def parse_bytes(value: int | str) -> int:
     """
     n_bytes = value if isinstance(value, int) else 0
     if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value)):
-        n_bytes = int(float(match[1]) * UNITS.get(match[2], 0))
-    if n_bytes <= 0:
+        n_bytes = int(min(float(match[1]) * UNITS.get(match[2], 0), 2.0**64))
+    if not 0 < n_bytes <= MAX_INT64:
         raise InvalidArgument(
             f"memory: expected a number of bytes or a string like '512MiB', found {found(value)}"
         )

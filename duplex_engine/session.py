@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duplex_engine import _core
+from duplex_engine.arguments import MAX_INT32, MAX_UINT64, integer, number
 from duplex_engine.arrays import SAMPLE_RATE, Resampler, Samples, rgb_image, samples_1d, token_ids
 from duplex_engine.config import ModelConfig
 from duplex_engine.errors import DuplexError, InvalidArgument, SessionBusy, SessionClosed
@@ -34,7 +35,7 @@ from duplex_engine.types import (
     StepInput,
 )
 
-__all__ = ["DEFAULT_MAX_TOKENS", "Session", "feed_from", "step_together"]
+__all__ = ["DEFAULT_MAX_TOKENS", "Session", "feed_from", "sampling_options", "step_together"]
 
 MAX_READERS = 64  # kept for `truncate`: more than the core keeps marks
 DEFAULT_MAX_TOKENS = 16  # tokens per step of a checkpoint that does not end its own output
@@ -198,6 +199,8 @@ class Session:
             raise InvalidArgument(
                 f"append: expected one of text, audio, image, found {' and '.join(names) or 'none'}"
             )
+        if logits not in (None, "last", "all"):
+            raise InvalidArgument(f"logits: expected None, 'last' or 'all', found {found(logits)}")
         (kind,) = names
         data: Any
         with self._exclusive(), self._feeding:
@@ -220,6 +223,7 @@ class Session:
         These tokens are the caller's: they enter no micro-turn's `text` or `events`.
         """
         with self._exclusive():
+            n = integer(n, "decode: n", high=MAX_INT32)
             ids = self._core.decode(n, token_ids(stop, self._config.text.vocab_size, "stop"))
             self._remember_reader(self._core.length)
             return list(ids)
@@ -231,7 +235,7 @@ class Session:
             InvalidArgument: `length` is not one of `marks`: too old, or inside a micro-turn.
         """
         with self._exclusive():
-            self._core.truncate(length)
+            self._core.truncate(integer(length, "truncate: length"))
             self._reader = self._readers[length].copy()
             self._readers = {at: r for at, r in self._readers.items() if at <= length}
 
@@ -245,6 +249,8 @@ class Session:
             CapacityError: the memory left cannot hold the fork's own part.
         """
         with self._exclusive():
+            if max_positions is not None:
+                max_positions = integer(max_positions, "max_positions", low=1)
             core = self._core.fork(max_positions)
             other = Session(core, self._engine, self._config, self._tokenizer)
             other._reader = self._reader.copy()
@@ -262,7 +268,7 @@ class Session:
             InvalidArgument: the range reaches into what sliding windows still need.
         """
         with self._exclusive():
-            hidden = self._core.forget(begin, end)
+            hidden = self._core.forget(integer(begin, "forget: begin"), integer(end, "forget: end"))
             return hidden[0], hidden[1]
 
     def set_sampling(
@@ -270,7 +276,7 @@ class Session:
     ) -> None:
         """Replaces the sampling options, and starts the random numbers again from `seed`."""
         with self._exclusive():
-            self._core.set_sampling(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
+            self._core.set_sampling(**sampling_options(temperature, top_k, top_p, seed))
 
     @property
     def length(self) -> int:
@@ -363,11 +369,7 @@ class Session:
         """The core's spelling: negative for the checkpoint's own limit."""
         if max_tokens is None:
             return DEFAULT_MAX_TOKENS if self._config.interaction is None else -1
-        if not isinstance(max_tokens, int) or max_tokens < 0:
-            raise InvalidArgument(
-                f"max_tokens: expected a non-negative integer or None, found {found(max_tokens)}"
-            )
-        return max_tokens
+        return integer(max_tokens, "max_tokens", high=MAX_INT32)
 
     def _finish(self, turn: _core.Turn) -> MicroTurn:
         """Reads what the core's turn means."""
@@ -393,12 +395,24 @@ class Session:
         )
 
 
+def sampling_options(temperature: float, top_k: int, top_p: float, seed: int) -> dict[str, Any]:
+    """The options as the core takes them; raises InvalidArgument. The core checks their ranges."""
+    return {
+        "temperature": number(temperature, "temperature"),
+        "top_k": integer(top_k, "top_k", high=MAX_INT32),
+        "top_p": number(top_p, "top_p"),
+        "seed": integer(seed, "seed", high=MAX_UINT64),
+    }
+
+
 def step_together(
     engine: _core.Engine, requests: Sequence[tuple[Session, StepInput]]
 ) -> list[MicroTurn | DuplexError]:
     """One micro-turn of each session, in one pass; see `Engine.step_many`."""
     if len({session for session, _ in requests}) < len(requests):
         raise InvalidArgument("step_many: expected each session once, found one of them twice")
+    if any(session._engine is not engine for session, _ in requests):
+        raise InvalidArgument("step_many: expected sessions of this engine, found another's")
     answers: dict[Session, MicroTurn | DuplexError] = {}
     ready: list[Session] = []
     limits: list[int] = []

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <sstream>
+#include <utility>
 
 #include "core/error.h"
 
@@ -32,6 +33,23 @@ void check_attention(Problems& problems, const AttentionShape& shape) {
   problems.require(shape.d_head > 0 && shape.d_head <= 1024, "d_head", "1 to 1024", shape.d_head);
   problems.require(shape.rel_extent > 0, "rel_extent", "a positive number", shape.rel_extent);
   problems.require(shape.window >= 0, "window", "0 (all) or a positive number", shape.window);
+}
+
+// The engine puts these tokens into sequences itself.
+void check_interaction(Problems& problems, const InteractionConfig& interaction,
+                       std::int32_t vocab_size) {
+  const std::pair<const char*, std::int32_t> ids[] = {
+      {"interaction.listen", interaction.listen},
+      {"interaction.delegate", interaction.delegate},
+      {"interaction.delegate_end", interaction.delegate_end},
+      {"interaction.result", interaction.result},
+      {"interaction.result_end", interaction.result_end},
+      {"interaction.user_text", interaction.user_text},
+      {"interaction.user_text_end", interaction.user_text_end}};
+  for (const auto& [name, id] : ids)
+    problems.require(id >= 0 && id < vocab_size, name, "a token id below vocab_size", id);
+  problems.require(interaction.audio_frames > 0, "interaction.audio_frames", "a positive number",
+                   interaction.audio_frames);
 }
 
 }  // namespace
@@ -76,6 +94,7 @@ void ModelConfig::validate() const {
                      moe.top_k);
     problems.require(moe.d_expert > 0, "d_expert", "a positive number", moe.d_expert);
   }
+  if (interaction) check_interaction(problems, *interaction, vocab_size);
   if (vision) problems.require(!vision->stages.empty(), "vision.stages", "at least one", 0);
   problems.raise_if_any();
 }

@@ -140,7 +140,8 @@ std::vector<float> Engine::append_audio(Session& session, std::span<const float>
   DmelStream& audio = *session.audio_;
   const auto n_samples = static_cast<std::int64_t>(samples.size()) + audio.state().n_partial;
   const auto n_new = is_end_of_audio ? div_up(n_samples, kHopSamples) : n_samples / kHopSamples;
-  session.sequence_->check_room(static_cast<std::int64_t>(audio.frames_ready()) + n_new + 1);
+  const auto n_rows = static_cast<std::int64_t>(audio.frames_ready()) + n_new;
+  session.check_room(n_rows);
   audio.push(samples);
   if (is_end_of_audio) audio.pad_to_frame();
   session.input_.clear();
@@ -160,10 +161,12 @@ std::vector<float> Engine::append_image(Session& session, Image image, LogitsWan
 std::vector<float> Engine::append_input(Session& session, LogitsWanted wanted) {
   InputRows& input = session.input_;
   const bool has_pending = session.pending_token_ != kNoToken;
-  session.sequence_->check_room(static_cast<std::int64_t>(input.rows.size()) +
-                                (has_pending ? 1 : 0));
+  session.check_room(static_cast<std::int64_t>(input.rows.size()));
   std::vector<float> logits;
-  if (input.rows.empty()) return logits;
+  if (input.rows.empty()) {
+    session.set_mark();  // sound that waits for the rest of its frame
+    return logits;
+  }
   if (has_pending) input.rows.insert(input.rows.begin(), {RowKind::kText, session.pending_token_});
   session.pending_token_ = kNoToken;
   const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
@@ -227,6 +230,7 @@ std::vector<std::pair<std::string, std::int64_t>> Engine::memory_plan() const {
   plan.emplace_back("weights", static_cast<std::int64_t>(weights_.arena->bytes()));
   for (const auto& [name, bytes] : model_->plan())
     plan.emplace_back("workspace." + name, static_cast<std::int64_t>(bytes));
+  const std::lock_guard lock(mutex_);
   const PoolStats pool = pool_->stats();
   plan.emplace_back("page_pool", pool.n_pages * pool.page_bytes);
   return plan;

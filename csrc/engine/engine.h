@@ -84,7 +84,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
 
   // ---- micro_turn.cpp
   InputPlan plan_input(const Session& session) const;
-  void compose_input(Session& session, const InputPlan& plan);
+  void compose_input(Session& session, const InputPlan& plan, Inbox inbox);
   void begin_turn(const StepRequest& request, Turn& turn);
   void decode_turns(std::span<const StepRequest> requests, std::span<Turn> turns);
   std::int32_t token_limit(std::int32_t max_tokens) const;

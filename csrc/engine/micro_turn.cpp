@@ -96,12 +96,16 @@ std::int32_t Engine::token_limit(std::int32_t max_tokens) const {
 void Engine::begin_turn(const StepRequest& request, Turn& turn) {
   Session& session = *request.session;
   session.check_open();
-  const InputPlan plan = plan_input(session);
   const std::int32_t limit = token_limit(request.max_tokens);
+  // In one piece: what another thread feeds from here on belongs to the next turn.
+  std::unique_lock inbox_lock(session.inbox_mutex_);
+  const InputPlan plan = plan_input(session);
   check(plan.n_rows > 0 || limit == 0 || session.has_head_row_,
         "step: nothing was fed and the session is empty; feed audio, an image or text first");
   session.sequence_->check_room(plan.n_rows + std::max(limit - 1, 0));
-  compose_input(session, plan);
+  Inbox inbox = std::exchange(session.inbox_, {});
+  inbox_lock.unlock();
+  compose_input(session, plan, std::move(inbox));
   session.turn_ += std::max<std::int64_t>(plan.n_turns, 1);
   turn.turn = session.turn_;
   turn.epoch = session.epoch_;
@@ -113,7 +117,6 @@ void Engine::begin_turn(const StepRequest& request, Turn& turn) {
 
 Engine::InputPlan Engine::plan_input(const Session& session) const {
   InputPlan plan;
-  const std::lock_guard lock(session.inbox_mutex_);
   const Inbox& inbox = session.inbox_;
   const auto bracketed = [&](const std::vector<std::int32_t>& ids) {
     const std::int64_t brackets = config_.interaction ? 2 : 0;
@@ -140,8 +143,7 @@ Engine::InputPlan Engine::plan_input(const Session& session) const {
 }
 
 // Turns the inbox into rows, in the order in which the model was trained to read them.
-void Engine::compose_input(Session& session, const InputPlan& plan) {
-  Inbox inbox = session.take_inbox();
+void Engine::compose_input(Session& session, const InputPlan& plan, Inbox inbox) {
   InputRows& input = session.input_;
   input.clear();
   if (session.audio_) {
@@ -219,7 +221,8 @@ std::vector<std::int32_t> Engine::decode(Session& session, std::int32_t n,
   const Call call(*this, session);
   check(n == 0 || session.has_head_row_ || session.pending_token_ != kNoToken,
         "decode: the session is empty; append something first");
-  session.sequence_->check_room(n);
+  // The last token waits for the next input, as one may be waiting now.
+  session.sequence_->check_room(session.pending_token_ == kNoToken ? std::max(n - 1, 0) : n);
   const PassScope pass(*backend_);
   std::vector<std::int32_t> tokens;
   Session* const only[] = {&session};

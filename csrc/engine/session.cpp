@@ -50,6 +50,10 @@ void Session::check_open() const {
   check<SessionClosed>(!is_closed_.load(), "session: it is closed; open a new one");
 }
 
+void Session::check_room(std::int64_t n_rows) const {
+  if (n_rows > 0) sequence_->check_room(n_rows + (pending_token_ != kNoToken ? 1 : 0));
+}
+
 // ---- input from any thread
 
 void Session::feed_audio(std::span<const float> samples) {
@@ -90,17 +94,16 @@ void Session::feed_result(std::span<const std::int32_t> ids) {
   inbox_.result.insert(inbox_.result.end(), ids.begin(), ids.end());
 }
 
-Inbox Session::take_inbox() {
-  const std::lock_guard lock(inbox_mutex_);
-  return std::exchange(inbox_, {});
-}
-
 // ---- rewinding
 
+// The state of now, under the length of now: a call that appended nothing renews the newest mark.
 void Session::set_mark() {
-  if (marks_.size() < kMarks) marks_.emplace_back();
-  Mark& mark = marks_[next_mark_];
-  next_mark_ = (next_mark_ + 1) % kMarks;
+  const std::size_t newest = (next_mark_ + kMarks - 1) % kMarks;
+  if (newest >= marks_.size() || marks_[newest].position != sequence_->length()) {
+    if (next_mark_ == marks_.size()) marks_.emplace_back();
+    next_mark_ = (next_mark_ + 1) % kMarks;
+  }
+  Mark& mark = marks_[(next_mark_ + kMarks - 1) % kMarks];
   mark.position = sequence_->length();
   mark.turn = turn_;
   mark.pending_token = pending_token_;
@@ -111,15 +114,6 @@ void Session::set_mark() {
   mark.audio = audio_->state();
   const auto waiting = audio_->waiting();
   mark.waiting_frames.assign(waiting.begin(), waiting.end());
-}
-
-// The newest mark at a position: a call that appended nothing leaves two.
-const Mark* Session::find_mark(std::int64_t position) const {
-  for (std::size_t back = 1; back <= marks_.size(); ++back) {
-    const Mark& mark = marks_[(next_mark_ + kMarks - back) % kMarks];
-    if (mark.position == position) return &mark;
-  }
-  return nullptr;
 }
 
 std::vector<std::int64_t> Session::marks() const {
@@ -140,15 +134,17 @@ void Session::truncate(std::int64_t position) {
   for (const std::int64_t p : marks()) held += (held.empty() ? "" : ", ") + std::to_string(p);
   const std::lock_guard lock(engine_->mutex());
   check_open();
-  const Mark* found = find_mark(position);
-  check(found != nullptr && position <= sequence_->length() &&
-            position >= sequence_->lowest_truncation(),
+  const auto found = std::find_if(marks_.begin(), marks_.end(), [position](const Mark& mark) {
+    return mark.position == position;
+  });
+  check(found != marks_.end() && position >= sequence_->lowest_truncation(),
         "truncate: expected the end of an earlier call (one of ", held, "), found ", position);
   sequence_->truncate(position);
-  const Mark mark = *found;
   // Marks of what was dropped would be mistaken for marks of what comes instead.
   for (Mark& other : marks_)
     if (other.position > position) other.position = -1;
+  next_mark_ = (static_cast<std::size_t>(found - marks_.begin()) + 1) % kMarks;
+  const Mark& mark = *found;
   turn_ = mark.turn;
   ++epoch_;
   pending_token_ = mark.pending_token;
@@ -187,6 +183,7 @@ PositionRange Session::forget(std::int64_t begin, std::int64_t end) {
 void Session::set_sampling(const SamplingParams& params) {
   params.validate();
   const BusyGuard busy(*this);
+  check_open();
   sampling_ = params;
 }
 

@@ -76,12 +76,12 @@ class Session {
 
   static constexpr std::size_t kMarks = 32;
 
-  Inbox take_inbox();
   void check_open() const;
+  // Throws CapacityError unless `n_rows` and the token that waits fit; no rows need no room.
+  void check_room(std::int64_t n_rows) const;
   // Drops the sequence; the engine's mutex is held.
   void drop() noexcept;
   void set_mark();
-  const Mark* find_mark(std::int64_t position) const;
 
   std::shared_ptr<Engine> engine_;
   std::optional<Sequence> sequence_;  // empty once closed

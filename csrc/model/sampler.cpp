@@ -37,8 +37,10 @@ std::int32_t Sampler::sample(const float* logits, const SamplingParams& params,
   const auto n_vocab = static_cast<std::int32_t>(candidates_.size());
   if (params.temperature == 0.0f)
     return static_cast<std::int32_t>(std::max_element(logits, logits + n_vocab) - logits);
+  // Measured from the best, a tiny temperature gives 0 and -infinity, and never a NaN.
+  const float best = *std::max_element(logits, logits + n_vocab);
   for (std::int32_t id = 0; id < n_vocab; ++id)
-    candidates_[static_cast<std::size_t>(id)] = {logits[id] / params.temperature, id};
+    candidates_[static_cast<std::size_t>(id)] = {(logits[id] - best) / params.temperature, id};
   std::size_t n = candidates_.size();
   if (params.top_k > 0 && params.top_k < n_vocab) n = keep_top_k(params.top_k);
   if (params.top_p < 1.0f) n = keep_top_p(n, params);
@@ -54,10 +56,9 @@ std::size_t Sampler::keep_top_k(std::int32_t k) {
 std::size_t Sampler::keep_top_p(std::size_t n, const SamplingParams& params) {
   const auto begin = candidates_.begin();
   const auto end = begin + static_cast<std::ptrdiff_t>(n);
-  const float best = std::min_element(begin, end, is_better)->first;
   // The total is summed in id order, so that it does not depend on earlier selections.
   double total = 0;
-  for (auto c = begin; c != end; ++c) total += std::exp(static_cast<double>(c->first - best));
+  for (auto c = begin; c != end; ++c) total += std::exp(double{c->first});
   double mass = 0;
   std::size_t sorted = 0;
   for (std::size_t step = 64; sorted < n; step *= 4) {
@@ -66,7 +67,7 @@ std::size_t Sampler::keep_top_p(std::size_t n, const SamplingParams& params) {
     const auto to = begin + static_cast<std::ptrdiff_t>(next);
     std::partial_sort(from, to, end, is_better);
     for (; sorted < next; ++sorted) {
-      mass += std::exp(static_cast<double>(candidates_[sorted].first - best));
+      mass += std::exp(double{candidates_[sorted].first});
       if (mass >= static_cast<double>(params.top_p) * total) return sorted + 1;
     }
   }
@@ -80,12 +81,11 @@ std::int32_t Sampler::draw(std::size_t n, const SamplingParams& params, std::int
   if (n < candidates_.size())
     std::sort(begin, end,
               [](const Candidate& a, const Candidate& b) { return a.second < b.second; });
-  const float best = std::min_element(begin, end, is_better)->first;
   double total = 0;
-  for (auto c = begin; c != end; ++c) total += std::exp(static_cast<double>(c->first - best));
+  for (auto c = begin; c != end; ++c) total += std::exp(double{c->first});
   double target = uniform(params.seed, position) * total;
   for (auto c = begin; c != end; ++c) {
-    target -= std::exp(static_cast<double>(c->first - best));
+    target -= std::exp(double{c->first});
     if (target < 0) return c->second;
   }
   return (end - 1)->second;

@@ -26,7 +26,8 @@ class Sampler {
                       const SamplingParams& params, std::int64_t position);
 
  private:
-  using Candidate = std::pair<float, std::int32_t>;  // logit, id
+  // (logit - best logit) / temperature, id. The best one stays in every selection.
+  using Candidate = std::pair<float, std::int32_t>;
 
   std::int32_t draw(std::size_t n_candidates, const SamplingParams& params, std::int64_t position);
   std::size_t keep_top_k(std::int32_t k);

@@ -1,0 +1,212 @@
+// The engine with a tiny random model made in memory: the life of sessions, one micro-turn after
+// another, what is refused and what stays as it was. Threads: engine_threads_test.cpp.
+#include "engine/engine.h"
+
+#include <catch2/catch.hpp>
+
+#include "tests/engine/fixtures.h"
+
+namespace duplex::engine_tests {
+namespace {
+
+TEST_CASE("a micro-turn takes what was fed and answers") {
+  const auto engine = make_engine();
+  const auto session = engine->open_session({});
+  session->feed_audio(sound(kTurnSamples));
+  const Turn turn = step_one(*session);
+  CHECK(turn.turn == 1);
+  CHECK(turn.n_rows == 4);
+  CHECK(turn.missing_samples == 0);
+  REQUIRE(!turn.token_ids.empty());
+  CHECK(turn.token_ids.size() <= 3);
+  // The last token waits for the next input.
+  CHECK(turn.position == 4 + static_cast<std::int64_t>(turn.token_ids.size()) - 1);
+  CHECK(session->length() == turn.position);
+  CHECK((turn.stopped == StopReason::kListen) == (turn.token_ids.back() == kListen));
+
+  const std::vector<std::int32_t> typed = {10, 11};
+  session->feed_text(typed);
+  session->feed_result(typed);
+  session->feed_image(picture(4, 4));  // two patches, one of them padding
+  session->feed_audio(sound(kTurnSamples - 100));
+  const Turn second = step_one(*session);
+  CHECK(second.turn == 2);
+  CHECK(second.n_rows == 1 + 2 * (2 + 2) + 2 + 4);
+  CHECK(second.missing_samples == 100);
+
+  session->feed_audio(sound(3 * kTurnSamples));
+  const Turn late = step_one(*session);
+  CHECK(late.merged_turns == 2);
+  CHECK(late.turn == 5);
+}
+
+TEST_CASE("a session computes the same alone and among others") {
+  const int n_threads = GENERATE(1, 3);
+  const auto alone = make_engine()->open_session({});
+  const auto engine = make_engine(streaming_config(), small_options(n_threads));
+  std::vector<std::shared_ptr<Session>> sessions;
+  for (int i = 0; i < 5; ++i) sessions.push_back(engine->open_session({}));
+  for (int turn = 0; turn < 6; ++turn) {
+    const Turn expected = hear(*alone, turn);
+    std::vector<StepRequest> requests;
+    for (std::size_t i = 0; i < sessions.size(); ++i) {
+      const bool is_twin = i == 2;
+      if (!is_twin && (static_cast<int>(i) + turn) % 3 == 0) continue;  // others come and go
+      sessions[i]->feed_audio(sound(kTurnSamples, is_twin ? turn : 40 + static_cast<int>(i)));
+      requests.push_back({sessions[i].get(), -1});
+    }
+    for (std::size_t i = 0; const Turn& found : engine->step(requests)) {
+      REQUIRE(found.error == nullptr);
+      if (requests[i++].session != sessions[2].get()) continue;
+      CHECK(found.token_ids == expected.token_ids);
+      CHECK(found.position == expected.position);
+    }
+  }
+  CHECK(sessions[2]->digests() == alone->digests());
+}
+
+TEST_CASE("logits do not depend on how rows are cut") {
+  const auto engine = make_engine();
+  const auto whole = engine->open_session({});
+  const auto cut = engine->open_session({});
+  std::vector<std::int32_t> ids;
+  for (int i = 0; i < 60; ++i) ids.push_back(i * 7 % 40);
+  const std::vector<float> expected = engine->append_text(*whole, ids, LogitsWanted::kAll);
+  REQUIRE(expected.size() == 60 * 37);
+  std::vector<float> logits;
+  for (std::size_t begin = 0, n = 1; begin < ids.size(); begin += n, n = n * 2 % 23) {
+    n = std::min(n, ids.size() - begin);
+    const auto part =
+        engine->append_text(*cut, std::span(ids).subspan(begin, n), LogitsWanted::kAll);
+    logits.insert(logits.end(), part.begin(), part.end());
+  }
+  CHECK(logits == expected);
+  CHECK(cut->digests() == whole->digests());
+}
+
+TEST_CASE("the error of one session is in its own turn") {
+  const auto engine = make_engine();
+  const auto full = engine->open_session({6, {}});
+  const auto other = engine->open_session({});
+  const auto reference = engine->open_session({});
+  CHECK(hear(*other, 0).token_ids == hear(*reference, 0).token_ids);
+  for (const auto& session : {full, other, reference}) session->feed_audio(sound(kTurnSamples, 1));
+  full->feed_text(std::vector<std::int32_t>{1, 2, 3});
+  const std::vector<StepRequest> requests = {{full.get(), -1}, {other.get(), -1}};
+  const std::vector<Turn> turns = engine->step(requests);
+  CHECK(holds<CapacityError>(turns[0].error));
+  CHECK(full->length() == 0);
+  CHECK(turns[1].error == nullptr);
+  CHECK(turns[1].token_ids == step_one(*reference).token_ids);
+  CHECK(other->digests() == reference->digests());
+}
+
+TEST_CASE("forks share a past and part ways") {
+  const auto engine = make_engine();
+  const auto session = engine->open_session({});
+  for (int turn = 0; turn < 5; ++turn) hear(*session, turn);
+  const auto fork = session->fork(0);
+  const auto other = session->fork(0);
+  CHECK(fork->digests() == session->digests());
+  hear(*other, 99);
+  CHECK(hear(*fork, 7).token_ids == hear(*session, 7).token_ids);
+  CHECK(fork->digests() == session->digests());
+}
+
+TEST_CASE("truncate goes back to the end of an earlier call") {
+  const auto engine = make_engine();
+  const auto session = engine->open_session({});
+  const auto straight = engine->open_session({});
+  for (int turn = 0; turn < 2; ++turn) hear(*session, turn), hear(*straight, turn);
+  const std::int64_t position = session->length();
+  hear(*session, 50);
+  session->truncate(position);
+  CHECK(session->epoch() == 1);
+  CHECK(session->turn() == 2);
+  CHECK(hear(*session, 2).token_ids == hear(*straight, 2).token_ids);
+  CHECK(session->digests() == straight->digests());
+  CHECK(throws<InvalidArgument>([&] { session->truncate(session->length() - 1); }));
+}
+
+TEST_CASE("a closed session answers nothing and gives its memory back") {
+  const auto engine = make_engine();
+  const auto session = engine->open_session({});
+  hear(*session, 0);
+  CHECK(engine->stats().n_sessions == 1);
+  CHECK(engine->stats().pool.n_used > 0);
+  session->close();
+  session->close();  // twice is once
+  CHECK(session->is_closed());
+  CHECK(is_empty(engine->stats()));
+  const std::vector<std::int32_t> ids = {1};
+  CHECK(holds<SessionClosed>(step_one(*session).error));
+  CHECK(throws<SessionClosed>([&] { session->feed_audio({}); }));
+  CHECK(throws<SessionClosed>([&] { session->feed_text(ids); }));
+  CHECK(throws<SessionClosed>([&] { session->feed_result(ids); }));
+  CHECK(throws<SessionClosed>([&] { session->feed_image(picture(4, 4)); }));
+  CHECK(throws<SessionClosed>([&] { session->length(); }));
+  CHECK(throws<SessionClosed>([&] { session->usage(); }));
+  CHECK(throws<SessionClosed>([&] { session->marks(); }));
+  CHECK(throws<SessionClosed>([&] { session->digests(); }));
+  CHECK(throws<SessionClosed>([&] { session->truncate(0); }));
+  CHECK(throws<SessionClosed>([&] { session->forget(0, 64); }));
+  CHECK(throws<SessionClosed>([&] { session->fork(0); }));
+  CHECK(throws<SessionClosed>([&] { session->set_sampling({}); }));
+  CHECK(throws<SessionClosed>([&] { engine->append_text(*session, ids, LogitsWanted::kNone); }));
+  CHECK(throws<SessionClosed>([&] { engine->decode(*session, 1, {}); }));
+}
+
+TEST_CASE("closing the engine closes its sessions") {
+  const auto engine = make_engine();
+  const auto first = engine->open_session({});
+  const auto second = engine->open_session({});
+  hear(*first, 0);
+  engine->close();
+  engine->close();
+  CHECK(first->is_closed());
+  CHECK(second->is_closed());
+  CHECK(is_empty(engine->stats()));
+  CHECK(throws<SessionClosed>([&] { step_one(*first); }));
+  CHECK(throws<SessionClosed>([&] { engine->open_session({}); }));
+  CHECK(throws<SessionClosed>([&] { engine->step({}); }));
+  CHECK(throws<SessionClosed>([&] { engine->embed_text(std::vector<std::int32_t>{1}); }));
+}
+
+TEST_CASE("a session keeps its engine alive") {
+  auto engine = make_engine();
+  const auto session = engine->open_session({});
+  engine.reset();
+  CHECK(hear(*session, 0).turn == 1);
+}
+
+TEST_CASE("a session cannot be in one step twice") {
+  const auto engine = make_engine();
+  const auto session = engine->open_session({});
+  const auto other = engine->open_session({});
+  const std::vector<StepRequest> requests = {
+      {other.get(), -1}, {session.get(), -1}, {session.get(), -1}};
+  CHECK(throws<SessionBusy>([&] { engine->step(requests); }));
+  CHECK(hear(*session, 0).turn == 1);  // nobody stays busy
+  CHECK(hear(*other, 0).turn == 1);
+}
+
+TEST_CASE("an engine that cannot work is not made") {
+  const auto refuses = [](auto spoil) {
+    EngineOptions options = small_options();
+    spoil(options);
+    make_engine(streaming_config(), options);
+  };
+  CHECK(throws<CapacityError>([&] { refuses([](auto& o) { o.memory_bytes = 4096; }); }));
+  CHECK(throws<InvalidArgument>([&] { refuses([](auto& o) { o.memory_bytes = 0; }); }));
+  CHECK(throws<InvalidArgument>([&] { refuses([](auto& o) { o.max_batch_rows = 0; }); }));
+  CHECK(throws<InvalidArgument>([&] { refuses([](auto& o) { o.device = "abacus"; }); }));
+  CHECK(throws<InvalidArgument>([&] { refuses([](auto& o) { o.rewind_rows = -1; }); }));
+  CHECK(throws<BackendUnavailable>([&] { refuses([](auto& o) { o.device = "cuda"; }); }));
+  const auto engine = make_engine();
+  CHECK(throws<CapacityError>([&] { engine->open_session({1 << 30, {}}); }));
+  CHECK(throws<InvalidArgument>([&] { engine->open_session({-1, {}}); }));
+  CHECK(is_empty(engine->stats()));
+}
+
+}  // namespace
+}  // namespace duplex::engine_tests
