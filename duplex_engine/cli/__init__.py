@@ -1,4 +1,4 @@
-"""The command line: `duplex-engine demo`, `run`, `inspect`.
+"""The command line: `duplex-engine demo`, `run`, `inspect`, `eval`.
 
 Owns the list of commands and how errors end a command: one red line, exit status 2. What a command
 does is in the module of its name.
@@ -14,6 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from duplex_engine.cli.demo import demo
+from duplex_engine.cli.eval import evaluate
 from duplex_engine.cli.inspect import inspect
 from duplex_engine.cli.run import run
 from duplex_engine.errors import DuplexError
@@ -50,6 +51,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(run)
 app.command()(inspect)
+app.command("eval")(evaluate)
 
 
 def main() -> None:

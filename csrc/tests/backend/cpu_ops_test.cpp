@@ -107,7 +107,7 @@ TEST_CASE("any number of threads gives the same bytes", "[threads]") {
   const std::vector<std::byte> expected = Work(Random(18)).run(one);
   for (const int n_threads : {2, 3, 4}) {
     CpuBackend backend({n_threads, isa});
-    for (int i = 0; i < 3; ++i) CHECK(Work(Random(18)).run(backend) == expected);
+    for (int i = 0; i < 3; ++i) CHECK((Work(Random(18)).run(backend) == expected));
   }
 }
 

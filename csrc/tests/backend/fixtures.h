@@ -70,9 +70,10 @@ class RowBuffer {
   }
   void set(std::int64_t row, std::int64_t column, float value) {
     const std::uint16_t half = float_to_bf16(value);
-    std::memcpy(address(row, column), dtype_ == DType::kF32 ? static_cast<void*>(&value)
-                                                            : const_cast<std::uint16_t*>(&half),
-                dtype_bytes(dtype_));
+    std::memcpy(
+        address(row, column),
+        dtype_ == DType::kF32 ? static_cast<void*>(&value) : const_cast<std::uint16_t*>(&half),
+        dtype_bytes(dtype_));
   }
   float get(std::int64_t row, std::int64_t column) const {
     const std::byte* at = bytes_.data() + size(row * stride_ + column);

@@ -301,8 +301,8 @@ TEST_CASE("kv_append writes the keys and values of its rows and nothing else") {
   for (const Chunks& chunks : {Chunks(kRows, 1), Chunks{2, 5}, Chunks{4, 3}}) {
     KvStream cut(position, kRows, dtype, is_local);
     cut.run(backend, chunks);
-    CHECK(cut.kv.memory == whole.kv.memory);
-    CHECK(cut.conv.memory == whole.conv.memory);
+    CHECK((cut.kv.memory == whole.kv.memory));
+    CHECK((cut.conv.memory == whole.conv.memory));
     for (std::int64_t row = 0; row < kRows; ++row)
       CHECK(cut.q.same_row(row, whole.q, row, whole.q.stride()));
   }
@@ -320,9 +320,8 @@ TEST_CASE("kv_append writes the keys and values of its rows and nothing else") {
         deviation.add(whole.take(whole.panel(newest, head, true), whole.value_index(newest + 1, c)),
                       0, 1e-38);
   CHECK(deviation.worst <= 1);
-  const bool is_untouched =
-      std::all_of(whole.kv.memory.begin(), whole.kv.memory.end(),
-                  [](std::byte b) { return b == std::byte{0xff}; });
+  const bool is_untouched = std::all_of(whole.kv.memory.begin(), whole.kv.memory.end(),
+                                        [](std::byte b) { return b == std::byte{0xff}; });
   CHECK(is_untouched);
 }
 

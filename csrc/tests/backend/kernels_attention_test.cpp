@@ -61,8 +61,7 @@ struct Stream {
         keys(random_heads(random, n_positions, of.shape.n_kv_heads, of.shape.d_head, type)),
         values(random_heads(random, n_positions, of.shape.n_kv_heads, of.shape.d_head, type)),
         q(random_heads(random, of.n_rows, of.shape.n_heads, of.shape.d_head, type, 3)),
-        r(random_rows(random, of.n_rows, of.shape.n_heads * of.d_rel,
-                      of.shape.n_heads * of.d_rel)),
+        r(random_rows(random, of.n_rows, of.shape.n_heads * of.d_rel, of.shape.n_heads * of.d_rel)),
         rel(random_rows(random, of.d_rel, of.shape.rel_extent, of.shape.rel_extent)),
         bank(of.d_rel, bank_width(), bank_width(), DType::kF32),
         tape(div_up(n_positions, kBlockPositions),
@@ -83,8 +82,7 @@ struct Stream {
     const std::int64_t begin = block * kBlockPositions;
     for (const PositionRange& hole : scene.forgotten)
       if (begin >= hole.begin && begin < hole.end) return false;
-    return !scene.is_local() ||
-           begin + kBlockPositions > scene.position - scene.shape.window + 1;
+    return !scene.is_local() || begin + kBlockPositions > scene.position - scene.shape.window + 1;
   }
   void put(std::int64_t position, std::int64_t head, bool is_value, std::int64_t index,
            float value) {
@@ -270,7 +268,8 @@ TEST_CASE("attention weighs what a row may see, however the rows are cut") {
   CHECK(deviation.worst <= 1);
 
   const auto n = static_cast<std::size_t>(scene.n_rows);
-  CHECK(same_rows(Stream(scene, dtype, 11).run(backend, std::vector<std::int32_t>(n, 1)), 0, whole));
+  CHECK(
+      same_rows(Stream(scene, dtype, 11).run(backend, std::vector<std::int32_t>(n, 1)), 0, whole));
   if (scene.n_rows > 4)
     CHECK(same_rows(Stream(scene, dtype, 11).run(backend, {3, scene.n_rows - 4, 1}), 0, whole));
 }

@@ -105,8 +105,7 @@ TEST_CASE("the instruction sets agree on sums that are exact") {
   const RowBuffer expected = multiply(portable_kernels(), panel, x, 0, 5, 1.0f);
   for (const std::string& isa : instruction_sets()) {
     const RowBuffer y = multiply(choose_kernels(isa), panel, x, 0, 5, 1.0f);
-    for (std::int64_t row = 0; row < 5; ++row)
-      CHECK(y.same_row(row, expected, row, kPanelOutputs));
+    for (std::int64_t row = 0; row < 5; ++row) CHECK(y.same_row(row, expected, row, kPanelOutputs));
   }
 }
 

@@ -90,7 +90,7 @@ TEST_CASE("silu_mul is accurate over the whole range") {
   Random random(4);
   RowBuffer x(2, kUpOffset + kWidth, kUpOffset + kWidth, DType::kF32);
   for (std::int64_t c = 0; c < kWidth; ++c) {
-    x.set(0, c, -90.0f + 180.0f * static_cast<float>(c) / kWidth);  // even steps
+    x.set(0, c, -90.0f + 180.0f * static_cast<float>(c) / kWidth);    // even steps
     x.set(1, c, std::ldexp(random.normal(), random.below(40) - 20));  // every magnitude
     for (std::int64_t row = 0; row < 2; ++row) x.set(row, kUpOffset + c, random.normal());
   }
@@ -193,7 +193,8 @@ TEST_CASE("to_float is exact and add_scaled rounds at most twice") {
   Deviation deviation;
   for (std::size_t i = 0; i < 48; ++i) {
     const double term = 0.37f * double{converted[i]};
-    deviation.add(y[i], before[i] + term, 2 * kUnit * (std::abs(term) + std::abs(double{before[i]})));
+    deviation.add(y[i], before[i] + term,
+                  2 * kUnit * (std::abs(term) + std::abs(double{before[i]})));
   }
   CHECK(deviation.worst <= 1);
 }

@@ -50,8 +50,8 @@ struct Experts {
     std::vector<std::byte> packed_router(backend.packed_bytes(n_all, kModelPadded, DType::kF32));
     std::vector<std::byte> packed_up(at(n_all) * up_bytes), packed_down(at(n_all) * down_bytes);
     const PackShape from_model{kModel, kModel, kModelPadded, dtype};
-    const PackShape from_expert{config.d_expert, config.d_expert,
-                                static_cast<std::int32_t>(padded), dtype};
+    const PackShape from_expert{config.d_expert, config.d_expert, static_cast<std::int32_t>(padded),
+                                dtype};
     backend.pack({router.address(0), DType::kF32, n_all, kModel},
                  {kModel, kModel, kModelPadded, DType::kF32}, 0, packed_router.data());
     for (std::int32_t e = 0; e < n_all; ++e) {
@@ -123,8 +123,7 @@ std::vector<std::int32_t> route(const Experts& experts, const RowBuffer& x, std:
   std::sort(order.begin(), order.end());
   const auto top_k = static_cast<std::size_t>(config.top_k);
   // The comparison would mean nothing where float32 cannot tell the last one in from the next.
-  if (config.top_k < config.n_experts)
-    REQUIRE(order[top_k].first - order[top_k - 1].first > 1e-5);
+  if (config.top_k < config.n_experts) REQUIRE(order[top_k].first - order[top_k - 1].first > 1e-5);
   std::vector<std::int32_t> chosen;
   for (std::size_t i = 0; i < top_k; ++i) chosen.push_back(order[i].second);
   for (std::int32_t s = 0; s < config.n_shared; ++s) chosen.push_back(config.n_experts + s);

@@ -26,14 +26,26 @@ struct Valid {
   NormArgs norm{data, 16, data, 1e-6f, 16, 2, Activation::kNone, rows};
   LinearArgs linear{{data, 64, 16, DType::kF32}, rows, 2, data, 64};
   ConvSlot slot{data, 0, 16};
-  KvAppendArgs kv_append{segments, {1, 1, 16, 8, 0}, 16, data, 64, slot, slot, 2, data, data,
-                         1e-6f, false, 0, 0, 0, DType::kF32, rows};
-  AttentionArgs attention{segments, {1, 1, 16, 8, 0}, 16, 2, rows, data, 2, data, 144, false, 0,
-                          0, 0, DType::kF32, rows};
+  KvAppendArgs kv_append{
+      segments, {1, 1, 16, 8, 0}, 16,  data, 64, slot, slot, 2, data, data, 1e-6f, false, 0, 0,
+      0,        DType::kF32,      rows};
+  AttentionArgs attention{segments, {1, 1, 16, 8, 0}, 16,  2, rows, data, 2, data, 144, false, 0, 0,
+                          0,        DType::kF32,      rows};
   ConvAddNormArgs conv_add_norm{segments, data, 16, 1.0f, slot, 2, data, 16, data, 1e-6f, 16, rows};
   SiluMulArgs silu_mul{data, 64, 16, 16, 2, rows};
-  MoeArgs moe{{1, 1, 1, 16, 1.0f}, 1, rows, {data, 2, 16, DType::kF32}, data, 1.0f,
-              {data, 32, 16, DType::kF32}, {data, 16, 16, DType::kF32}, 4096, 4096, data, 64, scratch.data()};
+  MoeArgs moe{{1, 1, 1, 16, 1.0f},
+              1,
+              rows,
+              {data, 2, 16, DType::kF32},
+              data,
+              1.0f,
+              {data, 32, 16, DType::kF32},
+              {data, 16, 16, DType::kF32},
+              4096,
+              4096,
+              data,
+              64,
+              scratch.data()};
   FoldArgs fold{data, 3, 1, 2, 4, 4, 3, 2, 2, rows};
 };
 

@@ -25,9 +25,7 @@ struct Packed {
   float at(std::int64_t index) const {
     return load_at(bytes.data() + index * static_cast<std::int64_t>(dtype_bytes(dtype)));
   }
-  float at(std::int64_t out, std::int64_t k) const {
-    return at(packed_index(out, k, n_in, dtype));
-  }
+  float at(std::int64_t out, std::int64_t k) const { return at(packed_index(out, k, n_in, dtype)); }
   std::int64_t n_elements() const {
     return static_cast<std::int64_t>(bytes.size() / dtype_bytes(dtype));
   }
@@ -72,9 +70,9 @@ TEST_CASE("pack puts every number of its rows in place and leaves the rest zero"
   Random random(13);
   RowBuffer source = random_rows(random, kRows, kStride, kStride, from);
   Packed packed(backend, first_out + kRows, 48, to);
-  const std::int64_t bad = backend.pack({source.address(0), from, kRows, kStride},
-                                        {kColumns, kGroup, kGroupPadded, to}, first_out,
-                                        packed.bytes.data());
+  const std::int64_t bad =
+      backend.pack({source.address(0), from, kRows, kStride}, {kColumns, kGroup, kGroupPadded, to},
+                   first_out, packed.bytes.data());
   CHECK(bad == -1);
   bool is_right = true;
   for (std::int64_t row = 0; row < kRows; ++row)

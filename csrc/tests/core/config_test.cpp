@@ -98,8 +98,7 @@ TEST_CASE("all problems come in one message") {
   config.conv_kernel = 0;
   config.moe.top_k = 9;
   CHECK_THAT(problems(config), Catch::StartsWith("model config: ") && Catch::Contains("d_model") &&
-                                   Catch::Contains("conv_kernel") &&
-                                   Catch::Contains("found 9"));
+                                   Catch::Contains("conv_kernel") && Catch::Contains("found 9"));
 }
 
 }  // namespace

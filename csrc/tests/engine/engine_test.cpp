@@ -62,7 +62,7 @@ TEST_CASE("a session computes the same alone and among others") {
       CHECK(found.position == expected.position);
     }
   }
-  CHECK(sessions[2]->digests() == alone->digests());
+  CHECK((sessions[2]->digests() == alone->digests()));
 }
 
 TEST_CASE("logits do not depend on how rows are cut") {
@@ -80,8 +80,8 @@ TEST_CASE("logits do not depend on how rows are cut") {
         engine->append_text(*cut, std::span(ids).subspan(begin, n), LogitsWanted::kAll);
     logits.insert(logits.end(), part.begin(), part.end());
   }
-  CHECK(logits == expected);
-  CHECK(cut->digests() == whole->digests());
+  CHECK((logits == expected));
+  CHECK((cut->digests() == whole->digests()));
 }
 
 TEST_CASE("the error of one session is in its own turn") {
@@ -98,7 +98,7 @@ TEST_CASE("the error of one session is in its own turn") {
   CHECK(full->length() == 0);
   CHECK(turns[1].error == nullptr);
   CHECK(turns[1].token_ids == step_one(*reference).token_ids);
-  CHECK(other->digests() == reference->digests());
+  CHECK((other->digests() == reference->digests()));
 }
 
 TEST_CASE("forks share a past and part ways") {
@@ -107,10 +107,10 @@ TEST_CASE("forks share a past and part ways") {
   for (int turn = 0; turn < 5; ++turn) hear(*session, turn);
   const auto fork = session->fork(0);
   const auto other = session->fork(0);
-  CHECK(fork->digests() == session->digests());
+  CHECK((fork->digests() == session->digests()));
   hear(*other, 99);
   CHECK(hear(*fork, 7).token_ids == hear(*session, 7).token_ids);
-  CHECK(fork->digests() == session->digests());
+  CHECK((fork->digests() == session->digests()));
 }
 
 TEST_CASE("truncate goes back to the end of an earlier call") {
@@ -124,7 +124,7 @@ TEST_CASE("truncate goes back to the end of an earlier call") {
   CHECK(session->epoch() == 1);
   CHECK(session->turn() == 2);
   CHECK(hear(*session, 2).token_ids == hear(*straight, 2).token_ids);
-  CHECK(session->digests() == straight->digests());
+  CHECK((session->digests() == straight->digests()));
   CHECK(throws<InvalidArgument>([&] { session->truncate(session->length() - 1); }));
 }
 

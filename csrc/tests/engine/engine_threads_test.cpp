@@ -126,7 +126,7 @@ TEST_CASE("sessions that come and go leave the others as they were", "[threads]"
     CHECK(hear(*session, turn).token_ids == expected[static_cast<std::size_t>(turn)]);
   is_done = true;
   visitors.join();
-  CHECK(session->digests() == reference->digests());
+  CHECK((session->digests() == reference->digests()));
   session->close();
   CHECK(is_empty(engine->stats()));
 }

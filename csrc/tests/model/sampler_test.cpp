@@ -81,7 +81,9 @@ void check_draws(const std::vector<float>& logits, const SamplingParams& params)
 TEST_CASE("greedy takes the largest logit, the lower id on a tie") {
   Sampler sampler(5);
   const SamplingParams greedy;
-  const auto best = [&](std::vector<float> logits) { return sampler.sample(logits.data(), greedy, 0); };
+  const auto best = [&](std::vector<float> logits) {
+    return sampler.sample(logits.data(), greedy, 0);
+  };
   CHECK(best({1, 5, 2, 5, 5}) == 1);
   CHECK(best({0, 0, 0, 0, 0}) == 0);
   CHECK(best({-3, -2, -1, -1, -9}) == 2);

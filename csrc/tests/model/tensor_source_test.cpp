@@ -89,8 +89,11 @@ TEST_CASE("pages of a file that were given back read as before") {
   void* const mapped = mmap(nullptr, 4 * page, PROT_READ, MAP_PRIVATE, fileno(file), 0);
   REQUIRE(mapped != MAP_FAILED);
   // The tensor starts in the middle of a page: only whole pages inside it may go.
-  SourceTensor t{"t", DType::kF32, {static_cast<std::int64_t>(3 * page / 4)},
-                 static_cast<const std::byte*>(mapped) + page / 2, true};
+  SourceTensor t{"t",
+                 DType::kF32,
+                 {static_cast<std::int64_t>(3 * page / 4)},
+                 static_cast<const std::byte*>(mapped) + page / 2,
+                 true};
   t.release(0, t.elements());
   t.release(5, 5);
   const auto* bytes = static_cast<const char*>(mapped);

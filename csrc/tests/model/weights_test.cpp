@@ -179,7 +179,7 @@ TEST_CASE("the arena holds every number once, and zeros") {
   std::map<float, int> found;
   for (std::size_t i = 0; i < weights.arena->bytes() / 4; ++i)
     if (values[i] != 0) ++found[values[i]];
-  CHECK(found == expected);
+  CHECK((found == expected));
 }
 
 TEST_CASE("filling takes exactly what was measured, and progress ends there") {

@@ -1,0 +1,75 @@
+"""From a training checkpoint to an interaction checkpoint that the engine loads.
+
+Owns the `interaction` block and the files around the weights, which `transformers` writes in the
+layout of the published models. The word head stays behind: it served training only.
+
+    python -m duplex_engine.training.export out/run/checkpoint.pt out/reference
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from duplex_engine.training.model import Trainee
+from duplex_engine.training.stage import FRAMES_PER_TURN, MAX_TOKENS, TURN_S
+from duplex_engine.training.train import load_trainee
+from duplex_engine.training.vocabulary import CONTROL_TOKENS, TOKENS, token_id, write_tokenizer
+
+__all__ = ["INTERACTION", "export"]
+
+INTERACTION = {
+    "micro_turn_ms": round(1000 * TURN_S),
+    "audio_frames": FRAMES_PER_TURN,
+    "max_output_tokens": MAX_TOKENS + 1,  # and `listen`
+    "max_image_patches": 1,
+} | {token.strip("<|>"): token_id(token) for token in CONTROL_TOKENS if token != "<|pad|>"}
+
+CARD = """# The reference interaction model
+
+An Inkling model of {millions:.1f} million parameters that listens in micro-turns of 200 ms and
+speaks up by itself: it corrects a mistake in a list or a sentence that it knows, answers when a
+question is finished, stops when it is interrupted, repeats the words of a class as they are heard,
+delegates what it cannot answer, and says what it sees in a picture of 40 x 39 pixels.
+
+It was trained from random weights on synthetic speech alone, by `duplex_engine.training`; see
+`docs/TRAINING.md` for the data, their licences, the figures and the limits. It knows
+{words} English words and nothing else. Licence: Apache-2.0.
+"""
+
+
+def export(trainee: Trainee, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """Writes config.json, model.safetensors, tokenizer.json and README.md; returns the folder.
+
+    The trainee itself is rounded to `dtype`.
+    """
+    out = Path(folder)
+    trainee.inkling.to(dtype)  # type: ignore[arg-type]
+    model = trainee.inkling
+    model.save_pretrained(out)
+    (out / "generation_config.json").unlink(missing_ok=True)  # the engine's stream has none
+    config_file = out / "config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config["interaction"] = INTERACTION
+    config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_tokenizer(out / "tokenizer.json")
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    card = CARD.format(millions=n_parameters / 1e6, words=len(TOKENS) - len(CONTROL_TOKENS))
+    (out / "README.md").write_text(card, encoding="utf-8")
+    return out
+
+
+def main(
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a training run.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the interaction checkpoint.")],
+) -> None:
+    """Makes a checkpoint that `Engine.load` takes, in bfloat16."""
+    export(load_trainee(checkpoint), out)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,344 @@
+"""The closed world of the reference interaction model: every text that is spoken or put out.
+
+Owns the lists, questions, commands and sentences, and from them the texts a speech bank must hold
+(``WORDS``, ``PHRASES``, ``MISPRONOUNCED``, ``FOREIGN``). It knows nothing of sound or tokens;
+read ``vocabulary.py`` for the token ids and ``episodes.py`` for how streams are composed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+def _distinct(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(texts))
+
+
+# --- lists the model knows in order ---------------------------------------------------------
+NUMBERS = _words(
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty"
+)
+DAYS = _words("monday tuesday wednesday thursday friday saturday sunday")
+MONTHS = _words(
+    "january february march april may june july august september october november december"
+)
+
+# --- classes without an order ---------------------------------------------------------------
+COLOURS = _words("red green blue yellow white black brown orange pink purple")
+ANIMALS = _words("dog cat cow duck sheep horse bird fish lion mouse")
+OBJECTS = _words(
+    "table chair window door bottle paper garden river bridge house shoe book lamp cup key"
+)
+SHAPES = _words("circle square triangle")
+FILLERS = _words("um uh er well hmm")
+BACK_CHANNELS = ("mhm", "uh-huh", "yeah", "okay", "right", "i see", "really")
+STOP_COMMANDS = ("stop", "wait", "hold on", "be quiet")
+THANKS = ("thank you", "thanks")
+CANCELS = ("never mind", "forget it")
+
+# --- sentences known by heart: a wrong or a mispronounced word in them is corrected -----------
+SENTENCES = (
+    "twinkle twinkle little star how i wonder what you are",
+    "mary had a little lamb its fleece was white as snow",
+    "jack and jill went up the hill to fetch a pail of water",
+    "humpty dumpty sat on a wall humpty dumpty had a great fall",
+    "row row row your boat gently down the stream",
+    "the quick brown fox jumps over the lazy dog",
+    "an apple a day keeps the doctor away",
+    "hickory dickory dock the mouse ran up the clock",
+)
+# (sentence, index of the replaced word, wrong word); each makes one phrase
+WRONG_SENTENCES: tuple[tuple[int, int, str], ...] = (
+    (0, 2, "yellow"),
+    (0, 3, "fish"),
+    (0, 6, "remember"),
+    (0, 8, "they"),
+    (1, 1, "lost"),
+    (1, 4, "horse"),
+    (1, 8, "black"),
+    (1, 10, "milk"),
+    (2, 2, "john"),
+    (2, 6, "river"),
+    (2, 10, "cup"),
+    (2, 12, "milk"),
+    (3, 2, "slept"),
+    (3, 5, "chair"),
+    (3, 10, "big"),
+    (3, 11, "day"),
+    (4, 2, "pull"),
+    (4, 4, "car"),
+    (4, 6, "up"),
+    (4, 8, "river"),
+    (5, 1, "slow"),
+    (5, 2, "red"),
+    (5, 3, "cat"),
+    (5, 8, "horse"),
+    (6, 1, "orange"),
+    (6, 3, "week"),
+    (6, 6, "teacher"),
+    (6, 4, "drives"),
+    (7, 4, "duck"),
+    (7, 5, "sat"),
+    (7, 8, "table"),
+    (7, 2, "door"),
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question in spoken parts (a hesitation may fall between two parts) and its answer.
+
+    Every part is itself one of ``WORDS`` or ``PHRASES``; ``whole`` says that the joined text is
+    one of ``PHRASES`` too.
+    """
+
+    parts: tuple[str, ...]
+    answer: tuple[str, ...]
+    whole: bool = True
+
+    @property
+    def text(self) -> str:
+        """The question as one line."""
+        return " ".join(self.parts)
+
+
+def _neighbour_questions() -> list[Question]:
+    questions = []
+    for items, cyclic in ((NUMBERS, False), (DAYS, True), (MONTHS, True)):
+        for index, item in enumerate(items):
+            if cyclic or index + 1 < len(items):
+                after = items[(index + 1) % len(items)]
+                questions.append(Question(("what comes after", item), (after,)))
+            if cyclic or index > 0:
+                questions.append(Question(("what comes before", item), (items[index - 1],)))
+    return questions
+
+
+def _sum_questions() -> list[Question]:
+    return [
+        Question(
+            ("what is", NUMBERS[a - 1], "plus", NUMBERS[b - 1]),
+            (NUMBERS[a + b - 1],),
+            whole=(7 * a + 3 * b) % 9 < 4,
+        )
+        for a in range(1, 10)
+        for b in range(1, 10)
+    ]
+
+
+def _slots(opening: str, pairs: str, closing: str = "") -> list[Question]:
+    questions = []
+    for pair in pairs.split():
+        slot, answer = pair.split("=")
+        parts = (opening, slot.replace("_", " ")) + ((closing,) if closing else ())
+        questions.append(Question(parts, tuple(answer.split("_"))))
+    return questions
+
+
+QUESTIONS: tuple[Question, ...] = (
+    *_neighbour_questions(),
+    *_sum_questions(),
+    *_slots(
+        "what colour is",
+        "grass=green snow=white blood=red the_sky=blue coal=black chocolate=brown a_banana=yellow "
+        "a_carrot=orange",
+    ),
+    *_slots("what sound does a", "dog=woof cat=meow cow=moo duck=quack sheep=baa", "make"),
+    *_slots("how many legs does a", "dog=four spider=eight bird=two fish=none", "have"),
+    *_slots(
+        "what is the opposite of",
+        "hot=cold big=small up=down left=right open=closed fast=slow happy=sad old=new",
+    ),
+    Question(("can you", "hear me"), ("yes",)),
+    Question(("are you", "there"), ("yes",)),
+)
+
+# --- long answers, put out one word a micro-turn ---------------------------------------------
+STORY = _words(
+    "mary had a little lamb its fleece was white as snow and where she went the lamb was sure to go"
+)
+LONG_ANSWERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("count to ten", NUMBERS[:10]),
+    ("count to twenty", NUMBERS),
+    ("count down from ten", NUMBERS[9::-1]),
+    ("name the days", DAYS),
+    ("name the months", MONTHS),
+    ("tell me a story", STORY),
+)
+
+# --- running lists: say each word of one class as it is heard ---------------------------------
+RUNNING_LISTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("call out the colours", COLOURS),
+    ("call out the numbers", NUMBERS),
+    ("call out the animals", ANIMALS),
+)
+# a number sequence that follows one of these is no list, so nothing in it is wrong
+RANDOM_OPENINGS = ("here are random words", "my phone number is", "this is not in order")
+LIST_OPENINGS = ("let me count", "listen to my list", "these are in order")
+
+# --- delegation ------------------------------------------------------------------------------
+CITIES = _words("paris london rome berlin tokyo madrid oslo vienna")
+THINGS = _words("gold milk bread oil coffee sugar")
+NAMES = _words("newton mozart darwin picasso einstein shakespeare")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question for the background model: spoken parts, and the words delegated."""
+
+    parts: tuple[str, ...]
+    words: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The request as one line."""
+        return " ".join(self.parts)
+
+
+REQUESTS: tuple[Request, ...] = (
+    *(Request(("what is the weather in", city), ("weather", city)) for city in CITIES),
+    *(Request(("when is the train to", city), ("train", city)) for city in CITIES),
+    *(Request(("what is the price of", thing), ("price", thing)) for thing in THINGS),
+    *(Request(("who is", name), ("who", name)) for name in NAMES),
+)
+RESULT_WORDS = _words(
+    "sunny rainy cloudy windy snowy foggy warm cold late early today tomorrow soon closed "
+    "painter writer scientist composer euros dollars oclock degrees high low"  # codespell:ignore
+)
+
+# --- speech that asks for nothing --------------------------------------------------------------
+CHATTER = (
+    "i went to the market this morning",
+    "she put the letters on the kitchen shelf",
+    "we should leave before it gets dark",
+    "my brother works in a small hospital",
+    "they painted the fence last summer",
+    "he forgot his umbrella on the bus again",
+    "the meeting was moved to another room",
+    "it has been raining all afternoon",
+    "you can find the keys near the entrance",
+    "nobody knew where the music came from",
+    "there is a bakery behind the station",
+    "our neighbours have a very friendly puppy",
+    "please remember to water the plants",
+    "the old bridge was closed for repairs",
+    "i would like a sandwich with cheese",
+    "most people prefer to travel by plane",
+    "her answer surprised the whole class",
+    "the printer is out of ink again",
+    "we watched a film about whales",
+    "his shoes were covered in mud",
+    "the children built a castle of sand",
+    "maybe the weather will improve later",
+    "that was the best soup i ever had",
+    "the shop around the corner sells flowers",
+)
+# (language of the synthesiser, text)
+FOREIGN: tuple[tuple[str, str], ...] = (
+    ("de", "ich gehe heute abend ins kino"),
+    ("de", "das wetter ist heute sehr schön"),  # codespell:ignore
+    ("fr", "je voudrais un café s'il vous plaît"),
+    ("fr", "nous partons demain matin"),
+    ("es", "mañana vamos a la playa"),
+    ("es", "no sé dónde está mi hermano"),
+    ("it", "questa sera mangiamo la pizza"),
+    ("it", "il treno parte fra poco"),
+    ("ru", "сегодня очень хорошая погода"),
+    ("nl", "ik heb gisteren een boek gekocht"),
+    ("pl", "dzisiaj jest piękny dzień"),
+    ("sv", "jag tycker om att läsa"),
+)
+
+# (known word, espeak-ng phonemes of a wrong pronunciation that is no other word of this file)
+MISPRONOUNCED: tuple[tuple[str, str], ...] = (
+    ("one", "'oUn"),
+    ("two", "tw'oU"),
+    ("three", "T'aI"),
+    ("four", "f'aU"),
+    ("five", "f'Iv"),
+    ("six", "s'aIks"),
+    ("seven", "s'i:v@n"),
+    ("eight", "'aIkt"),
+    ("nine", "n'In"),
+    ("ten", "t'oIn"),
+    ("monday", "d'VndeI"),
+    ("tuesday", "t'u:kdeI"),
+    ("wednesday", "w'EdnEsdeI"),
+    ("thursday", "T'A:mzdeI"),
+    ("friday", "fr'i:deI"),
+    ("saturday", "s'ItUgdeI"),
+    ("sunday", "s'UndeI"),
+    ("january", "dZ'anu:gri"),
+    ("february", "f'EblU@ri"),
+    ("april", "'aIpr@l"),
+    ("august", "'aUgUst"),
+    ("october", "0kt'u:b@"),
+    ("twinkle", "tw'aINk@l"),
+    ("little", "l'aIt@l"),
+    ("star", "st'OI"),
+    ("wonder", "w'Imd@"),
+    ("mary", "m'u:ri"),
+    ("lamb", "l'aImb"),
+    ("fleece", "fl'aIs"),
+    ("white", "w'u:t"),
+    ("snow", "sn'aU"),
+    ("water", "w'Ig@"),
+    ("hill", "h'u:l"),
+    ("wall", "w'Ib"),
+    ("boat", "b'aIt"),
+    ("stream", "str'aUm"),
+    ("gently", "g'Vntli"),
+    ("quick", "kw'u:k"),
+    ("brown", "br'i:n"),
+    ("jumps", "j'i:mps"),
+    ("lazy", "l'OIzi"),
+    ("apple", "'u:p@l"),
+    ("doctor", "d'i:kt@"),
+    ("mouse", "m'OIs"),
+    ("clock", "kl'aIk"),
+)
+
+
+def _whole_texts() -> Iterable[str]:
+    for question in QUESTIONS:
+        if question.whole:
+            yield question.text
+    yield from (request.text for request in REQUESTS)
+    yield from SENTENCES
+    for sentence, index, wrong in WRONG_SENTENCES:
+        words = SENTENCES[sentence].split()
+        yield " ".join([*words[:index], wrong, *words[index + 1 :]])
+    yield from (command for command, _ in LONG_ANSWERS)
+    yield from (command for command, _ in RUNNING_LISTS)
+    yield from (*RANDOM_OPENINGS, *LIST_OPENINGS, *CHATTER)
+
+
+def _parts() -> Iterable[str]:
+    for question in QUESTIONS:
+        yield from question.parts
+    for request in REQUESTS:
+        yield from request.parts
+
+
+# Texts needed as clips of their own: single words, and the short fixed calls.
+WORDS: tuple[str, ...] = _distinct(
+    [
+        *(NUMBERS + DAYS + MONTHS + COLOURS + ANIMALS + OBJECTS + FILLERS),
+        *(BACK_CHANNELS + STOP_COMMANDS + THANKS + CANCELS),
+        *(word for sentence in SENTENCES for word in sentence.split()),
+        *(wrong for _, _, wrong in WRONG_SENTENCES),
+        *(part for part in _parts() if " " not in part),
+    ]
+)
+PHRASES: tuple[str, ...] = _distinct(
+    [
+        *(part for part in _parts() if part not in WORDS),
+        *(text for text in _whole_texts() if text not in WORDS),
+    ]
+)

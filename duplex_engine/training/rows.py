@@ -1,0 +1,183 @@
+"""From an episode to the rows of one sequence, in the order in which the engine will build them.
+
+Owns that order, the targets, and the deliberate mistakes in what is fed back. Rows carry no
+embedding: ``model.py`` makes that. The engine's side of the same rule is
+``csrc/engine/micro_turn.cpp``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from duplex_engine.training import vocabulary
+from duplex_engine.training.vocabulary import (
+    LISTEN,
+    RESULT,
+    RESULT_END,
+    USER_TEXT,
+    USER_TEXT_END,
+)
+
+__all__ = [
+    "AUDIO",
+    "IMAGE",
+    "NO_TARGET",
+    "N_TURNS",
+    "PADDING",
+    "TEXT",
+    "Rows",
+    "Stream",
+    "layout",
+    "mask_bins",
+    "spoil",
+]
+
+N_TURNS = 128  # of a training episode
+FRAMES_PER_TURN = 4
+PADDING, TEXT, IMAGE, AUDIO = range(4)  # kinds of rows
+NO_TARGET = -1
+
+
+@dataclass(slots=True)
+class Stream:
+    """An episode with its sound as bins: what training needs of it, and what shards store.
+
+    Attributes:
+        bins: (n_turns * 4, 80) uint8 dMel bins.
+        labels: (n_turns * 4,) int16, see `stage.Episode`.
+        images, typed, results, outputs: by micro-turn, see `stage.Episode`.
+    """
+
+    bins: NDArray[np.uint8]
+    labels: NDArray[np.int16]
+    images: Mapping[int, NDArray[np.uint8]]
+    typed: Mapping[int, Sequence[int]]
+    results: Mapping[int, Sequence[int]]
+    outputs: Mapping[int, Sequence[int]]
+
+    @property
+    def n_turns(self) -> int:
+        """Micro-turns of the stream."""
+        return len(self.labels) // FRAMES_PER_TURN
+
+    def copy(self) -> Stream:
+        """Another stream of the same parts; assigning to its fields leaves this one alone."""
+        return replace(self)
+
+
+@dataclass(slots=True)
+class Rows:
+    """One sequence, (n,) rows.
+
+    Attributes:
+        kinds: (n,) uint8, one of TEXT, IMAGE, AUDIO.
+        values: (n,) int32: a token id, the number of a picture, the number of a frame.
+        targets: (n,) int16: the token to be put out after the row, or NO_TARGET.
+        labels: (n,) int16: the word that ended before an audio row (0: none), else NO_TARGET.
+        bins: (n_frames, 80) uint8.
+        images: (n_images, 40, 39, 3) uint8.
+    """
+
+    kinds: NDArray[np.uint8]
+    values: NDArray[np.int32]
+    targets: NDArray[np.int16]
+    labels: NDArray[np.int16]
+    bins: NDArray[np.uint8]
+    images: NDArray[np.uint8]
+
+
+def layout(stream: Stream, fed: Mapping[int, Sequence[int]] | None = None) -> Rows:
+    """The rows of a stream.
+
+    A micro-turn is `[result] [typed text] [picture] [4 frames] | output ... listen`; the last audio
+    row and every output row but `listen` have a target.
+
+    fed: the outputs that are fed back instead of the right ones; targets stay right where both
+        have a token, and are `listen` beyond the right ones. None: no mistakes.
+    """
+    fed = stream.outputs if fed is None else fed
+    rows: list[tuple[int, int, int, int]] = []  # kind, value, target, label
+    images: list[NDArray[np.uint8]] = []
+
+    def text(*ids: int) -> None:
+        rows.extend((TEXT, id_, NO_TARGET, NO_TARGET) for id_ in ids)
+
+    for turn in range(stream.n_turns):
+        if turn in stream.results:
+            text(RESULT, *stream.results[turn], RESULT_END)
+        if turn in stream.typed:
+            text(USER_TEXT, *stream.typed[turn], USER_TEXT_END)
+        if turn in stream.images:
+            rows.append((IMAGE, len(images), NO_TARGET, NO_TARGET))
+            images.append(stream.images[turn])
+        right = [*stream.outputs.get(turn, ()), LISTEN]
+        said = fed.get(turn, ())
+        first = turn * FRAMES_PER_TURN
+        for frame in range(first, first + FRAMES_PER_TURN):
+            is_last = frame == first + FRAMES_PER_TURN - 1
+            target = right[0] if is_last else NO_TARGET
+            rows.append((AUDIO, frame, target, int(stream.labels[frame])))
+        for number, id_ in enumerate(said, start=1):
+            target = right[number] if number < len(right) else LISTEN
+            rows.append((TEXT, id_, target, NO_TARGET))
+        text(LISTEN)
+    kinds, values, targets, labels = np.array(rows, np.int32).T
+    return Rows(
+        kinds=kinds.astype(np.uint8),
+        values=values,
+        targets=targets.astype(np.int16),
+        labels=labels.astype(np.int16),
+        bins=stream.bins,
+        images=np.stack(images) if images else np.zeros((0, 40, 39, 3), np.uint8),
+    )
+
+
+def spoil(
+    stream: Stream,
+    rng: np.random.Generator,
+    *,
+    p_output: float = 0.1,
+    p_silence: float = 0.004,
+) -> dict[int, list[int]]:
+    """Outputs with mistakes, to be fed back: the model must live with its own.
+
+    A right output is left out or begins with a wrong word; silence is broken by a word. Neighbours
+    of other outputs are spared: a long answer goes on from what was really said.
+    """
+    words = range(len(vocabulary.CONTROL_TOKENS), len(vocabulary.TOKENS))
+    fed = {turn: list(tokens) for turn, tokens in stream.outputs.items()}
+    draws = rng.random(stream.n_turns)
+    for turn in range(stream.n_turns):
+        tokens = stream.outputs.get(turn)
+        if draws[turn] >= (p_silence if tokens is None else p_output):
+            continue
+        if turn - 1 in stream.outputs or turn + 1 in stream.outputs:
+            continue
+        if tokens is not None and rng.random() < 0.5:
+            del fed[turn]
+        else:
+            wrong = int(rng.integers(words.start, words.stop))
+            fed[turn] = [wrong, *(tokens or ())[1:]]
+    return fed
+
+
+def mask_bins(bins: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A copy of (frames, bands) bins with some bands and moments silenced, some levels off by one.
+
+    What is left out must be guessed from the rest, so no single band decides.
+    """
+    masked = bins.copy()
+    n_frames, n_bands = bins.shape
+    off = rng.random(bins.shape) < rng.uniform(0.0, 0.1)
+    masked[off] = np.clip(masked[off].astype(np.int16) + rng.choice((-1, 1)), 0, 15)
+    for _ in range(int(rng.integers(0, 1 + n_frames // 100))):
+        start = int(rng.integers(n_frames))
+        band = int(rng.integers(n_bands))
+        masked[start : start + 40, band : band + int(rng.integers(2, 10))] = 0
+    for _ in range(int(rng.integers(0, 1 + n_frames // 150))):
+        masked[int(rng.integers(n_frames))] = 0
+    return masked

@@ -1,0 +1,183 @@
+"""`duplex-engine eval`, end to end on a bank of tones and a model that knows nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from scripted import log_of
+from typer.testing import CliRunner, Result
+
+from duplex_engine import Engine
+from duplex_engine.cli import app
+from duplex_engine.evaluation.held_out import Plan, engine_system, held_out_streams, open_bank
+from duplex_engine.evaluation.metrics import score_alarms, score_kinds
+from duplex_engine.evaluation.streams import StreamLog
+from duplex_engine.models import write_random_checkpoint
+from duplex_engine.training import phrases
+from duplex_engine.training.episodes import MIX, TASKS
+from duplex_engine.training.stage import Episode
+
+WORD_S = 0.3
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("tiny"), seed=2)
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One held-out voice that says everything in the same tone, 0.3 s a word."""
+    folder = tmp_path_factory.mktemp("bank")
+    texts = [*phrases.WORDS, *phrases.PHRASES]
+    n_samples = round(max(len(text.split()) for text in texts) * WORD_S * 16_000)
+    tone = 8000 * np.sin(2 * np.pi * 300 * np.arange(n_samples) / 16_000)
+    tone.astype("<i2").tofile(folder / "audio.i16")
+    with (folder / "clips.jsonl").open("w") as index:
+        for text in dict.fromkeys(texts):
+            words = text.split()
+            clip = {
+                "text": text,
+                "words": [[w, i * WORD_S, (i + 1) * WORD_S] for i, w in enumerate(words)],
+                "voice": "tone",
+                "group": "held",
+                "kind": "word" if text in phrases.WORDS else "phrase",
+                "offset": 0,
+                "n": round(len(words) * WORD_S * 16_000),
+            }
+            index.write(json.dumps(clip) + "\n")
+    return folder
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["eval", *map(str, arguments)])
+
+
+def test_help_teaches_by_example() -> None:
+    assert "duplex-engine eval " in invoke("--help").stdout
+
+
+def test_held_out_streams_are_run_scored_and_written(
+    checkpoint: Path, bank: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `bench` is not installed")
+    out = tmp_path / "out"
+    options = ["--tasks", "list,see", "--streams", 2, "--turns", 40, "--out", out]
+    result = invoke(checkpoint, "--bank", bank, *options)
+    assert result.exit_code == 0, result.output
+    assert "engine, voices 'held', 4 streams" in result.stdout
+    (group,) = json.loads((out / "figures.json").read_text())["held_out"]
+    assert (group["system"], group["group"], group["n_streams"]) == ("engine", "held", 4)
+    assert {"right", "see"} <= group["kinds"].keys()
+    assert group["alarms_by_task"].keys() == {"list", "see"}
+    names = {path.name for path in out.glob("*.png")}
+    assert names == {"timeline_held_list.png", "timeline_held_see.png", "latency_held.png"}
+
+
+def test_the_baseline_hears_the_same_streams(checkpoint: Path, bank: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `bench` is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra `eval` is not installed")
+    options = ["--tasks", "list", "--streams", 1, "--turns", 40, "--out", tmp_path, "--baseline"]
+    result = invoke(checkpoint, "--bank", bank, *options, "--augmented", "--grace", 10)
+    assert result.exit_code == 0, result.output
+    engine, harness = json.loads((tmp_path / "figures.json").read_text())["held_out"]
+    assert (engine["system"], harness["system"]) == ("engine", "harness")
+    count = {kind: figures["right"]["n"] for kind, figures in engine["kinds"].items()}
+    assert count == {kind: figures["right"]["n"] for kind, figures in harness["kinds"].items()}
+
+
+def test_a_seed_decides_the_streams(checkpoint: Path, bank: Path) -> None:
+    with Engine.load(checkpoint, threads=1) as engine:
+
+        def streams(seed: int) -> list[bytes]:
+            plan = Plan(("list", "mix"), n_streams=2, n_turns=30, seed=seed)
+            found = held_out_streams(engine_system(engine), open_bank(bank), "held", plan)
+            return [stream.episode.audio.tobytes() for stream in found]
+
+        first = streams(0)
+        assert first == streams(0)
+        assert len({*first, *streams(1)}) == 8
+
+
+def test_the_other_benchmarks_through_the_command(checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra `eval` is not installed")
+    sample = tmp_path / "fdb" / "synthetic_pause_handling" / "1"
+    sample.mkdir(parents=True)
+    sound = np.random.default_rng(0).normal(0, 0.1, 32_000)
+    soundfile.write(sample / "input.wav", sound, 16_000)
+    windows = tmp_path / "windows.csv"
+    windows.write_text(f"audio,start_s,end_s\n{sample / 'input.wav'},0.5,1.5\n")
+    behaviours = tmp_path / "behaviours.csv"
+    behaviours.write_text("Behavior,SemanticCategory\nba do,one\n")
+    out = tmp_path / "out"
+    result = invoke(
+        checkpoint,
+        *("--fdb", tmp_path / "fdb", "--windows", windows, "--behaviours", behaviours),
+        *("--out", out),
+    )
+    assert result.exit_code == 0, result.output
+    figures = json.loads((out / "figures.json").read_text())
+    assert figures["fdb"]["runs"] == 1
+    assert figures["fdb"]["sets"]["synthetic_pause_handling"]["take-over rate"]["n"] == 1
+    assert figures["windows"]["spoke"]["n"] == 1
+    assert figures["behaviours"]["refused"]["value"] == 0
+    written = out / "fdb" / "synthetic_pause_handling" / "1" / "output.json"
+    assert json.loads(written.read_text()).keys() == {"text", "chunks"}
+    assert not (sample / "output.json").exists()  # the data stay as they are
+
+
+def test_a_model_that_does_what_is_expected_is_perfect(bank: Path) -> None:
+    """The composer's targets and the judge's rules agree, for every task and kind of event."""
+
+    def perfect(episode: Episode) -> StreamLog:
+        return log_of(episode.outputs, episode.n_turns)
+
+    plan = Plan((*TASKS, MIX), n_streams=4)
+    scores = [stream.score for stream in held_out_streams(perfect, open_bank(bank), "held", plan)]
+    kinds = score_kinds(scores)
+    assert {"correct", "right", "answer", "pause", "stop", "ignore", "delegate", "see"} <= set(
+        kinds
+    )
+    assert {kind: figures.right.value for kind, figures in kinds.items()} == dict.fromkeys(kinds, 1)
+    assert score_alarms(scores).per_minute.value == 0
+
+
+def test_a_model_that_is_silent_misses_everything_and_disturbs_nobody(bank: Path) -> None:
+    def silent(episode: Episode) -> StreamLog:
+        return log_of({}, episode.n_turns)
+
+    plan = Plan((*TASKS, MIX), n_streams=4)
+    streams = list(held_out_streams(silent, open_bank(bank), "held", plan))
+    kinds = score_kinds([stream.score for stream in streams])
+    said = {event.kind for stream in streams for event in stream.episode.events if event.tokens}
+    assert {kind for kind, figures in kinds.items() if figures.right.value == 0} == said | {
+        "ignore"  # there was nothing to go on with
+    }
+    assert score_alarms([stream.score for stream in streams]).per_minute.value == 0
+    assert any(stream.heard() for stream in streams)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "expected one or more of --bank, --fdb, --windows, --behaviours, found none"),
+        (["--bank", "nowhere"], "expected clips.jsonl in nowhere"),
+        (["--bank", "BANK", "--tasks", "list,fly"], "tasks: expected some of list, sentence"),
+        (["--bank", "BANK", "--group", "human"], "expected voices of group 'human', found none"),
+        (["--windows", "nowhere.csv"], "nowhere.csv: expected a CSV or JSON file"),
+        (["--behaviours", "nowhere.csv"], "nowhere.csv: expected a CSV file"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(
+    checkpoint: Path, bank: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    named = [option.replace("BANK", str(bank)) for option in options]
+    result = invoke(checkpoint, *named, "--out", tmp_path)
+    assert result.exit_code == 2
+    *_, line = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line

@@ -1,0 +1,163 @@
+"""The trainee is transformers' model; the loop learns, resumes and stops when told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_bank import toy_bank
+from transformers import InklingForConditionalGeneration
+
+from duplex_engine.training import episodes, train
+from duplex_engine.training.export import export
+from duplex_engine.training.model import SIZES, Batch, Trainee, collate, losses
+from duplex_engine.training.rows import layout
+from duplex_engine.training.shards import save_shard
+from duplex_engine.training.train import CHECKPOINT, LOG, Settings, load_trainee, run
+
+BANK = toy_bank()
+
+
+def batch(n: int = 2, n_turns: int = 40) -> Batch:
+    """A few mixed episodes."""
+    composed = (
+        episodes.compose("mix", BANK, np.random.default_rng(seed), n_turns=n_turns)
+        for seed in range(n)
+    )
+    return collate([layout(episodes.to_stream(episode)) for episode in composed])
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one shard of twelve short episodes."""
+    folder = tmp_path_factory.mktemp("shards")
+    composed = [
+        episodes.compose("mix", BANK, np.random.default_rng(seed), n_turns=30) for seed in range(12)
+    ]
+    save_shard(folder / "shard.npz", [episodes.to_stream(episode) for episode in composed])
+    return folder
+
+
+def settings(out: Path, shards: Path, **changes: object) -> Settings:
+    """A run of a few steps in this process."""
+    values = {"size": "toy", "batch": 2, "steps": 4, "hours": 1.0, "workers": 0} | changes
+    return Settings(out=out, shards=shards, **values)  # type: ignore[arg-type]
+
+
+def test_the_saved_model_computes_in_transformers_what_the_trainee_does(tmp_path: Path) -> None:
+    """So the faster bias and the masks are transformers' own."""
+    torch.manual_seed(0)
+    trainee = Trainee(SIZES["toy"]).eval()
+    for name, parameter in trainee.named_parameters():
+        if "rel_logits_proj" in name:  # far from zero, and nowhere alike
+            torch.nn.init.normal_(parameter)
+    export(trainee, tmp_path, torch.float32)
+    model = InklingForConditionalGeneration.from_pretrained(
+        tmp_path, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    rows = batch(1)
+    with torch.no_grad():
+        embedded = trainee.embed(rows)
+        expected = model(inputs_embeds=embedded, use_cache=False).logits
+        found = trainee(rows)[0][..., : expected.shape[-1]]
+    assert embedded.shape[1] > 2 * SIZES["toy"].window, "longer than window and extent"
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_sequences_shorter_than_the_extent_have_the_same_bias(tmp_path: Path) -> None:
+    trainee = Trainee(SIZES["toy"]).eval()
+    export(trainee, tmp_path, torch.float32)
+    model = InklingForConditionalGeneration.from_pretrained(
+        tmp_path, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    embedded = torch.randn(1, 7, SIZES["toy"].d_model)
+    with torch.no_grad():
+        expected = model(inputs_embeds=embedded, use_cache=False).logits
+        mask = trainee._masks(7, embedded.device)
+        hidden = trainee.inkling.model(
+            inputs_embeds=embedded, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        found = trainee.inkling.lm_head(hidden)[..., : expected.shape[-1]]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_changes_nothing() -> None:
+    trainee = Trainee(SIZES["toy"]).eval()
+    composed = episodes.compose("mix", BANK, np.random.default_rng(0), n_turns=20)
+    rows = layout(episodes.to_stream(composed))
+    with torch.no_grad():
+        exact = losses(trainee, collate([rows]))
+        padded = losses(trainee, collate([rows], n_rows=len(rows.kinds) + 50))
+    assert exact["token"].item() == pytest.approx(padded["token"].item(), rel=1e-5)
+    assert exact["word"].item() == pytest.approx(padded["word"].item(), rel=1e-5)
+
+
+def test_a_batch_can_be_learnt_by_heart() -> None:
+    torch.manual_seed(0)
+    trainee = Trainee(SIZES["toy"])
+    rows = batch(2, 25)
+    optimiser = torch.optim.AdamW(trainee.parameters(), lr=5e-3)
+    values = []
+    for _ in range(60):
+        parts = losses(trainee, rows)
+        values.append(parts["token"].item())
+        optimiser.zero_grad()
+        (parts["token"] + parts["word"]).backward()
+        optimiser.step()
+    assert values[-1] < 0.2 * values[0]
+
+
+def test_a_run_logs_saves_and_resumes(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "LOG_EVERY", 2)
+    first = run(settings(tmp_path, shards))
+    log = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert [line["step"] for line in log] == [2, 4]
+    assert all(np.isfinite(line["token"]) for line in log)
+    saved = load_trainee(tmp_path / CHECKPOINT)
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(value, saved.state_dict()[name])
+    run(settings(tmp_path, shards, steps=6))
+    log = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert [line["step"] for line in log] == [2, 4, 6]
+    assert log[-1]["elapsed_s"] > log[1]["elapsed_s"]
+
+
+def test_the_same_seed_trains_the_same_model(tmp_path: Path, shards: Path) -> None:
+    one, two = (run(settings(tmp_path / name, shards)).state_dict() for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], rtol=0, atol=0)
+
+
+def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path: Path, shards: Path) -> None:
+    def interrupt() -> None:
+        while not list(tmp_path.glob(LOG)):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    killer = threading.Thread(target=interrupt)
+    killer.start()
+    run(settings(tmp_path, shards, steps=100_000))
+    killer.join()
+    assert signal.getsignal(signal.SIGTERM) is before
+    step = torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"]
+    assert train.LOG_EVERY <= step < 100_000
+
+
+def test_wrong_settings_are_refused(tmp_path: Path, shards: Path) -> None:
+    with pytest.raises(ValueError, match="expected one of bank and shards"):
+        run(Settings(out=tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"expected \*\.npz"):
+        run(settings(tmp_path, tmp_path))
+    run(settings(tmp_path / "run", shards, steps=1))
+    with pytest.raises(ValueError, match="expected a model of size tiny, found toy"):
+        run(settings(tmp_path / "run", shards, size="tiny"))
