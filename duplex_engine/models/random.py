@@ -116,7 +116,7 @@ PRESETS: dict[str, Preset] = {
 
 def write_random_checkpoint(
     directory: str | Path,
-    preset: str = "tiny",
+    preset: str | Preset = "tiny",
     *,
     seed: int = 0,
     dtype: Dtype = "float32",
@@ -128,7 +128,8 @@ def write_random_checkpoint(
 
     Args:
         directory: where to write; files of these names are replaced.
-        preset: "tiny" (about 1 M parameters), "small" (about 29 M) or "moe" (about 2 M).
+        preset: "tiny" (about 1 M parameters), "small" (about 29 M), "moe" (about 2 M), or sizes of
+            your own.
         seed: of the weights.
         dtype: of the weights in the file.
         interaction: with the block that makes it an interaction checkpoint, or without.
@@ -136,17 +137,18 @@ def write_random_checkpoint(
     Raises:
         InvalidArgument: no such preset or dtype.
     """
-    if preset not in PRESETS:
+    if isinstance(preset, str) and preset not in PRESETS:
         raise InvalidArgument(
             f"preset: expected one of {', '.join(PRESETS)}, found {found(preset)}"
         )
+    sizes = preset if isinstance(preset, Preset) else PRESETS[preset]
     if dtype not in ("float32", "bfloat16"):
         raise InvalidArgument(f"dtype: expected float32 or bfloat16, found {found(dtype)}")
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    values = _config_json(PRESETS[preset], dtype, interaction)
+    values = _config_json(sizes, dtype, interaction)
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    _tokenizer(PRESETS[preset].vocab_size).save(str(folder / "tokenizer.json"))
+    _tokenizer(sizes.vocab_size).save(str(folder / "tokenizer.json"))
     rng = np.random.default_rng(seed)
     tensors = _tensors(ModelConfig.from_dict(values), rng)
     _write_safetensors(folder / "model.safetensors", tensors, dtype)

@@ -52,7 +52,8 @@ Scratch lay_out(const Sizes& s, void* base) {
   std::size_t offset = 0;
   const auto take = [&](auto*& pointer, std::int64_t count) {
     using Element = std::remove_reference_t<decltype(*pointer)>;
-    pointer = reinterpret_cast<Element*>(static_cast<std::byte*>(base) + offset);
+    // As a number: while measuring, base is null, and null plus an offset is no pointer.
+    pointer = reinterpret_cast<Element*>(reinterpret_cast<std::uintptr_t>(base) + offset);
     offset +=
         static_cast<std::size_t>(round_up(count * static_cast<std::int64_t>(sizeof(Element)), 64));
   };

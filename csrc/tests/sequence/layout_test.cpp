@@ -3,7 +3,7 @@
 
 #include <catch2/catch.hpp>
 
-#include "fixtures.h"
+#include "tests/sequence/fixtures.h"
 
 namespace duplex::sequence_tests {
 namespace {

@@ -6,7 +6,7 @@
 #include <random>
 #include <vector>
 
-#include "fixtures.h"
+#include "tests/sequence/fixtures.h"
 
 namespace duplex::sequence_tests {
 namespace {

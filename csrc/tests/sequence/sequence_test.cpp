@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "fixtures.h"
+#include "tests/sequence/fixtures.h"
 
 namespace duplex::sequence_tests {
 namespace {
