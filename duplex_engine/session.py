@@ -127,6 +127,7 @@ class Session:
 
         Raises:
             InvalidArgument: an input is not as `step` says; nothing was taken.
+            CapacityError: too much of one kind waits already; the other kinds may have been taken.
         """
         with self._feeding:
             # Everything is checked before anything is queued; the core checks the picture's size.
@@ -191,7 +192,8 @@ class Session:
             logits: None for none, "last" for those of the newest row, "all" for every row.
 
         Returns:
-            None, or float32 logits: (1, vocabulary) for "last", (rows, vocabulary) for "all".
+            None, or float32 logits: (1, vocabulary) for "last", (rows, vocabulary) for "all"; no
+            rows where nothing was appended.
         """
         given = {"text": text, "audio": audio, "image": image}
         names = [name for name, value in given.items() if value is not None]
@@ -211,9 +213,14 @@ class Session:
             else:
                 samples = samples_1d(audio)
                 data = self._at_16_khz(samples, self._resampler_for(sample_rate))
-            rows: NDArray[np.float32] | None = self._core.append(
-                kind, data, logits=logits or "none", end_of_audio=end_of_audio
-            )
+            try:
+                rows: NDArray[np.float32] | None = self._core.append(
+                    kind, data, logits=logits or "none", end_of_audio=end_of_audio
+                )
+            except DuplexError:
+                if kind == "audio":
+                    self._restart_resampler()  # it holds the end of sound that was refused
+                raise
             self._remember_reader(self._core.length)
             return rows
 
@@ -231,11 +238,15 @@ class Session:
     def truncate(self, length: int) -> None:
         """Drops the newest positions until `length` are left.
 
+        Everything else the session carries goes back too, except the resampler: where sound has
+        another rate than 16 kHz, it begins anew.
+
         Raises:
             InvalidArgument: `length` is not one of `marks`: too old, or inside a micro-turn.
         """
         with self._exclusive():
             self._core.truncate(integer(length, "truncate: length"))
+            self._restart_resampler()
             self._reader = self._readers[length].copy()
             self._readers = {at: r for at, r in self._readers.items() if at <= length}
 
@@ -358,6 +369,12 @@ class Session:
         self._resampler = resampler
         self._input_rate = SAMPLE_RATE if resampler is None else resampler.sample_rate
         return samples if resampler is None else resampler.push(samples)
+
+    def _restart_resampler(self) -> None:
+        """Forgets the sound that a resampler holds back; the next sound may have any rate."""
+        if self._resampler is not None:
+            self._resampler = None
+            self._input_rate = None
 
     def _remember_reader(self, length: int) -> None:
         self._readers.pop(length, None)  # the newest goes last

@@ -11,6 +11,8 @@ namespace {
 
 // Patches that the vision tower keeps buffers for.
 constexpr std::int64_t kMaxPatchesAtOnce = 64;
+// Addresses of a process end at 2^47; a pool beyond a quarter of them is a slip of the pen.
+constexpr std::int64_t kMaxMemoryBytes = std::int64_t{1} << 45;
 // Rows backed when a session opens; afterwards each turn backs what the next may need.
 constexpr std::int64_t kRowsBackedAtOpen = 32;
 
@@ -30,8 +32,8 @@ ModelConfig checked(ModelConfig config, const EngineOptions& options) {
   config.validate();
   check(options.max_batch_rows >= 1 && options.max_batch_rows <= 65536,
         "max_batch_rows: expected 1 to 65536, found ", options.max_batch_rows);
-  check(options.memory_bytes > 0, "memory: expected a positive number of bytes, found ",
-        options.memory_bytes);
+  check(options.memory_bytes > 0 && options.memory_bytes <= kMaxMemoryBytes,
+        "memory: expected 1 to ", kMaxMemoryBytes, " bytes, found ", options.memory_bytes);
   return config;
 }
 
