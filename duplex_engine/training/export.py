@@ -31,23 +31,44 @@ INTERACTION = {
 
 CARD = """# The reference interaction model
 
-An Inkling model of {millions:.1f} million parameters that listens in micro-turns of 200 ms and
-speaks up by itself: it corrects a mistake in a list or a sentence that it knows, answers when a
-question is finished, stops when it is interrupted, repeats the words of a class as they are heard,
-delegates what it cannot answer, and says what it sees in a picture of 40 x 39 pixels.
+An Inkling of {millions:.1f} million parameters that listens in micro-turns of 200 ms and speaks up
+by itself: it corrects a mistake in a list or a sentence that it knows, answers when a question is
+finished, stops when it is interrupted, repeats the words of a class as they are heard, delegates
+what it cannot answer, and says what it sees in a picture of 40 x 39 pixels. It hears sound and
+writes words; nothing else decides when. Load it with `Engine.load("reference")`.
 
-It was trained from random weights on synthetic speech alone, by `duplex_engine.training`; see
-`docs/TRAINING.md` for the data, their licences, the figures and the limits. It knows
-{words} English words and nothing else. Licence: Apache-2.0.
+Made from random weights by `duplex_engine.training`; `docs/TRAINING.md` of the project has the
+recipe and every detail. Licence of the weights: Apache-2.0.
+
+## Data
+Streams composed from synthetic speech: espeak-ng (152 voices), flite (3), SVOX Pico (4 pitches of
+one voice) and Kokoro-82M (8 voices) say {words} English words and fixed phrases of them, sentences
+that ask for nothing, and speech in eight other languages, with music on hold, noises, rooms,
+microphones and telephones added. No recording of a person was trained on.
+
+## Licences
+espeak-ng is GPL-3 (the program; its output is free), flite and its voices BSD-like, Pico and Kokoro
+Apache-2.0, the music on hold CC-BY-SA-3.0. The weights hold no recording.
+
+## Figures
+{figures}
+
+## Limits
+It knows {words} words and the tasks above, in English, and nothing else: it is no assistant. What
+it says is chosen from the same words. Voices unlike synthetic ones, children, strong accents,
+several people at once and distant microphones were not trained on. A word that it does not know is
+at times taken for one that it does. Only about seven seconds are looked at directly.
 """
+NO_FIGURES = "Not measured yet: `duplex-engine eval FOLDER --bank BANK` does."
 
 
 def export(trainee: Trainee, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> Path:
     """Writes config.json, model.safetensors, tokenizer.json and README.md; returns the folder.
 
-    The trainee itself is rounded to `dtype`.
+    The trainee itself is settled and rounded to `dtype`.
     """
     out = Path(folder)
+    trainee.settle()
     trainee.inkling.to(dtype)  # type: ignore[arg-type]
     model = trainee.inkling
     model.save_pretrained(out)
@@ -58,7 +79,11 @@ def export(trainee: Trainee, folder: str | Path, dtype: torch.dtype = torch.bflo
     config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(out / "tokenizer.json")
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    card = CARD.format(millions=n_parameters / 1e6, words=len(TOKENS) - len(CONTROL_TOKENS))
+    card = CARD.format(
+        millions=n_parameters / 1e6,
+        words=len(TOKENS) - len(CONTROL_TOKENS),
+        figures=NO_FIGURES,
+    )
     (out / "README.md").write_text(card, encoding="utf-8")
     return out
 

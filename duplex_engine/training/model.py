@@ -1,47 +1,54 @@
 """The network that is trained: Inkling as `transformers` has it, with a small config.
 
 Owns the sizes, the batching of rows, the losses, and two things that training alone has: a second
-head that names the word just heard, and a faster way to spread the relative bias. What comes out
-is a genuine Inkling checkpoint; see ``export.py``.
+head that names the word just heard, and a faster pass over the layers (``decoder.py``). What comes
+out is a genuine Inkling checkpoint; see ``export.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from transformers import InklingConfig, InklingForConditionalGeneration
 
 from duplex_engine.reference import hmlp
+from duplex_engine.training.decoder import decode
 from duplex_engine.training.rows import AUDIO, IMAGE, NO_TARGET, TEXT, Rows
 from duplex_engine.training.vocabulary import PAD, TOKENS, VOCAB_SIZE
 
 __all__ = ["SIZES", "Batch", "Size", "Trainee", "collate", "inkling_config"]
 
 PATCH_SIZE = 40
+N_LEVELS = 16  # of a dMel bin
+BLUR_BANDS, BLUR_LEVELS, BLUR_PEAK = 1.0, 1.0, 0.3
+REACH = (2.0, 5.0, 15.0, 50.0)  # rows, of the heads of a layer
+NEARNESS = 4.0  # bias of the nearest row
+COMMON = 0.4  # of an embedded row
+USUAL_LEVELS = slice(7, 11)  # of speech at a usual loudness
 HEARING_LAYER = 4  # of six: the word head reads the rows after so many layers
 
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes of a model: width, layers (the last one global), width of the MLP, heads."""
+    """Sizes of a model: width, layers, width of the MLP, heads, and the window of every layer."""
 
     d_model: int
     n_layers: int
     d_ff: int
     n_heads: int = 4
     n_kv_heads: int = 2
-    window: int = 128  # rows: about five seconds
+    window: int = 192  # rows: about seven seconds
 
 
 SIZES = {
-    "toy": Size(32, 2, 48, window=32),
+    "toy": Size(32, 2, 48, window=64),
     "tiny": Size(128, 4, 352),
     "small": Size(192, 6, 512),
     "base": Size(256, 6, 768),
@@ -64,10 +71,10 @@ def inkling_config(size: Size) -> InklingConfig:
         "swa_head_dim": d_head,
         "sliding_window_size": size.window,
         "d_rel": 8,
-        "rel_extent": 2 * size.window,
+        "rel_extent": size.window,
         "conv_kernel_size": 4,
         "intermediate_size": size.d_ff,
-        "layer_types": ["hybrid_sliding"] * (size.n_layers - 1) + ["hybrid"],
+        "layer_types": ["hybrid_sliding"] * size.n_layers,
         "mlp_layer_types": ["dense"] * size.n_layers,
         "logits_mup_width_multiplier": 1.0,
         "pad_token_id": PAD,
@@ -76,7 +83,7 @@ def inkling_config(size: Size) -> InklingConfig:
     }
     return InklingConfig(
         text_config=text,
-        audio_config={"mel_vocab_size": 16},
+        audio_config={"mel_vocab_size": N_LEVELS},
         vision_config={"patch_size": PATCH_SIZE, "temporal_patch_size": 2, "n_layers": 2},
     )
 
@@ -138,53 +145,78 @@ def collate(sequences: Sequence[Rows], n_rows: int | None = None) -> Batch:
     )
 
 
-class _SkewedBias(nn.Module):
-    """Inkling's relative bias for a whole sequence at once, without gathering.
+class _Smooth(nn.Module):
+    """What is learnt of the sound table: neighbouring levels and bands share what they learn.
 
-    The bias of query i and key j is entry i - j of row i. Padding every reversed row by the
-    sequence's length and reading the memory in rows one shorter puts that entry at column j. The
-    gradient is then a copy, where a gather's would add into shared cells.
+    The table is a blur of the parameter, over levels and over bands. It starts as a smooth function
+    of the spectrum, where independent rows would start as a code without likeness.
     """
 
-    def __init__(self, original: nn.Module) -> None:
+    def __init__(self, n_bands: int, n_levels: int) -> None:
         super().__init__()
-        self.proj = cast(nn.Parameter, original.proj)  # (d_rel, extent)
+        self.n_levels = n_levels
+        self.register_buffer("over_bands", _blur(n_bands, BLUR_BANDS), persistent=False)
+        self.register_buffer("over_levels", _blur(n_levels, BLUR_LEVELS), persistent=False)
 
-    def forward(self, relative_states: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-        """(batch, rows, heads, d_rel) to (batch, heads, rows, rows)."""
-        assert len(queries) == len(keys), "training has no cache: every row is query and key"
-        n, extent = len(queries), self.proj.shape[1]
-        profiles = (relative_states @ self.proj.flip(-1)).transpose(1, 2)  # (b, h, n, extent)
-        n_more = max(extent - n, 0)  # rows needed to fill the last line
-        padded = F.pad(profiles, (0, n, 0, n_more))
-        skewed = padded.flatten(2)[..., extent - 1 :][..., : n * (n + extent - 1)]
-        lines: Tensor = skewed.reshape(*skewed.shape[:-1], n, n + extent - 1)
-        return lines[..., :n]
+    def forward(self, free: Tensor) -> Tensor:
+        """(bands * levels, d_model) to the same."""
+        with torch.autocast(free.device.type, enabled=False):
+            rows = free.view(-1, self.n_levels, free.shape[-1])
+            blurred = torch.einsum("lm,bmd->bld", self.over_levels, rows)
+            return torch.einsum("bc,cld->bld", self.over_bands, blurred).flatten(0, 1)
+
+    def right_inverse(self, table: Tensor) -> Tensor:
+        """The parameter that is blurred to this table."""
+        rows = table.view(-1, self.n_levels, table.shape[-1])
+        sharp = torch.linalg.solve(self.over_levels, rows)
+        free: Tensor = torch.linalg.solve(self.over_bands, sharp.flatten(1))
+        return free.reshape(table.shape)
+
+
+def _blur(n: int, width: float) -> Tensor:
+    """(n, n): each row a bell curve of this standard deviation and a peak, of length 1."""
+    distance = torch.arange(n)[:, None] - torch.arange(n)
+    rows = torch.exp(-0.5 * (distance / width) ** 2) + BLUR_PEAK * torch.eye(n)
+    return F.normalize(rows, dim=1)
 
 
 class Trainee(nn.Module):
-    """The Inkling model, and the head that names the word just heard."""
+    """The Inkling model, and the head that names the word just heard.
 
-    def __init__(self, size: Size) -> None:
+    compiled: compile parts of the pass for the shape of the batches, which then must be the same.
+    """
+
+    def __init__(self, size: Size, *, compiled: bool = False) -> None:
         super().__init__()
-        config = inkling_config(size)
-        config._attn_implementation = "eager"
-        self.inkling = InklingForConditionalGeneration(config)
+        self.inkling = InklingForConditionalGeneration(inkling_config(size))
         self.word_head = nn.Linear(size.d_model, VOCAB_SIZE, bias=False)
         self._hearing_layer = min(HEARING_LAYER, size.n_layers)
-        self._window = size.window
+        self._compiled = compiled
+        table = self._sound_table()
+        smooth = _Smooth(table.num_embeddings // N_LEVELS, N_LEVELS)
+        parametrize.register_parametrization(table, "weight", smooth)
         self._initialise()
-        for layer in self.inkling.model.language_model.layers:
-            layer.self_attn.rel_logits_proj = _SkewedBias(layer.self_attn.rel_logits_proj)
+
+    def _sound_table(self) -> nn.Embedding:
+        table: nn.Embedding = self.inkling.model.audio_tower.embed_audio_tokens.embed_audio_tokens
+        return table
+
+    def settle(self) -> None:
+        """Makes every weight what `transformers` knows; there is no training after that."""
+        parametrize.remove_parametrizations(self._sound_table(), "weight")
 
     def _initialise(self) -> None:
         """Draws matrices by their fan-in: transformers' 0.02 is meant for wide models."""
         for name, parameter in self.named_parameters():
-            if "norm" in name or "global_scale" in name:
+            if "q_norm" in name or "k_norm" in name:
+                # Inkling divides by the width of a head, not its root: so that attention is not
+                # flat at first, queries and keys make up for it.
+                nn.init.constant_(parameter, len(parameter) ** 0.25)
+            elif "norm" in name or "global_scale" in name:
                 continue
-            if "sconv" in name:
-                nn.init.normal_(parameter, std=0.1)
-            elif "rel_logits_proj" in name or "lm_head" in name or "word_head" in name:
+            elif "sconv" in name:
+                nn.init.normal_(parameter, std=0.2)
+            elif "lm_head" in name or "word_head" in name:
                 nn.init.normal_(parameter, std=0.02)
             elif "embed" in name:
                 nn.init.normal_(parameter, std=0.1)
@@ -192,12 +224,47 @@ class Trainee(nn.Module):
                 nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
                 if "o_proj" in name or "down_proj" in name:
                     parameter.data *= 0.3
+        self._look_nearby()
+
+    @torch.no_grad()
+    def _look_nearby(self) -> None:
+        """Lets every head begin with a bias for what is near, each with its own reach.
+
+        Nothing else in Inkling tells near from far, and the bias is linear in the row, without a
+        constant. So all embedded text and sound gets a common part, from which the bias is read.
+        """
+        model = self.inkling.model
+        d_model = model.language_model.norm.weight.shape[0]
+        common = F.normalize(torch.randn(d_model), dim=0)
+        text, sound = model.language_model.embed_tokens.weight, self._sound_table()
+        text += COMMON * text.norm(dim=1).mean() * common
+        # Only what differs from an even spectrum counts, or all sounds would begin alike.
+        levels = sound.weight.view(-1, N_LEVELS, d_model)
+        levels = levels - levels[:, USUAL_LEVELS].mean(1, keepdim=True)
+        tilted = torch.linspace(USUAL_LEVELS.stop, USUAL_LEVELS.start, len(levels)).long()
+        example = levels[torch.arange(len(levels)), tilted].sum(0)
+        levels += COMMON * example.norm() / len(levels) * common
+        sound.weight = levels.flatten(0, 1)
+        for layer in model.language_model.layers:
+            attention = layer.self_attn
+            profile, heads = attention.rel_logits_proj.proj, attention.num_heads
+            distance = torch.arange(profile.shape[1])
+            profile.normal_(std=0.3).mul_(torch.exp(-distance / REACH[-1]))
+            read = attention.r_proj.weight.view(heads, -1, d_model).mul_(0.5)
+            for head in range(heads):
+                reach = REACH[head % len(REACH)]
+                profile[head] = NEARNESS * torch.exp(-distance / reach)
+                read[head, head] += common / (COMMON * d_model**0.5)
 
     def embed(self, batch: Batch) -> Tensor:
         """The rows of a batch, each by the tower of its kind: (batch, rows, d_model)."""
         model = self.inkling.model
         text = model.language_model.embed_tokens(batch.text)
-        audio = model.audio_tower(batch.bins.long()).last_hidden_state
+        # The sum of a row for each band, as a product: its gradient is one too.
+        table = self._sound_table().weight  # (bands * levels, d_model)
+        n_levels = len(table) // batch.bins.shape[1]
+        chosen = batch.bins[..., None] == torch.arange(n_levels, device=table.device)
+        audio = model.audio_tower.norm(chosen.flatten(1).to(table.dtype) @ table)
         rows = torch.zeros(*batch.kinds.shape, text.shape[-1], dtype=text.dtype, device=text.device)
         rows[batch.kinds == TEXT] = text
         rows[batch.kinds == AUDIO] = audio.to(text.dtype)
@@ -209,40 +276,20 @@ class Trainee(nn.Module):
         return rows
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits of all rows: of the next output, and of the word just heard."""
-        n_rows = batch.kinds.shape[1]
-        output = self.inkling.model(
-            inputs_embeds=self.embed(batch),
-            attention_mask=self._masks(n_rows, batch.kinds.device),
-            use_cache=False,
-            output_hidden_states=True,
-        )
-        words = self.word_head(output.hidden_states[self._hearing_layer])
-        return self.inkling.lm_head(output.last_hidden_state), words
-
-    def _masks(self, n_rows: int, device: torch.device) -> dict[str, Any]:
-        """Additive masks; padding is behind every row that counts, so it needs none."""
-        position = torch.arange(n_rows, device=device)
-        distance = position[:, None] - position
-        hidden = {
-            "full_attention": distance < 0,
-            "sliding_attention": (distance < 0) | (distance >= self._window),
-        }
-        return {
-            name: torch.zeros(n_rows, n_rows, device=device).masked_fill(mask, float("-inf"))[
-                None, None
-            ]
-            for name, mask in hidden.items()
-        } | {"linear_attention": None}
+        """(batch, rows, d_model): for the next output, and for the word just heard."""
+        decoder = self.inkling.model.language_model
+        after = decode(decoder.layers, self.embed(batch), compiled=self._compiled)
+        return decoder.norm(after[-1]), after[self._hearing_layer]
 
 
 def losses(trainee: Trainee, batch: Batch) -> dict[str, Tensor]:
     """Mean cross-entropies "token" and "word", and teacher-forced shares of right tokens."""
-    logits, words = trainee(batch)
+    rows, heard_rows = trainee(batch)
     has_target = batch.targets != NO_TARGET
     has_label = batch.labels != NO_TARGET
     targets, labels = batch.targets[has_target], batch.labels[has_label]
-    logits, words = logits[has_target].float(), words[has_label].float()
+    logits = trainee.inkling.lm_head(rows[has_target]).float()
+    words = trainee.word_head(F.rms_norm(heard_rows[has_label], heard_rows.shape[-1:])).float()
     speaks, heard = targets != 0, labels != 0
     right = logits.detach().argmax(-1) == targets
     return {

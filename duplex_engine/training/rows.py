@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ __all__ = [
     "N_TURNS",
     "PADDING",
     "TEXT",
+    "Lesson",
     "Rows",
     "Stream",
     "layout",
@@ -40,6 +42,8 @@ N_TURNS = 128  # of a training episode
 FRAMES_PER_TURN = 4
 PADDING, TEXT, IMAGE, AUDIO = range(4)  # kinds of rows
 NO_TARGET = -1
+MAX_LATE_RUN = 2  # micro-turns of an output that may come late as a whole
+P_LATER = 0.25  # that it is late by two micro-turns instead of one
 
 
 @dataclass(slots=True)
@@ -90,16 +94,23 @@ class Rows:
     images: NDArray[np.uint8]
 
 
-def layout(stream: Stream, fed: Mapping[int, Sequence[int]] | None = None) -> Rows:
+class Lesson(NamedTuple):
+    """By micro-turn: the outputs that are fed back, and those that are right in view of them."""
+
+    fed: Mapping[int, Sequence[int]]
+    due: Mapping[int, Sequence[int]]
+
+
+def layout(stream: Stream, lesson: Lesson | None = None) -> Rows:
     """The rows of a stream.
 
     A micro-turn is `[result] [typed text] [picture] [4 frames] | output ... listen`; the last audio
     row and every output row but `listen` have a target.
 
-    fed: the outputs that are fed back instead of the right ones; targets stay right where both
-        have a token, and are `listen` beyond the right ones. None: no mistakes.
+    lesson: what is fed back, and what is right in view of that: target by target where both have a
+        token, and `listen` beyond the right ones. None: no mistakes.
     """
-    fed = stream.outputs if fed is None else fed
+    fed, due = lesson or Lesson(stream.outputs, stream.outputs)
     rows: list[tuple[int, int, int, int]] = []  # kind, value, target, label
     images: list[NDArray[np.uint8]] = []
 
@@ -114,7 +125,7 @@ def layout(stream: Stream, fed: Mapping[int, Sequence[int]] | None = None) -> Ro
         if turn in stream.images:
             rows.append((IMAGE, len(images), NO_TARGET, NO_TARGET))
             images.append(stream.images[turn])
-        right = [*stream.outputs.get(turn, ()), LISTEN]
+        right = [*due.get(turn, ()), LISTEN]
         said = fed.get(turn, ())
         first = turn * FRAMES_PER_TURN
         for frame in range(first, first + FRAMES_PER_TURN):
@@ -140,29 +151,50 @@ def spoil(
     stream: Stream,
     rng: np.random.Generator,
     *,
-    p_output: float = 0.1,
+    p_late: float = 0.12,
+    p_wrong: float = 0.04,
     p_silence: float = 0.004,
-) -> dict[int, list[int]]:
-    """Outputs with mistakes, to be fed back: the model must live with its own.
+) -> Lesson:
+    """Mistakes to be fed back: the model must live with its own, and make good what it missed.
 
-    A right output is left out or begins with a wrong word; silence is broken by a word. Neighbours
-    of other outputs are spared: a long answer goes on from what was really said.
+    An output comes one or two micro-turns late, and stays due until then, so what could not yet be
+    told from the sound may be said when it can; an output begins with a wrong word; silence is
+    broken by a word. Long answers are spared: they go on from what was really said.
     """
     words = range(len(vocabulary.CONTROL_TOKENS), len(vocabulary.TOKENS))
     fed = {turn: list(tokens) for turn, tokens in stream.outputs.items()}
-    draws = rng.random(stream.n_turns)
-    for turn in range(stream.n_turns):
-        tokens = stream.outputs.get(turn)
-        if draws[turn] >= (p_silence if tokens is None else p_output):
+    due = {turn: list(tokens) for turn, tokens in stream.outputs.items()}
+    for first, end in _runs(stream.outputs):
+        if end - first > MAX_LATE_RUN:
             continue
-        if turn - 1 in stream.outputs or turn + 1 in stream.outputs:
-            continue
-        if tokens is not None and rng.random() < 0.5:
-            del fed[turn]
+        draw = rng.random()
+        late = 1 + int(rng.random() < P_LATER)
+        is_free = not any(turn in due for turn in range(end, end + late + 1))
+        if draw < p_late and is_free and end + late <= stream.n_turns:
+            tokens = [stream.outputs[turn] for turn in range(first, end)]
+            for turn in range(first, end):
+                del fed[turn]
+            for turn in range(first, first + late):
+                due[turn] = list(tokens[0])
+            for turn, delayed in enumerate(tokens, start=first + late):
+                fed[turn], due[turn] = list(delayed), list(delayed)
+        elif 1.0 - p_wrong < draw:
+            fed[first][0] = int(rng.integers(words.start, words.stop))
+    for turn in np.flatnonzero(rng.random(stream.n_turns) < p_silence).tolist():
+        if not any(near in due for near in (turn - 1, turn, turn + 1)):
+            fed[turn] = [int(rng.integers(words.start, words.stop))]
+    return Lesson(fed, due)
+
+
+def _runs(outputs: Mapping[int, Sequence[int]]) -> list[tuple[int, int]]:
+    """First and end of every run of consecutive micro-turns with output."""
+    runs: list[tuple[int, int]] = []
+    for turn in sorted(outputs):
+        if runs and runs[-1][1] == turn:
+            runs[-1] = (runs[-1][0], turn + 1)
         else:
-            wrong = int(rng.integers(words.start, words.stop))
-            fed[turn] = [wrong, *(tokens or ())[1:]]
-    return fed
+            runs.append((turn, turn + 1))
+    return runs
 
 
 def mask_bins(bins: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from duplex_engine.training import vocabulary
 from duplex_engine.training.bank import Bank
+from duplex_engine.training.voices import weight
 
 __all__ = ["Episode", "Event", "Said", "Stage", "turn_at"]
 
@@ -24,7 +25,7 @@ SAMPLE_RATE = 16_000  # Hz
 TURN_S = 0.2
 FRAMES_PER_TURN = 4
 TURN_SAMPLES = round(TURN_S * SAMPLE_RATE)
-REACTION_S = 0.06  # sound that must be heard after a moment before the model can know it
+REACTION_S = 0.08  # sound that must be heard after a moment before the model can know it
 MAX_TOKENS = 4  # a micro-turn puts out at most, before `listen`
 SPEECH_RMS = 0.06
 
@@ -43,6 +44,7 @@ class Event:
         turn: the micro-turn in which the reaction is due.
         tokens: what is to be put out there, empty for silence.
         window_turns: how many micro-turns, beginning with `turn`, belong to the event.
+        voice: who spoke, where somebody did.
     """
 
     kind: str
@@ -50,6 +52,7 @@ class Event:
     turn: int
     tokens: tuple[int, ...]
     window_turns: int
+    voice: str = ""
 
 
 @dataclass(slots=True)
@@ -89,7 +92,7 @@ class Said:
 
 
 def turn_at(time_s: float) -> int:
-    """The micro-turn whose input holds the sound 60 ms after a moment: the first that can know."""
+    """The micro-turn whose input holds the sound 80 ms after a moment: the first that can know."""
     return int((time_s + REACTION_S) / TURN_S + 1e-6)
 
 
@@ -118,6 +121,8 @@ class Stage:
         self._sounds: list[tuple[float, Samples]] = []
         self._word_ends: list[tuple[str, float]] = []
         self._voices = self.bank.voices(self.group)
+        weights = np.array([weight(voice, self.group) for voice in self._voices])
+        self._shares = weights / weights.sum()
         self.change_voice()
 
     # --- choices ------------------------------------------------------------------------------
@@ -132,13 +137,17 @@ class Stage:
     # --- speech -------------------------------------------------------------------------------
     def change_voice(self) -> None:
         """Another voice of the group speaks from now on, at its own tempo and level."""
-        self.voice = self.pick(self._voices)
+        self.voice = str(self.rng.choice(self._voices, p=self._shares))
         self._tempo = float(self.rng.uniform(*self.tempo))
         self._gain = float(np.exp(self.rng.uniform(-0.7, 0.7)))
 
     def can_say(self, *texts: str) -> bool:
         """Whether the present voice has all of these texts."""
         return self.bank.texts(self.voice).issuperset(texts)
+
+    def chatter(self) -> list[str]:
+        """The idle sentences that the present voice has, sorted."""
+        return sorted(self.bank.texts(self.voice, "chatter"))
 
     def can_mispronounce(self, word: str) -> bool:
         """Whether the present voice has a wrong pronunciation of this word."""
@@ -179,7 +188,7 @@ class Stage:
         return said
 
     def play_other(self, kind: str) -> bool:
-        """Plays one of the group's "foreign", "speech" or "music" clips; False if it has none."""
+        """Plays a "foreign", "speech", "chatter" or "music" clip of the group; False if none."""
         speakers = self.bank.voices(self.group, kind)
         if not speakers:
             return False
@@ -227,27 +236,37 @@ class Stage:
             turn += 1
         for begin in range(0, len(tokens), MAX_TOKENS):
             self.outputs[turn + begin // MAX_TOKENS] = list(tokens[begin : begin + MAX_TOKENS])
-        self.events.append(Event(kind, time_s, turn, tuple(tokens), window_turns))
+        self._record(kind, time_s, turn, tokens, window_turns)
         return turn
 
     def expect(self, kind: str, time_s: float, turn: int, tokens: Sequence[int]) -> None:
         """Records an event whose outputs are placed by the task itself."""
-        self.events.append(Event(kind, time_s, turn, tuple(tokens), 3))
+        self._record(kind, time_s, turn, tokens, 3)
 
     def note(self, kind: str, time_s: float, *, window_turns: int = 4) -> None:
         """Something to which the right reaction is to change nothing."""
-        self.events.append(Event(kind, time_s, turn_at(time_s), (), window_turns))
+        self._record(kind, time_s, turn_at(time_s), (), window_turns)
+
+    def _record(
+        self, kind: str, time_s: float, turn: int, tokens: Sequence[int], window_turns: int
+    ) -> None:
+        self.events.append(Event(kind, time_s, turn, tuple(tokens), window_turns, self.voice))
 
     # --- the result ---------------------------------------------------------------------------
+    def mixed(self, n: int) -> Samples:
+        """The first `n` samples of all sounds together."""
+        audio = np.zeros(n, np.float32)
+        for start_s, samples in self._sounds:
+            start = round(start_s * SAMPLE_RATE)
+            samples = samples[: max(n - start, 0)]
+            audio[start : start + len(samples)] += samples
+        return audio
+
     def episode(
         self, n_turns: int, treat: Callable[[Samples, np.random.Generator], Samples] | None
     ) -> Episode:
         """The first `n_turns` micro-turns; `treat` adds noise, room and codec to the whole."""
-        audio = np.zeros(n_turns * TURN_SAMPLES, np.float32)
-        for start_s, samples in self._sounds:
-            start = round(start_s * SAMPLE_RATE)
-            samples = samples[: max(len(audio) - start, 0)]
-            audio[start : start + len(samples)] += samples
+        audio = self.mixed(n_turns * TURN_SAMPLES)
         if treat is not None:
             audio = treat(audio, self.rng)
 
@@ -270,7 +289,7 @@ class Stage:
         frame_s = TURN_S / FRAMES_PER_TURN
         for word, end_s in sorted(self._word_ends, key=lambda item: item[1]):
             if vocabulary.knows(word):
-                # The first frame that ends 60 ms after the word, and all within 200 ms of it.
+                # The first frame that ends 80 ms after the word, and all within 200 ms of it.
                 first = int(np.ceil((end_s + REACTION_S) / frame_s - 1e-6)) - 1
                 labels[first : first + FRAMES_PER_TURN] = vocabulary.token_id(word)
         return labels

@@ -99,11 +99,11 @@ def seeing_scene(stage: Stage) -> None:
             stage.emit("see", turn * TURN_S, turn, encode(word), window_turns=3)
     end_s = (first + len(plan)) * TURN_S
     while stage.chance(0.5) and stage.time_s < end_s - 2.0:
-        sayable = [text for text in phrases.CHATTER if stage.can_say(text)]
-        if not sayable:
+        sentences = stage.chatter()
+        if not sentences:
             break
         stage.wait(0.1, 1.0)
-        stage.say(stage.pick(sayable))
+        stage.say(stage.pick(sentences))
     stage.time_s = max(stage.time_s, end_s)
     stage.wait(0.6, 1.5)
 

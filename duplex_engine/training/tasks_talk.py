@@ -219,10 +219,10 @@ def _deliver(
 
 # --- what asks for nothing ---------------------------------------------------------------------
 def _chatter(stage: Stage) -> Said | None:
-    sayable = [text for text in phrases.CHATTER if stage.can_say(text)]
-    if not sayable:
+    sentences = stage.chatter()
+    if not sentences:
         return None
-    said = stage.say(stage.pick(sayable))
+    said = stage.say(stage.pick(sentences))
     stage.note("quiet", said.end_s)
     return said
 

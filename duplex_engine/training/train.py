@@ -1,10 +1,11 @@
 """The training loop: from a speech bank, or from ready shards, to a checkpoint of the trainee.
 
-Owns the data workers, the optimisers, the schedule, checkpoints and the log. A run stops when its
-steps or hours are spent, or cleanly on SIGINT and SIGTERM, and the same command takes it up again.
-The network and its losses are in ``model.py``; ``export.py`` makes the result loadable.
+Owns the processes, the optimisers, the schedule, checkpoints and the log. Each process composes and
+learns its own share of a batch on one core, and gradients are averaged. A run stops when its steps
+or hours are spent, or cleanly on SIGINT and SIGTERM, and the same command takes it up again. The
+network and its losses are in ``model.py``; ``export.py`` makes the result loadable.
 
-    python -m duplex_engine.training.train out/run --bank out/bank --hours 2.3
+    python -m duplex_engine.training.train out/run --bank out/bank --hours 1.7
 """
 
 from __future__ import annotations
@@ -12,20 +13,23 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
+import torch.distributed
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
+from torch.multiprocessing import get_context
 from torch.optim import AdamW, Muon, Optimizer
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from duplex_engine.training.model import SIZES, Batch, Trainee, collate, losses
 from duplex_engine.training.rows import N_TURNS, Stream, layout, mask_bins, spoil
@@ -36,9 +40,14 @@ __all__ = ["CHECKPOINT", "LOG", "Settings", "load_trainee", "run"]
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 SAVE_EVERY_S = 60.0
 LOG_EVERY = 20  # steps
+VALIDATE_EVERY = 500  # steps
+N_VALIDATION = 24  # episodes
 WARM_UP = 200  # steps
-WORD_WEIGHT = 0.5  # of the loss of the word head
+WORD_WEIGHT = 1.0  # of the loss of the word head
 MAX_GRADIENT = 1.0
+MUON_FACTOR = 2.5  # of the rate
+N_REPLAYED = 64  # episodes that wait to be learnt a second time
+ROWS_PER_TURN = 5.5  # 4 frames, `listen`, and what else comes on average; more is cut off
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,69 +59,98 @@ class Settings:
         bank: a speech bank: episodes are composed as the run goes on.
         shards: else a folder of ready episodes.
         size: a name of `model.SIZES`.
-        batch: sequences of a step.
-        turns: micro-turns of a composed episode.
+        batch: sequences of a step, all processes together.
+        turns: micro-turns of an episode.
         hours, steps: the budget; the rate falls to 0 over whichever ends first.
         rate: peak learning rate.
         seed: of weights and data.
-        workers: processes that make data.
+        processes: each has one core and its share of every batch.
         device: "cpu" or "cuda".
         autocast: compute matrix products in bfloat16.
+        compiled: compile parts of the network, which takes half a minute once.
     """
 
     out: Path
     bank: Path | None = None
     shards: Path | None = None
     size: str = "small"
-    batch: int = 8
+    batch: int = 4
     turns: int = N_TURNS
-    hours: float = 2.3
+    hours: float = 1.7
     steps: int = 1_000_000
     rate: float = 2e-3
     seed: int = 0
-    workers: int = 1
+    processes: int = 1
     device: str = "cpu"
-    autocast: bool = False
+    autocast: bool = True
+    compiled: bool = True
+
+    def check(self) -> None:
+        """Raises ValueError for settings that contradict each other."""
+        if (self.bank is None) == (self.shards is None):
+            raise ValueError("data: expected one of bank and shards, found both or none")
+        if self.size not in SIZES:
+            raise ValueError(f"size: expected one of {', '.join(SIZES)}, found {self.size!r}")
+        if self.processes < 1 or self.batch % self.processes:
+            raise ValueError(
+                f"batch: expected a multiple of the {self.processes} processes, found {self.batch}"
+            )
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of every sequence: one shape, for which the network is compiled once."""
+        return round(self.turns * ROWS_PER_TURN)
 
 
-class _Batches(IterableDataset[Batch]):
-    """Endless batches; each worker draws its own."""
-
-    def __init__(self, settings: Settings, first_step: int) -> None:
-        self._settings = settings
-        self._first_step = first_step
-        self._streams: list[Stream] = []
-        if settings.shards is not None:
-            for path in sorted(settings.shards.glob("*.npz")):
-                self._streams += load_shard(path)
-            if not self._streams:
-                raise FileNotFoundError(f"shards: expected *.npz in {settings.shards}, found none")
-
-    def __iter__(self) -> Iterator[Batch]:
-        torch.set_num_threads(1)
-        info = get_worker_info()
-        worker = 0 if info is None else info.id
-        seed = [self._settings.seed, self._first_step, worker]
-        rng = np.random.default_rng(seed)
-        streams = self._shuffled(rng) if self._streams else self._composed(rng)
+def _streams(settings: Settings, rng: np.random.Generator) -> Iterator[Stream]:
+    """Endless training streams. What is composed comes twice, the second time some steps later."""
+    if settings.bank is None:
+        assert settings.shards is not None
+        ready = [s for path in sorted(settings.shards.glob("*.npz")) for s in load_shard(path)]
+        if not ready:
+            raise FileNotFoundError(f"shards: expected *.npz in {settings.shards}, found none")
         while True:
-            drawn = [next(streams) for _ in range(self._settings.batch)]
-            for stream in drawn:
-                stream.bins = mask_bins(stream.bins, rng)
-            yield collate([layout(stream, spoil(stream, rng)) for stream in drawn])
+            yield from (ready[number].copy() for number in rng.permutation(len(ready)))
+    # Here, because composing needs libraries of sound that a machine for shards may lack.
+    from duplex_engine.training.episodes import train_streams
 
-    def _composed(self, rng: np.random.Generator) -> Iterator[Stream]:
-        # Here, because composing needs libraries of sound that a machine for shards may lack.
-        from duplex_engine.training.episodes import train_streams
+    replayed: list[Stream] = []
+    for stream in train_streams(settings.bank, int(rng.integers(2**31)), settings.turns):
+        yield stream.copy()
+        replayed.append(stream)
+        if len(replayed) > N_REPLAYED:
+            yield replayed.pop(int(rng.integers(len(replayed))))
 
-        assert self._settings.bank is not None
-        seed = int(rng.integers(2**31))
-        return train_streams(self._settings.bank, seed, self._settings.turns)
 
-    def _shuffled(self, rng: np.random.Generator) -> Iterator[Stream]:
-        while True:
-            for number in rng.permutation(len(self._streams)):
-                yield self._streams[number].copy()
+def _batches(settings: Settings, rank: int, first_step: int) -> Iterator[Batch]:
+    """This process's share of every batch, with mistakes and masks."""
+    rng = np.random.default_rng([settings.seed, first_step, rank])
+    streams = _streams(settings, rng)
+    while True:
+        drawn = [next(streams) for _ in range(settings.batch // settings.processes)]
+        for stream in drawn:
+            stream.bins = mask_bins(stream.bins, rng)
+        yield collate([layout(stream, spoil(stream, rng)) for stream in drawn], settings.n_rows)
+
+
+def _validation(settings: Settings) -> list[Batch]:
+    """Episodes of the held-out voices as they are; none without a bank that has such voices."""
+    if settings.bank is None:
+        return []
+    from duplex_engine.training.bank import Bank
+    from duplex_engine.training.episodes import MIX, compose, to_stream
+
+    bank = Bank.open(settings.bank)
+    if not bank.voices("held"):
+        return []
+    rng = np.random.default_rng(1)
+    episodes = [compose(MIX, bank, rng, "held", settings.turns) for _ in range(N_VALIDATION)]
+    laid = [layout(to_stream(episode)) for episode in episodes]
+    share = settings.batch // settings.processes
+    return [
+        collate(laid[begin : begin + share], settings.n_rows)
+        for begin in range(0, len(laid) - share + 1, share)
+    ]
 
 
 @dataclass
@@ -122,6 +160,7 @@ class _Run:
     settings: Settings
     trainee: Trainee
     optimisers: list[Optimizer]
+    rank: int = 0
     step: int = 0
     elapsed_s: float = 0.0
     stopping: bool = False
@@ -138,6 +177,8 @@ class _Run:
 
     def save(self) -> None:
         """Writes the checkpoint, whole or not at all."""
+        if self.rank != 0:
+            return
         path = self.settings.out / CHECKPOINT
         content = {
             "size": self.settings.size,
@@ -168,15 +209,17 @@ class _Run:
     def learn(self, batch: Batch) -> None:
         """One step."""
         warm = min((self.step + 1) / WARM_UP, 1.0)
+        rate = self.settings.rate * warm * (1.0 - self.spent)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = self.settings.rate * warm * (1.0 - self.spent)
+                group["lr"] = rate * (MUON_FACTOR if isinstance(optimiser, Muon) else 1.0)
         with torch.autocast(self.settings.device, torch.bfloat16, self.settings.autocast):
             parts = losses(self.trainee, batch)
         loss = parts["token"] + WORD_WEIGHT * parts["word"]
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        self._share()
         nn.utils.clip_grad_norm_(self.trainee.parameters(), MAX_GRADIENT)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -185,15 +228,52 @@ class _Run:
         if self.step % LOG_EVERY == 0:
             self.log()
 
+    def _share(self) -> None:
+        """Averages gradients; all processes take the first one's clock and wish to stop."""
+        parameters = list(self.trainee.parameters())
+        for parameter in parameters:
+            if parameter.grad is None:  # a batch without pictures
+                parameter.grad = torch.zeros_like(parameter)
+        if self.settings.processes == 1:
+            return
+        shared = [self.elapsed_s, float(self.stopping)] if self.rank == 0 else [0.0, 0.0]
+        everything = torch.cat(
+            [torch.tensor(shared), *(parameter.grad.flatten() for parameter in parameters)]  # type: ignore[union-attr]
+        )
+        torch.distributed.all_reduce(everything)
+        self.elapsed_s, self.stopping = everything[0].item(), everything[1].item() > 0
+        sizes = [parameter.numel() for parameter in parameters]
+        parts = torch.split(everything[2:], sizes)
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter) / self.settings.processes
+
+    @torch.no_grad()
+    def validate(self, batches: list[Batch]) -> None:
+        """Adds the means over the held-out episodes to the log."""
+        if not batches:
+            return
+        with torch.autocast(self.settings.device, torch.bfloat16, self.settings.autocast):
+            parts = [losses(self.trainee, batch.to(self.settings.device)) for batch in batches]
+        means = {
+            f"held_{name}": torch.stack([values[name] for values in parts]).nanmean().item()
+            for name in parts[0]
+        }
+        self._write(means)
+
     def log(self) -> None:
         """Appends a line to the log: means over the steps since the last one."""
-        line: dict[str, Any] = {"step": self.step, "elapsed_s": round(self.elapsed_s, 1)}
         for name in self._unlogged[0]:
             # note: a batch without, say, a spoken word has no share of right ones.
             values = torch.stack([parts[name] for parts in self._unlogged])
-            self.newest[name] = round(values.nanmean().item(), 5)
+            self.newest[name] = values.nanmean().item()
         self._unlogged.clear()
-        line |= self.newest
+        self._write(self.newest)
+
+    def _write(self, values: dict[str, float]) -> None:
+        if self.rank != 0:
+            return
+        line = {"step": self.step, "elapsed_s": round(self.elapsed_s, 1)}
+        line |= {name: round(value, 5) for name, value in values.items()}
         with (self.settings.out / LOG).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -215,58 +295,86 @@ def run(settings: Settings) -> Trainee:
     """Trains until the budget is spent or a signal comes; returns the trainee.
 
     Raises:
-        ValueError: not exactly one of `bank` and `shards`, or a checkpoint of another size.
+        ValueError: settings that contradict each other, or a checkpoint of another size.
         FileNotFoundError: no bank or no shards there.
     """
-    if (settings.bank is None) == (settings.shards is None):
-        raise ValueError("data: expected one of bank and shards, found both or none")
+    settings.check()
     settings.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as meeting_point:
+        # Spawned, not forked: torch's own threads do not survive a fork.
+        others = [
+            get_context("spawn").Process(
+                target=_train, args=(settings, rank, meeting_point), daemon=True
+            )
+            for rank in range(1, settings.processes)
+        ]
+        for process in others:
+            process.start()
+        trainee = _train(settings, 0, meeting_point)
+        for process in others:
+            process.join()
+    return trainee
+
+
+def _train(settings: Settings, rank: int, meeting_point: str) -> Trainee:
+    """One process of a run."""
+    if settings.processes > 1:
+        torch.set_num_threads(1)
+        torch.distributed.init_process_group(
+            "gloo",
+            init_method=f"file://{meeting_point}/ranks",
+            rank=rank,
+            world_size=settings.processes,
+        )
     torch.manual_seed(settings.seed)
-    trainee = Trainee(SIZES[settings.size]).to(settings.device)
-    work = _Run(settings, trainee, _optimisers(trainee, settings.rate))
+    trainee = Trainee(SIZES[settings.size], compiled=settings.compiled).to(settings.device)
+    work = _Run(settings, trainee, _optimisers(trainee, settings.rate), rank)
     work.resume()
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        work.stopping = True
-
-    before = [(name, signal.signal(name, stop)) for name in (signal.SIGINT, signal.SIGTERM)]
     try:
-        _loop(work)
+        with _signals(work):
+            _loop(work)
     finally:
-        for name, handler in before:
-            signal.signal(name, handler)
+        if settings.processes > 1:
+            torch.distributed.destroy_process_group()
     work.save()
     return trainee
 
 
+@contextmanager
+def _signals(work: _Run) -> Iterator[None]:
+    """SIGINT and SIGTERM stop the run cleanly; processes beyond the first wait to be told."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        work.stopping = work.rank == 0
+
+    before = [(name, signal.signal(name, stop)) for name in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for name, handler in before:
+            signal.signal(name, handler)
+
+
 def _loop(work: _Run) -> None:
     settings = work.settings
-    loader = DataLoader(
-        _Batches(settings, work.step),
-        batch_size=None,
-        num_workers=settings.workers,
-        prefetch_factor=4 if settings.workers else None,
-        worker_init_fn=_ignore_interrupts,
-    )
+    validation = _validation(settings) if work.rank == 0 else []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns) as progress:
+    with Progress(*columns, disable=work.rank != 0) as progress:
         bar = progress.add_task("waiting for data")
         last = saved = time.monotonic()
-        for batch in loader:
+        for batch in _batches(settings, work.rank, work.step):
             work.learn(batch.to(settings.device))
             now = time.monotonic()
             work.elapsed_s, last = work.elapsed_s + now - last, now
             shown = "  ".join(f"{name} {value:.3f}" for name, value in work.newest.items())
             progress.update(bar, description=f"{work.spent:6.1%}  step {work.step}  {shown}")
+            if work.step % VALIDATE_EVERY == 0:
+                work.validate(validation)
             if now - saved > SAVE_EVERY_S:
                 work.save()
                 saved = now
             if work.stopping or work.spent >= 1.0:
                 break
-
-
-def _ignore_interrupts(_worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def load_trainee(checkpoint: Path) -> Trainee:
@@ -282,19 +390,20 @@ def main(
     bank: Annotated[Path | None, typer.Option(help="Speech bank to compose from.")] = None,
     shards: Annotated[Path | None, typer.Option(help="Folder of ready episodes.")] = None,
     size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "small",
-    batch: Annotated[int, typer.Option(help="Sequences of a step.")] = 8,
+    batch: Annotated[int, typer.Option(help="Sequences of a step.")] = 4,
     turns: Annotated[int, typer.Option(help="Micro-turns of an episode.")] = N_TURNS,
-    hours: Annotated[float, typer.Option(help="Budget in time.")] = 2.3,
+    hours: Annotated[float, typer.Option(help="Budget in time.")] = 1.7,
     steps: Annotated[int, typer.Option(help="Budget in steps.")] = 1_000_000,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,
-    workers: Annotated[int, typer.Option(help="Processes that make data.")] = 1,
+    processes: Annotated[
+        int, typer.Option(help="Each with a core and its share of a batch.")
+    ] = os.cpu_count() or 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    autocast: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = False,
-    threads: Annotated[int, typer.Option(help="Of the CPU.")] = os.cpu_count() or 1,
+    autocast: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = True,
+    compiled: Annotated[bool, typer.Option(help="Compile parts of the network first.")] = True,
 ) -> None:
     """Trains the reference interaction model."""
-    torch.set_num_threads(threads)
     run(
         Settings(
             out=out,
@@ -307,9 +416,10 @@ def main(
             steps=steps,
             rate=rate,
             seed=seed,
-            workers=workers,
+            processes=processes,
             device=device,
             autocast=autocast,
+            compiled=compiled,
         )
     )
 

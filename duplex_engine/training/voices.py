@@ -20,11 +20,11 @@ import numpy as np
 from duplex_engine.training import phrases
 from duplex_engine.training.speech.sound import Synthesiser
 
-__all__ = ["GROUPS", "KINDS", "Line", "Voice", "lines", "roster", "synthesiser"]
+__all__ = ["GROUPS", "KINDS", "Line", "Voice", "lines", "roster", "synthesiser", "weight"]
 
 GROUPS = ("train", "held", "human")
-# word: one of phrases.WORDS; speech: people saying other things
-KINDS = ("word", "phrase", "mispronounced", "foreign", "speech", "music")
+# word: one of phrases.WORDS; chatter: of phrases.CHATTER; speech: people saying other things
+KINDS = ("word", "phrase", "mispronounced", "chatter", "foreign", "speech", "music")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -32,9 +32,11 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 WORDS_ONLY = ("word", "mispronounced")
-ALL_ENGLISH = ("word", "phrase", "mispronounced")
+ALL_ENGLISH = ("word", "phrase", "mispronounced", "chatter")
+N_CHATTER = 24  # sentences of a voice
 TEXT_ENGINES = ("flite", "pico")  # take no phonemes
-TEXT_ONLY = ("word", "phrase")
+# How often a training voice is chosen; espeak-ng's are many and much alike.
+TRAIN_WEIGHTS = {"flite": 10.0, "pico": 8.0, "kokoro": 6.0}
 
 # Texts that engines would spell out; "m h m" is no back-channel.
 RESPELT_PHONEMES = {"mhm": "[[mh'@m]]"}  # for espeak-ng and those that it spells for
@@ -58,9 +60,9 @@ KOKORO_TRAIN = _names(
     "af_heart am_michael bf_isabella bm_fable af_bella am_fenrir af_kore bm_daniel"
 )
 KOKORO_HELD = _names("af_sky am_puck bf_emma bm_george")
-# Of phrases.WORDS, from the first: the lists, and for the held voices commands too. A Kokoro voice
-# takes a second of computing for a word, so more would cost more than all the others together.
-KOKORO_TRAIN_WORDS, KOKORO_HELD_WORDS = 60, 100
+# Of phrases.WORDS, from the first: lists, classes and commands. A Kokoro voice takes a second of
+# computing for a word, so more would cost more than all the others together.
+KOKORO_WORDS = 100
 FOREIGN_VARIANTS = ("f2", "m3", "klatt4")
 PICO_LANGUAGES = {"de": "de-DE", "fr": "fr-FR", "es": "es-ES", "it": "it-IT"}
 HELD_MUSIC = ("macroform-robot_dity", "reno_project-system")
@@ -114,9 +116,9 @@ def roster(*, kokoro: bool = True, quick: bool = False) -> list[Voice]:
         voices.append(_espeak(f"{accent}+{variant}", "held", ALL_ENGLISH))
     if kokoro:
         for name in KOKORO_HELD:
-            voices.append(_kokoro(name, "held", WORDS_ONLY, KOKORO_HELD_WORDS))
+            voices.append(_kokoro(name, "held"))
         for name in KOKORO_TRAIN:
-            voices.append(_kokoro(name, "train", ("word",), KOKORO_TRAIN_WORDS))
+            voices.append(_kokoro(name, "train"))
     return voices
 
 
@@ -131,15 +133,28 @@ def lines(voice: Voice) -> list[Line]:
         said += [Line(text, "word", respelt.get(text, text)) for text in words]
     if "mispronounced" in voice.kinds:
         said += [
-            Line(word, "mispronounced", f"[[{phonemes}]]")
-            for word, phonemes in phrases.MISPRONOUNCED
+            Line(
+                word, "mispronounced", spelt if voice.engine in TEXT_ENGINES else f"[[{phonemes}]]"
+            )
+            for word, phonemes, spelt in phrases.MISPRONOUNCED
         ]
     if "phrase" in voice.kinds:
         said += [Line(text, "phrase", text) for text in phrases.PHRASES]
+    if "chatter" in voice.kinds:
+        rng = np.random.default_rng(zlib.crc32(voice.name.encode()))
+        for _ in range(N_CHATTER):
+            text = " ".join(str(rng.choice(part)) for part in phrases.CHATTER).strip()
+            said.append(Line(text, "chatter", text))
     if "foreign" in voice.kinds:
         language = voice.settings["language"]
         said += [Line(text, "foreign", text) for tag, text in phrases.FOREIGN if tag == language]
     return said
+
+
+def weight(voice: str, group: str) -> float:
+    """How often a voice is chosen within its group, relative to the others."""
+    engine = voice.partition("/")[0]
+    return TRAIN_WEIGHTS.get(engine, 1.0) if group == "train" else 1.0
 
 
 @cache
@@ -165,8 +180,9 @@ def _espeak(speaker: str, group: str, kinds: tuple[str, ...], **more: str) -> Vo
     return Voice(f"espeak/{speaker}", group, kinds, settings | more)
 
 
-def _kokoro(name: str, group: str, kinds: tuple[str, ...], n_words: int | None) -> Voice:
-    return Voice(f"kokoro/{name}", group, kinds, {"voice": name, "speed": 1.0}, n_words)
+def _kokoro(name: str, group: str) -> Voice:
+    settings = {"voice": name, "speed": 1.0}
+    return Voice(f"kokoro/{name}", group, WORDS_ONLY, settings, KOKORO_WORDS)
 
 
 def _train_espeak() -> Iterator[Voice]:
@@ -180,12 +196,12 @@ def _train_espeak() -> Iterator[Voice]:
 
 def _small_engines() -> Iterator[Voice]:
     for name in ("rms", "awb", "kal16"):
-        yield Voice(f"flite/{name}", "train", TEXT_ONLY, {"voice": name, "stretch": 1.0})
-    yield Voice("flite/slt", "held", TEXT_ONLY, {"voice": "slt", "stretch": 1.0})
+        yield Voice(f"flite/{name}", "train", ALL_ENGLISH, {"voice": name, "stretch": 1.0})
+    yield Voice("flite/slt", "held", ALL_ENGLISH, {"voice": "slt", "stretch": 1.0})
     for language, group in (("en-US", "train"), ("en-GB", "held")):
         for pitch in (0.75, 0.9, 1.0, 1.15) if group == "train" else (0.8, 1.0):
             settings = {"voice": language, "pitch": pitch, "speed": 0.95}
-            yield Voice(f"pico/{language}-{pitch}", group, TEXT_ONLY, settings)
+            yield Voice(f"pico/{language}-{pitch}", group, ALL_ENGLISH, settings)
     yield Voice("piper/joe", "held", ALL_ENGLISH, {"length": 1.0})
 
 

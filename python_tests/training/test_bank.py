@@ -18,7 +18,7 @@ from duplex_engine.training.speech.sound import SAMPLE_RATE_HZ, SPEECH_RMS, Unsp
 
 WORDS = ("seven", "hold on")
 PHRASES = ("what is the weather in paris",)
-MISPRONOUNCED = (("seven", "s'i:v@n"),)
+MISPRONOUNCED = (("seven", "s'i:v@n", "seeven"),)
 
 
 def tone(seconds: float) -> np.ndarray:
@@ -108,6 +108,7 @@ def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(phrases, "WORDS", WORDS)
     monkeypatch.setattr(phrases, "PHRASES", PHRASES)
     monkeypatch.setattr(phrases, "MISPRONOUNCED", MISPRONOUNCED)
+    monkeypatch.setattr(voices, "N_CHATTER", 0)
 
 
 def two_voices() -> list[voices.Voice]:

@@ -13,7 +13,7 @@ from duplex_engine import Engine
 from duplex_engine.training import episodes, rows
 from duplex_engine.training.export import export
 from duplex_engine.training.model import SIZES, Trainee, collate, losses
-from duplex_engine.training.rows import AUDIO, IMAGE, NO_TARGET, TEXT, Stream, layout
+from duplex_engine.training.rows import AUDIO, IMAGE, NO_TARGET, TEXT, Lesson, Stream, layout
 from duplex_engine.training.stage import Episode
 from duplex_engine.training.vocabulary import (
     LISTEN,
@@ -24,7 +24,7 @@ from duplex_engine.training.vocabulary import (
     USER_TEXT_END,
 )
 
-N_LESSONS = 60  # enough that the model ends its turns, and says something in some of them
+N_LESSONS = 80  # enough that the model ends its turns, and says something in some of them
 MAX_ERROR = 1e-5  # of logits, relative to the largest; see python_tests/engine/parity.py
 
 
@@ -64,7 +64,7 @@ def test_order_and_targets_of_a_micro_turn() -> None:
 def test_mistakes_are_fed_back_but_not_taught(
     fed: list[int], values: list[int], targets: list[int]
 ) -> None:
-    laid = layout(stream(2), {1: fed})
+    laid = layout(stream(2), Lesson({1: fed}, stream(2).outputs))
     assert laid.values[17:].tolist() == values
     assert laid.targets[16:].tolist() == targets
 
@@ -74,11 +74,28 @@ def test_spoiled_outputs_spare_long_answers() -> None:
     source.outputs = {turn: [40 + turn] for turn in (2, 5, 6, 7, 20)}
     changed: set[int] = set()
     for seed in range(200):
-        fed = rows.spoil(source, np.random.default_rng(seed), p_output=0.5, p_silence=0.1)
+        rng = np.random.default_rng(seed)
+        fed, _ = rows.spoil(source, rng, p_late=0.3, p_wrong=0.3, p_silence=0.1)
         changed |= {t for t in range(40) if fed.get(t) != source.outputs.get(t)}
     assert {2, 20} <= changed
-    assert not changed & {1, 3, 4, 5, 6, 7, 8, 19, 21}
-    assert rows.spoil(source, np.random.default_rng(0), p_output=0, p_silence=0) == source.outputs
+    assert not changed & {1, 4, 5, 6, 7, 8, 19}
+    exact = rows.spoil(source, np.random.default_rng(0), p_late=0, p_wrong=0, p_silence=0)
+    assert exact == (source.outputs, source.outputs)
+
+
+def test_what_comes_late_stays_due_until_it_is_said() -> None:
+    source = stream(40)
+    source.outputs = {10: [50, 51], 11: [52], 30: [53]}
+    seen = set()
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        fed, due = rows.spoil(source, rng, p_late=1, p_wrong=0, p_silence=0)
+        late = min(fed) - 10
+        assert fed == {10 + late: [50, 51], 11 + late: [52], max(fed): [53]}
+        missed = {turn: [50, 51] for turn in range(10, 10 + late)}
+        assert due == fed | missed | {turn: [53] for turn in range(30, max(fed))}
+        seen |= {late, max(fed) - 30}
+    assert seen == {1, 2}
 
 
 def test_masked_bins_stay_bins() -> None:
@@ -119,7 +136,7 @@ def logits_of(trainee: Trainee, source: Stream) -> tuple[rows.Rows, np.ndarray]:
     """A stream's rows, and the trainee's (n, tokens) logits."""
     laid = layout(source)
     with torch.no_grad():
-        found = trainee(collate([laid]))[0][0].numpy()
+        found = trainee.inkling.lm_head(trainee(collate([laid]))[0][0]).numpy()
     return laid, found[:, : len(TOKENS)]
 
 

@@ -16,8 +16,9 @@ from toy_bank import toy_bank
 from transformers import InklingForConditionalGeneration
 
 from duplex_engine.training import episodes, train
+from duplex_engine.training.decoder import decode
 from duplex_engine.training.export import export
-from duplex_engine.training.model import SIZES, Batch, Trainee, collate, losses
+from duplex_engine.training.model import SIZES, Batch, Trainee, _Smooth, collate, losses
 from duplex_engine.training.rows import layout
 from duplex_engine.training.shards import save_shard
 from duplex_engine.training.train import CHECKPOINT, LOG, Settings, load_trainee, run
@@ -47,12 +48,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(out: Path, shards: Path, **changes: object) -> Settings:
     """A run of a few steps in this process."""
-    values = {"size": "toy", "batch": 2, "steps": 4, "hours": 1.0, "workers": 0} | changes
+    values = {"size": "toy", "batch": 2, "steps": 4, "hours": 1.0, "turns": 30}
+    values |= {"compiled": False, "autocast": False} | changes
     return Settings(out=out, shards=shards, **values)  # type: ignore[arg-type]
 
 
 def test_the_saved_model_computes_in_transformers_what_the_trainee_does(tmp_path: Path) -> None:
-    """So the faster bias and the masks are transformers' own."""
+    """So the windows, the bias and the sums of the faster pass are transformers' own."""
     torch.manual_seed(0)
     trainee = Trainee(SIZES["toy"]).eval()
     for name, parameter in trainee.named_parameters():
@@ -66,26 +68,45 @@ def test_the_saved_model_computes_in_transformers_what_the_trainee_does(tmp_path
     with torch.no_grad():
         embedded = trainee.embed(rows)
         expected = model(inputs_embeds=embedded, use_cache=False).logits
-        found = trainee(rows)[0][..., : expected.shape[-1]]
-    assert embedded.shape[1] > 2 * SIZES["toy"].window, "longer than window and extent"
+        found = trainee.inkling.lm_head(trainee(rows)[0])[..., : expected.shape[-1]]
+    assert embedded.shape[1] > 2 * SIZES["toy"].window, "longer than two windows"
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_sequences_shorter_than_the_extent_have_the_same_bias(tmp_path: Path) -> None:
-    trainee = Trainee(SIZES["toy"]).eval()
-    export(trainee, tmp_path, torch.float32)
-    model = InklingForConditionalGeneration.from_pretrained(
-        tmp_path, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    embedded = torch.randn(1, 7, SIZES["toy"].d_model)
-    with torch.no_grad():
-        expected = model(inputs_embeds=embedded, use_cache=False).logits
-        mask = trainee._masks(7, embedded.device)
-        hidden = trainee.inkling.model(
-            inputs_embeds=embedded, attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        found = trainee.inkling.lm_head(hidden)[..., : expected.shape[-1]]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+def test_the_sound_table_starts_where_it_is_put() -> None:
+    smooth = _Smooth(80, 16)
+    table = torch.randn(80 * 16, 5)
+    torch.testing.assert_close(smooth(smooth.right_inverse(table)), table, rtol=1e-3, atol=1e-4)
+    spread = smooth(torch.eye(80 * 16)[:, [40 * 16 + 8]]).view(80, 16)
+    assert spread.argmax() == 40 * 16 + 8
+    assert spread[40, 9] == spread[40, 7] > spread[40, 10] > 0.1 * spread[40, 8]
+
+
+def test_heads_begin_with_what_is_near() -> None:
+    torch.manual_seed(0)
+    trainee = Trainee(SIZES["small"])
+    rows = trainee.embed(batch(1))[0]
+    attention = trainee.inkling.model.language_model.layers[0].self_attn
+    states = attention.r_proj(rows).view(len(rows), attention.num_heads, -1)
+    bias = (states @ attention.rel_logits_proj.proj).mean(0)  # (heads, window)
+    assert (bias[:, 0] > 1.0).all()
+    assert (bias[:, 0] > bias[:, -1].abs() + 1.0).all()
+
+
+@pytest.mark.slow
+def test_compiled_parts_compute_the_same() -> None:
+    torch.manual_seed(0)
+    trainee = Trainee(SIZES["toy"])
+    layers = trainee.inkling.model.language_model.layers
+    inputs = torch.randn(1, 100, SIZES["toy"].d_model)
+    results = []
+    for compiled in (False, True):
+        trainee.zero_grad()
+        after = decode(layers, inputs, compiled=compiled)[-1]
+        after.square().sum().backward()
+        results.append([after.detach(), *(p.grad for p in layers.parameters())])
+    for plain, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4)
 
 
 def test_padding_changes_nothing() -> None:
@@ -137,6 +158,40 @@ def test_the_same_seed_trains_the_same_model(tmp_path: Path, shards: Path) -> No
         torch.testing.assert_close(value, two[name], rtol=0, atol=0)
 
 
+@pytest.mark.slow
+def test_two_processes_learn_one_model(tmp_path: Path, shards: Path) -> None:
+    trained = run(settings(tmp_path, shards, processes=2, steps=3))
+    saved = load_trainee(tmp_path / CHECKPOINT)
+    for name, value in trained.state_dict().items():
+        torch.testing.assert_close(value, saved.state_dict()[name])
+    alone = run(settings(tmp_path / "alone", shards, steps=3))
+    assert any(
+        (a != b).any() for a, b in zip(trained.parameters(), alone.parameters(), strict=True)
+    )
+    assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"] == 3
+
+
+def test_gradients_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process's part is played here: it adds twice this one's gradient."""
+    trainee = Trainee(SIZES["toy"])
+    chosen = settings(tmp_path, tmp_path, processes=3, batch=3)
+    work = train._Run(chosen, trainee, [], elapsed_s=7.0)
+    for parameter in trainee.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    trainee.word_head.weight.grad = None  # nothing of it in this process's share
+
+    def all_reduce(everything: torch.Tensor) -> None:
+        everything[2:] += 2.0 * everything[2:]
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    work._share()
+    assert (work.elapsed_s, work.stopping) == (7.0, False)
+    for name, parameter in trainee.named_parameters():
+        expected = 0.0 if name == "word_head.weight" else 1.0
+        assert parameter.grad is not None
+        assert (parameter.grad == expected).all(), name
+
+
 def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path: Path, shards: Path) -> None:
     def interrupt() -> None:
         while not list(tmp_path.glob(LOG)):
@@ -158,6 +213,10 @@ def test_wrong_settings_are_refused(tmp_path: Path, shards: Path) -> None:
         run(Settings(out=tmp_path))
     with pytest.raises(FileNotFoundError, match=r"expected \*\.npz"):
         run(settings(tmp_path, tmp_path))
+    with pytest.raises(ValueError, match="expected a multiple of the 2 processes, found 3"):
+        run(settings(tmp_path, shards, batch=3, processes=2))
+    with pytest.raises(ValueError, match="size: expected one of toy, tiny, small, base"):
+        run(settings(tmp_path, shards, size="huge"))
     run(settings(tmp_path / "run", shards, steps=1))
     with pytest.raises(ValueError, match="expected a model of size tiny, found toy"):
         run(settings(tmp_path / "run", shards, size="tiny"))

@@ -45,7 +45,7 @@ def test_the_bank_is_asked_for_every_text_a_task_says() -> None:
         assert words[index] != wrong
         words[index] = wrong
         assert " ".join(words) in spoken
-    assert {word for word, _ in phrases.MISPRONOUNCED} <= spoken
+    assert {word for word, _, _ in phrases.MISPRONOUNCED} <= spoken
 
 
 def test_a_question_has_one_answer() -> None:

@@ -9,6 +9,7 @@ from duplex_engine.training.bank import Bank, ClipInfo
 
 WORD_S = 0.3
 N_WORD = round(WORD_S * 16_000)
+CHATTER = ("my brother lost the tickets last night", "we should leave early")
 
 
 def toy_bank(*, with_times: bool = True) -> Bank:
@@ -17,7 +18,8 @@ def toy_bank(*, with_times: bool = True) -> Bank:
     audio = rng.integers(-3000, 3000, 16 * N_WORD).astype(np.int16)
     texts = [(text, "word") for text in phrases.WORDS]
     texts += [(text, "phrase") for text in phrases.PHRASES]
-    texts += [(word, "mispronounced") for word, _ in phrases.MISPRONOUNCED]
+    texts += [(word, "mispronounced") for word, _, _ in phrases.MISPRONOUNCED]
+    texts += [(text, "chatter") for text in CHATTER]
     texts += [(text, "foreign") for _, text in phrases.FOREIGN]
     infos = []
     for voice in ("first", "second"):

@@ -1,0 +1,71 @@
+"""The learning curves of a run, drawn from its log.
+
+python -m duplex_engine.training.curves out/run docs/figures/learning.png
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from duplex_engine.training.train import LOG
+
+__all__ = ["plot_curves"]
+
+LOSSES = {"token": "next output", "word": "word just heard"}
+SHARES = {"spoken": "outputs", "heard": "words just heard"}
+SMOOTHING = 0.9  # of the training curves, from log line to log line
+DPI = 110
+
+
+def plot_curves(run: Path, path: Path) -> None:
+    """Writes a PNG: losses and shares of right answers, in training and on held-out voices.
+
+    Raises:
+        FileNotFoundError: the folder holds no log.
+    """
+    lines = [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
+    figure = Figure(figsize=(11, 4), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for axes, names in ((left, LOSSES), (right, SHARES)):
+        for colour, (key, label) in zip(("tab:blue", "tab:orange"), names.items(), strict=True):
+            _draw(axes, lines, key, f"{label}, training", color=colour, alpha=0.45)
+            _draw(axes, lines, f"held_{key}", f"{label}, held-out voices", color=colour, marker=".")
+        axes.set_xlabel("minutes")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    left.set(yscale="log", ylabel="cross-entropy")
+    right.set(ylim=(0, 1), ylabel="share of right ones, the stream so far given")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _draw(axes: Any, lines: list[dict[str, float]], key: str, label: str, **style: Any) -> None:
+    points = [(line["elapsed_s"] / 60, line[key]) for line in lines if key in line]
+    if not points:
+        return
+    minutes, values = zip(*points, strict=True)
+    if not key.startswith("held_"):
+        smoothed = [values[0]]
+        for value in values[1:]:
+            smoothed.append(SMOOTHING * smoothed[-1] + (1 - SMOOTHING) * value)
+        values = tuple(smoothed)
+    axes.plot(minutes, values, label=label, **style)
+
+
+def main(
+    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
+    out: Annotated[Path, typer.Argument(help="The PNG.")],
+) -> None:
+    """Draws the learning curves of a run."""
+    plot_curves(run, out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
