@@ -33,6 +33,7 @@ __all__ = ["Bank", "Clip", "ClipInfo", "build"]
 
 AUDIO, INDEX = "audio.i16", "clips.jsonl"
 FULL_SCALE = 32768.0
+VOICELESS = ("foreign", "speech", "music")  # kinds that are not spoken to the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,16 @@ class Bank:
             )
         audio = np.memmap(folder / AUDIO, dtype="<i2", mode="r")
         return cls(audio, _read_index(folder / INDEX))
+
+    def select(self, pattern: str) -> Bank:
+        """A bank of the voices whose name fits the pattern, and of all music and prompts."""
+        infos = [
+            info
+            for of_kind in self._by_kind.values()
+            for info in of_kind
+            if info.kind in VOICELESS or fnmatch(info.voice, pattern)
+        ]
+        return Bank(self._audio, infos)
 
     def voices(self, group: str, kind: str = "word") -> list[str]:
         """Names of the voices of a group that say clips of a kind, sorted."""

@@ -1,6 +1,6 @@
 """The learning curves of a run, drawn from its log.
 
-python -m duplex_engine.training.curves out/run docs/figures/learning.png
+python -m duplex_engine.training.curves out/run out/learning.png
 """
 
 from __future__ import annotations

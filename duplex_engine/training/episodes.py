@@ -34,13 +34,13 @@ __all__ = ["MIX", "N_TURNS", "TASKS", "Episode", "Event", "compose", "to_stream"
 # task -> (scene, how often it comes in a mixed episode)
 TASKS: dict[str, tuple[Callable[[Stage], None], float]] = {
     "list": (tasks_lists.list_scene, 0.2),
-    "sentence": (tasks_lists.sentence_scene, 0.16),
+    "sentence": (tasks_lists.sentence_scene, 0.13),
     "unordered": (tasks_lists.unordered_scene, 0.05),
     "running": (tasks_lists.running_scene, 0.11),
-    "question": (tasks_talk.question_scene, 0.24),
-    "long": (tasks_talk.long_answer_scene, 0.11),
-    "delegate": (tasks_talk.delegation_scene, 0.1),
-    "see": (tasks_seeing.seeing_scene, 0.06),
+    "question": (tasks_talk.question_scene, 0.23),
+    "long": (tasks_talk.long_answer_scene, 0.09),
+    "delegate": (tasks_talk.delegation_scene, 0.12),
+    "see": (tasks_seeing.seeing_scene, 0.08),
     "quiet": (tasks_talk.quiet_scene, 0.05),
 }
 MIX = "mix"
@@ -105,7 +105,13 @@ def to_stream(episode: Episode) -> Stream:
     """The episode as training reads it: sound as dMel bins, by the engine's own encoder."""
     bins = _core.dmel_bins(episode.audio).astype(np.uint8)
     return Stream(
-        bins, episode.labels, episode.images, episode.typed, episode.results, episode.outputs
+        bins,
+        episode.labels,
+        episode.images,
+        episode.typed,
+        episode.results,
+        episode.outputs,
+        episode.expected,
     )
 
 

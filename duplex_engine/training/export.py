@@ -55,9 +55,9 @@ Apache-2.0, the music on hold CC-BY-SA-3.0. The weights hold no recording.
 
 ## Limits
 It knows {words} words and the tasks above, in English, and nothing else: it is no assistant. What
-it says is chosen from the same words. Voices unlike synthetic ones, children, strong accents,
-several people at once and distant microphones were not trained on. A word that it does not know is
-at times taken for one that it does. Only about seven seconds are looked at directly.
+it says is chosen from the same words. Voices unlike synthetic ones, children and strong accents
+were not trained on, rooms and other talkers only simulated. A word that it does not know is at
+times taken for one that it does. Only about seven seconds are looked at directly.
 """
 NO_FIGURES = "Not measured yet: `duplex-engine eval FOLDER --bank BANK` does."
 

@@ -21,18 +21,20 @@ from transformers import InklingConfig, InklingForConditionalGeneration
 from duplex_engine.reference import hmlp
 from duplex_engine.training.decoder import decode
 from duplex_engine.training.rows import AUDIO, IMAGE, NO_TARGET, TEXT, Rows
-from duplex_engine.training.vocabulary import PAD, TOKENS, VOCAB_SIZE
+from duplex_engine.training.vocabulary import LISTEN, PAD, TOKENS, VOCAB_SIZE
 
 __all__ = ["SIZES", "Batch", "Size", "Trainee", "collate", "inkling_config"]
 
 PATCH_SIZE = 40
 N_LEVELS = 16  # of a dMel bin
+NO_WORD = 0  # label of a frame before which no word ended
 BLUR_BANDS, BLUR_LEVELS, BLUR_PEAK = 1.0, 1.0, 0.3
 REACH = (2.0, 5.0, 15.0, 50.0)  # rows, of the heads of a layer
 NEARNESS = 4.0  # bias of the nearest row
 COMMON = 0.4  # of an embedded row
 USUAL_LEVELS = slice(7, 11)  # of speech at a usual loudness
-HEARING_LAYER = 4  # of six: the word head reads the rows after so many layers
+# After so many layers, of six, the words just heard, and those that should come next, are read.
+HEARING_LAYER, EXPECTING_LAYER = 4, 5
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Batch:
     """Sequences of rows, padded to one length: (batch, rows) unless said otherwise.
 
     Attributes:
-        kinds, targets, labels: as in `rows.Rows`; padding is PADDING and NO_TARGET.
+        kinds, targets, labels, expected: as in `rows.Rows`; padding is PADDING and NO_TARGET.
         text: (n_text,) token ids of all text rows, in order.
         bins: (n_audio, 80) bins of all audio rows.
         patches: (n_images, 40, 40, 3) of all pictures, normalised.
@@ -102,6 +104,7 @@ class Batch:
     kinds: Tensor
     targets: Tensor
     labels: Tensor
+    expected: Tensor
     text: Tensor
     bins: Tensor
     patches: Tensor
@@ -137,6 +140,7 @@ def collate(sequences: Sequence[Rows], n_rows: int | None = None) -> Batch:
         kinds=stacked("kinds", 0),
         targets=stacked("targets", NO_TARGET),
         labels=stacked("labels", NO_TARGET),
+        expected=stacked("expected", NO_TARGET),
         text=torch.from_numpy(np.concatenate([chosen(rows, TEXT) for rows in sequences])).long(),
         bins=torch.from_numpy(
             np.concatenate([rows.bins[chosen(rows, AUDIO)] for rows in sequences])
@@ -181,7 +185,9 @@ def _blur(n: int, width: float) -> Tensor:
 
 
 class Trainee(nn.Module):
-    """The Inkling model, and the head that names the word just heard.
+    """The Inkling model, and two heads that help it to learn.
+
+    One names the word just heard, the other the word that should come next in a list or sentence.
 
     compiled: compile parts of the pass for the shape of the batches, which then must be the same.
     """
@@ -190,7 +196,8 @@ class Trainee(nn.Module):
         super().__init__()
         self.inkling = InklingForConditionalGeneration(inkling_config(size))
         self.word_head = nn.Linear(size.d_model, VOCAB_SIZE, bias=False)
-        self._hearing_layer = min(HEARING_LAYER, size.n_layers)
+        self.expected_head = nn.Linear(size.d_model, VOCAB_SIZE, bias=False)
+        self._read_after = [min(n, size.n_layers) for n in (HEARING_LAYER, EXPECTING_LAYER)]
         self._compiled = compiled
         table = self._sound_table()
         smooth = _Smooth(table.num_embeddings // N_LEVELS, N_LEVELS)
@@ -216,7 +223,7 @@ class Trainee(nn.Module):
                 continue
             elif "sconv" in name:
                 nn.init.normal_(parameter, std=0.2)
-            elif "lm_head" in name or "word_head" in name:
+            elif "_head" in name:
                 nn.init.normal_(parameter, std=0.02)
             elif "embed" in name:
                 nn.init.normal_(parameter, std=0.1)
@@ -275,26 +282,41 @@ class Trainee(nn.Module):
             rows[batch.kinds == IMAGE] = pictures.to(text.dtype)
         return rows
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(batch, rows, d_model): for the next output, and for the word just heard."""
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """(batch, rows, d_model): for the next output, the word just heard, the word expected."""
         decoder = self.inkling.model.language_model
         after = decode(decoder.layers, self.embed(batch), compiled=self._compiled)
-        return decoder.norm(after[-1]), after[self._hearing_layer]
+        heard, expecting = (F.rms_norm(after[n], after[n].shape[-1:]) for n in self._read_after)
+        return decoder.norm(after[-1]), heard, expecting
 
 
 def losses(trainee: Trainee, batch: Batch) -> dict[str, Tensor]:
-    """Mean cross-entropies "token" and "word", and teacher-forced shares of right tokens."""
-    rows, heard_rows = trainee(batch)
+    """Mean cross-entropies, and teacher-forced shares of right tokens.
+
+    "token" is that of the next output, "word" that of the word just heard, "expected" that of the
+    word that should come next. "content" is that of the
+    outputs other than `listen`, given that there is one: weighing it changes what is said, and not
+    whether something is.
+    """
+    rows, heard_rows, expecting_rows = trainee(batch)
     has_target = batch.targets != NO_TARGET
     has_label = batch.labels != NO_TARGET
     targets, labels = batch.targets[has_target], batch.labels[has_label]
     logits = trainee.inkling.lm_head(rows[has_target]).float()
-    words = trainee.word_head(F.rms_norm(heard_rows[has_label], heard_rows.shape[-1:])).float()
-    speaks, heard = targets != 0, labels != 0
+    words = trainee.word_head(heard_rows[has_label]).float()
+    expected = trainee.expected_head(expecting_rows[has_label]).float()
+    speaks, heard = targets != LISTEN, labels != NO_WORD
     right = logits.detach().argmax(-1) == targets
+    content = F.cross_entropy(
+        logits[speaks].index_fill(1, torch.tensor([LISTEN], device=logits.device), float("-inf")),
+        targets[speaks],
+        reduction="sum",
+    )
     return {
         "token": F.cross_entropy(logits, targets),
+        "content": content / speaks.sum().clamp(min=1),
         "word": F.cross_entropy(words, labels),
+        "expected": F.cross_entropy(expected, batch.expected[has_label]),
         "spoken": right[speaks].float().mean(),
         "silent": right[~speaks].float().mean(),
         "heard": (words.detach().argmax(-1) == labels)[heard].float().mean(),

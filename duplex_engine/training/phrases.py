@@ -75,7 +75,7 @@ WRONG_SENTENCES: tuple[tuple[int, int, str], ...] = (
     (4, 4, "car"),
     (4, 6, "up"),
     (4, 8, "river"),
-    (5, 1, "slow"),
+    (5, 6, "slow"),
     (5, 2, "red"),
     (5, 3, "cat"),
     (5, 8, "horse"),
@@ -251,6 +251,22 @@ FOREIGN: tuple[tuple[str, str], ...] = (
     ("nl", "ik heb gisteren een boek gekocht"),
     ("pl", "dzisiaj jest piękny dzień"),
     ("sv", "jag tycker om att läsa"),
+)
+
+# Languages that no training hears.
+HELD_FOREIGN: tuple[tuple[str, str], ...] = (
+    ("fi", "huomenna lähdemme junalla pohjoiseen"),
+    ("fi", "kissa nukkuu keittiön pöydän alla"),
+    ("da", "vi rejser tidligt i morgen"),
+    ("da", "børnene leger i haven"),
+    ("hu", "holnap reggel korán indulunk"),
+    ("hu", "a könyv az asztalon fekszik"),
+    ("cs", "zítra ráno pojedeme na hory"),
+    ("cs", "děti si hrají na zahradě"),
+    ("el", "αύριο θα πάμε στη θάλασσα"),
+    ("el", "το τρένο φεύγει σε λίγο"),
+    ("pt", "amanhã vamos viajar para o norte"),
+    ("pt", "a chuva não parou durante a noite"),
 )
 
 # (known word, espeak-ng phonemes of a wrong pronunciation that is no other word of this file, and a

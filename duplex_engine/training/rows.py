@@ -52,7 +52,7 @@ class Stream:
 
     Attributes:
         bins: (n_turns * 4, 80) uint8 dMel bins.
-        labels: (n_turns * 4,) int16, see `stage.Episode`.
+        labels, expected: (n_turns * 4,) int16, see `stage.Episode`.
         images, typed, results, outputs: by micro-turn, see `stage.Episode`.
     """
 
@@ -62,6 +62,7 @@ class Stream:
     typed: Mapping[int, Sequence[int]]
     results: Mapping[int, Sequence[int]]
     outputs: Mapping[int, Sequence[int]]
+    expected: NDArray[np.int16]
 
     @property
     def n_turns(self) -> int:
@@ -82,6 +83,7 @@ class Rows:
         values: (n,) int32: a token id, the number of a picture, the number of a frame.
         targets: (n,) int16: the token to be put out after the row, or NO_TARGET.
         labels: (n,) int16: the word that ended before an audio row (0: none), else NO_TARGET.
+        expected: (n,) int16: likewise the word that should come next.
         bins: (n_frames, 80) uint8.
         images: (n_images, 40, 39, 3) uint8.
     """
@@ -90,6 +92,7 @@ class Rows:
     values: NDArray[np.int32]
     targets: NDArray[np.int16]
     labels: NDArray[np.int16]
+    expected: NDArray[np.int16]
     bins: NDArray[np.uint8]
     images: NDArray[np.uint8]
 
@@ -111,11 +114,11 @@ def layout(stream: Stream, lesson: Lesson | None = None) -> Rows:
         token, and `listen` beyond the right ones. None: no mistakes.
     """
     fed, due = lesson or Lesson(stream.outputs, stream.outputs)
-    rows: list[tuple[int, int, int, int]] = []  # kind, value, target, label
+    rows: list[tuple[int, int, int, int, int]] = []  # kind, value, target, label, expected
     images: list[NDArray[np.uint8]] = []
 
     def text(*ids: int) -> None:
-        rows.extend((TEXT, id_, NO_TARGET, NO_TARGET) for id_ in ids)
+        rows.extend((TEXT, id_, NO_TARGET, NO_TARGET, NO_TARGET) for id_ in ids)
 
     for turn in range(stream.n_turns):
         if turn in stream.results:
@@ -123,7 +126,7 @@ def layout(stream: Stream, lesson: Lesson | None = None) -> Rows:
         if turn in stream.typed:
             text(USER_TEXT, *stream.typed[turn], USER_TEXT_END)
         if turn in stream.images:
-            rows.append((IMAGE, len(images), NO_TARGET, NO_TARGET))
+            rows.append((IMAGE, len(images), NO_TARGET, NO_TARGET, NO_TARGET))
             images.append(stream.images[turn])
         right = [*due.get(turn, ()), LISTEN]
         said = fed.get(turn, ())
@@ -131,17 +134,19 @@ def layout(stream: Stream, lesson: Lesson | None = None) -> Rows:
         for frame in range(first, first + FRAMES_PER_TURN):
             is_last = frame == first + FRAMES_PER_TURN - 1
             target = right[0] if is_last else NO_TARGET
-            rows.append((AUDIO, frame, target, int(stream.labels[frame])))
+            words = int(stream.labels[frame]), int(stream.expected[frame])
+            rows.append((AUDIO, frame, target, *words))
         for number, id_ in enumerate(said, start=1):
             target = right[number] if number < len(right) else LISTEN
-            rows.append((TEXT, id_, target, NO_TARGET))
+            rows.append((TEXT, id_, target, NO_TARGET, NO_TARGET))
         text(LISTEN)
-    kinds, values, targets, labels = np.array(rows, np.int32).T
+    kinds, values, targets, labels, expected = np.array(rows, np.int32).T
     return Rows(
         kinds=kinds.astype(np.uint8),
         values=values,
         targets=targets.astype(np.int16),
         labels=labels.astype(np.int16),
+        expected=expected.astype(np.int16),
         bins=stream.bins,
         images=np.stack(images) if images else np.zeros((0, 40, 39, 3), np.uint8),
     )
@@ -205,7 +210,7 @@ def mask_bins(bins: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.u
     masked = bins.copy()
     n_frames, n_bands = bins.shape
     off = rng.random(bins.shape) < rng.uniform(0.0, 0.1)
-    masked[off] = np.clip(masked[off].astype(np.int16) + rng.choice((-1, 1)), 0, 15)
+    masked[off] = np.clip(masked[off].astype(np.int16) + rng.choice((-1, 1), off.sum()), 0, 15)
     for _ in range(int(rng.integers(0, 1 + n_frames // 100))):
         start = int(rng.integers(n_frames))
         band = int(rng.integers(n_bands))

@@ -24,6 +24,7 @@ def save_shard(path: Path, streams: list[Stream]) -> None:
     arrays: dict[str, NDArray[np.generic]] = {
         "bins": (bins[..., ::2] << 4) | bins[..., 1::2],
         "labels": np.stack([stream.labels for stream in streams]),
+        "expected": np.stack([stream.expected for stream in streams]),
     }
     for name in _TOKENS:
         entries = [
@@ -47,7 +48,7 @@ def save_shard(path: Path, streams: list[Stream]) -> None:
 def load_shard(path: Path) -> list[Stream]:
     """Reads what `save_shard` wrote."""
     with np.load(path) as shard:
-        packed, labels = shard["bins"], shard["labels"]
+        packed, labels, expected = shard["bins"], shard["labels"], shard["expected"]
         tokens = {name: shard[name] for name in _TOKENS}
         image_turns, images = shard["image_turns"], shard["images"]
     bins = np.empty((*packed.shape[:-1], 80), np.uint8)
@@ -62,6 +63,12 @@ def load_shard(path: Path) -> list[Stream]:
     for (number, turn), picture in zip(image_turns.tolist(), images, strict=True):
         pictures[number][turn] = picture
     return [
-        Stream(bins[i], labels[i], pictures[i], *(by_turn[name][i] for name in _TOKENS))
+        Stream(
+            bins=bins[i],
+            labels=labels[i],
+            expected=expected[i],
+            images=pictures[i],
+            **{name: by_turn[name][i] for name in _TOKENS},
+        )
         for i in range(len(bins))
     ]

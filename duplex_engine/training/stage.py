@@ -19,7 +19,9 @@ from duplex_engine.training import vocabulary
 from duplex_engine.training.bank import Bank
 from duplex_engine.training.voices import weight
 
-__all__ = ["Episode", "Event", "Said", "Stage", "turn_at"]
+__all__ = ["NOISE", "PICTURE", "TYPED", "Episode", "Event", "Said", "Stage", "turn_at"]
+
+TYPED, PICTURE, NOISE = "typed", "picture", "noise"  # what an event comes from instead of a voice
 
 SAMPLE_RATE = 16_000  # Hz
 TURN_S = 0.2
@@ -44,7 +46,7 @@ class Event:
         turn: the micro-turn in which the reaction is due.
         tokens: what is to be put out there, empty for silence.
         window_turns: how many micro-turns, beginning with `turn`, belong to the event.
-        voice: who spoke, where somebody did.
+        voice: who spoke; or TYPED, PICTURE or NOISE.
     """
 
     kind: str
@@ -66,6 +68,7 @@ class Episode:
         outputs: target tokens, without `listen`.
         events: what there was to react to, by time.
         labels: (n_turns * 4,) for each audio frame, the word that ended a moment ago; 0 is none.
+        expected: likewise, the word that should come next in a list or sentence.
     """
 
     audio: Samples
@@ -75,6 +78,7 @@ class Episode:
     outputs: dict[int, list[int]]
     events: list[Event]
     labels: NDArray[np.int16]
+    expected: NDArray[np.int16]
 
     @property
     def n_turns(self) -> int:
@@ -120,6 +124,7 @@ class Stage:
     def __post_init__(self) -> None:
         self._sounds: list[tuple[float, Samples]] = []
         self._word_ends: list[tuple[str, float]] = []
+        self._expected: list[tuple[str, float]] = []
         self._voices = self.bank.voices(self.group)
         weights = np.array([weight(voice, self.group) for voice in self._voices])
         self._shares = weights / weights.sum()
@@ -229,28 +234,52 @@ class Stage:
         return self.emit(kind, time_s, turn_at(time_s), tokens, window_turns=window_turns)
 
     def emit(
-        self, kind: str, time_s: float, turn: int, tokens: Sequence[int], *, window_turns: int = 4
+        self,
+        kind: str,
+        time_s: float,
+        turn: int,
+        tokens: Sequence[int],
+        *,
+        window_turns: int = 4,
+        source: str = "",
     ) -> int:
-        """The model puts out `tokens` in `turn`, or in the next ones if that is taken."""
+        """The model puts out `tokens` in `turn`, or in the next ones if that is taken.
+
+        source: what the event comes from; "" is the present voice.
+        """
         while turn in self.outputs:
             turn += 1
         for begin in range(0, len(tokens), MAX_TOKENS):
             self.outputs[turn + begin // MAX_TOKENS] = list(tokens[begin : begin + MAX_TOKENS])
-        self._record(kind, time_s, turn, tokens, window_turns)
+        self._record(kind, time_s, turn, tokens, window_turns, source)
         return turn
 
-    def expect(self, kind: str, time_s: float, turn: int, tokens: Sequence[int]) -> None:
+    def expect(
+        self, kind: str, time_s: float, turn: int, tokens: Sequence[int], *, source: str = ""
+    ) -> None:
         """Records an event whose outputs are placed by the task itself."""
-        self._record(kind, time_s, turn, tokens, 3)
+        self._record(kind, time_s, turn, tokens, 3, source)
 
-    def note(self, kind: str, time_s: float, *, window_turns: int = 4) -> None:
+    def note(self, kind: str, time_s: float, *, window_turns: int = 4, source: str = "") -> None:
         """Something to which the right reaction is to change nothing."""
-        self._record(kind, time_s, turn_at(time_s), (), window_turns)
+        self._record(kind, time_s, turn_at(time_s), (), window_turns, source)
+
+    def expect_word(self, word: str | None, after_s: float) -> None:
+        """After this moment the model may know which word should come next; None: no word."""
+        if word is not None:
+            self._expected.append((word, after_s))
 
     def _record(
-        self, kind: str, time_s: float, turn: int, tokens: Sequence[int], window_turns: int
+        self,
+        kind: str,
+        time_s: float,
+        turn: int,
+        tokens: Sequence[int],
+        window_turns: int,
+        source: str,
     ) -> None:
-        self.events.append(Event(kind, time_s, turn, tuple(tokens), window_turns, self.voice))
+        voice = source or self.voice
+        self.events.append(Event(kind, time_s, turn, tuple(tokens), window_turns, voice))
 
     # --- the result ---------------------------------------------------------------------------
     def mixed(self, n: int) -> Samples:
@@ -281,15 +310,18 @@ class Stage:
             results=within(self.results),
             outputs=within(self.outputs),
             events=sorted(events, key=lambda event: event.time_s),
-            labels=self._labels(n_turns),
+            labels=_labels(self._word_ends, n_turns),
+            expected=_labels(self._expected, n_turns),
         )
 
-    def _labels(self, n_turns: int) -> NDArray[np.int16]:
-        labels = np.zeros(n_turns * FRAMES_PER_TURN, np.int16)
-        frame_s = TURN_S / FRAMES_PER_TURN
-        for word, end_s in sorted(self._word_ends, key=lambda item: item[1]):
-            if vocabulary.knows(word):
-                # The first frame that ends 80 ms after the word, and all within 200 ms of it.
-                first = int(np.ceil((end_s + REACTION_S) / frame_s - 1e-6)) - 1
-                labels[first : first + FRAMES_PER_TURN] = vocabulary.token_id(word)
-        return labels
+
+def _labels(words: Sequence[tuple[str, float]], n_turns: int) -> NDArray[np.int16]:
+    """(n_turns * 4,): each word at the frames of the 200 ms after its moment, as soon as heard."""
+    labels = np.zeros(n_turns * FRAMES_PER_TURN, np.int16)
+    frame_s = TURN_S / FRAMES_PER_TURN
+    for word, end_s in sorted(words, key=lambda item: item[1]):
+        if vocabulary.knows(word):
+            # The first frame that ends 80 ms after the word, and all within 200 ms of it.
+            first = int(np.ceil((end_s + REACTION_S) / frame_s - 1e-6)) - 1
+            labels[first : first + FRAMES_PER_TURN] = vocabulary.token_id(word)
+    return labels

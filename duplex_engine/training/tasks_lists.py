@@ -15,6 +15,7 @@ from duplex_engine.training.vocabulary import encode
 
 __all__ = ["ListFollower", "list_scene", "running_scene", "sentence_scene", "unordered_scene"]
 
+CAUGHT_TURNS = 2  # micro-turns in which a correction is still one
 CONTEXT_S = (1.6, 2.6)  # silence after which a list is over
 # items, cyclic, may be recited backwards; numbers twice as often as the others
 LISTS = (
@@ -123,13 +124,14 @@ def list_scene(stage: Stage) -> None:
             stage.say(opening)
             stage.wait(0.3, 0.8)
     follower = ListFollower(items, cyclic, may_fall)
-    p_wrong = float(stage.rng.uniform(0.15, 0.45)) if stage.chance(0.6) else 0.0
+    p_wrong = float(stage.rng.uniform(0.15, 0.5)) if stage.chance(0.7) else 0.0
     p_slurred = 0.3 if stage.chance(0.3) else 0.0
     falls = may_fall and stage.chance(0.25)
     gap_s = float(stage.rng.uniform(0.05, 0.8))
     item = _first_item(stage, items, falls)
-    stage.say(item)
+    said = stage.say(item)
     follower.hear(item)
+    stage.expect_word(follower.expected, said.end_s)
     for position in range(1, int(stage.rng.integers(3, 12))):
         stage.wait(0.7 * gap_s, 1.3 * gap_s)
         previous = item
@@ -149,7 +151,7 @@ def list_scene(stage: Stage) -> None:
 
 def _first_item(stage: Stage, items: tuple[str, ...], falls: bool) -> str:
     if falls:
-        return items[int(stage.rng.integers(5, len(items)))]
+        return items[int(stage.rng.integers(5, len(items) - 1))]
     if stage.chance(0.5):
         return items[0]
     return items[int(stage.rng.integers(len(items) - 2))]
@@ -166,10 +168,11 @@ def _next_right(stage: Stage, follower: ListFollower, right: str) -> str:
 def _say_item(stage: Stage, follower: ListFollower, item: str, *, slurred: bool) -> None:
     said = stage.say(item, wrongly=slurred)
     right = follower.hear(item)
+    stage.expect_word(follower.expected, said.end_s)
     if right is not None:
-        stage.react("correct", said.end_s, encode(f"no {right}"))
+        stage.react("correct", said.end_s, encode(f"no {right}"), window_turns=CAUGHT_TURNS)
     elif slurred:
-        stage.react("pronounce", said.end_s, encode(f"say {item}"))
+        stage.react("pronounce", said.end_s, encode(f"say {item}"), window_turns=CAUGHT_TURNS)
     else:
         stage.note("right", said.end_s, window_turns=2)
 
@@ -196,10 +199,11 @@ def _whole_sentence(stage: Stage, number: int) -> None:
     if not stage.can_say(" ".join(spoken)) or not stage.has_word_times(" ".join(spoken)):
         return
     said = stage.say(" ".join(spoken))
-    for expected, (word, end_s) in zip(right, said.words, strict=True):
+    for index, (expected, (word, end_s)) in enumerate(zip(right, said.words, strict=True)):
         assert end_s is not None
+        stage.expect_word(next(iter(right[index + 1 :]), None), end_s)
         if word != expected:
-            stage.react("correct", end_s, encode(f"no {expected}"))
+            stage.react("correct", end_s, encode(f"no {expected}"), window_turns=CAUGHT_TURNS)
         else:
             stage.note("right", end_s, window_turns=2)
 
@@ -212,16 +216,19 @@ def _word_by_word(stage: Stage, text: str) -> None:
     others = [w for w in sentence_words | set(phrases.OBJECTS) if stage.can_say(w)]
     others.sort()
     first_certain = 2 if text.startswith("the ") else 1  # until then it may be any sentence
-    for index, word in enumerate(text.split()):
+    words = text.split()
+    for index, word in enumerate(words):
         if index >= first_certain and stage.chance(p_wrong):
             said = stage.say(stage.pick([other for other in others if other != word]))
-            stage.react("correct", said.end_s, encode(f"no {word}"))
+            stage.react("correct", said.end_s, encode(f"no {word}"), window_turns=CAUGHT_TURNS)
         elif stage.chance(p_slurred) and stage.can_mispronounce(word):
             said = stage.say(word, wrongly=True)
-            stage.react("pronounce", said.end_s, encode(f"say {word}"))
+            stage.react("pronounce", said.end_s, encode(f"say {word}"), window_turns=CAUGHT_TURNS)
         else:
             said = stage.say(word)
             stage.note("right", said.end_s, window_turns=2)
+        if index + 1 >= first_certain:
+            stage.expect_word(next(iter(words[index + 1 :]), None), said.end_s)
         stage.wait(0.5 * gap_s, 1.5 * gap_s)
 
 

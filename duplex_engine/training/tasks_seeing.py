@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duplex_engine.training import phrases
-from duplex_engine.training.stage import TURN_S, Picture, Stage
+from duplex_engine.training.stage import PICTURE, TURN_S, Picture, Stage
 from duplex_engine.training.vocabulary import encode
 
 __all__ = ["HEIGHT", "WIDTH", "draw_disc", "draw_shape", "seeing_scene"]
@@ -96,7 +96,7 @@ def seeing_scene(stage: Stage) -> None:
         turn = first + offset
         stage.images[turn] = film.picture(draw)
         if word is not None:
-            stage.emit("see", turn * TURN_S, turn, encode(word), window_turns=3)
+            stage.emit("see", turn * TURN_S, turn, encode(word), window_turns=2, source=PICTURE)
     end_s = (first + len(plan)) * TURN_S
     while stage.chance(0.5) and stage.time_s < end_s - 2.0:
         sentences = stage.chatter()

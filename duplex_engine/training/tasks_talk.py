@@ -9,7 +9,7 @@ Owns when the model speaks, stops and waits in them. Events: ``answer`` (a quest
 from __future__ import annotations
 
 from duplex_engine.training import phrases, sounds
-from duplex_engine.training.stage import REACTION_S, TURN_S, Said, Stage, turn_at
+from duplex_engine.training.stage import NOISE, TURN_S, TYPED, Said, Stage, turn_at
 from duplex_engine.training.vocabulary import DELEGATE, DELEGATE_END, encode
 
 __all__ = ["delegation_scene", "long_answer_scene", "question_scene", "quiet_scene"]
@@ -64,7 +64,8 @@ def question_scene(stage: Stage) -> None:
     if stage.chance(0.12):
         question = stage.pick(phrases.QUESTIONS)
         turn = stage.type(question.text)
-        stage.emit("answer", turn * TURN_S, turn, encode(" ".join(question.answer)))
+        answer = encode(" ".join(question.answer))
+        stage.emit("answer", turn * TURN_S, turn, answer, source=TYPED)
     else:
         _answered_question(stage)
     stage.wait(0.8, 2.2)
@@ -75,9 +76,11 @@ def long_answer_scene(stage: Stage) -> None:
     """The model recites, a word a micro-turn; a stop ends it at once, a back-channel does not."""
     command, answer = stage.pick(phrases.LONG_ANSWERS)
     if stage.can_say(command) and stage.chance(0.9):
-        first = turn_at(stage.say(command).end_s)
+        source, begin_s = "", stage.say(command).end_s
+        first = turn_at(begin_s)
     else:
-        first = stage.type(command)
+        source, first = TYPED, stage.type(command)
+        begin_s = first * TURN_S
     end = first + len(answer)
     stage.time_s = max(stage.time_s, (first + 1) * TURN_S)
     stage.wait(0.0, 0.8)
@@ -91,7 +94,7 @@ def long_answer_scene(stage: Stage) -> None:
     for turn, word in zip(range(first, last), answer, strict=False):
         assert turn not in stage.outputs
         stage.outputs[turn] = encode(word)
-    stage.expect("start", first * TURN_S - REACTION_S, first, encode(answer[0]))
+    stage.expect("start", begin_s, first, encode(answer[0]), source=source)
     stage.time_s = max(stage.time_s, last * TURN_S)
     stage.wait(1.0, 2.2)
 
@@ -106,7 +109,7 @@ def _murmur(stage: Stage) -> None:
         noise = sounds.random_sound(stage.rng)
         stage.play(noise, stage.time_s)
         stage.time_s += len(noise) / sounds.SAMPLE_RATE
-        stage.note("ignore", stage.time_s, window_turns=2)
+        stage.note("ignore", stage.time_s, window_turns=2, source=NOISE)
 
 
 def _interrupt(stage: Stage, end: int) -> int | None:
@@ -143,8 +146,9 @@ def delegation_scene(stage: Stage) -> None:
     """A question for the background model; its result is said when the user is silent."""
     request = stage.pick(phrases.REQUESTS)
     words = encode(" ".join(request.words))
+    source = ""
     if stage.chance(0.12):
-        turn = stage.type(request.text)
+        source, turn = TYPED, stage.type(request.text)
         end_s = turn * TURN_S
     else:
         said = _ask(stage, request.parts, hesitant=stage.chance(0.3))
@@ -152,7 +156,8 @@ def delegation_scene(stage: Stage) -> None:
             return
         end_s, turn = said.end_s, turn_at(said.end_s)
     handed = [DELEGATE, *words, DELEGATE_END]
-    stage.emit("delegate", end_s, turn, [*handed, *encode("one moment")], window_turns=5)
+    tokens = [*handed, *encode("one moment")]
+    stage.emit("delegate", end_s, turn, tokens, window_turns=5, source=source)
     stage.time_s = max(stage.time_s, (turn + 2) * TURN_S)
     began_s = stage.time_s
     busy: list[Said] = []
@@ -238,7 +243,7 @@ def quiet_scene(stage: Stage) -> None:
             noise = sounds.random_sound(stage.rng)
             stage.play(noise, stage.time_s)
             stage.time_s += len(noise) / sounds.SAMPLE_RATE
-            stage.note("quiet", stage.time_s)
+            stage.note("quiet", stage.time_s, source=NOISE)
             stage.wait(0.2, 1.0)
     elif kind == 2:
         if stage.play_other(stage.pick(("foreign", "speech", "music"))):

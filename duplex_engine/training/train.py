@@ -5,7 +5,7 @@ learns its own share of a batch on one core, and gradients are averaged. A run s
 or hours are spent, or cleanly on SIGINT and SIGTERM, and the same command takes it up again. The
 network and its losses are in ``model.py``; ``export.py`` makes the result loadable.
 
-    python -m duplex_engine.training.train out/run --bank out/bank --hours 1.7
+    python -m duplex_engine.training.train out/run --bank out/bank
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ LOG_EVERY = 20  # steps
 VALIDATE_EVERY = 500  # steps
 N_VALIDATION = 24  # episodes
 WARM_UP = 200  # steps
-WORD_WEIGHT = 1.0  # of the loss of the word head
+WORD_WEIGHT, EXPECTED_WEIGHT = 1.0, 0.7  # of the losses of the heads that only training has
+CONTENT_WEIGHT = 1.0  # of the loss of what is said where something is
 MAX_GRADIENT = 1.0
 MUON_FACTOR = 2.5  # of the rate
 N_REPLAYED = 64  # episodes that wait to be learnt a second time
@@ -76,7 +77,7 @@ class Settings:
     size: str = "small"
     batch: int = 4
     turns: int = N_TURNS
-    hours: float = 1.7
+    hours: float = 1.5
     steps: int = 1_000_000
     rate: float = 2e-3
     seed: int = 0
@@ -95,6 +96,8 @@ class Settings:
             raise ValueError(
                 f"batch: expected a multiple of the {self.processes} processes, found {self.batch}"
             )
+        if self.processes > 1 and self.device != "cpu":
+            raise ValueError(f"processes: expected 1 on {self.device}, found {self.processes}")
 
     @property
     def n_rows(self) -> int:
@@ -111,7 +114,7 @@ def _streams(settings: Settings, rng: np.random.Generator) -> Iterator[Stream]:
             raise FileNotFoundError(f"shards: expected *.npz in {settings.shards}, found none")
         while True:
             yield from (ready[number].copy() for number in rng.permutation(len(ready)))
-    # Here, because composing needs libraries of sound that a machine for shards may lack.
+    # Here, because composing loads much that a run from shards does not need.
     from duplex_engine.training.episodes import train_streams
 
     replayed: list[Stream] = []
@@ -164,6 +167,7 @@ class _Run:
     step: int = 0
     elapsed_s: float = 0.0
     stopping: bool = False
+    asked_to_stop: bool = False  # by a signal to this process
     newest: dict[str, float] = field(default_factory=dict)  # means of the last log line
 
     @property
@@ -174,6 +178,11 @@ class _Run:
 
     def __post_init__(self) -> None:
         self._unlogged: list[dict[str, Tensor]] = []
+        self._began_s = 0.0
+
+    def start_clock(self) -> None:
+        """From now on time counts."""
+        self._began_s = time.monotonic() - self.elapsed_s
 
     def save(self) -> None:
         """Writes the checkpoint, whole or not at all."""
@@ -208,44 +217,48 @@ class _Run:
 
     def learn(self, batch: Batch) -> None:
         """One step."""
-        warm = min((self.step + 1) / WARM_UP, 1.0)
-        rate = self.settings.rate * warm * (1.0 - self.spent)
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = rate * (MUON_FACTOR if isinstance(optimiser, Muon) else 1.0)
         with torch.autocast(self.settings.device, torch.bfloat16, self.settings.autocast):
             parts = losses(self.trainee, batch)
-        loss = parts["token"] + WORD_WEIGHT * parts["word"]
+        loss = parts["token"] + CONTENT_WEIGHT * parts["content"]
+        loss = loss + WORD_WEIGHT * parts["word"] + EXPECTED_WEIGHT * parts["expected"]
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        self._share()
+        self._agree()
         nn.utils.clip_grad_norm_(self.trainee.parameters(), MAX_GRADIENT)
+        rate = self.settings.rate * min((self.step + 1) / WARM_UP, 1.0) * (1.0 - self.spent)
         for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate * (MUON_FACTOR if isinstance(optimiser, Muon) else 1.0)
             optimiser.step()
         self.step += 1
         self._unlogged.append({name: value.detach() for name, value in parts.items()})
         if self.step % LOG_EVERY == 0:
             self.log()
 
-    def _share(self) -> None:
-        """Averages gradients; all processes take the first one's clock and wish to stop."""
+    def _agree(self) -> None:
+        """Averages gradients; all processes take the first one's clock and wish to stop.
+
+        Whatever decides the rate or the end comes from here, so all decide alike.
+        """
+        clock_s = time.monotonic() - self._began_s
         parameters = list(self.trainee.parameters())
         for parameter in parameters:
             if parameter.grad is None:  # a batch without pictures
                 parameter.grad = torch.zeros_like(parameter)
         if self.settings.processes == 1:
+            self.elapsed_s, self.stopping = clock_s, self.asked_to_stop
             return
-        shared = [self.elapsed_s, float(self.stopping)] if self.rank == 0 else [0.0, 0.0]
-        everything = torch.cat(
-            [torch.tensor(shared), *(parameter.grad.flatten() for parameter in parameters)]  # type: ignore[union-attr]
-        )
-        torch.distributed.all_reduce(everything)
-        self.elapsed_s, self.stopping = everything[0].item(), everything[1].item() > 0
-        sizes = [parameter.numel() for parameter in parameters]
-        parts = torch.split(everything[2:], sizes)
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad = part.view_as(parameter) / self.settings.processes
+        word = torch.zeros(2, dtype=torch.float64)  # float32 would round the clock
+        if self.rank == 0:
+            word += torch.tensor([clock_s, float(self.asked_to_stop)])
+        gradients = torch.cat([parameter.grad.flatten() for parameter in parameters])  # type: ignore[union-attr]
+        torch.distributed.all_reduce(word)
+        torch.distributed.all_reduce(gradients)
+        self.elapsed_s, self.stopping = word[0].item(), word[1].item() > 0
+        shares = torch.split(gradients, [parameter.numel() for parameter in parameters])
+        for parameter, share in zip(parameters, shares, strict=True):
+            parameter.grad = share.view_as(parameter) / self.settings.processes
 
     @torch.no_grad()
     def validate(self, batches: list[Batch]) -> None:
@@ -333,6 +346,8 @@ def _train(settings: Settings, rank: int, meeting_point: str) -> Trainee:
     try:
         with _signals(work):
             _loop(work)
+        if settings.processes > 1:
+            _check_alike(trainee)
     finally:
         if settings.processes > 1:
             torch.distributed.destroy_process_group()
@@ -340,12 +355,22 @@ def _train(settings: Settings, rank: int, meeting_point: str) -> Trainee:
     return trainee
 
 
+def _check_alike(trainee: Trainee) -> None:
+    """Raises RuntimeError unless all processes hold the same weights."""
+    digest = torch.stack([value.double().abs().sum() for value in trainee.parameters()])
+    least, most = digest.clone(), digest.clone()
+    torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    if not torch.equal(least, most):
+        raise RuntimeError("processes: expected the same weights in all of them, found others")
+
+
 @contextmanager
 def _signals(work: _Run) -> Iterator[None]:
     """SIGINT and SIGTERM stop the run cleanly; processes beyond the first wait to be told."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        work.stopping = work.rank == 0
+        work.asked_to_stop = True
 
     before = [(name, signal.signal(name, stop)) for name in (signal.SIGINT, signal.SIGTERM)]
     try:
@@ -361,18 +386,17 @@ def _loop(work: _Run) -> None:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, disable=work.rank != 0) as progress:
         bar = progress.add_task("waiting for data")
-        last = saved = time.monotonic()
+        saved = time.monotonic()
+        work.start_clock()
         for batch in _batches(settings, work.rank, work.step):
             work.learn(batch.to(settings.device))
-            now = time.monotonic()
-            work.elapsed_s, last = work.elapsed_s + now - last, now
             shown = "  ".join(f"{name} {value:.3f}" for name, value in work.newest.items())
             progress.update(bar, description=f"{work.spent:6.1%}  step {work.step}  {shown}")
             if work.step % VALIDATE_EVERY == 0:
                 work.validate(validation)
-            if now - saved > SAVE_EVERY_S:
+            if time.monotonic() - saved > SAVE_EVERY_S:
                 work.save()
-                saved = now
+                saved = time.monotonic()
             if work.stopping or work.spent >= 1.0:
                 break
 
@@ -392,18 +416,21 @@ def main(
     size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "small",
     batch: Annotated[int, typer.Option(help="Sequences of a step.")] = 4,
     turns: Annotated[int, typer.Option(help="Micro-turns of an episode.")] = N_TURNS,
-    hours: Annotated[float, typer.Option(help="Budget in time.")] = 1.7,
+    hours: Annotated[float, typer.Option(help="Budget in time.")] = 1.5,
     steps: Annotated[int, typer.Option(help="Budget in steps.")] = 1_000_000,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,
     processes: Annotated[
-        int, typer.Option(help="Each with a core and its share of a batch.")
-    ] = os.cpu_count() or 1,
+        int | None,
+        typer.Option(help="Each with a core and its share of a batch. Default: as many as fit."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     autocast: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = True,
     compiled: Annotated[bool, typer.Option(help="Compile parts of the network first.")] = True,
 ) -> None:
     """Trains the reference interaction model."""
+    n_cores = len(os.sched_getaffinity(0)) if device == "cpu" else 1
+    fitting = max(n for n in range(1, max(batch, 1) + 1) if n <= n_cores and batch % n == 0)
     run(
         Settings(
             out=out,
@@ -416,7 +443,7 @@ def main(
             steps=steps,
             rate=rate,
             seed=seed,
-            processes=processes,
+            processes=processes or fitting,
             device=device,
             autocast=autocast,
             compiled=compiled,

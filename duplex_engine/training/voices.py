@@ -52,7 +52,7 @@ TRAIN_VARIANTS = _names(
     pedro quincy rob robert robosoft robosoft3 sandro shelby steph steph3 travis
     """
 )
-HELD_VARIANTS = _names("f4 m5 klatt3 Annie edward grandma Mario steph2 victor zac Michael linda")
+HELD_VARIANTS = _names("f4 m5 Annie grandma Mario steph2 victor zac Michael linda")
 OTHER_ACCENTS = ("en", "en-gb-x-rp", "en-gb-scotland", "en", "en-029", "en-gb-x-gbclan")
 PHRASE_EVERY, PHRASE_TURNS = 8, (0, 3, 5)  # which of so many voices speak the phrases too
 
@@ -63,8 +63,7 @@ KOKORO_HELD = _names("af_sky am_puck bf_emma bm_george")
 # Of phrases.WORDS, from the first: lists, classes and commands. A Kokoro voice takes a second of
 # computing for a word, so more would cost more than all the others together.
 KOKORO_WORDS = 100
-FOREIGN_VARIANTS = ("f2", "m3", "klatt4")
-PICO_LANGUAGES = {"de": "de-DE", "fr": "fr-FR", "es": "es-ES", "it": "it-IT"}
+FOREIGN_VARIANTS, HELD_FOREIGN_VARIANTS = ("f2", "m3", "klatt4"), ("f4", "m5")
 HELD_MUSIC = ("macroform-robot_dity", "reno_project-system")
 TRAIN_MUSIC = ("macroform-cold_day", "macroform-the_simplicity", "manolo_camp-morning_coffee")
 MUSIC_PIECES = 10  # of each track
@@ -146,8 +145,8 @@ def lines(voice: Voice) -> list[Line]:
             text = " ".join(str(rng.choice(part)) for part in phrases.CHATTER).strip()
             said.append(Line(text, "chatter", text))
     if "foreign" in voice.kinds:
-        language = voice.settings["language"]
-        said += [Line(text, "foreign", text) for tag, text in phrases.FOREIGN if tag == language]
+        language, foreign = voice.settings["language"], phrases.FOREIGN + phrases.HELD_FOREIGN
+        said += [Line(text, "foreign", text) for tag, text in foreign if tag == language]
     return said
 
 
@@ -206,14 +205,14 @@ def _small_engines() -> Iterator[Voice]:
 
 
 def _foreign() -> Iterator[Voice]:
-    for language in dict.fromkeys(tag for tag, _ in phrases.FOREIGN):
-        for variant in FOREIGN_VARIANTS:
-            speaker = f"{language}+{variant}"
-            yield _espeak(speaker, "train", ("foreign",), language=language)
-        if language in PICO_LANGUAGES:
-            voice = PICO_LANGUAGES[language]
-            settings = {"voice": voice, "language": language, "pitch": 1.0, "speed": 1.0}
-            yield Voice(f"pico/{voice}", "held", ("foreign",), settings)
+    for group, variants, texts in (
+        ("train", FOREIGN_VARIANTS, phrases.FOREIGN),
+        ("held", HELD_FOREIGN_VARIANTS, phrases.HELD_FOREIGN),
+    ):
+        for language in dict.fromkeys(tag for tag, _ in texts):
+            for variant in variants:
+                speaker = f"{language}+{variant}"
+                yield _espeak(speaker, group, ("foreign",), language=language)
 
 
 def _recorded() -> Iterator[Voice]:

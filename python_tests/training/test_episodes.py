@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toy_bank import CHATTER, WORD_S, toy_bank
 
-from duplex_engine.training import episodes, phrases, tasks_seeing, tasks_talk
+from duplex_engine.training import episodes, phrases, tasks_lists, tasks_seeing, tasks_talk
 from duplex_engine.training.bank import Bank, ClipInfo
 from duplex_engine.training.episodes import TASKS, compose
 from duplex_engine.training.rows import layout
@@ -261,6 +261,26 @@ def test_an_unknown_task_is_refused() -> None:
         compose("lists", BANK, np.random.default_rng(0))
 
 
+def test_a_falling_list_does_not_begin_with_its_last_item() -> None:
+    """Nothing rises from there, so whatever came next would be taken for a beginning."""
+    stage = Stage(BANK, np.random.default_rng(0), "train")
+    first = {tasks_lists._first_item(stage, phrases.NUMBERS, falls=True) for _ in range(300)}
+    assert first == set(phrases.NUMBERS[5:-1])
+
+
+@pytest.mark.parametrize("task", ["list", "sentence"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_correction_is_the_word_that_was_expected(task: str, seed: int) -> None:
+    stage = played(TASKS[task][0], seed)
+    expected = sorted(stage._expected, key=lambda item: item[1])
+    for event in of(stage, "correct"):
+        before = [word for word, at_s in expected if at_s < event.time_s]
+        assert decode(event.tokens) == f"no {before[-1]}"
+    labels = stage.episode(150, None).expected
+    assert {int(id_) for id_ in labels if id_} <= {token_id(word) for word, _ in expected}
+    assert bool(labels.any()) == bool(expected)
+
+
 def test_labels_name_the_word_that_ended_within_200_ms() -> None:
     stage = Stage(BANK, np.random.default_rng(0), "train")
     stage.say("three", at_s=0.62)  # ends at 0.92; heard from 1.0 on, in the frame to 1.0
@@ -292,5 +312,5 @@ def test_shards_keep_everything(tmp_path: Path) -> None:
     save_shard(tmp_path / "shards" / "a.npz", streams)
     for found, expected in zip(load_shard(tmp_path / "shards" / "a.npz"), streams, strict=True):
         one, two = layout(found), layout(expected)
-        for name in ("kinds", "values", "targets", "labels", "bins", "images"):
+        for name in ("kinds", "values", "targets", "labels", "expected", "bins", "images"):
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
