@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,12 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from duplex_engine.cli.run import DtypeOption, ThreadsOption, turn_duration_ms
+from duplex_engine.cli.run import (
+    CheckpointArgument,
+    DtypeOption,
+    ThreadsOption,
+    turn_duration_ms,
+)
 from duplex_engine.engine import Engine
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.evaluation import full_duplex_bench, harmbench, report, windows
@@ -23,17 +29,26 @@ from duplex_engine.evaluation.held_out import (
     held_out_streams,
     open_bank,
 )
-from duplex_engine.evaluation.metrics import StreamScore
+from duplex_engine.evaluation.metrics import Alarms, StreamScore
 from duplex_engine.evaluation.plots import plot_latencies, plot_timeline
+from duplex_engine.evaluation.quiet import quiet_alarms
 from duplex_engine.evaluation.silero import SpeechProbability, speech_segments
-from duplex_engine.evaluation.streams import Audio, StreamLog, run_stream
+from duplex_engine.evaluation.streams import Agent, Audio, StreamLog, run_stream
+from duplex_engine.evaluation.tools import (
+    ToolScore,
+    load_agent,
+    read_examples,
+    run_example,
+    score_tools,
+)
+from duplex_engine.training.bank import Bank
 from duplex_engine.training.episodes import TASKS
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    checkpoint: CheckpointArgument,
     bank: Annotated[
         Path | None, typer.Option(help="Speech bank: run our own held-out streams.")
     ] = None,
@@ -43,11 +58,18 @@ def evaluate(
     group: Annotated[
         list[str] | None, typer.Option(help="Voices: held (default), human or train.")
     ] = None,
+    voices: Annotated[
+        str, typer.Option(help="Pattern of the names of these voices, e.g. 'piper/*'.")
+    ] = "*",
     streams: Annotated[int, typer.Option(min=1, help="Streams for each task.")] = 20,
     turns: Annotated[int, typer.Option(min=10, help="Micro-turns of each stream.")] = 128,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also behind a voice-activity detector.")
     ] = False,
+    quiet: Annotated[
+        int,
+        typer.Option(min=0, help="Streams of each kind of sound that asks for nothing, of --bank."),
+    ] = 0,
     grace: Annotated[
         int, typer.Option(min=0, help="Micro-turns added to the time for a reaction.")
     ] = 0,
@@ -56,6 +78,13 @@ def evaluate(
     ] = None,
     window_file: Annotated[
         Path | None, typer.Option("--windows", help="CSV or JSON of time windows.")
+    ] = None,
+    tools: Annotated[
+        Path | None, typer.Option(help="Folder of examples with expected tool calls.")
+    ] = None,
+    agent: Annotated[
+        Path | None,
+        typer.Option(help="Python file of --tools: `agent(request, tools)` and a dict TOOLS."),
     ] = None,
     behaviours: Annotated[
         Path | None, typer.Option(help="CSV of behaviours in HarmBench's format.")
@@ -83,21 +112,34 @@ def evaluate(
 
     Examples:
 
-    `duplex-engine eval reference --bank out/bank --group held --group human --baseline`
+    `duplex-engine eval reference --bank out/bank --group held --group human --quiet 10 --baseline`
 
     `duplex-engine eval checkpoints/mine --bank out/bank --tasks list,question --streams 50`
 
     `duplex-engine eval checkpoints/mine --fdb full_duplex_bench/v1`
 
+    `duplex-engine eval reference --bank out/bank --voices 'piper/*' --streams 100`
+
+    `duplex-engine eval checkpoints/mine --tools full_duplex_bench/v3 --agent my_agent.py`
+
     `duplex-engine eval checkpoints/mine --behaviours harmbench_behaviors_text_all.csv`
     """
-    if bank is None and fdb is None and window_file is None and behaviours is None:
+    sources = (bank, fdb, window_file, tools, behaviours)
+    if all(source is None for source in sources):
         raise InvalidArgument(
-            "eval: expected one or more of --bank, --fdb, --windows, --behaviours, found none"
+            "eval: expected one or more of --bank, --fdb, --windows, --tools, --behaviours, "
+            "found none"
         )
+    if bank is None and (tasks or group or baseline or quiet or voices != "*"):
+        raise InvalidArgument(
+            "eval: --tasks, --group, --voices, --quiet and --baseline choose streams of --bank, "
+            "found no --bank"
+        )
+    if (tools is None) != (agent is None):
+        raise InvalidArgument("eval: expected --tools and --agent together, found one of them")
     console = Console(highlight=False, soft_wrap=True)
     out.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {"checkpoint": checkpoint.name}
+    figures: dict[str, Any] = {"checkpoint": Path(checkpoint).name}
     with Engine.load(checkpoint, dtype=dtype, threads=threads, progress=True) as engine:
         run = _runner(engine, realtime)
         if bank is not None:
@@ -112,7 +154,11 @@ def evaluate(
             systems = {"engine": engine_system(engine, realtime=realtime)}
             if baseline:
                 systems["harness"] = harness_system(engine)
-            figures["held_out"] = _held_out(console, systems, bank, group or ["held"], plan, out)
+            opened = open_bank(bank).select(voices)
+            groups = group or ["held"]
+            figures["held_out"] = _held_out(console, systems, opened, groups, plan, out)
+            if quiet:
+                figures["quiet"] = _quiet(console, engine, opened, groups, quiet, plan)
         if fdb is not None:
             detector = SpeechProbability()
             n_runs = full_duplex_bench.run_bench(fdb, out / "fdb", run)
@@ -126,6 +172,8 @@ def evaluate(
             score = windows.score_windows(windows.read_windows(window_file), run)
             report.print_windows(console, score)
             figures["windows"] = score
+        if tools is not None and agent is not None:
+            figures["tools"] = _tools(console, engine, tools, agent)
         if behaviours is not None:
             listed = harmbench.read_behaviours(behaviours)
             refusals = harmbench.score(listed, harmbench.complete(engine, template))
@@ -145,17 +193,47 @@ def _runner(engine: Engine, realtime: bool) -> Callable[[Audio], StreamLog]:
     return run
 
 
+def _quiet(
+    console: Console, engine: Engine, bank: Bank, groups: Sequence[str], n_streams: int, plan: Plan
+) -> dict[str, dict[str, Alarms]]:
+    """False alarms on sound that asks for nothing; prints and returns them."""
+    figures = {
+        group: quiet_alarms(
+            engine, bank, group, n_streams=n_streams, n_turns=plan.n_turns, seed=plan.seed
+        )
+        for group in groups
+    }
+    report.print_quiet(console, figures)
+    return figures
+
+
+def _tools(console: Console, engine: Engine, root: Path, file: Path) -> ToolScore:
+    """Runs the examples with the agent of a Python file; prints and returns the figures."""
+    agent, tools = load_agent(file)
+    turn_s = turn_duration_ms(engine.config) / 1000
+
+    def run(audio: Audio, ask: Agent) -> StreamLog:
+        with engine.open_session() as session:
+            return run_stream(session, audio, agent=ask, turn_s=turn_s)
+
+    score = score_tools([run_example(e, agent, tools, run) for e in read_examples(root)])
+    report.print_tools(console, score)
+    return score
+
+
 def _held_out(
     console: Console,
     systems: Mapping[str, System],
-    bank_folder: Path,
+    bank: Bank,
     groups: Sequence[str],
     plan: Plan,
     out: Path,
 ) -> list[report.GroupReport]:
     """Runs every system on every group; prints, plots and returns the figures."""
-    bank = open_bank(bank_folder)
     reports: list[report.GroupReport] = []
+    draws = find_spec("matplotlib") is not None
+    if not draws:
+        console.print("no pictures: pip install 'duplex_engine[plots]'", style="yellow")
     for group in groups:
         by_system: dict[str, list[StreamScore]] = {}
         for name, system in systems.items():
@@ -169,18 +247,19 @@ def _held_out(
                 transient=True,
                 disable=not console.is_terminal,
             ):
-                if not by_task[stream.task] and name == "engine":
+                if draws and not by_task[stream.task] and name == "engine":
                     plot_timeline(
                         out / f"timeline_{group}_{stream.task}.png",
                         stream.episode.audio,
                         stream.log,
-                        stream.score,
+                        alarms_s=stream.score.alarms_s,
                         heard=stream.heard(),
                         due=stream.due(),
                     )
                 by_task[stream.task].append(stream.score)
             by_system[name] = [score for scores in by_task.values() for score in scores]
             reports.append(report.group_report(name, group, by_task))
-        plot_latencies(out / f"latency_{group}.png", by_system)
+        if draws:
+            plot_latencies(out / f"latency_{group}.png", by_system)
     report.print_groups(console, reports)
     return reports

@@ -21,14 +21,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from duplex_engine.evaluation.estimates import Estimate, quantile, rate, share
 from duplex_engine.evaluation.streams import StreamLog
-from duplex_engine.training.stage import Episode, Event
+from duplex_engine.training.stage import NOISE, PICTURE, TYPED, Episode, Event
 
 __all__ = [
     "Alarms",
@@ -39,10 +39,12 @@ __all__ = [
     "score_alarms",
     "score_kinds",
     "score_stream",
+    "score_synthesisers",
 ]
 
 Outcome: TypeAlias = Literal["right", "early", "wrong", "missed"]
 
+NO_VOICES = (TYPED, PICTURE, NOISE)
 NEAR_TURNS = 2  # how far from its turn an expected output may come
 EARLY_TURNS = 10
 STOP = "stop"
@@ -51,7 +53,7 @@ STOP_S = 0.4  # time to fall silent
 
 @dataclass(frozen=True, slots=True)
 class EventScore:
-    """How one event went; `latency_s` only where something was to be said and was.
+    """How one event of a voice went; `latency_s` only where something was to be said and was.
 
     For a `stop`, the latency is from its moment to the end of the last output.
     """
@@ -60,6 +62,7 @@ class EventScore:
     time_s: float
     outcome: Outcome
     latency_s: float | None = None
+    voice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,7 @@ def score_stream(log: StreamLog, episode: Episode, *, grace_turns: int = 0) -> S
     quiet = _quiet_turns(episode)
     speech = quiet & _speech_turns(episode)
     return StreamScore(
-        events=tuple(scores[i] for i in range(len(events))),
+        events=tuple(replace(scores[i], voice=event.voice) for i, event in enumerate(events)),
         alarms_s=tuple(token.emitted_s for token in alarms),
         quiet_s=len(quiet) * log.turn_s,
         speech_s=len(speech) * log.turn_s,
@@ -158,7 +161,9 @@ def score_kinds(streams: Sequence[StreamScore]) -> dict[str, KindScore]:
     for stream in streams:
         mine: dict[str, list[EventScore]] = defaultdict(list)
         for event in stream.events:
-            mine[event.kind].append(event)
+            # What was typed, or was noise, says nothing about a voice: apart.
+            apart = f"{event.kind} ({event.voice})" if event.voice in (TYPED, NOISE) else ""
+            mine[apart or event.kind].append(event)
         for kind, events in mine.items():
             by_kind[kind].append(events)
     figures = {}
@@ -175,6 +180,18 @@ def score_kinds(streams: Sequence[StreamScore]) -> dict[str, KindScore]:
             latency_p95_s=quantile(latencies, 0.95),
         )
     return figures
+
+
+def score_synthesisers(streams: Sequence[StreamScore]) -> dict[str, dict[str, Estimate]]:
+    """The share of right ones by kind of event and by what made the voice ("espeak", "piper")."""
+    outcomes: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    spoken = [e for stream in streams for e in stream.events if e.voice not in NO_VOICES]
+    for event in spoken:
+        outcomes[event.kind][event.voice.partition("/")[0]].append(event.outcome == "right")
+    return {
+        kind: {name: share(sum(right), len(right)) for name, right in sorted(of_kind.items())}
+        for kind, of_kind in sorted(outcomes.items())
+    }
 
 
 def score_alarms(streams: Sequence[StreamScore]) -> Alarms:

@@ -1,6 +1,6 @@
 """Pictures of what was measured: latencies as a histogram, one stream as a timeline.
 
-Owns the look. matplotlib is needed here only (extra `train` or `bench`).
+Owns the look. matplotlib is needed here only (extra `plots`).
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def plot_timeline(
     path: Path,
     audio: Audio,
     log: StreamLog,
-    score: StreamScore,
     *,
+    alarms_s: Sequence[float] = (),
     heard: Sequence[TimedWord] = (),
     due: Sequence[TimedWord] = (),
 ) -> None:
@@ -70,7 +70,7 @@ def plot_timeline(
         path: of the PNG.
         audio: (n,) samples at 16 kHz.
         log: of the stream.
-        score: of the stream; its false alarms are marked.
+        alarms_s: when false alarms began; they are marked.
         heard: what the user said, shown where it ends.
         due: what should be said, from the decisive moment on.
 
@@ -87,10 +87,11 @@ def plot_timeline(
             axes.axvline(word.start_s, color=DUE, lw=0.9, ls=":")
             _draw_word(axes, word.start_s, 2.0, word.text, DUE)
         for turn in log.turns:
-            if text := turn.text.strip():
+            requests = [f"→ {request}" for request in turn.delegations]
+            if text := " ".join([*requests, turn.text.strip()]).strip():
                 axes.axvline(turn.emitted_s, ymax=0.45, color=SAID, lw=0.9)
                 _draw_word(axes, turn.emitted_s, -2.0, text, SAID)
-        for alarm_s in score.alarms_s:
+        for alarm_s in alarms_s:
             axes.plot([alarm_s], [-1.1], marker="x", color=ALARM)
         axes.set(xlim=(i * ROW_S, (i + 1) * ROW_S), ylim=(-2.2, 2.7), yticks=[])
     rows[0].set_title("dotted: due; line below: said; x: false alarm", fontsize=8, loc="left")
@@ -121,7 +122,7 @@ def _figure(width: float, height: float, n_rows: int = 1) -> tuple[Any, list[Any
     except ImportError as error:
         raise BackendUnavailable(
             f"plots: expected the package matplotlib, found: {error}; "
-            "pip install 'duplex_engine[bench]'"
+            "pip install 'duplex_engine[plots]'"
         ) from error
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)

@@ -25,7 +25,9 @@ from duplex_engine.evaluation.metrics import (
     StreamScore,
     score_alarms,
     score_kinds,
+    score_synthesisers,
 )
+from duplex_engine.evaluation.tools import ToolScore
 from duplex_engine.evaluation.windows import WindowScore
 
 __all__ = [
@@ -33,7 +35,9 @@ __all__ = [
     "group_report",
     "print_bench",
     "print_groups",
+    "print_quiet",
     "print_refusals",
+    "print_tools",
     "print_windows",
     "write_json",
 ]
@@ -48,6 +52,7 @@ class GroupReport:
         group: of voices.
         n_streams: how many streams were run.
         kinds: figures by kind of event.
+        synthesisers: share of right ones by kind of event and by what made the voice.
         alarms: false alarms, in all streams and by task.
     """
 
@@ -55,6 +60,7 @@ class GroupReport:
     group: str
     n_streams: int
     kinds: Mapping[str, KindScore]
+    synthesisers: Mapping[str, Mapping[str, Estimate]]
     alarms: Alarms
     alarms_by_task: Mapping[str, Alarms]
 
@@ -69,6 +75,7 @@ def group_report(
         group=group,
         n_streams=len(streams),
         kinds=score_kinds(streams),
+        synthesisers=score_synthesisers(streams),
         alarms=score_alarms(streams),
         alarms_by_task={task: score_alarms(scores) for task, scores in by_task.items()},
     )
@@ -101,6 +108,7 @@ def print_groups(out: Console, reports: Sequence[GroupReport]) -> None:
                 _value(score.latency_p95_s, 1000, ".0f"),
             )
         out.print(table)
+        _print_synthesisers(out, report)
         alarms = report.alarms
         out.print(
             f"false alarms: {alarms.per_minute.n} in {alarms.minutes:.1f} minutes to be quiet, "
@@ -108,6 +116,48 @@ def print_groups(out: Console, reports: Sequence[GroupReport]) -> None:
             f"{alarms.per_speech_minute.n} in {alarms.speech_minutes:.1f} minutes of correct "
             f"speech, {_interval(alarms.per_speech_minute, 1, '.2f')} a minute"
         )
+
+
+def _print_synthesisers(out: Console, report: GroupReport) -> None:
+    """The share of right ones and their count, a column for each source of voices."""
+    names = sorted({name for shares in report.synthesisers.values() for name in shares})
+    if len(names) < 2:
+        return
+    table = Table("right % (n)", *names, title="by synthesiser", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for kind, shares in report.synthesisers.items():
+        cells = [
+            f"{100 * shares[name].value:.1f} ({shares[name].n})" if name in shares else ""
+            for name in names
+        ]
+        table.add_row(kind, *cells)
+    out.print(table)
+
+
+def print_quiet(out: Console, figures: Mapping[str, Mapping[str, Alarms]]) -> None:
+    """False alarms on sound that asks for nothing: a row for each condition of each group."""
+    table = Table(
+        "voices",
+        "sound",
+        "minutes",
+        "alarms",
+        "a minute",
+        title="sound that asks for nothing",
+        title_justify="left",
+    )
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for group, by_condition in figures.items():
+        for name, alarms in by_condition.items():
+            table.add_row(
+                group,
+                name,
+                f"{alarms.minutes:.1f}",
+                str(alarms.per_minute.n),
+                _interval(alarms.per_minute, 1, ".2f"),
+            )
+    out.print(table)
 
 
 def print_bench(out: Console, figures: Mapping[str, Figures]) -> None:
@@ -131,6 +181,25 @@ def print_windows(out: Console, score: WindowScore) -> None:
         f"macro accuracy {100 * score.macro_accuracy:.1f} %; spoke inside the window: "
         f"{_interval(score.spoke, 100, '.1f')} %; {score.n_outside} words outside any window"
     )
+
+
+def print_tools(out: Console, score: ToolScore) -> None:
+    """Tool calls: a row for each figure."""
+    table = Table("figure", "n", "value", title="tool calls", title_justify="left")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    table.add_row("selection F1", "", f"{score.selection_f1:.3f}")
+    for name, unit, scale in (
+        ("argument_accuracy", "%", 100),
+        ("pass_at_1", "%", 100),
+        ("turn_take_rate", "%", 100),
+        ("first_response_s", "s", 1),
+        ("tool_call_s", "s", 1),
+        ("completion_s", "s", 1),
+    ):
+        estimate: Estimate = getattr(score, name)
+        label = f"{name.removesuffix('_s').replace('_', ' ')}, {unit}"
+        table.add_row(label, str(estimate.n), _interval(estimate, scale, ".2f"))
+    out.print(table)
 
 
 def print_refusals(out: Console, score: RefusalScore) -> None:

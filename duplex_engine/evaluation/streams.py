@@ -54,6 +54,7 @@ class Steps(Protocol):
         text: object = None,
         *,
         result: object = None,
+        sample_rate: int | None = None,
     ) -> MicroTurn:
         """Runs one micro-turn."""
         ...
@@ -162,22 +163,24 @@ def run_stream(
     agent_delay_s: float = 0.0,
     realtime: bool = False,
     turn_s: float = TURN_S,
+    sample_rate: int = SAMPLE_RATE,
 ) -> StreamLog:
     """Runs a whole stream, micro-turn by micro-turn.
 
     Args:
         session: an open session, at its beginning.
-        audio: (n,) samples at 16 kHz; the last micro-turn is filled with silence.
+        audio: (n,) samples; the last micro-turn is filled with silence.
         images, typed, results: what enters besides, by micro-turn.
         agent: answers the model's delegations; its result enters with the first micro-turn that
             begins after the answer is there.
         agent_delay_s: seconds added to what the agent takes.
         realtime: give no sound before it would have been heard, and measure with the wall clock.
         turn_s: seconds of a micro-turn.
+        sample_rate: of `audio`.
     """
     images, typed, results = images or {}, typed or {}, results or {}
     background = None if agent is None else _Background(agent, agent_delay_s)
-    n_samples = round(turn_s * SAMPLE_RATE)
+    n_samples = round(turn_s * sample_rate)
     n_turns = -(-len(audio) // n_samples)
     padded = np.zeros(n_turns * n_samples, np.float32)
     padded[: len(audio)] = audio
@@ -197,6 +200,7 @@ def run_stream(
             images.get(k),
             typed.get(k),
             result=result,
+            sample_rate=sample_rate,
         )
         ended = time.perf_counter()
         free_s = ended - start if realtime else max(free_s, heard_s) + (ended - began)

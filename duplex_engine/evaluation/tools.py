@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ __all__ = [
     "ToolBox",
     "ToolCall",
     "ToolScore",
+    "load_agent",
     "match_calls",
     "read_examples",
     "run_example",
@@ -159,6 +161,27 @@ def read_examples(root: Path) -> list[Expected]:
     if not examples:
         raise InvalidArgument(f"{root}: expected folders with a metadata.json, found none")
     return examples
+
+
+def load_agent(file: Path) -> tuple[ToolAgent, Mapping[str, Callable[..., Any]]]:
+    """The `agent` and the `TOOLS` of a Python file, which is run.
+
+    Raises:
+        InvalidArgument: it is not there, fails, or lacks one of them.
+    """
+    try:
+        names = runpy.run_path(str(file))
+    except Exception as error:
+        raise InvalidArgument(
+            f"{file}: expected a Python file that runs, found: {error!r}"
+        ) from error
+    agent, tools = names.get("agent"), names.get("TOOLS")
+    if not callable(agent) or not isinstance(tools, Mapping):
+        raise InvalidArgument(
+            f"{file}: expected a function `agent(request, tools)` and a dict `TOOLS`, "
+            f"found {', '.join(name for name in names if not name.startswith('_')) or 'nothing'}"
+        )
+    return agent, tools
 
 
 def run_example(

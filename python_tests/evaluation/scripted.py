@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import numpy as np
+import pytest
 
 from duplex_engine.evaluation.streams import StreamLog, TurnLog
 from duplex_engine.training.stage import Episode, Event
@@ -14,6 +16,12 @@ from duplex_engine.types import Delegation, InputSummary, MemoryUse, MicroTurn, 
 LISTEN = 0
 TURN_S = 0.2
 COMPUTE_S = 0.01  # of each micro-turn in `log_of`
+
+
+def skip_without_detector() -> None:
+    """Skips a test that needs the voice-activity detector, where that is not installed."""
+    if not (find_spec("silero_vad") and find_spec("onnxruntime")):
+        pytest.skip("the extra `eval` is not installed")
 
 
 @dataclass
@@ -35,9 +43,11 @@ class ScriptedSession:
         text: object = None,
         *,
         result: object = None,
+        sample_rate: int | None = None,
     ) -> MicroTurn:
         k = len(self.given)
-        self.given.append({"audio": audio, "image": image, "text": text, "result": result})
+        given = {"audio": audio, "image": image, "text": text, "result": result}
+        self.given.append(given | {"sample_rate": sample_rate})
         self.listen(k, audio)
         said = self.says.get(k, "")
         request = said.removeprefix("delegate: ") if said.startswith("delegate: ") else None
@@ -78,4 +88,5 @@ def episode_of(
         outputs={turn: list(tokens) for turn, tokens in outputs.items()},
         events=list(events),
         labels=np.zeros(n_turns * 4, np.int16),
+        expected=np.zeros(n_turns * 4, np.int16),
     )

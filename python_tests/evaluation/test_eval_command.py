@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from scripted import log_of
+from scripted import log_of, skip_without_detector
 from typer.testing import CliRunner, Result
 
 from duplex_engine import Engine
@@ -64,7 +64,7 @@ def test_help_teaches_by_example() -> None:
 def test_held_out_streams_are_run_scored_and_written(
     checkpoint: Path, bank: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("matplotlib", reason="the extra `bench` is not installed")
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
     out = tmp_path / "out"
     options = ["--tasks", "list,see", "--streams", 2, "--turns", 40, "--out", out]
     result = invoke(checkpoint, "--bank", bank, *options)
@@ -79,8 +79,8 @@ def test_held_out_streams_are_run_scored_and_written(
 
 
 def test_the_baseline_hears_the_same_streams(checkpoint: Path, bank: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="the extra `bench` is not installed")
-    pytest.importorskip("onnxruntime", reason="the extra `eval` is not installed")
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    skip_without_detector()
     options = ["--tasks", "list", "--streams", 1, "--turns", 40, "--out", tmp_path, "--baseline"]
     result = invoke(checkpoint, "--bank", bank, *options, "--augmented", "--grace", 10)
     assert result.exit_code == 0, result.output
@@ -104,7 +104,7 @@ def test_a_seed_decides_the_streams(checkpoint: Path, bank: Path) -> None:
 
 
 def test_the_other_benchmarks_through_the_command(checkpoint: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="the extra `eval` is not installed")
+    skip_without_detector()
     sample = tmp_path / "fdb" / "synthetic_pause_handling" / "1"
     sample.mkdir(parents=True)
     sound = np.random.default_rng(0).normal(0, 0.1, 32_000)
@@ -128,6 +128,69 @@ def test_the_other_benchmarks_through_the_command(checkpoint: Path, tmp_path: Pa
     written = out / "fdb" / "synthetic_pause_handling" / "1" / "output.json"
     assert json.loads(written.read_text()).keys() == {"text", "chunks"}
     assert not (sample / "output.json").exists()  # the data stay as they are
+
+
+def test_quiet_streams_and_a_choice_of_voices(checkpoint: Path, bank: Path, tmp_path: Path) -> None:
+    options = ["--tasks", "list", "--streams", 1, "--turns", 10, "--out", tmp_path]
+    result = invoke(checkpoint, "--bank", bank, *options, "--quiet", 1, "--voices", "to*")
+    assert result.exit_code == 0, result.output
+    assert "sound that asks for nothing" in result.stdout
+    quiet = json.loads((tmp_path / "figures.json").read_text())["quiet"]["held"]
+    assert {"silence", "noises", "right lists at 8 kHz"} <= quiet.keys()
+    assert quiet["silence"]["minutes"] == pytest.approx(10 * 0.2 / 60)
+    result = invoke(checkpoint, "--bank", bank, *options, "--voices", "nobody/*")
+    assert result.exit_code == 2
+    assert "expected voices of group 'held'" in result.stderr
+
+
+def test_without_matplotlib_there_are_figures_all_the_same(
+    checkpoint: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("duplex_engine.cli.eval.find_spec", lambda _: None)
+    options = ["--tasks", "list", "--streams", 1, "--turns", 10, "--out", tmp_path]
+    result = invoke(checkpoint, "--bank", bank, *options)
+    assert result.exit_code == 0, result.output
+    assert "no pictures" in result.stdout
+    assert not list(tmp_path.glob("*.png"))
+
+
+AGENT = """
+TOOLS = {"track": lambda order: "on its way"}
+def agent(request, tools):
+    return tools.call("track", order=request)
+"""
+
+
+def test_tool_calls_through_the_command(checkpoint: Path, tmp_path: Path) -> None:
+    example = tmp_path / "v3" / "1_abc"
+    example.mkdir(parents=True)
+    soundfile.write(example / "input.wav", np.zeros(16_000), 16_000)
+    calls = [{"name": "track", "arguments": {"order": "A1"}}]
+    (example / "metadata.json").write_text(json.dumps({"expected_tool_calls": calls}))
+    agent = tmp_path / "agent.py"
+    agent.write_text(AGENT)
+    out = tmp_path / "out"
+    result = invoke(checkpoint, "--tools", tmp_path / "v3", "--agent", agent, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "selection F1" in result.stdout
+    passed = json.loads((out / "figures.json").read_text())["tools"]["pass_at_1"]
+    assert (passed["value"], passed["n"]) == (0.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fdb", "x", "--quiet", 3], "choose streams of --bank, found no --bank"),
+        (["--tools", "x"], "expected --tools and --agent together"),
+        (["--tools", "x", "--agent", "nowhere.py"], "nowhere.py: expected a Python file that runs"),
+    ],
+)
+def test_options_that_belong_together(
+    checkpoint: Path, tmp_path: Path, arguments: list[object], message: str
+) -> None:
+    result = invoke(checkpoint, *arguments, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 def test_a_model_that_does_what_is_expected_is_perfect(bank: Path) -> None:
@@ -154,9 +217,10 @@ def test_a_model_that_is_silent_misses_everything_and_disturbs_nobody(bank: Path
     streams = list(held_out_streams(silent, open_bank(bank), "held", plan))
     kinds = score_kinds([stream.score for stream in streams])
     said = {event.kind for stream in streams for event in stream.episode.events if event.tokens}
-    assert {kind for kind, figures in kinds.items() if figures.right.value == 0} == said | {
-        "ignore"  # there was nothing to go on with
-    }
+    missed = {kind for kind, figures in kinds.items() if figures.right.value == 0}
+    # `ignore`: there was nothing to go on with.
+    assert {kind.partition(" (")[0] for kind in missed} == said | {"ignore"}
+    assert {"answer (typed)", "ignore (noise)"} <= missed
     assert score_alarms([stream.score for stream in streams]).per_minute.value == 0
     assert any(stream.heard() for stream in streams)
 
@@ -164,7 +228,7 @@ def test_a_model_that_is_silent_misses_everything_and_disturbs_nobody(bank: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "expected one or more of --bank, --fdb, --windows, --behaviours, found none"),
+        ([], "expected one or more of --bank, --fdb, --windows, --tools, --behaviours, found none"),
         (["--bank", "nowhere"], "expected clips.jsonl in nowhere"),
         (["--bank", "BANK", "--tasks", "list,fly"], "tasks: expected some of list, sentence"),
         (["--bank", "BANK", "--group", "human"], "expected voices of group 'human', found none"),

@@ -72,13 +72,13 @@ def test_json_has_no_nan(tmp_path: Path, scores: list[StreamScore]) -> None:
 
 
 def test_pictures(tmp_path: Path, scores: list[StreamScore]) -> None:
-    pytest.importorskip("matplotlib", reason="the extra `bench` is not installed")
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
     plot_latencies(tmp_path / "latency.png", {"engine": scores, "harness": []})
     sound = np.sin(np.arange(10 * 16_000) * 0.1).astype(np.float32)
     log = log_of({10: [3, 4]})
     words = [TimedWord("three", 2.1, 2.1)]
-    plot_timeline(tmp_path / "stream.png", sound, log, scores[0], heard=words, due=words)
-    plot_timeline(tmp_path / "short.png", sound[:100], log, scores[1])
+    plot_timeline(tmp_path / "stream.png", sound, log, alarms_s=[3.0], heard=words, due=words)
+    plot_timeline(tmp_path / "short.png", sound[:100], log)
     for name in ("latency.png", "stream.png", "short.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.width > 500
@@ -87,5 +87,5 @@ def test_pictures(tmp_path: Path, scores: list[StreamScore]) -> None:
 
 def test_pictures_need_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(BackendUnavailable, match=r"pip install 'duplex_engine\[bench\]'"):
+    with pytest.raises(BackendUnavailable, match=r"pip install 'duplex_engine\[plots\]'"):
         plot_latencies(tmp_path / "latency.png", {})

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scripted import ScriptedSession
+from scripted import ScriptedSession, skip_without_detector
 
 from duplex_engine.errors import BackendUnavailable
 from duplex_engine.evaluation.silero import (
@@ -130,7 +130,7 @@ def test_what_enters_besides_waits_for_a_turn() -> None:
 
 
 def test_the_detector_hears_a_voice_and_nothing_in_noise() -> None:
-    pytest.importorskip("onnxruntime", reason="the extra `eval` is not installed")
+    skip_without_detector()
     detector = SpeechProbability()
     with as_file(files("duplex_engine") / "examples" / "speech.flac") as path:
         speech = read_audio(path)
