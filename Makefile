@@ -29,7 +29,7 @@ CPP_TESTS := ctest --no-tests=error --output-on-failure --test-dir
 .DELETE_ON_ERROR:
 .PHONY: run test check bench lint format asan tsan fuzz stubs clean help
 
-run: $(RUN) ## show a live session with a small model
+run: $(RUN) ## play a recorded scene, live, to the model that comes with the package
 	@$(BIN)/duplex-engine demo
 
 test: $(TEST) ## run all tests: C++, then Python
@@ -99,7 +99,7 @@ $(TOOLS): pyproject.toml
 
 $(RUN): $(TOOLS) $(SOURCES)
 	@echo 'build: duplex_engine'
-	@$(INSTALL) .
+	@$(INSTALL) '.[plots]'
 	@touch $@
 
 # torch goes first and alone: a plain resolution could pick another build of it. Catch2's wheel

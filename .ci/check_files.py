@@ -14,6 +14,7 @@ from pathlib import Path
 MAX_LINES = {".h": 150, ".cpp": 400, ".py": 500}
 HARD_MAX_LINES = 600  # no exception goes beyond this
 MAX_FILE_BYTES = 8_000_000
+LARGE_FILE = Path("duplex_engine/models/reference/model.safetensors")  # the one that may be larger
 MAX_TREE_BYTES = 60_000_000
 
 # path -> why it may be longer than MAX_LINES
@@ -63,7 +64,7 @@ def main() -> int:
     for path in paths:
         content = path.read_bytes()
         total_bytes += len(content)
-        if len(content) > MAX_FILE_BYTES:
+        if len(content) > MAX_FILE_BYTES and path != LARGE_FILE:
             problems.append(
                 f"{path}: expected at most {MAX_FILE_BYTES} bytes, found {len(content)}"
             )

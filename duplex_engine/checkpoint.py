@@ -23,7 +23,10 @@ from duplex_engine.config import ModelConfig
 from duplex_engine.errors import CheckpointError, InvalidArgument
 from duplex_engine.json_input import found, parse_json_object, read_json_object
 
-__all__ = ["Checkpoint", "TensorEntry"]
+__all__ = ["SHIPPED", "Checkpoint", "TensorEntry"]
+
+# Checkpoints that come with the package, by the name that stands for their folder.
+SHIPPED = {"reference": Path(__file__).parent / "models" / "reference"}
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -85,10 +88,12 @@ class Checkpoint:
     def open(cls, directory: str | Path) -> Self:
         """Opens the checkpoint in `directory`; reads the headers, maps the tensors.
 
+        directory: a folder, or a name of `SHIPPED`; the folder "./reference" is no name.
+
         Raises:
             CheckpointError: the folder or one of its files is missing, damaged or contradictory.
         """
-        path = Path(directory)
+        path = SHIPPED[directory] if directory in SHIPPED else Path(directory)
         try:
             if not path.exists():
                 raise CheckpointError(f"{path}: expected a checkpoint folder, found nothing there")

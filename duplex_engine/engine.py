@@ -71,10 +71,11 @@ class Engine:
         isa: str | None = None,
         progress: Progress = None,
     ) -> Self:
-        """Loads the checkpoint folder `path`.
+        """Loads a checkpoint.
 
         Args:
-            path: the folder that holds config.json, the weights, perhaps tokenizer.json.
+            path: the folder that holds config.json, the weights, perhaps tokenizer.json; or
+                "reference", the small interaction model that comes with the package.
             device: "cpu".
             dtype: type of the weights and of the cache of keys and values; "auto" is bfloat16 for a
                 bfloat16 checkpoint, else float32.

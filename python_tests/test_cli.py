@@ -93,13 +93,12 @@ def test_run_prints_json(checkpoint: Path, recording: Path) -> None:
     assert [turn["token_ids"] for turn in again] == [turn["token_ids"] for turn in turns]
 
 
-def test_without_a_checkpoint_it_says_that_the_weights_are_random(recording: Path) -> None:
-    result = invoke("run", recording)
-    assert result.exit_code == 0, result.output
-    assert "the weights are random" in result.stdout
+def test_without_a_checkpoint_it_is_the_shipped_model(recording: Path) -> None:
     result = invoke("run", recording, "--json")
-    assert len(objects(result)) == 5
-    assert "the weights are random" in result.stderr
+    shipped = objects(invoke("run", recording, "-c", "reference", "--json"))
+    assert [turn["token_ids"] for turn in objects(result)] == [t["token_ids"] for t in shipped]
+    assert len(shipped) == 5
+    assert "reference" in invoke("inspect", "reference").stdout
 
 
 def test_pictures_and_text_enter(checkpoint: Path, recording: Path, tmp_path: Path) -> None:
@@ -135,12 +134,35 @@ def test_realtime_keeps_to_the_clock(checkpoint: Path, recording: Path) -> None:
     assert len(turns) + merged == 5
 
 
-def test_demo_streams_the_recording() -> None:
-    result = invoke("demo", "--no-realtime")
+def test_demo_plays_the_scene_and_measures_reactions(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
+    picture = tmp_path / "pictures" / "scene.png"
+    result = invoke("demo", "--no-realtime", "--picture", picture)
     assert result.exit_code == 0, result.output
-    assert "the weights are random" in result.stdout
-    assert " micro-turns of 200 ms" in result.stdout.splitlines()[-1]
-    assert len(objects(invoke("demo", "--no-realtime", "--json"))) > 20
+    for expected in ("five", "no four", "delegates: weather paris", "102 micro-turns of 200 ms"):
+        assert expected in result.stdout
+    assert " reactions, median " in result.stdout
+    with Image.open(picture) as drawn:
+        assert drawn.width > 1000
+    turns = objects(invoke("demo", "--no-realtime", "--json", "--picture", picture))
+    assert len(turns) == 102
+    captions = [turn["input"].get("caption") for turn in turns]  # type: ignore[attr-defined]
+    assert [c for c in captions if c][:5] == ["one", "two", "three", "five", "six"]
+
+
+def test_demo_without_matplotlib_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = invoke("demo", "--no-realtime", "--picture", tmp_path / "scene.png")
+    assert result.exit_code == 0
+    assert "no picture: " in result.stdout
+    assert "pip install 'duplex_engine[plots]'" in result.stdout
+
+
+def test_demo_with_a_model_that_does_not_react(checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ["-c", checkpoint, "--no-realtime", "--picture", tmp_path / "scene.png"]
+    result = invoke("demo", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "none" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -155,7 +177,7 @@ def test_demo_streams_the_recording() -> None:
         (["run", "RECORDING", "-c", "nowhere"], "nowhere: expected a checkpoint folder"),
         (["inspect", "nowhere"], "nowhere: expected a checkpoint folder"),
         (["inspect", "CHECKPOINT", "--memory", "much"], "memory: expected a number of bytes"),
-        (["demo", "--preset", "huge"], "preset: expected one of tiny, small, moe"),
+        (["demo", "-c", "nowhere"], "nowhere: expected a checkpoint folder"),
     ],
 )
 def test_errors_are_one_line_and_status_2(

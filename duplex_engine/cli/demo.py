@@ -1,56 +1,146 @@
-"""`duplex-engine demo`: the sample recording through a small model; also `make run`."""
+"""`duplex-engine demo`: a recorded scene, live, to the model that comes with the package."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from duplex_engine.cli.live import JsonView, LineView, View
-from duplex_engine.cli.run import (
-    CheckpointOption,
-    JsonOption,
-    ThreadsOption,
-    checkpoint_or_random,
-    turn_duration_ms,
-)
-from duplex_engine.cli.stream import file_sound, stream
+from duplex_engine.cli.run import CheckpointOption, JsonOption, ThreadsOption, turn_duration_ms
 from duplex_engine.engine import Engine
+from duplex_engine.errors import BackendUnavailable
+from duplex_engine.evaluation.plots import plot_timeline
+from duplex_engine.evaluation.showcase import Reaction, Showcase, react, read_showcase
+from duplex_engine.evaluation.streams import TimedWord, run_stream
+from duplex_engine.session import Session
+from duplex_engine.types import MicroTurn
 
 __all__ = ["demo"]
 
+CAPTION_WIDTH = 30
+
 
 def demo(
-    checkpoint: CheckpointOption = None,
-    preset: Annotated[
-        str, typer.Option(help="Size of the random model: tiny, small or moe.")
-    ] = "tiny",
+    checkpoint: CheckpointOption = "reference",
     realtime: Annotated[bool, typer.Option(help="Keep to the clock, or go on at once.")] = True,
+    picture: Annotated[Path, typer.Option(help="Where the timeline is drawn, as PNG.")] = Path(
+        "out/demo.png"
+    ),
     json: JsonOption = False,
     threads: ThreadsOption = None,
 ) -> None:
-    """Stream a recording of a real voice through a small model, live.
+    """Play a recorded scene to a model, live, and measure how fast it reacts.
+
+    A voice counts and skips a number, reads a sentence and mispronounces a word, and asks two
+    questions. The model hears the sound alone and decides by itself, every 200 ms, whether to say
+    something. One question it hands to a background model (here a function with one answer, which
+    comes after three seconds) and goes on listening.
 
     Examples:
 
     `duplex-engine demo`
 
-    `duplex-engine demo --preset small --no-realtime`
+    `duplex-engine demo --no-realtime --picture timeline.png`
+
+    `duplex-engine demo -c checkpoints/mine`
     """
-    recording = files("duplex_engine") / "examples" / "speech.flac"
+    with as_file(files("duplex_engine") / "examples") as folder:
+        showcase = read_showcase(folder)
     with (
-        checkpoint_or_random(checkpoint, preset) as (folder, note),
-        as_file(recording) as path,
-        Engine.load(folder, threads=threads, progress=True) as engine,
+        Engine.load(checkpoint, threads=threads, progress=True) as engine,
         engine.open_session() as session,
     ):
         turn_ms = turn_duration_ms(engine.config)
-        view: View = JsonView() if json else LineView(turn_ms)
+        view: View = JsonView() if json else LineView(turn_ms, CAPTION_WIDTH)
         view.note(engine.description)
-        if note:
-            view.note(note)
+        shown = _Shown(session, view, showcase, turn_ms / 1000)
         try:
-            stream(session, file_sound(path, turn_ms), view, turn_ms, realtime=realtime)
+            log = run_stream(
+                shown,
+                showcase.audio,
+                agent=lambda request: showcase.script.background.get(request, "unknown"),
+                agent_delay_s=showcase.script.background_s,
+                realtime=realtime,
+                turn_s=turn_ms / 1000,
+            )
         finally:
             view.end()
+    reactions = react(showcase, log, shown.results)
+    if not json:
+        _print_reactions(reactions)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    due = [reaction.due for reaction in reactions]
+    try:
+        plot_timeline(
+            picture,
+            showcase.audio,
+            log,
+            heard=showcase.heard,
+            due=[TimedWord(item.say, item.time_s, item.time_s) for item in due],
+        )
+    except BackendUnavailable as error:
+        view.note(f"no picture: {error}")
+    else:
+        view.note(f"timeline: {picture}")
+
+
+@dataclass
+class _Shown:
+    """A session whose micro-turns are shown, with what the user says in them."""
+
+    session: Session
+    view: View
+    showcase: Showcase
+    turn_s: float
+    results: dict[int, str] = field(default_factory=dict)  # by micro-turn
+    _n_turns: int = 0
+
+    def step(
+        self,
+        audio: object = None,
+        image: object = None,
+        text: object = None,
+        *,
+        result: object = None,
+        sample_rate: int | None = None,
+    ) -> MicroTurn:
+        """As `Session.step`."""
+        k = self._n_turns
+        self._n_turns += 1
+        if isinstance(result, str):
+            self.results[k] = result
+        turn = self.session.step(audio, image, text, result=result, sample_rate=sample_rate)
+        begin_s, end_s = k * self.turn_s, (k + 1) * self.turn_s
+        said = [word.text for word in self.showcase.heard if begin_s < word.end_s <= end_s]
+        self.view.show(turn, np.asarray(audio, np.float32), " ".join(said))
+        return turn
+
+
+def _print_reactions(reactions: Sequence[Reaction]) -> None:
+    table = Table("at", "what happened", "due", "reaction", title="reactions", title_justify="left")
+    table.columns[3].justify = "right"
+    for reaction in reactions:
+        due, latency_s = reaction.due, reaction.latency_s
+        table.add_row(
+            f"{due.time_s:.2f} s",
+            due.why,
+            f"delegate: {due.say}" if due.kind == "delegate" else due.say,
+            "[red]none[/]" if latency_s is None else f"{1000 * latency_s:.0f} ms",
+        )
+    out = Console(highlight=False)
+    out.print(table)
+    latencies_ms = [1000 * r.latency_s for r in reactions if r.latency_s is not None]
+    if latencies_ms:
+        out.print(
+            f"{len(latencies_ms)} of {len(reactions)} reactions, "
+            f"median {np.median(latencies_ms):.0f} ms after the decisive moment",
+            style="bold",
+        )

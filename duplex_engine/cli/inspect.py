@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -18,7 +17,12 @@ from rich.table import Table
 
 from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.cli.cost import Cost, Machine, pass_cost, turn_passes
-from duplex_engine.cli.run import DtypeOption, ThreadsOption, turn_duration_ms
+from duplex_engine.cli.run import (
+    CheckpointArgument,
+    DtypeOption,
+    ThreadsOption,
+    turn_duration_ms,
+)
 from duplex_engine.config import ModelConfig
 from duplex_engine.engine import Engine
 
@@ -30,7 +34,7 @@ PROBE_REPEATS = 5
 
 
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    checkpoint: CheckpointArgument,
     dtype: DtypeOption = "auto",
     threads: ThreadsOption = None,
     memory: Annotated[str, typer.Option(help="Bytes for all sessions.")] = "1GiB",
@@ -45,7 +49,7 @@ def inspect(
 
     Examples:
 
-    `duplex-engine inspect checkpoints/mine`
+    `duplex-engine inspect reference`
 
     `duplex-engine inspect checkpoints/mine --dtype bfloat16 --context 8192`
     """

@@ -31,8 +31,8 @@ class View(Protocol):
     def note(self, text: str) -> None:
         """Says something about the run itself."""
 
-    def show(self, turn: MicroTurn, heard: NDArray[np.float32]) -> None:
-        """Shows one micro-turn and the sound (n,) that came since the last one."""
+    def show(self, turn: MicroTurn, heard: NDArray[np.float32], caption: str = "") -> None:
+        """Shows one micro-turn, the sound (n,) since the last one, and what is said in it."""
 
     def end(self) -> None:
         """Sums up."""
@@ -51,11 +51,16 @@ class JsonView:
         """Says something about the run itself."""
         print(text, file=sys.stderr)
 
-    def show(self, turn: MicroTurn, heard: NDArray[np.float32]) -> None:
-        """Prints the fields of `MicroTurn`, the type of each event, and the level of the sound."""
+    def show(self, turn: MicroTurn, heard: NDArray[np.float32], caption: str = "") -> None:
+        """Prints the fields of `MicroTurn`, the type of each event, level and caption of the sound.
+
+        The caption is there only where there is one.
+        """
         values = asdict(turn)
         values["events"] = [{"type": type(event).__name__} | asdict(event) for event in turn.events]
         values["input"]["level_db"] = round(level_db(heard), 1)
+        if caption:
+            values["input"]["caption"] = caption
         print(json.dumps(values), flush=True)
 
     def end(self) -> None:
@@ -64,9 +69,13 @@ class JsonView:
 
 @dataclass
 class LineView:
-    """One line per micro-turn."""
+    """One line per micro-turn.
+
+    caption_width: characters for what the user says, where that is known.
+    """
 
     turn_ms: int
+    caption_width: int = 0
     out: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
     _total_us: list[int] = field(default_factory=list)
     _n_tokens: int = 0
@@ -75,18 +84,22 @@ class LineView:
         """Says something about the run itself."""
         self.out.print(Text(text, style="yellow"))
 
-    def show(self, turn: MicroTurn, heard: NDArray[np.float32]) -> None:
-        """Prints number, time, level, milliseconds, memory and output."""
+    def show(self, turn: MicroTurn, heard: NDArray[np.float32], caption: str = "") -> None:
+        """Prints number, time, level, milliseconds, memory, caption and output."""
         if not self._total_us:
             self.out.print(
-                "turn    time  heard                   ms      memory  said", style="bold"
+                "turn    time  heard                   ms      memory  "
+                + f"{'user' * bool(self.caption_width):{self.caption_width}}said",
+                style="bold",
             )
         total_ms = turn.timing.total_us / 1000
         line = Text(f"{turn.index:4d} {turn.index * self.turn_ms / 1000:6.1f}s  ")
         line.append(f"{_bars(heard)} {level_db(heard):4.0f} dB", style="cyan")
         line.append(f" {total_ms:9.2f}", style="red" if total_ms > self.turn_ms else "green")
         line.append(f" {turn.memory.sequence_bytes / 2**20:7.2f} MiB  ", style="dim")
-        line.append(_printable(turn.text) if turn.text else _silence(turn))
+        if self.caption_width:
+            line.append(f"{caption:{self.caption_width}}", style="cyan")
+        line.append(Text(_printable(turn.text.strip()), "bold") if turn.text else _silence(turn))
         for event in turn.events:
             line.append(f"  [{_described(event)}]", style="magenta")
         self.out.print(line)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,17 +12,22 @@ from duplex_engine.cli.stream import file_sound, fitted_image, microphone_sound,
 from duplex_engine.config import FRAME_MS, ModelConfig
 from duplex_engine.engine import Engine
 from duplex_engine.errors import InvalidArgument
-from duplex_engine.models.random import write_random_checkpoint
 
-__all__ = ["CheckpointOption", "DtypeOption", "ThreadsOption", "checkpoint_or_random", "run"]
+__all__ = [
+    "CheckpointArgument",
+    "CheckpointOption",
+    "DtypeOption",
+    "JsonOption",
+    "ThreadsOption",
+    "run",
+    "turn_duration_ms",
+]
 
-RANDOM_SEED = 2  # random weights that both speak and listen
 DEFAULT_TURN_MS = 4 * FRAME_MS  # of a checkpoint without an interaction block
 
-CheckpointOption = Annotated[
-    Path | None,
-    typer.Option("--checkpoint", "-c", help="Checkpoint folder. Without it: random weights."),
-]
+CHECKPOINT_HELP = 'Checkpoint folder, or "reference", the model that comes with the package.'
+CheckpointArgument = Annotated[str, typer.Argument(help=CHECKPOINT_HELP)]
+CheckpointOption = Annotated[str, typer.Option("--checkpoint", "-c", help=CHECKPOINT_HELP)]
 DtypeOption = Annotated[
     Literal["auto", "float32", "bfloat16"],
     typer.Option(help="Type of weights and cache; auto follows the checkpoint."),
@@ -42,7 +44,7 @@ def run(
     audio: Annotated[
         Path | None, typer.Argument(help="Sound file: WAV, FLAC, OGG, MP3; any rate.")
     ] = None,
-    checkpoint: CheckpointOption = None,
+    checkpoint: CheckpointOption = "reference",
     image: Annotated[
         list[Path] | None,
         typer.Option(help="Picture; give several for one per micro-turn, from the first on."),
@@ -67,27 +69,24 @@ def run(
 
     Examples:
 
-    `duplex-engine run question.wav -c checkpoints/mine`
+    `duplex-engine run question.wav`
 
-    `duplex-engine run question.wav --image board.png --text "what is this?" --realtime`
+    `duplex-engine run question.wav --image light.png --text "count to ten" --realtime`
 
     `duplex-engine run question.wav --json | jq .timing.total_us`
 
-    `duplex-engine run --mic -c checkpoints/mine`
+    `duplex-engine run --mic`
     """
     if (audio is None) == (not mic):
         raise InvalidArgument(
             "run: expected a sound file or --mic, found " + ("neither" if audio is None else "both")
         )
     with (
-        checkpoint_or_random(checkpoint) as (folder, note),
-        Engine.load(folder, dtype=dtype, threads=threads, progress=True) as engine,
+        Engine.load(checkpoint, dtype=dtype, threads=threads, progress=True) as engine,
         engine.open_session(temperature=temperature, seed=seed) as session,
     ):
         turn_ms = turn_duration_ms(engine.config)
         view: View = JsonView() if json else LineView(turn_ms)
-        if note:
-            view.note(note)
         sound = microphone_sound(turn_ms) if audio is None else file_sound(audio, turn_ms)
         images = [fitted_image(path, engine.config, view) for path in image or ()]
         try:
@@ -100,19 +99,3 @@ def turn_duration_ms(config: ModelConfig) -> int:
     """Milliseconds of a micro-turn."""
     layout = config.interaction
     return DEFAULT_TURN_MS if layout is None else layout.micro_turn_ms
-
-
-@contextmanager
-def checkpoint_or_random(
-    checkpoint: Path | None, preset: str = "tiny"
-) -> Iterator[tuple[Path, str]]:
-    """The folder given, or a temporary one with random weights and the note that says so."""
-    if checkpoint is not None:
-        yield checkpoint, ""
-        return
-    with tempfile.TemporaryDirectory(prefix="duplex_engine_") as folder:
-        yield (
-            write_random_checkpoint(Path(folder) / f"random-{preset}", preset, seed=RANDOM_SEED),
-            f"No checkpoint given: the weights are random (preset {preset!r}), so what the model "
-            "says means nothing. Times, memory and the path of the data are real.",
-        )

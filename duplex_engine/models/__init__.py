@@ -1,10 +1,11 @@
-"""Checkpoints that the package makes itself.
+"""Checkpoints that come with the package, and those that it makes.
 
-=============  =====================================================================
-module         what it makes
-=============  =====================================================================
-``random``     weights drawn at random in the published layout: for demos and tests
-=============  =====================================================================
+==============  ====================================================================
+name            what it is
+==============  ====================================================================
+``reference``   folder of a small trained interaction model; its README.md is its card
+``random.py``   weights drawn at random in the published layout: for tests
+==============  ====================================================================
 """
 
 from __future__ import annotations
