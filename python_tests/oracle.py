@@ -7,6 +7,7 @@ of one setting, `logits` and `greedy` say what it computes. A prompt is a list o
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,10 @@ _ODD = {
     "intermediate_size": 52,
     "moe_intermediate_size": 28,
 }
+
+# The name of the cache in calls and outputs: transformers 5.24 renamed it.
+_CALL = inspect.signature(InklingForConditionalGeneration.forward)
+CACHE = "cache" if "cache" in _CALL.parameters else "past_key_values"
 
 
 def _config(
@@ -268,7 +273,7 @@ def greedy(
     while len(tokens) < n_tokens:
         output = model(
             input_ids=torch.tensor([[tokens[-1]]]),
-            past_key_values=output.past_key_values,
+            **{CACHE: getattr(output, CACHE)},
             use_cache=True,
         )
         tokens.append(int(output.logits[0, -1].argmax()))
