@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
@@ -18,9 +17,8 @@ from duplex_engine.cli.run import CheckpointOption, JsonOption, ThreadsOption, t
 from duplex_engine.engine import Engine
 from duplex_engine.errors import BackendUnavailable
 from duplex_engine.evaluation.plots import plot_timeline
-from duplex_engine.evaluation.showcase import Reaction, Showcase, react, read_showcase
-from duplex_engine.evaluation.streams import TimedWord, run_stream
-from duplex_engine.session import Session
+from duplex_engine.evaluation.showcase import Reaction, react, read_showcase
+from duplex_engine.evaluation.streams import Audio, TimedWord, run_stream
 from duplex_engine.types import MicroTurn
 
 __all__ = ["demo"]
@@ -61,19 +59,29 @@ def demo(
         turn_ms = turn_duration_ms(engine.config)
         view: View = JsonView() if json else LineView(turn_ms, CAPTION_WIDTH)
         view.note(engine.description)
-        shown = _Shown(session, view, showcase, turn_ms / 1000)
+        turn_s = turn_ms / 1000
+        results: dict[int, str] = {}  # by micro-turn
+
+        def show(sound: Audio, result: object, turn: MicroTurn) -> None:
+            if isinstance(result, str):
+                results[turn.index] = result
+            begin_s, end_s = turn.index * turn_s, (turn.index + 1) * turn_s
+            said = [word.text for word in showcase.heard if begin_s < word.end_s <= end_s]
+            view.show(turn, sound, " ".join(said))
+
         try:
             log = run_stream(
-                shown,
+                session,
                 showcase.audio,
                 agent=lambda request: showcase.script.background.get(request, "unknown"),
                 agent_delay_s=showcase.script.background_s,
                 realtime=realtime,
-                turn_s=turn_ms / 1000,
+                turn_s=turn_s,
+                watch=show,
             )
         finally:
             view.end()
-    reactions = react(showcase, log, shown.results)
+    reactions = react(showcase, log, results)
     if not json:
         _print_reactions(reactions)
     picture.parent.mkdir(parents=True, exist_ok=True)
@@ -90,38 +98,6 @@ def demo(
         view.note(f"no picture: {error}")
     else:
         view.note(f"timeline: {picture}")
-
-
-@dataclass
-class _Shown:
-    """A session whose micro-turns are shown, with what the user says in them."""
-
-    session: Session
-    view: View
-    showcase: Showcase
-    turn_s: float
-    results: dict[int, str] = field(default_factory=dict)  # by micro-turn
-    _n_turns: int = 0
-
-    def step(
-        self,
-        audio: object = None,
-        image: object = None,
-        text: object = None,
-        *,
-        result: object = None,
-        sample_rate: int | None = None,
-    ) -> MicroTurn:
-        """As `Session.step`."""
-        k = self._n_turns
-        self._n_turns += 1
-        if isinstance(result, str):
-            self.results[k] = result
-        turn = self.session.step(audio, image, text, result=result, sample_rate=sample_rate)
-        begin_s, end_s = k * self.turn_s, (k + 1) * self.turn_s
-        said = [word.text for word in self.showcase.heard if begin_s < word.end_s <= end_s]
-        self.view.show(turn, np.asarray(audio, np.float32), " ".join(said))
-        return turn
 
 
 def _print_reactions(reactions: Sequence[Reaction]) -> None:

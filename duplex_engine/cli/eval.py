@@ -173,7 +173,7 @@ def evaluate(
             report.print_windows(console, score)
             figures["windows"] = score
         if tools is not None and agent is not None:
-            figures["tools"] = _tools(console, engine, tools, agent)
+            figures["tools"] = _tools(console, run, tools, agent)
         if behaviours is not None:
             listed = harmbench.read_behaviours(behaviours)
             refusals = harmbench.score(listed, harmbench.complete(engine, template))
@@ -183,12 +183,13 @@ def evaluate(
     console.print(f"written to {out}: figures.json and what belongs to it")
 
 
-def _runner(engine: Engine, realtime: bool) -> Callable[[Audio], StreamLog]:
+def _runner(engine: Engine, realtime: bool) -> Callable[..., StreamLog]:
+    """run(audio, agent=None): one stream in a fresh session."""
     turn_s = turn_duration_ms(engine.config) / 1000
 
-    def run(audio: Audio) -> StreamLog:
+    def run(audio: Audio, agent: Agent | None = None) -> StreamLog:
         with engine.open_session() as session:
-            return run_stream(session, audio, realtime=realtime, turn_s=turn_s)
+            return run_stream(session, audio, agent=agent, realtime=realtime, turn_s=turn_s)
 
     return run
 
@@ -207,15 +208,11 @@ def _quiet(
     return figures
 
 
-def _tools(console: Console, engine: Engine, root: Path, file: Path) -> ToolScore:
+def _tools(
+    console: Console, run: Callable[[Audio, Agent], StreamLog], root: Path, file: Path
+) -> ToolScore:
     """Runs the examples with the agent of a Python file; prints and returns the figures."""
     agent, tools = load_agent(file)
-    turn_s = turn_duration_ms(engine.config) / 1000
-
-    def run(audio: Audio, ask: Agent) -> StreamLog:
-        with engine.open_session() as session:
-            return run_stream(session, audio, agent=ask, turn_s=turn_s)
-
     score = score_tools([run_example(e, agent, tools, run) for e in read_examples(root)])
     report.print_tools(console, score)
     return score

@@ -54,15 +54,12 @@ def _silence(stage: Stage) -> bool:
     seconds = float(stage.rng.uniform(2.0, 6.0))
     level = 10.0 ** (stage.rng.uniform(-90.0, -55.0) / 20.0) * stage.rng.integers(2)
     noise = level * stage.rng.standard_normal(round(seconds * SAMPLE_RATE))
-    stage.play(noise.astype(np.float32), stage.time_s)
-    stage.time_s += seconds
+    stage.play_here(noise.astype(np.float32))
     return True
 
 
 def _noise(stage: Stage) -> bool:
-    samples = sounds.random_sound(stage.rng)
-    stage.play(samples, stage.time_s)
-    stage.time_s += len(samples) / SAMPLE_RATE
+    stage.play_here(sounds.random_sound(stage.rng))
     return True
 
 

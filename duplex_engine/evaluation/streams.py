@@ -33,6 +33,7 @@ __all__ = [
     "StreamLog",
     "TimedWord",
     "TurnLog",
+    "Watch",
     "read_audio",
     "run_episode",
     "run_stream",
@@ -41,6 +42,7 @@ __all__ = [
 TURN_S = 0.2
 Audio: TypeAlias = NDArray[np.float32]
 Ids: TypeAlias = Mapping[int, str | Sequence[int]]  # micro-turn -> text, or its tokens
+Watch: TypeAlias = Callable[[Audio, str | Sequence[int] | None, MicroTurn], None]
 Agent: TypeAlias = Callable[[str], str]  # a delegated request to its result
 
 
@@ -164,6 +166,7 @@ def run_stream(
     realtime: bool = False,
     turn_s: float = TURN_S,
     sample_rate: int = SAMPLE_RATE,
+    watch: Watch | None = None,
 ) -> StreamLog:
     """Runs a whole stream, micro-turn by micro-turn.
 
@@ -177,6 +180,7 @@ def run_stream(
         realtime: give no sound before it would have been heard, and measure with the wall clock.
         turn_s: seconds of a micro-turn.
         sample_rate: of `audio`.
+        watch: called after each micro-turn, with its sound, the result that entered, its output.
     """
     images, typed, results = images or {}, typed or {}, results or {}
     background = None if agent is None else _Background(agent, agent_delay_s)
@@ -195,8 +199,9 @@ def run_stream(
         if result is None and background is not None:
             result = background.due(k * turn_s)
         began = time.perf_counter()
+        sound = padded[k * n_samples : (k + 1) * n_samples]
         turn = session.step(
-            padded[k * n_samples : (k + 1) * n_samples],
+            sound,
             images.get(k),
             typed.get(k),
             result=result,
@@ -205,6 +210,8 @@ def run_stream(
         ended = time.perf_counter()
         free_s = ended - start if realtime else max(free_s, heard_s) + (ended - began)
         turns.append(logged(turn, k, free_s, ended - began))
+        if watch is not None:
+            watch(sound, result, turn)
         if background is not None:
             background.ask(turns[-1])
     return StreamLog(tuple(turns), n_turns * turn_s, turn_s)

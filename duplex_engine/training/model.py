@@ -269,8 +269,7 @@ class Trainee(nn.Module):
         text = model.language_model.embed_tokens(batch.text)
         # The sum of a row for each band, as a product: its gradient is one too.
         table = self._sound_table().weight  # (bands * levels, d_model)
-        n_levels = len(table) // batch.bins.shape[1]
-        chosen = batch.bins[..., None] == torch.arange(n_levels, device=table.device)
+        chosen = batch.bins[..., None] == torch.arange(N_LEVELS, device=table.device)
         audio = model.audio_tower.norm(chosen.flatten(1).to(table.dtype) @ table)
         rows = torch.zeros(*batch.kinds.shape, text.shape[-1], dtype=text.dtype, device=text.device)
         rows[batch.kinds == TEXT] = text

@@ -201,8 +201,7 @@ class Stage:
         samples = self.bank.clip(
             self.pick(sorted(self.bank.texts(speaker, kind))), speaker, kind
         ).samples
-        self.play(self._levelled(samples), self.time_s)
-        self.time_s += len(samples) / SAMPLE_RATE
+        self.play_here(self._levelled(samples))
         return True
 
     def _levelled(self, samples: Samples) -> Samples:
@@ -212,6 +211,11 @@ class Stage:
     def play(self, samples: Samples, at_s: float) -> None:
         """Mixes any sound in; the cursor stays."""
         self._sounds.append((at_s, samples))
+
+    def play_here(self, samples: Samples) -> None:
+        """Mixes a sound in at the cursor, which moves to its end."""
+        self.play(samples, self.time_s)
+        self.time_s += len(samples) / SAMPLE_RATE
 
     def type(self, text: str) -> int:
         """The user types a text in the micro-turn at the cursor; returns the micro-turn."""

@@ -106,9 +106,7 @@ def _murmur(stage: Stage) -> None:
         said = stage.say(stage.pick(sayable))
         stage.note("ignore", said.end_s, window_turns=2)
     else:
-        noise = sounds.random_sound(stage.rng)
-        stage.play(noise, stage.time_s)
-        stage.time_s += len(noise) / sounds.SAMPLE_RATE
+        stage.play_here(sounds.random_sound(stage.rng))
         stage.note("ignore", stage.time_s, window_turns=2, source=NOISE)
 
 
@@ -240,9 +238,7 @@ def quiet_scene(stage: Stage) -> None:
         stage.note("quiet", stage.time_s)
     elif kind == 1:
         for _ in range(int(stage.rng.integers(1, 4))):
-            noise = sounds.random_sound(stage.rng)
-            stage.play(noise, stage.time_s)
-            stage.time_s += len(noise) / sounds.SAMPLE_RATE
+            stage.play_here(sounds.random_sound(stage.rng))
             stage.note("quiet", stage.time_s, source=NOISE)
             stage.wait(0.2, 1.0)
     elif kind == 2:

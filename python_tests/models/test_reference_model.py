@@ -31,18 +31,13 @@ def play(session: Session, showcase: Showcase) -> tuple[Any, Turns]:
     """The showcase live: its log, and what entered and came out of each micro-turn."""
     turns: Turns = []
 
-    class Recorder:
-        def step(self, audio: Any, *rest: Any, result: Any = None, sample_rate: int) -> Any:
-            turn = session.step(audio, *rest, result=result, sample_rate=sample_rate)
-            turns.append((audio, result, turn.token_ids))
-            return turn
-
     script = showcase.script
     log = run_stream(
-        Recorder(),  # type: ignore[arg-type]
+        session,
         showcase.audio,
         agent=lambda request: script.background[request],
         agent_delay_s=script.background_s,
+        watch=lambda sound, result, turn: turns.append((sound, result, turn.token_ids)),
     )
     return log, turns
 
