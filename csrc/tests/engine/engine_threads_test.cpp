@@ -138,8 +138,12 @@ TEST_CASE("an engine can be closed while its sessions step", "[threads]") {
   for (int i = 0; i < 2; ++i)
     steppers.emplace_back([&engine, &n_turns, session = engine->open_session({})] {
       while (!throws<SessionClosed>([&] {
-        const Turn turn = step_one(*session, 1);
-        if (turn.error) std::rethrow_exception(turn.error);
+        try {
+          const Turn turn = step_one(*session, 1);
+          if (turn.error) std::rethrow_exception(turn.error);
+        } catch (const CapacityError&) {
+          // On a busy machine the session may be full before this test gets to close the engine.
+        }
       }))
         ++n_turns;
     });
