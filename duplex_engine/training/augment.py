@@ -28,13 +28,13 @@ EQ_POINTS_HZ = (0.0, 150.0, 500.0, 1500.0, 4000.0, 8000.0)
 BAND_LIMIT_HZ = (3200.0, 4200.0)
 CODEC_RATE_HZ = 8000
 MU = 255.0
-CLIP_AT = (0.15, 0.7)  # of the loudest sample
+CLIP_AT = (0.06, 0.6)  # of the loudest sample
 REVERB_S = (0.08, 0.7)  # until the echoes are 60 dB down
 ROOM_S = 0.4  # length of the impulse response
 NOISE_LOOP_S = 4.1  # coloured noise repeats after this
 QUIET_RMS = 0.03  # what noise is measured against in a stream without speech
 P_ROOM, P_EQ, P_BAND_LIMIT, P_CODEC, P_NOISE = 0.5, 0.8, 0.3, 0.5, 0.85
-P_BABBLE, P_CLIP, P_WANDER = 0.3, 0.1, 0.4
+P_BABBLE, P_CLIP, P_WANDER = 0.3, 0.15, 0.4
 
 
 def augment(samples: Samples, rng: np.random.Generator, babble: Samples | None = None) -> Samples:

@@ -33,7 +33,7 @@ REACH = (2.0, 5.0, 15.0, 50.0)  # rows, of the heads of a layer
 NEARNESS = 4.0  # bias of the nearest row
 COMMON = 0.4  # of an embedded row
 USUAL_LEVELS = slice(7, 11)  # of speech at a usual loudness
-# After so many layers, of six, the words just heard, and those that should come next, are read.
+# After so many layers, of seven, the words just heard, and those that should come next, are read.
 HEARING_LAYER, EXPECTING_LAYER = 4, 5
 
 
@@ -52,7 +52,7 @@ class Size:
 SIZES = {
     "toy": Size(32, 2, 48, window=64),
     "tiny": Size(128, 4, 352),
-    "small": Size(192, 6, 512),
+    "small": Size(192, 7, 512),
     "base": Size(256, 6, 768),
 }
 

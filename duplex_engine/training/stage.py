@@ -27,7 +27,7 @@ SAMPLE_RATE = 16_000  # Hz
 TURN_S = 0.2
 FRAMES_PER_TURN = 4
 TURN_SAMPLES = round(TURN_S * SAMPLE_RATE)
-REACTION_S = 0.08  # sound that must be heard after a moment before the model can know it
+REACTION_S = 0.12  # sound that must be heard after a moment before the model can know it
 MAX_TOKENS = 4  # a micro-turn puts out at most, before `listen`
 SPEECH_RMS = 0.06
 
@@ -96,7 +96,7 @@ class Said:
 
 
 def turn_at(time_s: float) -> int:
-    """The micro-turn whose input holds the sound 80 ms after a moment: the first that can know."""
+    """The micro-turn whose input holds the sound 120 ms after a moment: the first that can know."""
     return int((time_s + REACTION_S) / TURN_S + 1e-6)
 
 
@@ -325,7 +325,7 @@ def _labels(words: Sequence[tuple[str, float]], n_turns: int) -> NDArray[np.int1
     frame_s = TURN_S / FRAMES_PER_TURN
     for word, end_s in sorted(words, key=lambda item: item[1]):
         if vocabulary.knows(word):
-            # The first frame that ends 80 ms after the word, and all within 200 ms of it.
+            # The first frame that ends 120 ms after the word, and all within 200 ms of it.
             first = int(np.ceil((end_s + REACTION_S) / frame_s - 1e-6)) - 1
             labels[first : first + FRAMES_PER_TURN] = vocabulary.token_id(word)
     return labels

@@ -45,6 +45,9 @@ N_VALIDATION = 24  # episodes
 WARM_UP = 200  # steps
 WORD_WEIGHT, EXPECTED_WEIGHT = 1.0, 0.7  # of the losses of the heads that only training has
 CONTENT_WEIGHT = 1.0  # of the loss of what is said where something is
+# Shares of the budget between which the losses of what is said and expected come in: what is not
+# yet heard cannot be answered, and their gradients would drown those of hearing.
+RAMP = (0.12, 0.37)
 MAX_GRADIENT = 1.0
 MUON_FACTOR = 2.5  # of the rate
 N_REPLAYED = 64  # episodes that wait to be learnt a second time
@@ -176,6 +179,12 @@ class _Run:
         hours = self.elapsed_s / 3600 / self.settings.hours
         return min(max(hours, self.step / self.settings.steps), 1.0)
 
+    @property
+    def ramp(self) -> float:
+        """Share of their weight that the later losses have."""
+        begin, end = RAMP
+        return min(max((self.spent - begin) / (end - begin), 0.0), 1.0)
+
     def __post_init__(self) -> None:
         self._unlogged: list[dict[str, Tensor]] = []
         self._began_s = 0.0
@@ -219,8 +228,8 @@ class _Run:
         """One step."""
         with torch.autocast(self.settings.device, torch.bfloat16, self.settings.autocast):
             parts = losses(self.trainee, batch)
-        loss = parts["token"] + CONTENT_WEIGHT * parts["content"]
-        loss = loss + WORD_WEIGHT * parts["word"] + EXPECTED_WEIGHT * parts["expected"]
+        later = CONTENT_WEIGHT * parts["content"] + EXPECTED_WEIGHT * parts["expected"]
+        loss = parts["token"] + WORD_WEIGHT * parts["word"] + self.ramp * later
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)

@@ -63,7 +63,8 @@ KOKORO_HELD = _names("af_sky am_puck bf_emma bm_george")
 # Of phrases.WORDS, from the first: lists, classes and commands. A Kokoro voice takes a second of
 # computing for a word, so more would cost more than all the others together.
 KOKORO_WORDS = 100
-FOREIGN_VARIANTS, HELD_FOREIGN_VARIANTS = ("f2", "m3", "klatt4"), ("f4", "m5")
+FOREIGN_VARIANTS = ("f2", "m3", "klatt4", "david", "steph", "grandpa")
+HELD_FOREIGN_VARIANTS = ("f4", "m5")
 HELD_MUSIC = ("macroform-robot_dity", "reno_project-system")
 TRAIN_MUSIC = ("macroform-cold_day", "macroform-the_simplicity", "manolo_camp-morning_coffee")
 MUSIC_PIECES = 10  # of each track
