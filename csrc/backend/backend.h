@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -20,7 +21,8 @@ struct BackendOptions {
   std::string isa;    // cpu: "avx512", "avx2", "portable"; empty = the best there is
 };
 
-// Zeroed memory that never moves, owned.
+// Zeroed memory that never moves, owned. It is the backend's: the host gets at it with write and
+// read alone.
 class Buffer {
  public:
   virtual ~Buffer() = default;
@@ -41,6 +43,9 @@ class Backend {
 
   // ---- memory
   virtual std::unique_ptr<Buffer> allocate(std::size_t bytes) = 0;
+  // From and to the host's memory, in order with the operations; read waits for them.
+  virtual void write(void* destination, const void* source, std::size_t bytes) = 0;
+  virtual void read(void* destination, const void* source, std::size_t bytes) = 0;
   virtual std::unique_ptr<PageMemory> create_page_memory(std::size_t page_bytes,
                                                          std::int64_t n_pages) = 0;
   virtual std::size_t page_granularity() const = 0;  // page_bytes is a multiple of this
@@ -57,6 +62,9 @@ class Backend {
   // ---- a pass: workers stay awake between begin and end
   virtual void begin_pass() = 0;
   virtual void end_pass() = 0;
+  // Runs the layers over some segments. `layers` asks for the same operations whenever there are as
+  // many rows in as many segments, so a backend may record them and play the record.
+  virtual void run_layers(const Segments&, const std::function<void()>& layers) { layers(); }
 
   // ---- operations
   void embed_text(const EmbedTextArgs& args);

@@ -29,7 +29,9 @@ class PageMemory {
   virtual void map(std::byte* address, PageId page) = 0;
   virtual void unmap(std::byte* address) noexcept = 0;
   virtual void copy(std::byte* destination, const std::byte* source, std::size_t bytes) = 0;
-  // Gives the page's memory back to the system; its content is zero when next mapped.
+  // To the host's memory, after all that was asked for before.
+  virtual void read(void* host, const std::byte* source, std::size_t bytes) const = 0;
+  // The page's memory may go back to the system; its content is lost.
   virtual void discard(PageId page) noexcept = 0;
 };
 

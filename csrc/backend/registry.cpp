@@ -7,7 +7,7 @@
 
 namespace duplex {
 
-#define DUPLEX_BACKEND(name, public_name) \
+#define DUPLEX_BACKEND(name) \
   std::unique_ptr<Backend> create_##name##_backend(const BackendOptions& options);
 #include "backend_list.inc"
 #undef DUPLEX_BACKEND
@@ -20,7 +20,7 @@ struct Entry {
 };
 
 constexpr std::array kBackends = {
-#define DUPLEX_BACKEND(name, public_name) Entry{public_name, &create_##name##_backend},
+#define DUPLEX_BACKEND(name) Entry{#name, &create_##name##_backend},
 #include "backend_list.inc"
 #undef DUPLEX_BACKEND
 };

@@ -52,7 +52,7 @@ struct TapeView {
   std::int64_t page_bytes = 0;
   std::int64_t block_bytes = 0;
 
-  std::byte* block(std::int64_t index) const {
+  constexpr std::byte* block(std::int64_t index) const {
     return base + (index / blocks_per_page) * page_bytes + (index % blocks_per_page) * block_bytes;
   }
 };

@@ -17,12 +17,12 @@ constexpr const char* dtype_name(DType dtype) {
 constexpr std::int64_t div_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return div_up(a, b) * b; }
 
-[[gnu::always_inline]] inline float bf16_to_float(std::uint16_t bits) {
+[[gnu::always_inline]] constexpr float bf16_to_float(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
 
 // Round to nearest even; NaN stays NaN.
-[[gnu::always_inline]] inline std::uint16_t float_to_bf16(float value) {
+[[gnu::always_inline]] constexpr std::uint16_t float_to_bf16(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40u);
   return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);

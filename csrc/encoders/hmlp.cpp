@@ -138,6 +138,8 @@ void HmlpEncoder::allocate() {
     return backend_->allocate(static_cast<std::size_t>(max_patches_ * values_per_patch) *
                               dtype_bytes(dtype));
   };
+  pixels_.resize(static_cast<std::size_t>(max_patches_ * stages_[0].t * stages_[0].h *
+                                          stages_[0].w * kChannels));
   cells_ = allocate_rows(cell_values, DType::kF32);
   folded_ = allocate_rows(folded_values, weights_.linear[0].dtype);
   linear_ = allocate_rows(linear_values, DType::kF32);
@@ -147,7 +149,10 @@ void HmlpEncoder::encode(const ImageView& image, std::int64_t first_patch, std::
                          float* out, std::int64_t out_stride) {
   for (std::int64_t done = 0; done < n_patches; done += max_patches_) {
     const std::int64_t n_now = std::min(max_patches_, n_patches - done);
-    preprocess(image, config_, first_patch + done, n_now, static_cast<float*>(cells_->data()));
+    preprocess(image, config_, first_patch + done, n_now, pixels_.data());
+    const std::int64_t patch_pixels = stages_[0].t * stages_[0].h * stages_[0].w * kChannels;
+    backend_->write(cells_->data(), pixels_.data(),
+                    static_cast<std::size_t>(n_now * patch_pixels) * sizeof(float));
     encode_batch(static_cast<std::int32_t>(n_now), out + done * out_stride, out_stride);
   }
 }

@@ -80,6 +80,7 @@ class HmlpEncoder {
   Backend* backend_;
   std::int64_t max_patches_;
   std::vector<Stage> stages_;
+  std::vector<float> pixels_;       // of max_patches, on the host
   std::unique_ptr<Buffer> cells_;   // float32: pixels, then the normalised cells of a stage
   std::unique_ptr<Buffer> folded_;  // GEMM dtype: what a stage multiplies
   std::unique_ptr<Buffer> linear_;  // float32: what comes out

@@ -1,7 +1,6 @@
 // From rows to passes: fills a pass with the rows of several sessions, embeds them in place, runs
 // the model and commits. What a row computes does not depend on what else is in its pass.
 #include <algorithm>
-#include <cstring>
 
 #include "core/error.h"
 #include "engine/engine.h"
@@ -41,8 +40,7 @@ void Engine::run_pass() {
     session.sequence_->advance(parts_[i].n_rows);
     session.sequence_->commit();
     const Segment& segment = segments_[i];
-    std::memcpy(session.head_row_.data(), model_->head_row(segment.row_begin + segment.n_rows - 1),
-                session.head_row_.size());
+    model_->read_head_row(segment.row_begin + segment.n_rows - 1, session.head_row_.data());
     session.has_head_row_ = true;
   }
   if (all_logits_ != nullptr) collect_logits();
@@ -91,10 +89,15 @@ void Engine::embed_run(const InputRows& input, std::size_t first, std::int32_t n
 }
 
 void Engine::collect_logits() {
+  std::int32_t n_rows = 0;
+  for (const Segment& segment : segments_) n_rows += segment.n_rows;
+  std::vector<std::byte> rows(static_cast<std::size_t>(n_rows) * head_row_bytes());
   head_rows_.clear();
-  for (const Segment& segment : segments_)
-    for (std::int32_t i = 0; i < segment.n_rows; ++i)
-      head_rows_.push_back(model_->head_row(segment.row_begin + i));
+  for (std::int32_t row = 0; row < n_rows; ++row) {
+    std::byte* const at = rows.data() + static_cast<std::size_t>(row) * head_row_bytes();
+    model_->read_head_row(row, at);
+    head_rows_.push_back(at);
+  }
   const std::size_t begin = all_logits_->size();
   all_logits_->resize(begin +
                       head_rows_.size() * static_cast<std::size_t>(config_.unpadded_vocab_size));
@@ -109,7 +112,8 @@ std::vector<float> Engine::embed_all(const InputRows& input) {
         input.rows.size() - first, static_cast<std::size_t>(model_->max_rows())));
     embed(input, first, n, 0);
     for (std::int32_t i = 0; i < n; ++i, ++first)
-      std::copy_n(model_->rows() + i * model_->row_stride(), width, rows.data() + first * width);
+      backend_->read(rows.data() + first * width, model_->rows() + i * model_->row_stride(),
+                     width * sizeof(float));
   }
   return rows;
 }

@@ -1,7 +1,6 @@
 #include "model/inkling.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/error.h"
 
@@ -82,6 +81,10 @@ void Inkling::allocate() {
 }
 
 void Inkling::forward(const Segments& segments) {
+  backend_.run_layers(segments, [&] { run_layers(segments); });
+}
+
+void Inkling::run_layers(const Segments& segments) {
   backend_.norm({.x = hidden_,
                  .x_stride = hidden_stride_,
                  .weight = weights_.layers.front().attn_norm,
@@ -195,9 +198,10 @@ std::size_t Inkling::head_row_bytes() const {
   return static_cast<std::size_t>(weights_.head.n_in) * dtype_bytes(weights_.dtype);
 }
 
-const void* Inkling::head_row(std::int32_t row) const {
-  return static_cast<const std::byte*>(normed_.data) +
-         static_cast<std::size_t>(row * normed_.stride) * dtype_bytes(weights_.dtype);
+void Inkling::read_head_row(std::int32_t row, std::byte* out) {
+  const std::size_t offset =
+      static_cast<std::size_t>(row * normed_.stride) * dtype_bytes(weights_.dtype);
+  backend_.read(out, static_cast<const std::byte*>(normed_.data) + offset, head_row_bytes());
 }
 
 void Inkling::logits(std::span<const void* const> head_rows, float* out) {
@@ -207,14 +211,14 @@ void Inkling::logits(std::span<const void* const> head_rows, float* out) {
   for (std::size_t begin = 0; begin < head_rows.size(); begin += kHeadRows) {
     const std::size_t n = std::min<std::size_t>(kHeadRows, head_rows.size() - begin);
     for (std::size_t i = 0; i < n; ++i)
-      std::memcpy(static_cast<std::byte*>(head_rows_.data) + i * stride_bytes, head_rows[begin + i],
-                  head_row_bytes());
+      backend_.write(static_cast<std::byte*>(head_rows_.data) + i * stride_bytes,
+                     head_rows[begin + i], head_row_bytes());
     backend_.linear({weights_.head, head_rows_, static_cast<std::int32_t>(n), head_out_,
                      head_out_stride_, config_.logit_divisor});
     for (std::size_t i = 0; i < n; ++i)
-      std::memcpy(out + (begin + i) * n_vocab,
-                  head_out_ + i * static_cast<std::size_t>(head_out_stride_),
-                  n_vocab * sizeof(float));
+      backend_.read(out + (begin + i) * n_vocab,
+                    head_out_ + i * static_cast<std::size_t>(head_out_stride_),
+                    n_vocab * sizeof(float));
   }
 }
 

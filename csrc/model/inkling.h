@@ -31,10 +31,10 @@ class Inkling {
   // Runs every layer over rows [0, segments.n_rows) and appends them to their tapes.
   void forward(const Segments& segments);
 
-  // One normalised row of the last pass, ready for the head; (head_row_bytes) long.
-  const void* head_row(std::int32_t row) const;
+  // One normalised row of the last pass, ready for the head, to the host: (head_row_bytes).
+  void read_head_row(std::int32_t row, std::byte* out);
   std::size_t head_row_bytes() const;
-  // Logits of `head_rows` (pointers as head_row gave them, or copies): (n, unpadded_vocab_size).
+  // Logits of rows that read_head_row gave: (n, unpadded_vocab_size).
   void logits(std::span<const void* const> head_rows, float* out);
 
   // Working buffers by name, in bytes.
@@ -44,6 +44,7 @@ class Inkling {
   void allocate();
   Rows make_rows(const char* name, std::int64_t width, DType dtype, std::int64_t n_rows);
   float* make_floats(const char* name, std::int64_t width, std::int64_t& stride);
+  void run_layers(const Segments& segments);
   void attention_block(const Segments& segments, std::size_t layer);
   void mlp_block(const Segments& segments, std::size_t layer);
   void add_and_norm(const Segments& segments, std::size_t layer, bool is_attention, float scale,

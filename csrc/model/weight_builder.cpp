@@ -50,6 +50,11 @@ void WeightBuilder::report() {
   if (progress_) progress_(offset_, total_);
 }
 
+const float* WeightBuilder::write_floats(float* out) {
+  backend_.write(out, floats_.data(), floats_.size() * sizeof(float));
+  return out;
+}
+
 float WeightBuilder::scalar(const SourceTensor& tensor) {
   return base_ == nullptr ? 1.0f : value(tensor, 0);
 }
@@ -57,11 +62,14 @@ float WeightBuilder::scalar(const SourceTensor& tensor) {
 const float* WeightBuilder::vector(const SourceTensor& tensor, std::int64_t group,
                                    std::int64_t group_padded) {
   const std::int64_t n = tensor.elements();
-  auto* out = take<float>(round_up(n / group * group_padded, kColumnAlign));
+  const std::int64_t padded = round_up(n / group * group_padded, kColumnAlign);
+  auto* out = take<float>(padded);
   if (out == nullptr) return nullptr;
-  for (std::int64_t i = 0; i < n; ++i) out[i / group * group_padded + i % group] = value(tensor, i);
+  floats_.assign(static_cast<std::size_t>(padded), 0.0f);
+  for (std::int64_t i = 0; i < n; ++i)
+    floats_[static_cast<std::size_t>(i / group * group_padded + i % group)] = value(tensor, i);
   tensor.release(0, n);
-  return out;
+  return write_floats(out);
 }
 
 const float* WeightBuilder::convolution(const SourceTensor& tensor, std::int64_t group,
@@ -71,10 +79,12 @@ const float* WeightBuilder::convolution(const SourceTensor& tensor, std::int64_t
   const std::int64_t padded = round_up(channels / group * group_padded, kColumnAlign);
   auto* out = take<float>(kernel * padded);
   if (out == nullptr) return nullptr;
+  floats_.assign(static_cast<std::size_t>(kernel * padded), 0.0f);
   for (std::int64_t c = 0; c < channels; ++c)
     for (std::int64_t j = 0; j < kernel; ++j)
-      out[j * padded + c / group * group_padded + c % group] = value(tensor, c * kernel + j);
-  return out;
+      floats_[static_cast<std::size_t>(j * padded + c / group * group_padded + c % group)] =
+          value(tensor, c * kernel + j);
+  return write_floats(out);
 }
 
 const float* WeightBuilder::rel_bank(const SourceTensor& tensor, std::int64_t& stride) {
@@ -82,29 +92,35 @@ const float* WeightBuilder::rel_bank(const SourceTensor& tensor, std::int64_t& s
   stride = round_up(extent + 2 * kBlockPositions, kColumnAlign);
   auto* out = take<float>(tensor.shape[0] * stride);
   if (out == nullptr) return nullptr;
+  floats_.assign(static_cast<std::size_t>(tensor.shape[0] * stride), 0.0f);
   for (std::int64_t k = 0; k < tensor.shape[0]; ++k)
     for (std::int64_t d = 0; d < extent; ++d)
-      out[k * stride + kBlockPositions + extent - 1 - d] = value(tensor, k * extent + d);
-  return out;
+      floats_[static_cast<std::size_t>(k * stride + kBlockPositions + extent - 1 - d)] =
+          value(tensor, k * extent + d);
+  return write_floats(out);
 }
 
 const void* WeightBuilder::table(const SourceTensor& tensor) {
   const std::int64_t width = tensor.shape[1];
   const std::int64_t padded = round_up(width, kColumnAlign);
-  auto* out =
-      take<std::byte>(tensor.shape[0] * padded * static_cast<std::int64_t>(dtype_bytes(dtype_)));
+  const std::int64_t row_bytes = padded * static_cast<std::int64_t>(dtype_bytes(dtype_));
+  auto* out = take<std::byte>(tensor.shape[0] * row_bytes);
   if (out == nullptr) return nullptr;
   const std::int64_t stripe = stripe_rows(tensor, width);
+  std::vector<std::byte> rows;
   for (std::int64_t begin = 0; begin < tensor.shape[0]; begin += stripe) {
     const std::int64_t end = std::min(begin + stripe, tensor.shape[0]);
+    rows.assign(static_cast<std::size_t>((end - begin) * row_bytes), std::byte{0});
     for (std::int64_t row = begin; row < end; ++row)
       for (std::int64_t c = 0; c < width; ++c) {
         const float v = value(tensor, row * width + c);
+        const std::int64_t at = (row - begin) * padded + c;
         if (dtype_ == DType::kF32)
-          reinterpret_cast<float*>(out)[row * padded + c] = v;
+          reinterpret_cast<float*>(rows.data())[at] = v;
         else
-          reinterpret_cast<std::uint16_t*>(out)[row * padded + c] = float_to_bf16(v);
+          reinterpret_cast<std::uint16_t*>(rows.data())[at] = float_to_bf16(v);
       }
+    backend_.write(out + begin * row_bytes, rows.data(), rows.size());
     tensor.release(begin * width, end * width);
     report();
   }

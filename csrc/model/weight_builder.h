@@ -56,6 +56,7 @@ class WeightBuilder {
   T* take(std::int64_t count);
   void pack_stripes(const OutputRows& rows, const PackShape& shape, std::int64_t first_out,
                     std::byte* out);
+  const float* write_floats(float* out);  // floats_, to the arena
   void report();
 
   Backend& backend_;
@@ -64,6 +65,7 @@ class WeightBuilder {
   std::byte* base_ = nullptr;
   std::size_t offset_ = 0;
   std::size_t total_ = 0;
+  std::vector<float> floats_;  // of the tensor at hand
 };
 
 }  // namespace duplex

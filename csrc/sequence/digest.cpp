@@ -26,6 +26,7 @@ bool is_hidden(std::span<const PositionRange> holes, std::int64_t position) {
 
 std::vector<BlockDigest> Sequence::digests() const {
   std::vector<BlockDigest> digests;
+  std::vector<std::byte> block_bytes;
   const Tape* const tapes[] = {&global_, &local_, &conv_};
   for (std::int32_t t = 0; t < 3; ++t) {
     const TapeLayout& layout = tapes[t]->layout();
@@ -34,7 +35,9 @@ std::vector<BlockDigest> Sequence::digests() const {
     for (std::int64_t block = tapes[t]->held().begin / layout.block_positions;
          (block + 1) * layout.block_positions <= committed_; ++block) {
       if (t == 0 && is_hidden(forgotten(), block * layout.block_positions)) continue;
-      digests.push_back({t, block, hash_bytes(view.block(block), layout.block_bytes)});
+      block_bytes.resize(static_cast<std::size_t>(layout.block_bytes));
+      pool_->memory().read(block_bytes.data(), view.block(block), block_bytes.size());
+      digests.push_back({t, block, hash_bytes(block_bytes.data(), layout.block_bytes)});
     }
   }
   return digests;

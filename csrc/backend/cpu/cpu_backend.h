@@ -4,6 +4,7 @@
 // pack.cpp holds the weight layout, kernels.h what a piece is.
 #pragma once
 
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -22,6 +23,12 @@ class CpuBackend final : public Backend {
   int n_threads() const override { return pool_.n_threads(); }
 
   std::unique_ptr<Buffer> allocate(std::size_t bytes) override;
+  void write(void* destination, const void* source, std::size_t bytes) override {
+    std::memcpy(destination, source, bytes);
+  }
+  void read(void* destination, const void* source, std::size_t bytes) override {
+    std::memcpy(destination, source, bytes);
+  }
   std::unique_ptr<PageMemory> create_page_memory(std::size_t page_bytes,
                                                  std::int64_t n_pages) override;
   std::size_t page_granularity() const override { return 4096; }

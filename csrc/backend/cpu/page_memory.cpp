@@ -98,6 +98,10 @@ class CpuPageMemory final : public PageMemory {
     std::memcpy(destination, source, bytes);
   }
 
+  void read(void* host, const std::byte* source, std::size_t bytes) const override {
+    std::memcpy(host, source, bytes);
+  }
+
   void discard(PageId page) noexcept override {
     ::fallocate(file_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                 static_cast<off_t>(page_bytes_) * page, static_cast<off_t>(page_bytes_));

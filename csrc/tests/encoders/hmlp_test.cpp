@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
+#include <cstring>
 #include <numbers>
 #include <random>
 
@@ -33,6 +34,12 @@ class PlainBackend : public Backend {
   int n_threads() const override { return 1; }
   std::unique_ptr<Buffer> allocate(std::size_t bytes) override {
     return std::make_unique<HostBuffer>(bytes);
+  }
+  void write(void* destination, const void* source, std::size_t bytes) override {
+    std::memcpy(destination, source, bytes);
+  }
+  void read(void* destination, const void* source, std::size_t bytes) override {
+    std::memcpy(destination, source, bytes);
   }
   std::unique_ptr<PageMemory> create_page_memory(std::size_t, std::int64_t) override {
     fail("not used here");

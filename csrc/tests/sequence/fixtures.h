@@ -50,6 +50,9 @@ class FlakyMemory final : public PageMemory {
   void copy(std::byte* destination, const std::byte* source, std::size_t bytes) override {
     pages_->copy(destination, source, bytes);
   }
+  void read(void* host, const std::byte* source, std::size_t bytes) const override {
+    pages_->read(host, source, bytes);
+  }
   void discard(PageId page) noexcept override { pages_->discard(page); }
 
   std::int64_t fail_at = -1;  // -1 = never
