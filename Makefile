@@ -21,13 +21,13 @@ BUILD := build/dev
 # Folders are included, so that a deleted file is noticed too.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc)
 PYTHON_FILES := duplex_engine python_tests .ci $(wildcard bench)
-CPP_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp')
+CPP_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 WITH_TESTS := -Ccmake.define.DUPLEX_TESTS=ON
 CPP_TESTS := ctest --no-tests=error --output-on-failure --test-dir
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: run test check bench lint format asan tsan fuzz stubs clean help
+.PHONY: run test check bench lint format asan tsan fuzz cuda-compile stubs clean help
 
 run: $(RUN) ## play a recorded scene, live, to the model that comes with the package
 	@$(BIN)/duplex-engine demo
@@ -82,6 +82,9 @@ tsan: $(TEST) ## run the C++ tests of threads under ThreadSanitizer
 fuzz: $(TEST) ## run the fuzz tests with many more examples
 	@$(BIN)/pytest -m fuzz --hypothesis-profile=fuzz
 
+cuda-compile: $(TOOLS) ## compile the CUDA kernels for every GPU and check registers and spills; needs nvcc
+	@$(BIN)/python .ci/check_cuda.py
+
 stubs: $(TEST) ## regenerate duplex_engine/_core.pyi from the binary module
 	@$(BIN)/pybind11-stubgen --exit-code -o . duplex_engine._core
 
@@ -89,7 +92,7 @@ clean: ## remove the builds and the virtual environment
 	@rm -rf build .venv
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 $(TOOLS): pyproject.toml
 	@echo 'install: build tools'

@@ -1,0 +1,150 @@
+#include "device/runtime.h"
+
+#include <cstring>
+
+#include "core/error.h"
+#include "core/types.h"
+#include "device/cuda_check.h"
+#include "device/page_memory.h"
+
+namespace duplex::cuda {
+namespace {
+
+constexpr std::size_t kRingBytes = std::size_t{4} << 20;
+constexpr std::int64_t kStageAlign = 256;
+constexpr int kLeastMajor = 9;  // Hopper: what the kernels are compiled for begins there
+constexpr std::size_t kUsualSharedBytes = 48 << 10;
+
+cudaStream_t as_stream(void* stream) { return static_cast<cudaStream_t>(stream); }
+
+}  // namespace
+
+Runtime::Runtime() {
+  int n_devices = 0;
+  const cudaError_t found = cudaGetDeviceCount(&n_devices);
+  // Without a driver every call says "insufficient driver", with one and no GPU "no device".
+  check<BackendUnavailable>(found == cudaSuccess && n_devices > 0,
+                            "backend 'cuda': expected an NVIDIA GPU and its driver, found none (",
+                            cudaGetErrorName(found), "); use device=\"cpu\"");
+  cudaDeviceProp properties;
+  check_cuda<BackendUnavailable>(cudaGetDevice(&device_), "cudaGetDevice");
+  check_cuda<BackendUnavailable>(cudaGetDeviceProperties(&properties, device_),
+                                 "cudaGetDeviceProperties");
+  check<BackendUnavailable>(properties.major >= kLeastMajor, "backend 'cuda': expected a GPU of ",
+                            "compute capability 9.0 or newer, found ", properties.name, " with ",
+                            properties.major, ".", properties.minor, "; use device=\"cpu\"");
+  device_name_ = properties.name;
+  page_granularity_ = page_granularity_of(device_);
+  cudaStream_t stream = nullptr;
+  check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  stream_ = stream;
+  void* memory = nullptr;
+  check_cuda<CapacityError>(cudaMallocHost(&memory, kRingBytes), "cudaMallocHost");
+  ring_host_ = static_cast<std::byte*>(memory);
+  ring_device_ = static_cast<std::byte*>(allocate(kRingBytes));
+}
+
+Runtime::~Runtime() {
+  cudaStreamSynchronize(as_stream(stream_));
+  release(ring_device_);
+  cudaFreeHost(ring_host_);
+  cudaStreamDestroy(as_stream(stream_));
+}
+
+void* Runtime::allocate(std::size_t bytes) {
+  void* memory = nullptr;
+  const std::size_t taken = bytes == 0 ? 1 : bytes;
+  const cudaError_t code = cudaMalloc(&memory, taken);
+  check<CapacityError>(code == cudaSuccess, "memory: could not allocate ", bytes, " bytes on ",
+                       device_name_, ": ", cudaGetErrorString(code));
+  check_cuda(cudaMemsetAsync(memory, 0, taken, as_stream(stream_)), "cudaMemsetAsync");
+  return memory;
+}
+
+void Runtime::release(void* memory) noexcept { cudaFree(memory); }
+
+std::unique_ptr<PageMemory> Runtime::create_page_memory(std::size_t page_bytes,
+                                                        std::int64_t n_pages) {
+  return create_cuda_page_memory(*this, device_, page_bytes, n_pages);
+}
+
+// note: from pageable memory; CUDA has taken its copy when this returns.
+void Runtime::write(void* device, const void* host, std::size_t bytes) {
+  check_cuda(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, as_stream(stream_)),
+             "cudaMemcpyAsync to the device");
+}
+
+void Runtime::read(void* host, const void* device, std::size_t bytes) {
+  check_cuda(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, as_stream(stream_)),
+             "cudaMemcpyAsync to the host");
+  synchronize();
+}
+
+void Runtime::copy(void* destination, const void* source, std::size_t bytes) {
+  check_cuda(
+      cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDeviceToDevice, as_stream(stream_)),
+      "cudaMemcpyAsync on the device");
+}
+
+void* Runtime::stage(const void* host, std::size_t bytes) {
+  check<CapacityError>(bytes <= kRingBytes / 2, "cuda: expected at most ", kRingBytes / 2,
+                       " bytes of input in one piece, found ", bytes,
+                       "; give the engine a smaller max_batch_rows");
+  if (ring_at_ + bytes > kRingBytes) {
+    synchronize();  // what is to be overwritten has been copied and read
+    ring_at_ = 0;
+  }
+  std::memcpy(ring_host_ + ring_at_, host, bytes);
+  void* const device = ring_device_ + ring_at_;
+  check_cuda(cudaMemcpyAsync(device, ring_host_ + ring_at_, bytes, cudaMemcpyHostToDevice,
+                             as_stream(stream_)),
+             "cudaMemcpyAsync to the device");
+  ring_at_ += static_cast<std::size_t>(round_up(static_cast<std::int64_t>(bytes), kStageAlign));
+  return device;
+}
+
+void Runtime::synchronize() {
+  check_cuda(cudaStreamSynchronize(as_stream(stream_)), "a kernel or copy");
+}
+
+Record::~Record() { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph_)); }
+
+std::unique_ptr<Record> Runtime::record(const std::function<void()>& work) {
+  check_cuda(cudaStreamBeginCapture(as_stream(stream_), cudaStreamCaptureModeThreadLocal),
+             "cudaStreamBeginCapture");
+  cudaGraph_t graph = nullptr;
+  try {
+    work();
+  } catch (...) {
+    cudaStreamEndCapture(as_stream(stream_), &graph);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    throw;
+  }
+  check_cuda(cudaStreamEndCapture(as_stream(stream_), &graph), "cudaStreamEndCapture");
+  cudaGraphExec_t runnable = nullptr;
+  const cudaError_t code = cudaGraphInstantiate(&runnable, graph, 0);
+  cudaGraphDestroy(graph);
+  check_cuda(code, "cudaGraphInstantiate");
+  return std::make_unique<Record>(runnable);
+}
+
+void Runtime::play(const Record& record) {
+  check_cuda(cudaGraphLaunch(static_cast<cudaGraphExec_t>(record.graph()), as_stream(stream_)),
+             "cudaGraphLaunch");
+}
+
+void Runtime::launch_kernel(const void* kernel, Grid grid, int n_threads, std::size_t shared_bytes,
+                            void** args) {
+  if (shared_bytes > kUsualSharedBytes)
+    check_cuda<CapacityError>(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes)),
+        "asking for shared memory");
+  const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
+                    static_cast<unsigned>(grid.z));
+  check_cuda(cudaLaunchKernel(kernel, blocks, dim3(static_cast<unsigned>(n_threads)), args,
+                              shared_bytes, as_stream(stream_)),
+             "cudaLaunchKernel");
+}
+
+}  // namespace duplex::cuda

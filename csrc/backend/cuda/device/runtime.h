@@ -1,0 +1,83 @@
+// One GPU: its memory, its stream and the launching of kernels. csrc/tests/simt/device/runtime.h
+// is the host's twin.
+//
+// Everything is put into one stream, in order; read() and synchronize() wait for it. A CUDA error
+// is a duplex::Error that names the call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "backend/page_memory.h"
+
+namespace duplex::cuda {
+
+struct Grid {
+  std::int64_t x = 1, y = 1, z = 1;
+};
+
+// Kernel launches that can be made again, all at once, with the arguments that they had.
+class Record {
+ public:
+  explicit Record(void* graph) : graph_(graph) {}
+  ~Record();
+  Record(const Record&) = delete;
+  Record& operator=(const Record&) = delete;
+
+  void* graph() const { return graph_; }
+
+ private:
+  void* graph_;
+};
+
+class Runtime {
+ public:
+  Runtime();  // throws BackendUnavailable
+  ~Runtime();
+  Runtime(const Runtime&) = delete;
+  Runtime& operator=(const Runtime&) = delete;
+
+  const std::string& device_name() const { return device_name_; }
+
+  void* allocate(std::size_t bytes);  // zeroed; throws CapacityError
+  void release(void* memory) noexcept;
+  std::unique_ptr<PageMemory> create_page_memory(std::size_t page_bytes, std::int64_t n_pages);
+  std::size_t page_granularity() const { return page_granularity_; }
+
+  // The host's memory may change as soon as write() and stage() return.
+  void write(void* device, const void* host, std::size_t bytes);
+  void read(void* host, const void* device, std::size_t bytes);
+  void copy(void* destination, const void* source, std::size_t bytes);
+  // A copy on the device of a small piece of host memory, for the kernels launched next: it stays
+  // until as much again as the ring holds has been staged.
+  void* stage(const void* host, std::size_t bytes);
+  void synchronize();
+
+  // Records what `work` launches, without doing it; it must do nothing but launch.
+  std::unique_ptr<Record> record(const std::function<void()>& work);
+  void play(const Record& record);
+
+  template <class Args>
+  void launch(void (*kernel)(Args), Grid grid, int n_threads, std::size_t shared_bytes,
+              const Args& args) {
+    void* pointers[] = {const_cast<Args*>(&args)};
+    launch_kernel(reinterpret_cast<const void*>(kernel), grid, n_threads, shared_bytes, pointers);
+  }
+
+ private:
+  void launch_kernel(const void* kernel, Grid grid, int n_threads, std::size_t shared_bytes,
+                     void** args);
+
+  std::string device_name_;
+  std::size_t page_granularity_ = 0;
+  int device_ = 0;
+  void* stream_ = nullptr;
+  std::byte* ring_host_ = nullptr;  // pinned
+  std::byte* ring_device_ = nullptr;
+  std::size_t ring_at_ = 0;
+};
+
+}  // namespace duplex::cuda

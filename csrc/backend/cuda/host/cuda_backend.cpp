@@ -1,0 +1,193 @@
+#include "host/cuda_backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/error.h"
+#include "kernels/launchers.h"
+
+namespace duplex::cuda {
+namespace {
+
+constexpr std::size_t kMaxRecords = 64;  // of passes
+
+class DeviceBuffer final : public Buffer {
+ public:
+  DeviceBuffer(Runtime& runtime, std::size_t bytes)
+      : runtime_(runtime), data_(runtime.allocate(bytes)), bytes_(bytes) {}
+  ~DeviceBuffer() override { runtime_.release(data_); }
+  DeviceBuffer(const DeviceBuffer&) = delete;
+  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
+
+  void* data() const override { return data_; }
+  std::size_t bytes() const override { return bytes_; }
+
+ private:
+  Runtime& runtime_;
+  void* data_;
+  std::size_t bytes_;
+};
+
+// The first row with a NaN or infinity, or -1.
+std::int64_t first_bad_row(const PackSource& source, std::int32_t n_in) {
+  for (std::int64_t row = 0; row < source.n_rows; ++row)
+    for (std::int64_t c = 0; c < n_in; ++c)
+      if (!std::isfinite(load_element(source.data, source.dtype, row * source.row_stride + c)))
+        return row;
+  return -1;
+}
+
+}  // namespace
+
+CudaBackend::CudaBackend(const BackendOptions& options) {
+  check(options.isa.empty(), "isa: expected none for device 'cuda', found '", options.isa, "'");
+}
+
+std::unique_ptr<Buffer> CudaBackend::allocate(std::size_t bytes) {
+  return std::make_unique<DeviceBuffer>(runtime_, bytes);
+}
+
+void CudaBackend::write(void* destination, const void* source, std::size_t bytes) {
+  runtime_.write(destination, source, bytes);
+}
+
+void CudaBackend::read(void* destination, const void* source, std::size_t bytes) {
+  runtime_.read(destination, source, bytes);
+}
+
+std::unique_ptr<PageMemory> CudaBackend::create_page_memory(std::size_t page_bytes,
+                                                            std::int64_t n_pages) {
+  return runtime_.create_page_memory(page_bytes, n_pages);
+}
+
+std::size_t CudaBackend::packed_bytes(std::int64_t n_out, std::int64_t n_in_padded,
+                                      DType dtype) const {
+  return packed_matrix_bytes(n_out, n_in_padded, dtype);
+}
+
+std::int64_t CudaBackend::pack(const PackSource& source, const PackShape& shape,
+                               std::int64_t first_out, void* destination) {
+  const std::int64_t bad = first_bad_row(source, shape.n_in);
+  if (bad >= 0 || source.n_rows == 0) return bad;
+  const auto bytes =
+      static_cast<std::size_t>((source.n_rows - 1) * source.row_stride + shape.n_in) *
+      dtype_bytes(source.dtype);
+  if (pack_source_ == nullptr || pack_source_->bytes() < bytes) {
+    runtime_.synchronize();  // the old buffer may be in use
+    pack_source_ = allocate(bytes);
+  }
+  runtime_.write(pack_source_->data(), source.data, bytes);
+  const std::int64_t n_in_padded =
+      round_up(div_up(shape.n_in, shape.in_group) * shape.in_group_padded, kColumnAlign);
+  launch_pack(runtime_, {pack_source_->data(), source.dtype, source.n_rows, source.row_stride,
+                         shape, n_in_padded, first_out, destination});
+  return -1;
+}
+
+std::size_t CudaBackend::moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
+                                           std::int64_t max_rows) const {
+  return moe_bytes(config, d_model, max_rows);
+}
+
+void CudaBackend::grow(std::unique_ptr<Buffer>& buffer, std::size_t bytes) {
+  runtime_.synchronize();  // the old one may be in use
+  records_.clear();
+  buffer = allocate(bytes);
+}
+
+// The first pass of its kind is launched as it is, and finds the buffers' sizes; the second is
+// recorded, and from then on the record is played. Its kind is all that launches depend on: rows of
+// each segment, and how far attention may reach.
+void CudaBackend::run_layers(const Segments& segments, const std::function<void()>& layers) {
+  staged(segments);
+  std::vector<std::int64_t> kind{attention_reach(segments)};
+  for (std::int32_t i = 0; i < segments.count; ++i) kind.push_back(segments.data[i].n_rows);
+  if (records_.size() > kMaxRecords) records_.clear();
+  const auto [found, is_new] = records_.try_emplace(std::move(kind));
+  if (is_new) {
+    layers();
+    return;
+  }
+  if (found->second == nullptr) found->second = runtime_.record(layers);
+  runtime_.play(*found->second);
+}
+
+// One block of memory: the segments, then the ranges that they point to.
+Segments CudaBackend::staged(const Segments& segments) {
+  const auto count = static_cast<std::size_t>(segments.count);
+  std::size_t n_ranges = 0;
+  for (std::size_t i = 0; i < count; ++i)
+    n_ranges += static_cast<std::size_t>(segments.data[i].n_forgotten);
+  const std::size_t bytes = count * sizeof(Segment) + n_ranges * sizeof(PositionRange);
+  if (segments_ == nullptr || segments_->bytes() < bytes) {
+    grow(segments_, 2 * bytes);
+    staged_.clear();
+  }
+  auto* const device = static_cast<std::byte*>(segments_->data());
+  wanted_.assign(bytes, std::byte{0});
+  std::size_t range_at = count * sizeof(Segment);
+  for (std::size_t i = 0; i < count; ++i) {
+    Segment segment;
+    std::memset(static_cast<void*>(&segment), 0, sizeof segment);  // its padding is compared too
+    segment = segments.data[i];
+    const auto range_bytes = static_cast<std::size_t>(segment.n_forgotten) * sizeof(PositionRange);
+    if (range_bytes > 0) std::memcpy(wanted_.data() + range_at, segment.forgotten, range_bytes);
+    segment.forgotten = reinterpret_cast<const PositionRange*>(device + range_at);
+    std::memcpy(wanted_.data() + i * sizeof segment, &segment, sizeof segment);
+    range_at += range_bytes;
+  }
+  if (wanted_ != staged_) {
+    runtime_.copy(device, runtime_.stage(wanted_.data(), bytes), bytes);
+    staged_.swap(wanted_);
+  }
+  return {static_cast<const Segment*>(segments_->data()), segments.count, segments.n_rows};
+}
+
+void CudaBackend::do_embed_text(const EmbedTextArgs& args) {
+  EmbedTextArgs on_device = args;
+  on_device.ids = static_cast<const std::int32_t*>(
+      runtime_.stage(args.ids, static_cast<std::size_t>(args.n_rows) * sizeof(std::int32_t)));
+  launch_embed_text(runtime_, on_device);
+}
+
+void CudaBackend::do_embed_audio(const EmbedAudioArgs& args) {
+  EmbedAudioArgs on_device = args;
+  on_device.bins = static_cast<const std::uint8_t*>(runtime_.stage(
+      args.bins, static_cast<std::size_t>(args.n_rows) * static_cast<std::size_t>(args.n_mels)));
+  launch_embed_audio(runtime_, on_device);
+}
+
+void CudaBackend::do_norm(const NormArgs& args) { launch_norm(runtime_, args); }
+
+void CudaBackend::do_linear(const LinearArgs& args) { launch_linear(runtime_, args); }
+
+void CudaBackend::do_kv_append(const KvAppendArgs& args) {
+  KvAppendArgs on_device = args;
+  on_device.segments = staged(args.segments);
+  launch_kv_append(runtime_, on_device);
+}
+
+void CudaBackend::do_attention(const AttentionArgs& args) {
+  const AttentionPlan plan = plan_attention(args);
+  if (plan.partial_bytes > 0 && (partial_ == nullptr || partial_->bytes() < plan.partial_bytes))
+    grow(partial_, plan.partial_bytes);
+  AttentionArgs on_device = args;
+  on_device.segments = staged(args.segments);
+  launch_attention(runtime_, on_device, plan,
+                   partial_ == nullptr ? nullptr : static_cast<float*>(partial_->data()));
+}
+
+void CudaBackend::do_conv_add_norm(const ConvAddNormArgs& args) {
+  ConvAddNormArgs on_device = args;
+  on_device.segments = staged(args.segments);
+  launch_conv_add_norm(runtime_, on_device);
+}
+
+void CudaBackend::do_silu_mul(const SiluMulArgs& args) { launch_silu_mul(runtime_, args); }
+
+void CudaBackend::do_moe(const MoeArgs& args) { launch_moe(runtime_, args); }
+
+void CudaBackend::do_fold(const FoldArgs& args) { launch_fold(runtime_, args); }
+
+}  // namespace duplex::cuda

@@ -1,0 +1,69 @@
+// The CUDA backend: operations become kernel launches in one stream. What the host hands over with
+// an operation (token ids, bins, segments) goes to the device first.
+//
+// Kernels are in kernels/, the machine below them is device/. It also runs on the host, without a
+// GPU, against csrc/tests/simt/device/.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "backend/backend.h"
+#include "device/runtime.h"
+
+namespace duplex::cuda {
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(const BackendOptions& options);
+
+  std::string name() const override { return "cuda"; }
+  std::string description() const override { return "cuda " + runtime_.device_name(); }
+  int n_threads() const override { return 1; }
+
+  std::unique_ptr<Buffer> allocate(std::size_t bytes) override;
+  void write(void* destination, const void* source, std::size_t bytes) override;
+  void read(void* destination, const void* source, std::size_t bytes) override;
+  std::unique_ptr<PageMemory> create_page_memory(std::size_t page_bytes,
+                                                 std::int64_t n_pages) override;
+  std::size_t page_granularity() const override { return runtime_.page_granularity(); }
+  std::size_t packed_bytes(std::int64_t n_out, std::int64_t n_in_padded, DType) const override;
+  std::int64_t pack(const PackSource& source, const PackShape& shape, std::int64_t first_out,
+                    void* destination) override;
+  std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
+                                std::int64_t max_rows) const override;
+  void begin_pass() override {}
+  void end_pass() override {}
+  void run_layers(const Segments& segments, const std::function<void()>& layers) override;
+
+ protected:
+  void do_embed_text(const EmbedTextArgs& args) override;
+  void do_embed_audio(const EmbedAudioArgs& args) override;
+  void do_norm(const NormArgs& args) override;
+  void do_linear(const LinearArgs& args) override;
+  void do_kv_append(const KvAppendArgs& args) override;
+  void do_attention(const AttentionArgs& args) override;
+  void do_conv_add_norm(const ConvAddNormArgs& args) override;
+  void do_silu_mul(const SiluMulArgs& args) override;
+  void do_moe(const MoeArgs& args) override;
+  void do_fold(const FoldArgs& args) override;
+
+ private:
+  // The same segments in the device's memory; those of the last operation are kept.
+  Segments staged(const Segments& segments);
+
+  // Grows a buffer that launches point to; what was recorded with the old one is forgotten.
+  void grow(std::unique_ptr<Buffer>& buffer, std::size_t bytes);
+
+  Runtime runtime_;
+  std::map<std::vector<std::int64_t>, std::unique_ptr<Record>> records_;  // null: seen once
+  std::unique_ptr<Buffer> segments_;                                      // on the device
+  std::vector<std::byte> staged_;                                         // what it holds
+  std::vector<std::byte> wanted_;
+  std::unique_ptr<Buffer> partial_;  // sums of attention that are added later
+  std::unique_ptr<Buffer> pack_source_;
+};
+
+}  // namespace duplex::cuda

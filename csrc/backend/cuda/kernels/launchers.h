@@ -1,0 +1,66 @@
+// The operations as launches: one function per operation, each beside its kernel in a .cu file.
+// Pointers of the argument structs are the device's, those of `Segments` included.
+#pragma once
+
+#include "backend/op_args.h"
+#include "device/runtime.h"
+
+namespace duplex::cuda {
+
+void launch_embed_text(Runtime& runtime, const EmbedTextArgs& args);
+void launch_embed_audio(Runtime& runtime, const EmbedAudioArgs& args);
+void launch_norm(Runtime& runtime, const NormArgs& args);
+void launch_silu_mul(Runtime& runtime, const SiluMulArgs& args);
+void launch_fold(Runtime& runtime, const FoldArgs& args);
+void launch_kv_append(Runtime& runtime, const KvAppendArgs& args);
+void launch_conv_add_norm(Runtime& runtime, const ConvAddNormArgs& args);
+void launch_linear(Runtime& runtime, const LinearArgs& args);
+
+// How the work of an attention is cut, from the host's own segments. Positions enter through
+// attention_reach() alone: the parts of the longest walk there may be, rounded up to a power of
+// two.
+std::int64_t attention_reach(const Segments& segments);
+struct AttentionPlan {
+  std::int64_t n_tiles;       // of query vectors, all segments together
+  std::int64_t n_parts;       // at least those of the longest walk over the tape
+  std::int64_t part_blocks;   // blocks of a part
+  std::int64_t launch_tiles;  // tiles of one launch
+  std::size_t partial_bytes;  // of `partial`; 0 where there is one part
+};
+AttentionPlan plan_attention(const AttentionArgs& args);
+void launch_attention(Runtime& runtime, const AttentionArgs& args, const AttentionPlan& plan,
+                      float* partial);
+
+// One matrix for every expert, each over the rows that chose it: of expert e the places
+// expert_begin[e] to expert_begin[e + 1], where place p multiplies row row_of_place[p] of x (or
+// row p, where that is null) and writes row p of y.
+struct ExpertLinearArgs {
+  PackedMatrix w;  // expert 0
+  std::int64_t expert_stride_bytes;
+  std::int32_t n_experts;
+  const std::int32_t* expert_begin;
+  const std::int32_t* row_of_place;
+  Rows x;
+  float* y;
+  std::int64_t y_stride;
+};
+void launch_expert_linear(Runtime& runtime, const ExpertLinearArgs& args);
+
+std::size_t moe_bytes(const MoeConfig& config, std::int64_t d_model, std::int64_t n_rows);
+void launch_moe(Runtime& runtime, const MoeArgs& args);
+
+// Bytes of a packed matrix, and the packing of `source` (on the device) into it.
+std::size_t packed_matrix_bytes(std::int64_t n_out, std::int64_t n_in_padded, DType dtype);
+struct PackArgs {
+  const void* source;
+  DType source_dtype;
+  std::int64_t n_rows;
+  std::int64_t row_stride;  // elements
+  PackShape shape;
+  std::int64_t n_in_padded;
+  std::int64_t first_out;
+  void* destination;
+};
+void launch_pack(Runtime& runtime, const PackArgs& args);
+
+}  // namespace duplex::cuda

@@ -1,0 +1,268 @@
+// The CUDA backend's attention against the CPU backend: the same bytes in float32, derived bounds
+// in bfloat16, and each row's bytes whatever rows and streams are beside it. Whatever a row may not
+// see is NaN on the tape.
+#include <algorithm>
+#include <cmath>
+
+#include "tests/simt/fixtures.h"
+
+namespace duplex::simt_tests {
+namespace {
+
+constexpr float kAlpha = 0.4f;
+
+struct Scene {
+  const char* name;
+  AttentionShape shape;  // heads, kv heads, d_head, rel_extent, window
+  std::int32_t d_rel;
+  std::int64_t position;  // of the first row
+  std::int32_t n_rows;
+  std::int32_t log_scaling_floor = 0;
+  std::vector<PositionRange> forgotten = {};
+
+  bool is_local() const { return shape.window > 0; }
+};
+
+const std::vector<Scene> kScenes = {
+    {"the first position", {1, 1, 16, 8, 0}, 3, 0, 1},
+    {"from nothing over a block edge", {2, 2, 12, 100, 0}, 5, 0, 70},
+    {"a window of 5 over a block edge", {6, 2, 20, 5, 5}, 3, 61, 9},
+    {"a window of one block", {8, 2, 16, 64, 64}, 4, 63, 13},
+    {"an extent beyond the start", {5, 1, 16, 200, 0}, 2, 130, 20},
+    {"an extent of one", {14, 2, 12, 1, 0}, 1, 127, 9},
+    {"a window, long after the start", {8, 1, 40, 70, 70}, 3, 300, 12},
+    {"forgotten ranges, several parts", {3, 1, 16, 33, 0}, 3, 640, 5, 0, {{64, 192}, {256, 512}}},
+    {"a forgotten range inside the extent", {4, 1, 12, 400, 0}, 3, 200, 8, 16, {{64, 128}}},
+    {"log scaling that sets in between two rows", {12, 2, 16, 20, 0}, 3, 64, 33, 90},
+};
+
+// Rows of heads of d_head numbers of a dtype, each head padded with zeros.
+RowBuffer random_heads(Random& random, std::int64_t n_rows, std::int32_t n_heads,
+                       std::int32_t d_head, DType dtype, float size) {
+  const std::int64_t padded = round_up(d_head, kColumnAlign);
+  RowBuffer rows(n_rows, n_heads * padded, n_heads * padded, DType::kF32);
+  for (std::int64_t row = 0; row < n_rows; ++row)
+    for (std::int64_t head = 0; head < n_heads; ++head)
+      for (std::int64_t c = 0; c < d_head; ++c)
+        rows.set(row, head * padded + c, backend_tests::rounded(size * random.normal(), dtype));
+  return rows;
+}
+
+// One stream: all its keys and values are on the tape.
+struct Stream {
+  static constexpr std::int64_t kLayerOffset = 128;
+
+  // The numbers are those of `dtype`; they can be put down in any.
+  Stream(const Scene& of, DType dtype, std::uint32_t seed)
+      : scene(of),
+        n(round_up(of.shape.d_head, kColumnAlign)),
+        n_positions(of.position + of.n_rows),
+        random(seed),
+        keys(random_heads(random, n_positions, of.shape.n_kv_heads, of.shape.d_head, dtype, 1)),
+        values(random_heads(random, n_positions, of.shape.n_kv_heads, of.shape.d_head, dtype, 1)),
+        q(random_heads(random, of.n_rows, of.shape.n_heads, of.shape.d_head, dtype, 3)),
+        r(random_rows(random, of.n_rows, of.shape.n_heads * of.d_rel, of.shape.n_heads * of.d_rel)),
+        bank(of.d_rel, bank_width(), bank_width(), DType::kF32) {
+    for (std::int64_t k = 0; k < of.d_rel; ++k)
+      for (std::int64_t d = 0; d < of.shape.rel_extent; ++d)
+        bank.set(k, kBlockPositions + d, random.normal());
+  }
+  std::int64_t bank_width() const {
+    return round_up(scene.shape.rel_extent + 2 * kBlockPositions, kColumnAlign);
+  }
+  bool is_held(std::int64_t block) const {
+    const std::int64_t begin = block * kBlockPositions;
+    for (const PositionRange& hole : scene.forgotten)
+      if (begin >= hole.begin && begin < hole.end) return false;
+    return !scene.is_local() || begin + kBlockPositions > scene.position - scene.shape.window + 1;
+  }
+  // The tape that kv_append would leave.
+  std::unique_ptr<HostTape> tape(DType dtype) const {
+    const auto element = static_cast<std::int64_t>(dtype_bytes(dtype));
+    const std::int64_t panel = n * kBlockPositions * element;
+    const bool is_bf16 = dtype == DType::kBF16;
+    auto made = std::make_unique<HostTape>(div_up(n_positions, kBlockPositions),
+                                           kLayerOffset + 2 * scene.shape.n_kv_heads * panel);
+    const auto put = [&](std::byte* start, std::int64_t index, float value) {
+      const std::uint16_t half = float_to_bf16(value);
+      if (is_bf16)
+        std::memcpy(start + index * element, &half, 2);
+      else
+        std::memcpy(start + index * element, &value, 4);
+    };
+    for (std::int64_t p = 0; p < n_positions; ++p) {
+      const std::int64_t slot = p % kBlockPositions;
+      for (std::int64_t i = 0; i < keys.stride() && is_held(p / kBlockPositions); ++i) {
+        const std::int64_t c = i % n;
+        std::byte* const start =
+            made->view.block(p / kBlockPositions) + kLayerOffset + 2 * (i / n) * panel;
+        put(start,
+            is_bf16 ? (c / 2 * kBlockPositions + slot) * 2 + c % 2 : c * kBlockPositions + slot,
+            keys.get(p, i));
+        put(start + panel, is_bf16 ? (slot / 2 * n + c) * 2 + slot % 2 : slot * n + c,
+            values.get(p, i));
+        if (is_bf16 && p + 1 == n_positions && slot % 2 == 0)
+          put(start + panel, (slot / 2 * n + c) * 2 + 1, 0.0f);
+      }
+    }
+    return made;
+  }
+  Segment segment(const TapeView& view, std::int32_t row_begin, std::int32_t first,
+                  std::int32_t n_rows) const {
+    return {.row_begin = row_begin,
+            .n_rows = n_rows,
+            .position = scene.position + first,
+            .global = view,
+            .local = view,
+            .conv = {},
+            .forgotten = scene.forgotten.data(),
+            .n_forgotten = static_cast<std::int32_t>(scene.forgotten.size())};
+  }
+
+  Scene scene;
+  std::int64_t n;  // padded head width
+  std::int64_t n_positions;
+  Random random;
+  RowBuffer keys, values, q, r, bank;
+};
+
+struct Piece {
+  Stream* stream;
+  std::int32_t first;
+  std::int32_t n_rows;
+};
+
+// The given rows of streams of one model in one call, on tapes of a dtype.
+RowBuffer attend(Backend& backend, const std::vector<Piece>& pieces, DType dtype) {
+  Memory memory(backend);
+  Stream& model = *pieces.front().stream;
+  std::int32_t n_rows = 0;
+  for (const Piece& piece : pieces) n_rows += piece.n_rows;
+  RowBuffer q(n_rows, 0, model.q.stride() + 8, dtype), out(n_rows, 0, model.q.stride(), dtype);
+  RowBuffer r(n_rows, 0, model.r.stride(), DType::kF32);
+  std::vector<Segment> segments;
+  std::int32_t row = 0;
+  for (const Piece& piece : pieces) {
+    const TapeView view = memory.put(*piece.stream->tape(dtype));
+    segments.push_back(piece.stream->segment(view, row, piece.first, piece.n_rows));
+    for (std::int32_t i = piece.first; i < piece.first + piece.n_rows; ++i, ++row) {
+      for (std::int64_t c = 0; c < model.q.stride(); ++c) q.set(row, c, piece.stream->q.get(i, c));
+      for (std::int64_t c = 0; c < r.stride(); ++c) r.set(row, c, piece.stream->r.get(i, c));
+    }
+  }
+  const Rows there = memory.put(out);
+  backend.attention(
+      {.segments = {segments.data(), static_cast<std::int32_t>(segments.size()), n_rows},
+       .shape = model.scene.shape,
+       .d_head_padded = static_cast<std::int32_t>(model.n),
+       .d_rel = model.scene.d_rel,
+       .q = memory.put(q),
+       .r = memory.put_floats(r),
+       .r_stride = r.stride(),
+       .rel_bank = memory.put_floats(model.bank),
+       .rel_stride = model.bank.stride(),
+       .is_local = model.scene.is_local(),
+       .log_scaling_floor = model.scene.log_scaling_floor,
+       .log_scaling_alpha = kAlpha,
+       .layer_offset_bytes = Stream::kLayerOffset,
+       .kv_dtype = dtype,
+       .out = there});
+  memory.get(out, there.data);
+  return out;
+}
+
+double largest_norm(const RowBuffer& rows, std::int64_t group) {
+  double largest = 0;
+  for (std::int64_t row = 0; row < rows.n_rows(); ++row)
+    for (std::int64_t begin = 0; begin < rows.stride(); begin += group) {
+      double squares = 0;
+      for (std::int64_t c = begin; c < begin + group; ++c)
+        squares += double{rows.get(row, c)} * rows.get(row, c);
+      largest = std::max(largest, squares);
+    }
+  return std::sqrt(largest);
+}
+
+double largest_value(const RowBuffer& rows) {
+  double largest = 0;
+  for (std::int64_t row = 0; row < rows.n_rows(); ++row)
+    for (std::int64_t c = 0; c < rows.stride(); ++c)
+      largest = std::max(largest, std::abs(double{rows.get(row, c)}));
+  return largest;
+}
+
+// How far a weight may be off, as part of it. A score is no larger than the norms of query and key
+// allow, plus its bias; every step of it and of exp is off by a unit; a bfloat16 weight is rounded.
+double weight_error(const Stream& s) {
+  const double dot = largest_norm(s.q, s.n) * largest_norm(s.keys, s.n) / s.scene.shape.d_head;
+  const double tau = 1 + kAlpha * std::log(static_cast<double>(s.n_positions));
+  const double bias = tau * s.scene.d_rel * largest_value(s.r) * largest_value(s.bank);
+  const double score_error =
+      static_cast<double>(2 * s.n + 2 * s.scene.d_rel + 6) * kUnit * (dot + bias);
+  const double exp_error = (4 * (dot + bias) + 3 * static_cast<double>(s.n_positions) + 16) * kUnit;
+  return 2 * score_error + exp_error + kBf16Unit;
+}
+
+// In bfloat16, against float32 on the CPU with the same numbers.
+double worst_deviation(Stream& stream, const RowBuffer& out) {
+  CpuBackend cpu({1, ""});
+  const std::vector<Piece> all = {{&stream, 0, stream.scene.n_rows}};
+  const RowBuffer expected = attend(cpu, all, DType::kF32);
+  Stream absolute = stream;  // the sum of the magnitudes
+  for (std::int64_t row = 0; row < stream.n_positions; ++row)
+    for (std::int64_t c = 0; c < stream.values.stride(); ++c)
+      absolute.values.set(row, c, std::abs(stream.values.get(row, c)));
+  const RowBuffer size = attend(cpu, {{&absolute, 0, stream.scene.n_rows}}, DType::kF32);
+  const double error = weight_error(stream);
+  Deviation deviation;
+  for (std::int64_t row = 0; row < out.n_rows(); ++row)
+    for (std::int64_t c = 0; c < out.stride(); ++c)
+      deviation.add(out.get(row, c), expected.get(row, c),
+                    error * size.get(row, c) + kBf16Unit * std::abs(expected.get(row, c)) + 1e-37);
+  return deviation.worst;
+}
+
+TEST_CASE("cuda: attention, however the rows are cut") {
+  const DType dtype = GENERATE(DType::kF32, DType::kBF16);
+  const Scene scene = GENERATE(from_range(kScenes));
+  CAPTURE(dtype_name(dtype), scene.name);
+  Stream stream(scene, dtype, 11);
+  CpuBackend cpu({1, ""});
+  const RowBuffer on_cpu = attend(cpu, {{&stream, 0, scene.n_rows}}, dtype);
+  in_every_order([&](Backend& backend) {
+    const RowBuffer whole = attend(backend, {{&stream, 0, scene.n_rows}}, dtype);
+    if (dtype == DType::kF32 && has_fused_cpu()) CHECK(n_different(whole, on_cpu) == 0);
+    if (dtype == DType::kBF16) CHECK(worst_deviation(stream, whole) <= 1);
+    for (std::int32_t row = 0; row < scene.n_rows; row += 1 + scene.n_rows / 4)
+      CHECK(n_different(attend(backend, {{&stream, row, 1}}, dtype), whole, row) == 0);
+    if (scene.n_rows > 4)
+      CHECK(n_different(attend(backend, {{&stream, 3, scene.n_rows - 4}}, dtype), whole, 3) == 0);
+  });
+}
+
+TEST_CASE("cuda: streams in one call of attention do not see each other") {
+  const DType dtype = GENERATE(DType::kF32, DType::kBF16);
+  const std::size_t which = GENERATE(5u, 7u);
+  CAPTURE(dtype_name(dtype), which);
+  Stream first(kScenes[which], dtype, 12);
+  Scene other = kScenes[which];
+  other.position = 3;
+  other.n_rows = 6;
+  other.forgotten = {};
+  Stream second(other, dtype, 13);
+  second.bank = first.bank;  // one model
+  in_every_order([&](Backend& backend) {
+    const std::int32_t n = first.scene.n_rows;
+    const RowBuffer together = attend(backend, {{&first, 0, n}, {&second, 0, 6}}, dtype);
+    const RowBuffer swapped = attend(backend, {{&second, 0, 6}, {&first, 0, n}}, dtype);
+    const RowBuffer first_alone = attend(backend, {{&first, 0, n}}, dtype);
+    const RowBuffer second_alone = attend(backend, {{&second, 0, 6}}, dtype);
+    CHECK(n_different(first_alone, together) == 0);
+    CHECK(n_different(second_alone, together, n) == 0);
+    CHECK(n_different(second_alone, swapped) == 0);
+    CHECK(n_different(first_alone, swapped, 6) == 0);
+  });
+}
+
+}  // namespace
+}  // namespace duplex::simt_tests
