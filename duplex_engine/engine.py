@@ -76,17 +76,19 @@ class Engine:
         Args:
             path: the folder that holds config.json, the weights, perhaps tokenizer.json; or
                 "reference", the small interaction model that comes with the package.
-            device: "cpu".
+            device: "cpu", or "cuda" where the build has CUDA and the machine a GPU of compute
+                capability 9.0 or newer (docs/GPU.md).
             dtype: type of the weights and of the cache of keys and values; "auto" is bfloat16 for a
                 bfloat16 checkpoint, else float32.
-            threads: worker threads; None takes one per processor core.
+            threads: worker threads of the CPU; None takes one per processor core.
             memory: bytes for the sequences of all sessions, or a string like "512MiB". Weights are
                 not counted.
             max_positions: the longest sequence of a session that does not say its own.
             max_batch_rows: most rows of one pass; longer input takes several.
             rewind_rows: how far back `Session.truncate` can always go, in rows. Every session pays
                 for them in memory.
-            isa: instruction set to use ("portable", "avx2", "avx512"); None takes the best one.
+            isa: instruction set of the CPU ("portable", "avx2", "avx512"); None takes the best
+                one.
             progress: True shows a bar on stderr; a function is called with (bytes done, bytes).
 
         Raises:

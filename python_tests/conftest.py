@@ -22,6 +22,20 @@ os.environ |= {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
+# DUPLEX_TEST_DEVICE=cuda runs the tests on a GPU (docs/GPU.md).
+DEVICE = os.environ.get("DUPLEX_TEST_DEVICE", "cpu")
+if DEVICE != "cpu":
+    from duplex_engine import Engine
+
+    Engine.load.__func__.__kwdefaults__["device"] = DEVICE  # type: ignore[attr-defined]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out what other devices are not asked."""
+    for item in items:
+        if DEVICE != "cpu" and item.get_closest_marker("cpu"):
+            item.add_marker(pytest.mark.skip(reason="of the CPU backend alone"))
+
 settings.register_profile(
     "default",
     deadline=None,  # a shared machine stalls now and then

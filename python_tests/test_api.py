@@ -433,6 +433,7 @@ def test_closing_gives_memory_back(engine: Engine) -> None:
         engine.open_session(max_positions=10**9)
 
 
+@pytest.mark.cpu
 def test_engine_options(checkpoint: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
 

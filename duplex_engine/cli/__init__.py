@@ -1,4 +1,4 @@
-"""The command line: `duplex-engine demo`, `run`, `inspect`, `eval`.
+"""The command line: `duplex-engine demo`, `run`, `inspect`, `eval`, `gpu-check`.
 
 Owns the list of commands and how errors end a command: one red line, exit status 2. What a command
 does is in the module of its name.
@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from duplex_engine.cli.demo import demo
 from duplex_engine.cli.eval import evaluate
+from duplex_engine.cli.gpu_check import gpu_check
 from duplex_engine.cli.inspect import inspect
 from duplex_engine.cli.run import run
 from duplex_engine.errors import DuplexError
@@ -52,6 +53,7 @@ app.command()(demo)
 app.command()(run)
 app.command()(inspect)
 app.command("eval")(evaluate)
+app.command("gpu-check")(gpu_check)
 
 
 def main() -> None:

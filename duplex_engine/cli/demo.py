@@ -13,7 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from duplex_engine.cli.live import JsonView, LineView, View
-from duplex_engine.cli.run import CheckpointOption, JsonOption, ThreadsOption, turn_duration_ms
+from duplex_engine.cli.run import (
+    CheckpointOption,
+    DeviceOption,
+    JsonOption,
+    ThreadsOption,
+    turn_duration_ms,
+)
 from duplex_engine.engine import Engine
 from duplex_engine.errors import BackendUnavailable
 from duplex_engine.evaluation.plots import plot_timeline
@@ -34,6 +40,7 @@ def demo(
     ),
     json: JsonOption = False,
     threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Play a recorded scene to a model, live, and measure how fast it reacts.
 
@@ -53,7 +60,7 @@ def demo(
     with as_file(files("duplex_engine") / "examples") as folder:
         showcase = read_showcase(folder)
     with (
-        Engine.load(checkpoint, threads=threads, progress=True) as engine,
+        Engine.load(checkpoint, device=device, threads=threads, progress=True) as engine,
         engine.open_session() as session,
     ):
         turn_ms = turn_duration_ms(engine.config)

@@ -14,6 +14,7 @@ from rich.progress import track
 
 from duplex_engine.cli.run import (
     CheckpointArgument,
+    DeviceOption,
     DtypeOption,
     ThreadsOption,
     turn_duration_ms,
@@ -104,6 +105,7 @@ def evaluate(
     ] = False,
     dtype: DtypeOption = "auto",
     threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Measure what a checkpoint says and when.
 
@@ -140,7 +142,9 @@ def evaluate(
     console = Console(highlight=False, soft_wrap=True)
     out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {"checkpoint": Path(checkpoint).name}
-    with Engine.load(checkpoint, dtype=dtype, threads=threads, progress=True) as engine:
+    with Engine.load(
+        checkpoint, device=device, dtype=dtype, threads=threads, progress=True
+    ) as engine:
         run = _runner(engine, realtime)
         if bank is not None:
             plan = Plan(

@@ -16,6 +16,7 @@ from duplex_engine.errors import InvalidArgument
 __all__ = [
     "CheckpointArgument",
     "CheckpointOption",
+    "DeviceOption",
     "DtypeOption",
     "JsonOption",
     "ThreadsOption",
@@ -34,6 +35,9 @@ DtypeOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Worker threads. Default: one per core.")
+]
+DeviceOption = Annotated[
+    str, typer.Option(help='"cpu", or "cuda" where there is a GPU (docs/GPU.md).')
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object per micro-turn instead of lines.")
@@ -59,6 +63,7 @@ def run(
     json: JsonOption = False,
     dtype: DtypeOption = "auto",
     threads: ThreadsOption = None,
+    device: DeviceOption = "cpu",
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the random numbers.")] = 0,
 ) -> None:
@@ -82,7 +87,9 @@ def run(
             "run: expected a sound file or --mic, found " + ("neither" if audio is None else "both")
         )
     with (
-        Engine.load(checkpoint, dtype=dtype, threads=threads, progress=True) as engine,
+        Engine.load(
+            checkpoint, device=device, dtype=dtype, threads=threads, progress=True
+        ) as engine,
         engine.open_session(temperature=temperature, seed=seed) as session,
     ):
         turn_ms = turn_duration_ms(engine.config)

@@ -6,6 +6,7 @@ What is tested with them is the engine, so nothing here needs torch.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
@@ -66,10 +67,12 @@ def write(
 
 
 def load(path: Path, **options: Any) -> Engine:
-    """Loads with one thread and little memory, unless told otherwise."""
+    """Loads with one thread and little memory, unless told otherwise. A GPU has one way only."""
+    if os.environ.get("DUPLEX_TEST_DEVICE"):
+        options.pop("isa", None)
     defaults: dict[str, Any] = {
         "threads": 1,
-        "memory": "16MiB",
+        "memory": os.environ.get("DUPLEX_TEST_MEMORY", "16MiB"),
         "max_positions": 2048,
         "rewind_rows": REWIND,
     }

@@ -285,6 +285,7 @@ def test_too_little_memory(folder: Path, engine: Engine) -> None:
             engine.open_session(max_positions=n)
 
 
+@pytest.mark.cpu
 def test_a_full_pool(folder: Path) -> None:
     with load(folder, memory="1MiB", max_batch_rows=16) as engine:
         with engine.open_session(max_positions=512) as session:

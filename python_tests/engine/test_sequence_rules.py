@@ -397,5 +397,5 @@ def checkpoint() -> Any:
         yield
 
 
-TestSequenceRules = SequenceRules.TestCase
+TestSequenceRules = pytest.mark.cpu(SequenceRules.TestCase)
 TestSequenceRules.settings = examples(60, stateful_step_count=50)

@@ -20,6 +20,7 @@ TURNS = 3000  # ten minutes
 SAMPLES = 3200  # of a micro-turn
 
 
+@pytest.mark.cpu
 @pytest.mark.slow
 @pytest.mark.core
 def test_ten_minutes_grow_by_the_global_layers_alone(tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""`duplex-engine gpu-check`: does a GPU compute what the CPU computes, and how fast?"""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from duplex_engine.cli.run import DeviceOption
+from duplex_engine.engine import Engine
+from duplex_engine.errors import InvalidArgument
+from duplex_engine.evaluation import gpu_check as suite
+
+__all__ = ["gpu_check"]
+
+EXIT_FAILED = 1
+
+
+def gpu_check(
+    checkpoint: Annotated[
+        str, typer.Argument(help='Checkpoint for the comparisons, or "reference".')
+    ] = "reference",
+    device: DeviceOption = "cuda",
+    turns: Annotated[int, typer.Option(min=10, help="Micro-turns of each comparison.")] = 100,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Time this model only ({', '.join(suite.SHAPES)}); may come again."),
+    ] = None,
+    timings: Annotated[bool, typer.Option(help="Time micro-turns after the comparisons.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Write all of it here, as JSON.")] = None,
+) -> None:
+    """Compare a GPU with the CPU, byte by byte, then time micro-turns on it.
+
+    In float32 everything that a session holds in the GPU's memory must equal the CPU's; in bfloat16
+    the tokens must, and the memory must not depend on chunks or on other sessions. Ends with status
+    1 if a comparison fails. Needs a GPU of compute capability 9.0 or newer, and a build with CUDA.
+
+    Examples:
+
+    `duplex-engine gpu-check`
+
+    `duplex-engine gpu-check --no-timings --turns 300`
+    """
+    console = Console(highlight=False)
+    for name in shape or ():
+        if name not in suite.SHAPES:
+            known = ", ".join(suite.SHAPES)
+            raise InvalidArgument(f"--shape: expected one of {known}, found {name!r}")
+    with Engine.load(checkpoint, device=device, memory="64MiB") as engine:
+        description = engine.description
+    console.print(description, markup=False)
+    report: dict[str, Any] = {"date": date.today().isoformat(), "device": description}
+    checks = _compare(console, device, checkpoint, turns)
+    report["checks"] = [asdict(check) for check in checks]
+    if timings:
+        report["timings"] = _time(console, device, list(shape or suite.SHAPES))
+    if out is not None:
+        out.write_text(json_module.dumps(report, indent=1) + "\n", encoding="utf-8")
+    failed = sum(not check.passed for check in checks)
+    if failed:
+        console.print(f"{failed} of {len(checks)} comparisons failed", style="red")
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _compare(console: Console, device: str, checkpoint: str, turns: int) -> list[suite.Check]:
+    checks: list[suite.Check] = []
+    for dtype in suite.DTYPES:
+        for check in suite.checks(device, checkpoint, dtype, turns):
+            mark = "[green]same[/]" if check.passed else "[red]other[/]"
+            console.print(f"{mark}  {check.name}: {check.detail}")
+            checks.append(check)
+    return checks
+
+
+def _time(console: Console, device: str, shapes: list[str]) -> list[dict[str, Any]]:
+    table = Table("model", "call", "context", "sessions", "median ms", "p99 ms")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    rows = []
+    for name in shapes:
+        with console.status(f"timing {name}"):
+            for timing in suite.timings(device, name):
+                rows.append(asdict(timing))
+                table.add_row(
+                    timing.shape,
+                    timing.what,
+                    str(timing.context),
+                    str(timing.n_sessions),
+                    f"{timing.median_ms:.3f}",
+                    f"{timing.p99_ms:.3f}",
+                )
+    console.print(table)
+    return rows
