@@ -41,7 +41,8 @@ const CpuKernels& choose_kernels(const std::string& isa) {
 float log_scaling_tau(std::int64_t position, std::int32_t floor, float alpha) {
   if (floor <= 0) return 1.0f;
   const float n = static_cast<float>(position + 1) / static_cast<float>(floor);
-  return n <= 1.0f ? 1.0f : 1.0f + alpha * std::log(n);
+  // In double, so that other devices can give the same bits.
+  return n <= 1.0f ? 1.0f : 1.0f + alpha * static_cast<float>(std::log(static_cast<double>(n)));
 }
 
 }  // namespace duplex

@@ -52,7 +52,7 @@ class Runtime {
   void read(void* host, const void* device, std::size_t bytes);
   void copy(void* destination, const void* source, std::size_t bytes);
   // A copy on the device of a small piece of host memory, for the kernels launched next: it stays
-  // until as much again as the ring holds has been staged.
+  // until half as much as the ring holds has been staged behind it.
   void* stage(const void* host, std::size_t bytes);
   void synchronize();
 

@@ -69,7 +69,7 @@ DUPLEX_DEVICE float inverse_rms(const float* x, std::int64_t n_padded, std::int6
 DUPLEX_DEVICE float log_scaling_tau(std::int64_t position, std::int32_t floor, float alpha) {
   if (floor <= 0) return 1.0f;
   const float n = static_cast<float>(position + 1) / static_cast<float>(floor);
-  // In double, because the device's own logf is less exact than the host's.
+  // In double, as on the CPU: the two libraries' logf differ.
   return n <= 1.0f ? 1.0f : 1.0f + alpha * static_cast<float>(log(static_cast<double>(n)));
 }
 
