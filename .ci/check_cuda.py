@@ -1,7 +1,7 @@
 """Compiles every CUDA kernel for every GPU and checks what the compiler says about it.
 
-A kernel must compile without warnings, spill nothing, have no stack frame, and use no more registers
-than its budget. Needs nvcc and no GPU. Usage: check_cuda.py, from the repository root.
+A kernel must compile without warnings, spill nothing, have no stack frame, and use no more
+registers than its budget. Needs nvcc and no GPU. Usage: check_cuda.py, from the repository root.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if DEVICE != "cpu" and item.get_closest_marker("cpu"):
             item.add_marker(pytest.mark.skip(reason="of the CPU backend alone"))
 
+
 settings.register_profile(
     "default",
     deadline=None,  # a shared machine stalls now and then

@@ -280,7 +280,7 @@ FOREIGN: tuple[tuple[str, str], ...] = (
     ("sv", "hunden sover under bordet i köket"),
     ("ro", "mâine mergem cu toții la munte"),
     ("ro", "copiii se joacă în curtea școlii"),
-    ("tr", "yarın sabah erkenden yola çıkıyoruz"),
+    ("tr", "yarın sabah erkenden yola çıkıyoruz"),  # noqa: RUF001
     ("tr", "çocuklar bahçede top oynuyor"),
     ("id", "besok pagi kami pergi ke pasar"),
     ("id", "anak anak bermain di halaman sekolah"),
