@@ -21,7 +21,8 @@ def test_every_encoder_has_a_readable_twin() -> None:
 
 
 def test_backends_are_the_documented_ones() -> None:
-    assert _core.backend_names() == ["cpu", "cuda"]
+    # The last one comes with the tests alone.
+    assert _core.backend_names() in (["cpu", "cuda"], ["cpu", "cuda", "cuda_host"])
 
 
 def test_errors_are_one_family() -> None:

@@ -61,9 +61,9 @@ def write_showcase(folder: Path, bank: Bank) -> Script:
             expect("correct", "five instead of four", said, "no four")
     now_s += 1.8
     for word in ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]:
-        said = say(READER, word, 0.06, wrongly=word == "brown")
-        if word == "brown":
-            expect("pronounce", "brown, badly pronounced", said, "say brown")
+        said = say(READER, word, 0.06, wrongly=word == "lazy")
+        if word == "lazy":
+            expect("pronounce", "lazy, badly pronounced", said, "say lazy")
     now_s += 1.8
     said = say(READER, "what is the weather in paris", 1.2)
     expect("delegate", "a question it cannot answer", said, "weather paris")

@@ -80,7 +80,7 @@ class Settings:
     size: str = "small"
     batch: int = 4
     turns: int = N_TURNS
-    hours: float = 1.5
+    hours: float = 1.65
     steps: int = 1_000_000
     rate: float = 2e-3
     seed: int = 0
@@ -425,7 +425,7 @@ def main(
     size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "small",
     batch: Annotated[int, typer.Option(help="Sequences of a step.")] = 4,
     turns: Annotated[int, typer.Option(help="Micro-turns of an episode.")] = N_TURNS,
-    hours: Annotated[float, typer.Option(help="Budget in time.")] = 1.5,
+    hours: Annotated[float, typer.Option(help="Budget in time.")] = 1.65,
     steps: Annotated[int, typer.Option(help="Budget in steps.")] = 1_000_000,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,

@@ -93,12 +93,15 @@ def test_heads_begin_with_what_is_near() -> None:
     table = trainee._sound_table().weight.view(80, 16, -1)
     tower = trainee.inkling.model.audio_tower
     rows = tower.norm(table[torch.arange(80), bins.long()].sum(1))
-    attention = trainee.inkling.model.language_model.layers[0].self_attn
-    states = attention.r_proj(rows).view(len(rows), attention.num_heads, -1)
-    bias = (states @ attention.rel_logits_proj.proj).mean(0)  # (heads, window)
-    near, far = bias[:, 0], bias[:, -1]
-    assert near.mean() > 1.0
-    assert (near > far + 1.0).sum() >= len(near) - 1  # what else they begin with is random
+    nearer = []
+    for layer in trainee.inkling.model.language_model.layers:
+        attention = layer.self_attn
+        states = attention.r_proj(rows).view(len(rows), attention.num_heads, -1)
+        bias = (states @ attention.rel_logits_proj.proj).mean(0)  # (heads, window)
+        nearer.append(bias[:, 0] - bias[:, -1])
+    difference = torch.cat(nearer)
+    assert difference.mean() > 1.0
+    assert (difference > 1.0).float().mean() > 0.7  # what else they begin with is random
 
 
 @pytest.mark.slow
