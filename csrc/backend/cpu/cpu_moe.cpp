@@ -5,71 +5,12 @@
 #include <cmath>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/moe_layout.h"
 
 namespace duplex {
 namespace {
 
 constexpr std::int32_t kMaxRowsPerCall = 64;  // rows of one expert handed to a panel at once
-
-// One (row, expert) pair; a row has top_k + n_shared of them in ascending expert order.
-struct Choice {
-  std::int32_t expert;
-  float weight;
-  std::int32_t place;  // among the pairs sorted by expert
-};
-
-// The parts of the scratch buffer, in order; every part is 64-byte aligned.
-struct Scratch {
-  float* x;                    // (n_rows, d_model padded) float32 rows for the router
-  float* router_logits;        // (n_rows, n_experts + n_shared padded to 64)
-  float* gate_up;              // (n_pairs, 2 * d_expert padded, to 64)
-  std::byte* activated;        // (n_pairs, d_expert padded) in the dtype of the experts
-  float* down;                 // (n_pairs, d_model padded to 64)
-  Choice* choices;             // (n_rows, top_k + n_shared)
-  std::int32_t* pair_row;      // (n_pairs) batch row of the pair at each place
-  std::int32_t* expert_begin;  // (n_experts + n_shared + 1) first place of each expert
-  std::int32_t* touched;       // experts with rows, ascending
-  float* scores;               // (n_experts) of one row
-  std::size_t bytes;
-};
-
-struct Sizes {
-  std::int64_t n_rows, d_model, n_all, per_row, d_expert_padded;
-
-  std::int64_t n_pairs() const { return n_rows * per_row; }
-  std::int64_t router_stride() const { return round_up(n_all, kPanelOutputs); }
-  std::int64_t gate_up_stride() const { return round_up(2 * d_expert_padded, kPanelOutputs); }
-  std::int64_t down_stride() const { return round_up(d_model, kPanelOutputs); }
-};
-
-Sizes sizes_of(const MoeConfig& config, std::int64_t d_model, std::int64_t n_rows) {
-  return {n_rows, d_model, config.n_experts + config.n_shared, config.top_k + config.n_shared,
-          round_up(config.d_expert, kColumnAlign)};
-}
-
-Scratch lay_out(const Sizes& s, void* base) {
-  Scratch scratch{};
-  std::size_t offset = 0;
-  const auto take = [&](auto*& pointer, std::int64_t count) {
-    using Element = std::remove_reference_t<decltype(*pointer)>;
-    // As a number: while measuring, base is null, and null plus an offset is no pointer.
-    pointer = reinterpret_cast<Element*>(reinterpret_cast<std::uintptr_t>(base) + offset);
-    offset +=
-        static_cast<std::size_t>(round_up(count * static_cast<std::int64_t>(sizeof(Element)), 64));
-  };
-  take(scratch.x, s.n_rows * round_up(s.d_model, kColumnAlign));
-  take(scratch.router_logits, s.n_rows * s.router_stride());
-  take(scratch.gate_up, s.n_pairs() * s.gate_up_stride());
-  take(scratch.activated, s.n_pairs() * s.d_expert_padded * 4);
-  take(scratch.down, s.n_pairs() * s.down_stride());
-  take(scratch.choices, s.n_pairs());
-  take(scratch.pair_row, s.n_pairs());
-  take(scratch.expert_begin, s.n_all + 1);
-  take(scratch.touched, s.n_all);
-  take(scratch.scores, s.n_all);
-  scratch.bytes = offset;
-  return scratch;
-}
 
 double log_sigmoid(double x) {
   return x >= 0 ? -std::log1p(std::exp(-x)) : x - std::log1p(std::exp(x));
@@ -77,7 +18,7 @@ double log_sigmoid(double x) {
 
 // Picks top_k experts by sigmoid(logit) + bias (the lower index wins a tie), then weighs routed and
 // shared experts together by their sigmoids.
-void route_row(const MoeArgs& args, const float* logits, float* scores, Choice* choices) {
+void route_row(const MoeArgs& args, const float* logits, float* scores, MoeChoice* choices) {
   const MoeConfig& config = args.config;
   for (std::int32_t e = 0; e < config.n_experts; ++e)
     scores[e] = 1.0f / (1.0f + std::exp(-logits[e])) + args.selection_bias[e];
@@ -87,7 +28,7 @@ void route_row(const MoeArgs& args, const float* logits, float* scores, Choice* 
     scores[choices[k].expert] = -INFINITY;
   }
   std::sort(choices, choices + config.top_k,
-            [](const Choice& a, const Choice& b) { return a.expert < b.expert; });
+            [](const MoeChoice& a, const MoeChoice& b) { return a.expert < b.expert; });
   const std::int32_t n = config.top_k + config.n_shared;
   for (std::int32_t s = 0; s < config.n_shared; ++s)
     choices[config.top_k + s].expert = config.n_experts + s;
@@ -104,7 +45,7 @@ void route_row(const MoeArgs& args, const float* logits, float* scores, Choice* 
 }
 
 // Sorts the pairs by expert, rows ascending inside one; returns the number of touched experts.
-std::int32_t group_by_expert(const Sizes& s, const Scratch& scratch) {
+std::int32_t group_by_expert(const MoeSizes& s, const MoeScratch& scratch) {
   std::fill_n(scratch.expert_begin, s.n_all + 1, 0);
   for (std::int64_t i = 0; i < s.n_pairs(); ++i)
     ++scratch.expert_begin[scratch.choices[i].expert + 1];
@@ -114,7 +55,7 @@ std::int32_t group_by_expert(const Sizes& s, const Scratch& scratch) {
     scratch.expert_begin[e + 1] += scratch.expert_begin[e];
   }
   for (std::int64_t i = 0; i < s.n_pairs(); ++i) {
-    Choice& choice = scratch.choices[i];
+    MoeChoice& choice = scratch.choices[i];
     choice.place = scratch.expert_begin[choice.expert]++;
     scratch.pair_row[choice.place] = static_cast<std::int32_t>(i / s.per_row);
   }
@@ -126,7 +67,7 @@ std::int32_t group_by_expert(const Sizes& s, const Scratch& scratch) {
 // One panel of one expert over the rows that chose it.
 template <class RowAt>
 void run_panel(const CpuKernels& kernels, const PackedMatrix& w, std::int64_t expert_stride,
-               std::int64_t panel_bytes, const Scratch& scratch, std::int32_t expert,
+               std::int64_t panel_bytes, const MoeScratch& scratch, std::int32_t expert,
                std::int64_t panel, const RowAt& row_at, float* y, std::int64_t y_stride) {
   std::array<const void*, kMaxRowsPerCall> rows;
   std::array<float*, kMaxRowsPerCall> outs;
@@ -147,12 +88,12 @@ void run_panel(const CpuKernels& kernels, const PackedMatrix& w, std::int64_t ex
 
 std::size_t CpuBackend::moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
                                           std::int64_t max_rows) const {
-  return lay_out(sizes_of(config, d_model, max_rows), nullptr).bytes;
+  return lay_out_moe(moe_sizes(config, d_model, max_rows), nullptr).bytes;
 }
 
 void CpuBackend::do_moe(const MoeArgs& args) {
-  const Sizes s = sizes_of(args.config, args.down.n_out, args.n_rows);
-  const Scratch scratch = lay_out(s, args.scratch);
+  const MoeSizes s = moe_sizes(args.config, args.down.n_out, args.n_rows);
+  const MoeScratch scratch = lay_out_moe(s, args.scratch);
   const std::int64_t element = static_cast<std::int64_t>(dtype_bytes(args.x.dtype));
   const auto x_row = [&](std::int64_t row) {
     return static_cast<const std::byte*>(args.x.data) + row * args.x.stride * element;
@@ -196,7 +137,7 @@ void CpuBackend::do_moe(const MoeArgs& args) {
     float* y = args.y + row * args.y_stride;
     std::fill_n(y, s.down_stride(), 0.0f);
     for (std::int64_t i = 0; i < s.per_row; ++i) {
-      const Choice& choice = scratch.choices[row * s.per_row + i];
+      const MoeChoice& choice = scratch.choices[row * s.per_row + i];
       kernels_.add_scaled(y, scratch.down + choice.place * s.down_stride(), choice.weight,
                           s.down_stride());
     }

@@ -1,5 +1,6 @@
 // The mixture of experts: route, group the rows by expert, run every expert over its rows, add the
 // results per row in ascending expert order (csrc/backend/cpu/cpu_moe.cpp).
+#include "backend/moe_layout.h"
 #include "kernels/common.cuh"
 #include "kernels/launchers.h"
 
@@ -7,59 +8,6 @@ namespace duplex::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-// One (row, expert) pair; a row has top_k + n_shared of them in ascending expert order.
-struct Choice {
-  std::int32_t expert;
-  float weight;
-  std::int32_t place;  // among the pairs sorted by expert
-};
-
-// The parts of the scratch buffer, in order.
-struct Scratch {
-  float* x;                    // (n_rows, d_model padded) float32 rows for the router
-  float* router_logits;        // (n_rows, n_experts + n_shared padded to 64)
-  float* gate_up;              // (n_pairs, 2 * d_expert padded, to 64)
-  std::byte* activated;        // (n_pairs, d_expert padded) in the dtype of the experts
-  float* down;                 // (n_pairs, d_model padded to 64)
-  Choice* choices;             // (n_rows, top_k + n_shared)
-  std::int32_t* pair_row;      // (n_pairs) batch row of the pair at each place
-  std::int32_t* expert_begin;  // (n_experts + n_shared + 1) first place of each expert
-};
-
-struct Sizes {
-  std::int64_t n_rows, d_model, n_all, per_row, d_expert_padded;
-
-  std::int64_t n_pairs() const { return n_rows * per_row; }
-  std::int64_t router_stride() const { return round_up(n_all, kPanelOutputs); }
-  std::int64_t gate_up_stride() const { return round_up(2 * d_expert_padded, kPanelOutputs); }
-  std::int64_t down_stride() const { return round_up(d_model, kPanelOutputs); }
-};
-
-Sizes sizes_of(const MoeConfig& config, std::int64_t d_model, std::int64_t n_rows) {
-  return {n_rows, d_model, config.n_experts + config.n_shared, config.top_k + config.n_shared,
-          round_up(config.d_expert, kColumnAlign)};
-}
-
-// Places the parts from `base` on; returns the bytes they take.
-std::size_t lay_out(const Sizes& s, void* base, Scratch& scratch) {
-  std::size_t offset = 0;
-  const auto take = [&](auto*& pointer, std::int64_t count) {
-    using Element = std::remove_reference_t<decltype(*pointer)>;
-    pointer = reinterpret_cast<Element*>(reinterpret_cast<std::uintptr_t>(base) + offset);
-    offset +=
-        static_cast<std::size_t>(round_up(count * static_cast<std::int64_t>(sizeof(Element)), 256));
-  };
-  take(scratch.x, s.n_rows * round_up(s.d_model, kColumnAlign));
-  take(scratch.router_logits, s.n_rows * s.router_stride());
-  take(scratch.gate_up, s.n_pairs() * s.gate_up_stride());
-  take(scratch.activated, s.n_pairs() * s.d_expert_padded * 4);
-  take(scratch.down, s.n_pairs() * s.down_stride());
-  take(scratch.choices, s.n_pairs());
-  take(scratch.pair_row, s.n_pairs());
-  take(scratch.expert_begin, s.n_all + 1);
-  return offset;
-}
 
 struct ToFloatArgs {
   Rows x;
@@ -80,13 +28,13 @@ struct RouteArgs {
   std::int64_t stride;
   const float* selection_bias;
   float global_scale;
-  Choice* choices;
+  MoeChoice* choices;
 };
 
 DUPLEX_DEVICE double log_sigmoid(double x) { return x >= 0 ? -log1p(exp(-x)) : x - log1p(exp(x)); }
 
 // Routed and shared experts of one row, weighed together by their sigmoids.
-DUPLEX_DEVICE void weigh_choices(const RouteArgs& args, const float* logits, Choice* choices) {
+DUPLEX_DEVICE void weigh_choices(const RouteArgs& args, const float* logits, MoeChoice* choices) {
   const MoeConfig& config = args.config;
   const std::int32_t n = config.top_k + config.n_shared;
   for (std::int32_t s = 0; s < config.n_shared; ++s)
@@ -107,7 +55,7 @@ DUPLEX_KERNEL route_kernel(RouteArgs args) {
   auto* const scores = reinterpret_cast<float*>(shared_memory());
   const MoeConfig& config = args.config;
   const float* logits = args.logits + block_x() * args.stride;
-  Choice* const choices = args.choices + block_x() * (config.top_k + config.n_shared);
+  MoeChoice* const choices = args.choices + block_x() * (config.top_k + config.n_shared);
   for (std::int32_t e = thread_index(); e < config.n_experts; e += kWarp)
     scores[e] = 1.0f / (1.0f + static_cast<float>(exp(-static_cast<double>(logits[e])))) +
                 args.selection_bias[e];
@@ -146,7 +94,7 @@ struct GroupArgs {
   std::int32_t n_all;  // experts
   std::int32_t n_pairs;
   std::int32_t per_row;
-  Choice* choices;
+  MoeChoice* choices;
   std::int32_t* pair_row;
   std::int32_t* expert_begin;
 };
@@ -175,7 +123,7 @@ DUPLEX_KERNEL group_kernel(GroupArgs args) {
 }
 
 struct CombineArgs {
-  const Choice* choices;
+  const MoeChoice* choices;
   std::int32_t per_row;
   const float* down;
   std::int64_t down_stride;
@@ -184,7 +132,7 @@ struct CombineArgs {
 };
 
 DUPLEX_KERNEL combine_kernel(CombineArgs args) {
-  const Choice* const choices = args.choices + block_x() * args.per_row;
+  const MoeChoice* const choices = args.choices + block_x() * args.per_row;
   for (std::int64_t c = thread_index(); c < args.down_stride; c += n_threads()) {
     float sum = 0.0f;
     for (std::int32_t i = 0; i < args.per_row; ++i)
@@ -193,7 +141,7 @@ DUPLEX_KERNEL combine_kernel(CombineArgs args) {
   }
 }
 
-void route(Runtime& runtime, const MoeArgs& args, const Sizes& s, const Scratch& scratch) {
+void route(Runtime& runtime, const MoeArgs& args, const MoeSizes& s, const MoeScratch& scratch) {
   const std::int64_t width = args.gate_up.n_in;
   runtime.launch(to_float_kernel, {s.n_rows, div_up(width, kThreads)}, kThreads, 0,
                  ToFloatArgs{args.x, width, scratch.x});
@@ -216,14 +164,12 @@ void route(Runtime& runtime, const MoeArgs& args, const Sizes& s, const Scratch&
 }  // namespace
 
 std::size_t moe_bytes(const MoeConfig& config, std::int64_t d_model, std::int64_t n_rows) {
-  Scratch scratch;
-  return lay_out(sizes_of(config, d_model, n_rows), nullptr, scratch);
+  return lay_out_moe(moe_sizes(config, d_model, n_rows), nullptr).bytes;
 }
 
 void launch_moe(Runtime& runtime, const MoeArgs& args) {
-  const Sizes s = sizes_of(args.config, args.down.n_out, args.n_rows);
-  Scratch scratch;
-  lay_out(s, args.scratch, scratch);
+  const MoeSizes s = moe_sizes(args.config, args.down.n_out, args.n_rows);
+  const MoeScratch scratch = lay_out_moe(s, args.scratch);
   route(runtime, args, s, scratch);
   const auto n_all = static_cast<std::int32_t>(s.n_all);
   launch_expert_linear(runtime,
