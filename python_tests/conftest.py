@@ -27,7 +27,7 @@ DEVICE = os.environ.get("DUPLEX_TEST_DEVICE", "cpu")
 if DEVICE != "cpu":
     from duplex_engine import Engine
 
-    Engine.load.__func__.__kwdefaults__["device"] = DEVICE  # type: ignore[attr-defined]
+    Engine.load.__func__.__kwdefaults__["device"] = DEVICE
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

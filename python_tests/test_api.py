@@ -96,7 +96,8 @@ def test_a_stream_of_micro_turns(engine: Engine, session: Session) -> None:
     # What is in the sequence: every row, and every token but the one that waits.
     n_tokens = sum(len(turn.token_ids) for turn in turns)
     assert session.length == 12 * 4 + n_tokens - 1
-    joined = engine.tokenizer.decode([i for turn in turns for i in turn.token_ids])  # type: ignore
+    assert engine.tokenizer is not None
+    joined = engine.tokenizer.decode([i for turn in turns for i in turn.token_ids])
     assert "".join(turn.text for turn in turns) == joined
 
 

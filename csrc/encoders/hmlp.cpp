@@ -147,12 +147,12 @@ void HmlpEncoder::allocate() {
 
 void HmlpEncoder::encode(const ImageView& image, std::int64_t first_patch, std::int64_t n_patches,
                          float* out, std::int64_t out_stride) {
+  const std::size_t patch_bytes =
+      pixels_.size() / static_cast<std::size_t>(max_patches_) * sizeof(float);
   for (std::int64_t done = 0; done < n_patches; done += max_patches_) {
     const std::int64_t n_now = std::min(max_patches_, n_patches - done);
     preprocess(image, config_, first_patch + done, n_now, pixels_.data());
-    const std::int64_t patch_pixels = stages_[0].t * stages_[0].h * stages_[0].w * kChannels;
-    backend_->write(cells_->data(), pixels_.data(),
-                    static_cast<std::size_t>(n_now * patch_pixels) * sizeof(float));
+    backend_->write(cells_->data(), pixels_.data(), static_cast<std::size_t>(n_now) * patch_bytes);
     encode_batch(static_cast<std::int32_t>(n_now), out + done * out_stride, out_stride);
   }
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +26,7 @@ from duplex_engine.errors import CapacityError
 from duplex_engine.evaluation.showcase import read_showcase
 from duplex_engine.models.random import Preset, write_random_checkpoint
 from duplex_engine.session import Session
+from duplex_engine.types import StepInput
 
 __all__ = ["DTYPES", "SHAPES", "Check", "Shape", "Timing", "checks", "timings"]
 
@@ -33,7 +35,8 @@ DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 Digests = list[tuple[int, int, int]]
 TURN = 3200  # samples
 N_COMPANIONS = 5
-TEXT = "seven plus two"
+TEXT, TYPED_TURN = "seven plus two", 7
+WARM_UP = 3  # calls before the timed ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +108,17 @@ class _Stream:
             sound = read_showcase(folder).audio
         self.turns = [sound[i * TURN : (i + 1) * TURN] for i in range(n_turns)]
 
+    def typed(self, number: int) -> str | None:
+        """The text that is typed in a micro-turn."""
+        return TEXT if number == TYPED_TURN else None
+
     def play(self, session: Session, pieces: int = 1) -> list[tuple[int, ...]]:
         """Feeds every micro-turn in so many pieces; returns the tokens of each."""
         said = []
         for number, turn in enumerate(self.turns):
             for piece in np.array_split(turn, pieces):
                 session.feed(piece)
-            said.append(session.step(text=TEXT if number == 7 else None).token_ids)
+            said.append(session.step(text=self.typed(number)).token_ids)
         return said
 
 
@@ -171,8 +178,8 @@ def _with_company(
     sessions = [engine.open_session() for _ in range(1 + N_COMPANIONS)]
     together = []
     for number, turn in enumerate(stream.turns):
-        requests: list[tuple[Session, Any]] = [
-            (sessions[0], {"audio": turn, "text": TEXT if number == 7 else None})
+        requests: list[tuple[Session, StepInput]] = [
+            (sessions[0], {"audio": turn, "text": stream.typed(number)})
         ]
         for other in sessions[1:]:
             requests.append((other, {"audio": stream.turns[-1 - number]}))
@@ -190,11 +197,12 @@ def _percentiles(
     call: Callable[[], object], n: int, shape: str, what: str, context: int, n_sessions: int = 1
 ) -> Timing:
     times = np.empty(n)
-    for i in range(n + 3):
+    for _ in range(WARM_UP):
+        call()
+    for i in range(n):
         begin = time.perf_counter()
         call()
-        if i >= 3:
-            times[i - 3] = 1000.0 * (time.perf_counter() - begin)
+        times[i] = 1000.0 * (time.perf_counter() - begin)
     median, p99 = np.percentile(times, (50, 99))
     return Timing(shape, what, context, n_sessions, n, float(median), float(p99))
 
@@ -228,13 +236,14 @@ def _time_one(engine: Engine, name: str, context: int, n: int) -> Iterator[Timin
         rows = _ids(engine, n_rows).tolist()
         with engine.open_session() as session:
             session.append(text=_ids(engine, context).tolist())
-
-            def call(session: Session = session, rows: list[int] = rows, k: int = n_tokens) -> None:
-                session.append(text=rows)
-                if k:
-                    session.decode(k)
-
+            call = partial(_append_and_decode, session, rows, n_tokens)
             yield _percentiles(call, n, name, what, context)
+
+
+def _append_and_decode(session: Session, rows: list[int], n_tokens: int) -> None:
+    session.append(text=rows)
+    if n_tokens:
+        session.decode(n_tokens)
 
 
 def _sessions(engine: Engine, n: int) -> list[Session]:
@@ -256,10 +265,9 @@ def _time_many(engine: Engine, name: str, n: int) -> Iterator[Timing]:
         sessions = _sessions(engine, n_sessions)
         if not sessions:
             return
-        requests = [(session, {"audio": sound, "max_tokens": 1}) for session in sessions]
-        yield _percentiles(
-            lambda requests=requests: engine.step_many(requests),  # type: ignore[misc]
-            n, name, "silent micro-turn", 0, n_sessions,
-        )  # fmt: skip
+        silence: StepInput = {"audio": sound, "max_tokens": 1}
+        requests = [(session, silence) for session in sessions]
+        call = partial(engine.step_many, requests)
+        yield _percentiles(call, n, name, "silent micro-turn", 0, n_sessions)
         for session in sessions:
             session.close()

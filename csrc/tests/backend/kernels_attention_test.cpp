@@ -4,22 +4,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tests/backend/attention_scene.h"
 #include "tests/backend/fixtures.h"
 
 namespace duplex::backend_tests {
 namespace {
-
-struct Scene {
-  const char* name;
-  AttentionShape shape;
-  std::int32_t d_rel;
-  std::int64_t position;  // of the first row
-  std::int32_t n_rows;
-  std::int32_t log_scaling_floor = 0;
-  std::vector<PositionRange> forgotten = {};
-
-  bool is_local() const { return shape.window > 0; }
-};
 
 // Groups of 1 to 8 query heads; shape: heads, kv heads, d_head, rel_extent, window.
 const std::vector<Scene> kScenes = {

@@ -4,24 +4,15 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tests/backend/attention_scene.h"
 #include "tests/simt/fixtures.h"
 
 namespace duplex::simt_tests {
 namespace {
 
+using backend_tests::Scene;
+
 constexpr float kAlpha = 0.4f;
-
-struct Scene {
-  const char* name;
-  AttentionShape shape;  // heads, kv heads, d_head, rel_extent, window
-  std::int32_t d_rel;
-  std::int64_t position;  // of the first row
-  std::int32_t n_rows;
-  std::int32_t log_scaling_floor = 0;
-  std::vector<PositionRange> forgotten = {};
-
-  bool is_local() const { return shape.window > 0; }
-};
 
 const std::vector<Scene> kScenes = {
     {"the first position", {1, 1, 16, 8, 0}, 3, 0, 1},

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "backend/moe_layout.h"
 #include "core/error.h"
 #include "kernels/launchers.h"
 
@@ -87,7 +88,7 @@ std::int64_t CudaBackend::pack(const PackSource& source, const PackShape& shape,
 
 std::size_t CudaBackend::moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
                                            std::int64_t max_rows) const {
-  return moe_bytes(config, d_model, max_rows);
+  return lay_out_moe(moe_sizes(config, d_model, max_rows), nullptr).bytes;
 }
 
 void CudaBackend::grow(std::unique_ptr<Buffer>& buffer, std::size_t bytes) {
@@ -101,11 +102,12 @@ void CudaBackend::grow(std::unique_ptr<Buffer>& buffer, std::size_t bytes) {
 // each segment, and how far attention may reach.
 void CudaBackend::run_layers(const Segments& segments, const std::function<void()>& layers) {
   staged(segments);
-  std::vector<std::int64_t> kind{attention_reach(segments)};
-  for (std::int32_t i = 0; i < segments.count; ++i) kind.push_back(segments.data[i].n_rows);
-  if (records_.size() > kMaxRecords) records_.clear();
-  const auto [found, is_new] = records_.try_emplace(std::move(kind));
-  if (is_new) {
+  kind_.assign(1, attention_reach(segments));
+  for (std::int32_t i = 0; i < segments.count; ++i) kind_.push_back(segments.data[i].n_rows);
+  const auto found = records_.find(kind_);
+  if (found == records_.end()) {
+    if (records_.size() > kMaxRecords) records_.clear();
+    records_.emplace(kind_, nullptr);
     layers();
     return;
   }

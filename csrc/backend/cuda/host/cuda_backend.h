@@ -59,8 +59,10 @@ class CudaBackend final : public Backend {
 
   Runtime runtime_;
   std::map<std::vector<std::int64_t>, std::unique_ptr<Record>> records_;  // null: seen once
-  std::unique_ptr<Buffer> segments_;                                      // on the device
-  std::vector<std::byte> staged_;                                         // what it holds
+  std::vector<std::int64_t>
+      kind_;  // of the pass in progress; kept, so that a pass allocates nothing
+  std::unique_ptr<Buffer> segments_;  // on the device
+  std::vector<std::byte> staged_;     // what it holds
   std::vector<std::byte> wanted_;
   std::unique_ptr<Buffer> partial_;  // sums of attention that are added later
   std::unique_ptr<Buffer> pack_source_;

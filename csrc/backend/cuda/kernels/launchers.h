@@ -46,7 +46,6 @@ struct ExpertLinearArgs {
 };
 void launch_expert_linear(Runtime& runtime, const ExpertLinearArgs& args);
 
-std::size_t moe_bytes(const MoeConfig& config, std::int64_t d_model, std::int64_t n_rows);
 void launch_moe(Runtime& runtime, const MoeArgs& args);
 
 // Bytes of a packed matrix, and the packing of `source` (on the device) into it.

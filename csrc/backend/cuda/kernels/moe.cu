@@ -163,10 +163,6 @@ void route(Runtime& runtime, const MoeArgs& args, const MoeSizes& s, const MoeSc
 
 }  // namespace
 
-std::size_t moe_bytes(const MoeConfig& config, std::int64_t d_model, std::int64_t n_rows) {
-  return lay_out_moe(moe_sizes(config, d_model, n_rows), nullptr).bytes;
-}
-
 void launch_moe(Runtime& runtime, const MoeArgs& args) {
   const MoeSizes s = moe_sizes(args.config, args.down.n_out, args.n_rows);
   const MoeScratch scratch = lay_out_moe(s, args.scratch);
