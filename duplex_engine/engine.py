@@ -31,6 +31,7 @@ from duplex_engine.types import MicroTurn, StepInput
 __all__ = ["Engine", "parse_bytes"]
 
 Dtype: TypeAlias = Literal["float32", "bfloat16"]
+Weights: TypeAlias = Literal["float32", "bfloat16", "int8", "int4"]
 Progress: TypeAlias = bool | Callable[[int, int], None] | None
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KiB": 2**10,
@@ -49,10 +50,16 @@ class Engine:
     sample_rate = SAMPLE_RATE  # Hz, of sound given without a `sample_rate`
 
     def __init__(
-        self, core: _core.Engine, config: ModelConfig, tokenizer: Tokenizer | None, dtype: Dtype
+        self,
+        core: _core.Engine,
+        config: ModelConfig,
+        tokenizer: Tokenizer | None,
+        dtype: Dtype,
+        weights: Weights,
     ) -> None:
         self._core = core
         self._dtype = dtype
+        self._weights: Weights = weights
         self._config = config
         self._tokenizer = tokenizer
 
@@ -63,6 +70,7 @@ class Engine:
         *,
         device: str = "cpu",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        weights: Literal["auto", "int8", "int4"] = "auto",
         threads: int | None = None,
         memory: int | str = "1GiB",
         max_positions: int = 32_768,
@@ -78,8 +86,11 @@ class Engine:
                 "reference", the small interaction model that comes with the package.
             device: "cpu", or "cuda" where the build has CUDA and the machine a GPU of compute
                 capability 9.0 or newer (docs/GPU.md).
-            dtype: type of the weights and of the cache of keys and values; "auto" is bfloat16 for a
-                bfloat16 checkpoint, else float32.
+            dtype: type of the rows, of the cache of keys and values and, unless `weights` says
+                otherwise, of the weights; "auto" is bfloat16 for a bfloat16 checkpoint, else
+                float32.
+            weights: "int8" or "int4" quantise the layers' matrices and the head while loading (CPU
+                only): groups of 64 or 32 inputs share a scale, 8.25 or 4.5 bits a weight.
             threads: worker threads of the CPU; None takes one per processor core.
             memory: bytes for the sequences of all sessions, or a string like "512MiB". Weights are
                 not counted.
@@ -100,6 +111,10 @@ class Engine:
         if dtype not in ("auto", "float32", "bfloat16"):
             raise InvalidArgument(
                 f"dtype: expected 'auto', 'float32' or 'bfloat16', found {found(dtype)}"
+            )
+        if weights not in ("auto", "int8", "int4"):
+            raise InvalidArgument(
+                f"weights: expected 'auto', 'int8' or 'int4', found {found(weights)}"
             )
         if not (progress is None or isinstance(progress, bool) or callable(progress)):
             raise InvalidArgument(
@@ -130,10 +145,11 @@ class Engine:
                 core_config(config),
                 [(t.name, t.dtype, t.shape, t.data) for t in checkpoint.tensors],
                 dtype=resolved,
+                weights="" if weights == "auto" else weights,
                 progress=progress or None,
                 **options,
             )
-        return cls(core, config, tokenizer, resolved)
+        return cls(core, config, tokenizer, resolved, resolved if weights == "auto" else weights)
 
     @property
     def config(self) -> ModelConfig:
@@ -147,8 +163,13 @@ class Engine:
 
     @property
     def dtype(self) -> Dtype:
-        """Type of the weights and of the cache: "float32" or "bfloat16"."""
+        """Type of the rows and of the cache: "float32" or "bfloat16"."""
         return self._dtype
+
+    @property
+    def weights(self) -> Weights:
+        """Format of the layers' matrices and the head: `dtype`, "int8" or "int4"."""
+        return self._weights
 
     @property
     def interaction(self) -> bool:

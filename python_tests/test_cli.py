@@ -265,22 +265,23 @@ def test_a_pass_reads_every_weight_once(checkpoint: Path) -> None:
             and "global_scale" not in tensor.name
         )
         head = next(t.data.nbytes for t in opened.tensors if t.name.endswith("unembed.weight"))
-        assert pass_cost(opened.config, 1, 0, 4).n_bytes == layers + head
+        assert pass_cost(opened.config, 1, 0, 4, 4).n_bytes == layers + head
 
 
 def test_costs_grow_as_they_should(checkpoint: Path, tmp_path: Path) -> None:
     config = ModelConfig.read(checkpoint / "config.json")
-    one, five = pass_cost(config, 1, 100, 2), pass_cost(config, 5, 100, 2)
+    one, five = pass_cost(config, 1, 100, 2, 2), pass_cost(config, 5, 100, 2, 2)
     assert one.n_bytes == five.n_bytes
     assert five.operations > one.operations
-    assert pass_cost(config, 1, 10_000, 2).n_bytes > one.n_bytes
+    assert pass_cost(config, 1, 10_000, 2, 2).n_bytes > one.n_bytes
+    assert pass_cost(config, 1, 100, 2, 1).n_bytes < one.n_bytes
     assert (one + five).operations == one.operations + five.operations
     assert one.floor_ms(Machine(1e9, 1e18)) == pytest.approx(one.n_bytes / 1e6)
     assert one.floor_ms(Machine(1e18, 1e9)) == pytest.approx(one.operations / 1e6)
     assert turn_passes(config, 3) == [5, 1, 1]
 
     experts = ModelConfig.read(write_random_checkpoint(tmp_path, "moe") / "config.json")
-    few, many = pass_cost(experts, 1, 1, 4), pass_cost(experts, 1000, 1, 4)
+    few, many = pass_cost(experts, 1, 1, 4, 4), pass_cost(experts, 1000, 1, 4, 4)
     # Together many rows use every expert: each of them is read, once.
     d, n_layers = experts.text.hidden_size, sum(experts.text.is_moe)
     assert many.n_bytes - few.n_bytes == pytest.approx(

@@ -17,6 +17,12 @@ void check_floats(const char* op, const char* name, const float* data, std::int6
   check(stride >= width, op, ": ", name, " needs rows of ", width, " floats, stride is ", stride);
 }
 
+// Dense weights multiply rows of their own dtype; quantised ones take either.
+void check_meets(const char* op, const Rows& rows, const PackedMatrix& w) {
+  check(is_quantised(w.dtype) || rows.dtype == w.dtype, op, ": rows are ", dtype_name(rows.dtype),
+        ", weights are ", dtype_name(w.dtype));
+}
+
 void check_segments(const char* op, const Segments& segments, bool is_local) {
   std::int32_t row = 0;
   for (std::int32_t i = 0; i < segments.count; ++i) {
@@ -59,8 +65,7 @@ void Backend::norm(const NormArgs& args) {
 void Backend::linear(const LinearArgs& args) {
   if (args.n_rows == 0) return;
   check(args.w.data != nullptr, "linear: no weights");
-  check(args.x.dtype == args.w.dtype, "linear: rows are ", dtype_name(args.x.dtype),
-        ", weights are ", dtype_name(args.w.dtype));
+  check_meets("linear", args.x, args.w);
   check_rows("linear", "x", args.x, args.w.n_in);
   check_floats("linear", "y", args.y, args.y_stride, round_up(args.w.n_out, kPanelOutputs));
   do_linear(args);
@@ -112,8 +117,8 @@ void Backend::silu_mul(const SiluMulArgs& args) {
 void Backend::moe(const MoeArgs& args) {
   if (args.n_rows == 0) return;
   check(args.router.dtype == DType::kF32, "moe: the router is float32");
-  check(args.x.dtype == args.gate_up.dtype && args.down.dtype == args.gate_up.dtype,
-        "moe: rows and experts must have one dtype");
+  check(args.down.dtype == args.gate_up.dtype, "moe: the experts must have one dtype");
+  check_meets("moe", args.x, args.gate_up);
   check_rows("moe", "x", args.x, args.gate_up.n_in);
   check_floats("moe", "y", args.y, args.y_stride, round_up(args.down.n_out, kPanelOutputs));
   check(args.scratch != nullptr, "moe: no scratch");

@@ -25,6 +25,13 @@ DType dtype_from(const std::string& name, const std::string& what) {
   fail<CheckpointError>(what, ": expected dtype float32 or bfloat16, found ", name);
 }
 
+// "" is the dtype itself.
+DType weights_from(const std::string& name, DType dtype) {
+  if (name == "int8") return DType::kInt8;
+  if (name == "int4") return DType::kInt4;
+  return name.empty() ? dtype : dtype_from(name, "weights");
+}
+
 // Whether the array is a read-only view of a file, whose pages can be given back and read again.
 bool is_file_mapping(const py::array& array) {
   const py::object memmap = py::module_::import("numpy").attr("memmap");
@@ -321,13 +328,15 @@ void bind_engine(py::module_& m) {
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine", "One checkpoint, loaded.")
       .def(py::init([](const ConfigDict& config, const std::vector<TensorTuple>& tensors,
                        const std::string& device, int n_threads, const std::string& isa,
-                       const std::string& dtype, std::int64_t memory_bytes,
-                       std::int32_t max_batch_rows, std::int64_t max_positions,
-                       std::int32_t rewind_rows, const py::object& progress) {
+                       const std::string& dtype, const std::string& weights,
+                       std::int64_t memory_bytes, std::int32_t max_batch_rows,
+                       std::int64_t max_positions, std::int32_t rewind_rows,
+                       const py::object& progress) {
              EngineOptions options;
              options.device = device;
              options.backend = {n_threads, isa};
              options.dtype = dtype_from(dtype, "dtype");
+             options.weights = weights_from(weights, options.dtype);
              options.memory_bytes = memory_bytes;
              options.max_batch_rows = max_batch_rows;
              options.max_positions = max_positions;
@@ -336,9 +345,9 @@ void bind_engine(py::module_& m) {
            }),
            py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("device") = "cpu",
            py::arg("n_threads") = 0, py::arg("isa") = "", py::arg("dtype") = "float32",
-           py::arg("memory_bytes") = std::int64_t{1} << 30, py::arg("max_batch_rows") = 256,
-           py::arg("max_positions") = 32768, py::arg("rewind_rows") = 64,
-           py::arg("progress") = py::none())
+           py::arg("weights") = "", py::arg("memory_bytes") = std::int64_t{1} << 30,
+           py::arg("max_batch_rows") = 256, py::arg("max_positions") = 32768,
+           py::arg("rewind_rows") = 64, py::arg("progress") = py::none())
       .def(
           "open_session",
           [](Engine& engine, std::optional<std::int64_t> max_positions, std::uint64_t seed,

@@ -7,11 +7,16 @@
 
 namespace duplex {
 
-enum class DType : std::uint8_t { kF32, kBF16 };
+// kInt8 and kInt4 are formats of packed matrices alone: codes in groups that share a scale. Rows,
+// tables and tapes are float32 or bfloat16.
+enum class DType : std::uint8_t { kF32, kBF16, kInt8, kInt4 };
 
+constexpr bool is_quantised(DType dtype) { return dtype == DType::kInt8 || dtype == DType::kInt4; }
+// Of one element; not for the quantised formats.
 constexpr std::size_t dtype_bytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 constexpr const char* dtype_name(DType dtype) {
-  return dtype == DType::kF32 ? "float32" : "bfloat16";
+  constexpr const char* kNames[] = {"float32", "bfloat16", "int8", "int4"};
+  return kNames[static_cast<std::size_t>(dtype)];
 }
 
 constexpr std::int64_t div_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }

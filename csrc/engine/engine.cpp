@@ -32,6 +32,9 @@ ModelConfig checked(ModelConfig config, const EngineOptions& options) {
   config.validate();
   check(options.max_batch_rows >= 1 && options.max_batch_rows <= 65536,
         "max_batch_rows: expected 1 to 65536, found ", options.max_batch_rows);
+  check(options.weights == options.dtype || is_quantised(options.weights), "weights: expected ",
+        dtype_name(options.dtype), " (the dtype), int8 or int4, found ",
+        dtype_name(options.weights));
   check(options.memory_bytes > 0 && options.memory_bytes <= kMaxMemoryBytes,
         "memory: expected 1 to ", kMaxMemoryBytes, " bytes, found ", options.memory_bytes);
   return config;
@@ -46,7 +49,7 @@ Engine::Engine(ModelConfig config, std::vector<SourceTensor> tensors, const Engi
       backend_(create_backend(options.device, options.backend)),
       sampler_(config_.unpadded_vocab_size) {
   TensorSource source(std::move(tensors));
-  weights_ = load_weights(config_, source, options.dtype, *backend_, progress);
+  weights_ = load_weights(config_, source, {options.dtype, options.weights}, *backend_, progress);
   layout_ = SequenceLayout::make(config_, options.dtype, backend_->page_granularity(),
                                  {options.rewind_rows, options.max_batch_rows});
   pool_ = make_pool(*backend_, layout_, options.memory_bytes);

@@ -103,7 +103,7 @@ const float* WeightBuilder::rel_bank(const SourceTensor& tensor, std::int64_t& s
 const void* WeightBuilder::table(const SourceTensor& tensor) {
   const std::int64_t width = tensor.shape[1];
   const std::int64_t padded = round_up(width, kColumnAlign);
-  const std::int64_t row_bytes = padded * static_cast<std::int64_t>(dtype_bytes(dtype_));
+  const std::int64_t row_bytes = padded * static_cast<std::int64_t>(dtype_bytes(dtypes_.rows));
   auto* out = take<std::byte>(tensor.shape[0] * row_bytes);
   if (out == nullptr) return nullptr;
   const std::int64_t stripe = stripe_rows(tensor, width);
@@ -115,7 +115,7 @@ const void* WeightBuilder::table(const SourceTensor& tensor) {
       for (std::int64_t c = 0; c < width; ++c) {
         const float v = value(tensor, row * width + c);
         const std::int64_t at = (row - begin) * padded + c;
-        if (dtype_ == DType::kF32)
+        if (dtypes_.rows == DType::kF32)
           reinterpret_cast<float*>(rows.data())[at] = v;
         else
           reinterpret_cast<std::uint16_t*>(rows.data())[at] = float_to_bf16(v);

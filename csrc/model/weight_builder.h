@@ -22,13 +22,18 @@ struct OutputRows {
   std::int64_t row_stride = 0;
 };
 
+struct WeightDTypes {
+  DType rows = DType::kF32;      // of tables, of the vision tower and of all rows
+  DType matrices = DType::kF32;  // of the layers' matrices and the head: as `rows`, or quantised
+};
+
 // Called with (bytes packed, bytes in all) now and then.
 using LoadProgress = std::function<void(std::size_t, std::size_t)>;
 
 class WeightBuilder {
  public:
-  WeightBuilder(Backend& backend, DType dtype, const LoadProgress& progress)
-      : backend_(backend), dtype_(dtype), progress_(progress) {}
+  WeightBuilder(Backend& backend, const WeightDTypes& dtypes, const LoadProgress& progress)
+      : backend_(backend), dtypes_(dtypes), progress_(progress) {}
 
   void start_filling(std::byte* base, std::size_t bytes);
   std::size_t bytes() const { return offset_; }
@@ -40,13 +45,13 @@ class WeightBuilder {
                            std::int64_t group_padded);
   // (d_rel, extent) to the bank of AttentionArgs: distances descending between blocks of zeros.
   const float* rel_bank(const SourceTensor& tensor, std::int64_t& stride);
-  // A table of padded rows in the weight dtype.
+  // A table of padded rows.
   const void* table(const SourceTensor& tensor);
   // A matrix whose outputs are the given rows in order; input columns come in padded groups.
   PackedMatrix matrix(const std::vector<OutputRows>& outputs, std::int64_t n_in, std::int64_t group,
                       std::int64_t group_padded, DType dtype);
   PackedMatrix matrix(const std::vector<OutputRows>& outputs, std::int64_t n_in) {
-    return matrix(outputs, n_in, n_in, round_up(n_in, kColumnAlign), dtype_);
+    return matrix(outputs, n_in, n_in, round_up(n_in, kColumnAlign), dtypes_.matrices);
   }
   // A single value; 1 while measuring.
   float scalar(const SourceTensor& tensor);
@@ -60,7 +65,7 @@ class WeightBuilder {
   void report();
 
   Backend& backend_;
-  DType dtype_;
+  WeightDTypes dtypes_;
   const LoadProgress& progress_;
   std::byte* base_ = nullptr;
   std::size_t offset_ = 0;

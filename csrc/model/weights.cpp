@@ -17,17 +17,18 @@ OutputRows padding(std::int64_t n) { return {nullptr, n, 0, 0}; }
 
 class Loader {
  public:
-  Loader(const ModelConfig& config, TensorSource& source, WeightBuilder& builder, DType dtype)
+  Loader(const ModelConfig& config, TensorSource& source, WeightBuilder& builder,
+         const WeightDTypes& dtypes)
       : config_(config),
         source_(source),
         builder_(builder),
-        dtype_(dtype),
+        dtypes_(dtypes),
         d_(config.d_model),
         d_padded_(round_up(config.d_model, kColumnAlign)) {}
 
   Weights load() {
     Weights weights;
-    weights.dtype = dtype_;
+    weights.dtype = dtypes_.rows;
     weights.embed =
         builder_.table(source_.find("model.llm.embed.weight", {config_.vocab_size, d_}));
     weights.embed_norm = norm("model.llm.embed_norm.weight", d_);
@@ -83,7 +84,7 @@ class Loader {
     const std::int64_t n_q = std::int64_t{shape.n_heads} * shape.d_head;
     layer.out = builder_.matrix(
         {output_rows(source_.find(prefix + "attn.wo_ud.weight", {d_, n_q}), 0, d_, n_q)}, n_q,
-        shape.d_head, padded_head(shape), dtype_);
+        shape.d_head, padded_head(shape), dtypes_.matrices);
     if (config_.layers[index].is_moe)
       layer.moe = moe(prefix + "mlp.");
     else
@@ -244,7 +245,7 @@ class Loader {
           {output_rows(
               source_.find("model.visual.layers.linear_" + number, {stage.d_out, stage.d_in}), 0,
               stage.d_out, stage.d_in)},
-          stage.d_in));
+          stage.d_in, stage.d_in, round_up(stage.d_in, kColumnAlign), dtypes_.rows));
       if (i + 1 < stages.size())
         weights.norm.push_back(norm("model.visual.layers.norm_" + number, stage.d_out));
     }
@@ -255,21 +256,21 @@ class Loader {
   const ModelConfig& config_;
   TensorSource& source_;
   WeightBuilder& builder_;
-  DType dtype_;
+  WeightDTypes dtypes_;
   std::int64_t d_;
   std::int64_t d_padded_;
 };
 
 }  // namespace
 
-Weights load_weights(const ModelConfig& config, TensorSource& source, DType dtype, Backend& backend,
-                     const LoadProgress& progress) {
-  WeightBuilder builder(backend, dtype, progress);
-  Loader(config, source, builder, dtype).load();  // measures, and checks names and shapes
+Weights load_weights(const ModelConfig& config, TensorSource& source, const WeightDTypes& dtypes,
+                     Backend& backend, const LoadProgress& progress) {
+  WeightBuilder builder(backend, dtypes, progress);
+  Loader(config, source, builder, dtypes).load();  // measures, and checks names and shapes
   source.check_all_used();
   auto arena = backend.allocate(builder.bytes());
   builder.start_filling(static_cast<std::byte*>(arena->data()), builder.bytes());
-  Weights weights = Loader(config, source, builder, dtype).load();
+  Weights weights = Loader(config, source, builder, dtypes).load();
   weights.arena = std::move(arena);
   if (progress) progress(builder.bytes(), builder.bytes());
   return weights;

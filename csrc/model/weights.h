@@ -56,7 +56,7 @@ struct VisionWeights {
 };
 
 struct Weights {
-  DType dtype = DType::kF32;    // of the packed matrices
+  DType dtype = DType::kF32;    // of tables, and of the rows that meet the matrices
   const void* embed = nullptr;  // (vocab_size, d_model padded)
   const float* embed_norm = nullptr;
   std::vector<LayerWeights> layers;
@@ -68,8 +68,8 @@ struct Weights {
   std::unique_ptr<Buffer> arena;
 };
 
-Weights load_weights(const ModelConfig& config, TensorSource& source, DType dtype, Backend& backend,
-                     const LoadProgress& progress);
+Weights load_weights(const ModelConfig& config, TensorSource& source, const WeightDTypes& dtypes,
+                     Backend& backend, const LoadProgress& progress);
 
 // The padded width of one head.
 inline std::int32_t padded_head(const AttentionShape& shape) {

@@ -47,23 +47,28 @@ def turn_passes(config: ModelConfig, n_tokens: int) -> list[int]:
     return [n_frames + 1] + [1] * (n_tokens - 1)
 
 
-def pass_cost(config: ModelConfig, n_rows: int, context: int, element_bytes: int) -> Cost:
+def pass_cost(
+    config: ModelConfig, n_rows: int, context: int, cache_bytes: int, weight_bytes: float
+) -> Cost:
     """Cost of one pass of `n_rows` that sees `context` positions, logits of the last row included.
 
-    element_bytes: of weights and cache.
+    cache_bytes, weight_bytes: of one element of the cache and of one weight.
     """
     text = config.text
-    n_read = text.n_logits * text.hidden_size  # elements read: first the head, for one row
-    n_multiplies = n_read
+    n_weights = text.n_logits * text.hidden_size  # first the head, for one row
+    n_multiplies = n_weights
+    n_cached = 0
     for is_local, is_moe in zip(text.is_local, text.is_moe, strict=True):
-        read, multiplies = _attention(text, is_local, n_rows, context)
-        n_read, n_multiplies = n_read + read, n_multiplies + multiplies
-        read, multiplies = _mlp(text, is_moe, n_rows)
-        n_read, n_multiplies = n_read + read, n_multiplies + multiplies
-    return Cost(n_read * element_bytes, 2 * n_multiplies)
+        weights, cached, multiplies = _attention(text, is_local, n_rows, context)
+        n_weights, n_multiplies = n_weights + weights, n_multiplies + multiplies
+        n_cached += cached
+        weights, multiplies = _mlp(text, is_moe, n_rows)
+        n_weights, n_multiplies = n_weights + weights, n_multiplies + multiplies
+    return Cost(round(n_weights * weight_bytes) + n_cached * cache_bytes, 2 * n_multiplies)
 
 
-def _attention(text: TextConfig, is_local: bool, n_rows: int, context: int) -> tuple[int, int]:
+def _attention(text: TextConfig, is_local: bool, n_rows: int, context: int) -> tuple[int, int, int]:
+    """Weights read, cached elements read, multiplications."""
     n_heads = text.swa_num_attention_heads if is_local else text.num_attention_heads
     n_kv_heads = text.swa_num_key_value_heads if is_local else text.num_key_value_heads
     d_head = text.swa_head_dim if is_local else text.head_dim
@@ -74,7 +79,7 @@ def _attention(text: TextConfig, is_local: bool, n_rows: int, context: int) -> t
     keys_and_values = 2 * n_keys * n_kv_heads * d_head
     profiles = text.d_rel * extent
     per_row = 2 * n_keys * n_heads * d_head + n_heads * text.d_rel * min(n_keys, extent)
-    return weights + keys_and_values + profiles, n_rows * (weights + per_row)
+    return weights + profiles, keys_and_values, n_rows * (weights + per_row)
 
 
 def _mlp(text: TextConfig, is_moe: bool, n_rows: int) -> tuple[int, int]:

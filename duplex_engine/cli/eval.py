@@ -17,6 +17,7 @@ from duplex_engine.cli.run import (
     DeviceOption,
     DtypeOption,
     ThreadsOption,
+    WeightsOption,
     turn_duration_ms,
 )
 from duplex_engine.engine import Engine
@@ -104,6 +105,7 @@ def evaluate(
         bool, typer.Option("--realtime", help="Keep to the clock instead of going on at once.")
     ] = False,
     dtype: DtypeOption = "auto",
+    weights: WeightsOption = "auto",
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
@@ -143,7 +145,7 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {"checkpoint": Path(checkpoint).name}
     with Engine.load(
-        checkpoint, device=device, dtype=dtype, threads=threads, progress=True
+        checkpoint, device=device, dtype=dtype, weights=weights, threads=threads, progress=True
     ) as engine:
         run = _runner(engine, realtime)
         if bank is not None:

@@ -21,6 +21,7 @@ from duplex_engine.cli.run import (
     CheckpointArgument,
     DtypeOption,
     ThreadsOption,
+    WeightsOption,
     turn_duration_ms,
 )
 from duplex_engine.config import ModelConfig
@@ -28,6 +29,7 @@ from duplex_engine.engine import Engine
 
 __all__ = ["inspect", "measure_machine"]
 
+QUANTISED_BITS = {"int8": 8.25, "int4": 4.5}  # a weight, with its share of the scale
 PROBE_BYTES = 256 * 2**20  # more than any processor's cache
 PROBE_SIDE = 1024
 PROBE_REPEATS = 5
@@ -36,6 +38,7 @@ PROBE_REPEATS = 5
 def inspect(
     checkpoint: CheckpointArgument,
     dtype: DtypeOption = "auto",
+    weights: WeightsOption = "auto",
     threads: ThreadsOption = None,
     memory: Annotated[str, typer.Option(help="Bytes for all sessions.")] = "1GiB",
     context: Annotated[
@@ -57,7 +60,7 @@ def inspect(
     with Checkpoint.open(checkpoint) as opened:
         _print_sizes(out, opened)
     with Engine.load(
-        checkpoint, dtype=dtype, threads=threads, memory=memory, progress=True
+        checkpoint, dtype=dtype, weights=weights, threads=threads, memory=memory, progress=True
     ) as engine:
         config = engine.config
         out.print(engine.description, markup=False)
@@ -66,10 +69,11 @@ def inspect(
         for name, n_bytes in engine.memory_plan:
             plan.add_row(name, f"{n_bytes / 2**20:,.2f}")
         out.print(plan)
-        element_bytes = 2 if engine.dtype == "bfloat16" else 4
+        cache_bytes = 2 if engine.dtype == "bfloat16" else 4
+        weight_bytes = QUANTISED_BITS.get(engine.weights, 8 * cache_bytes) / 8
     with out.status("measuring this machine"):
         machine = measure_machine(threads or len(os.sched_getaffinity(0)))
-    _print_costs(out, config, context, element_bytes, machine)
+    _print_costs(out, config, context, cache_bytes, weight_bytes, machine)
 
 
 def measure_machine(n_threads: int) -> Machine:
@@ -122,7 +126,12 @@ def _print_sizes(out: Console, checkpoint: Checkpoint) -> None:
 
 
 def _print_costs(
-    out: Console, config: ModelConfig, context: int, element_bytes: int, machine: Machine
+    out: Console,
+    config: ModelConfig,
+    context: int,
+    cache_bytes: int,
+    weight_bytes: float,
+    machine: Machine,
 ) -> None:
     n_most = 16 if config.interaction is None else config.interaction.max_output_tokens
     table = Table(
@@ -138,7 +147,7 @@ def _print_costs(
         column.justify = "right"
     for n_tokens in sorted({1, max(n_most // 2, 1), n_most}):
         costs = [
-            pass_cost(config, n_rows, context, element_bytes)
+            pass_cost(config, n_rows, context, cache_bytes, weight_bytes)
             for n_rows in turn_passes(config, n_tokens)
         ]
         total = sum(costs, Cost(0, 0))

@@ -20,6 +20,7 @@ __all__ = [
     "DtypeOption",
     "JsonOption",
     "ThreadsOption",
+    "WeightsOption",
     "run",
     "turn_duration_ms",
 ]
@@ -32,6 +33,10 @@ CheckpointOption = Annotated[str, typer.Option("--checkpoint", "-c", help=CHECKP
 DtypeOption = Annotated[
     Literal["auto", "float32", "bfloat16"],
     typer.Option(help="Type of weights and cache; auto follows the checkpoint."),
+]
+WeightsOption = Annotated[
+    Literal["auto", "int8", "int4"],
+    typer.Option(help="Quantise the matrices while loading: less memory, faster on the CPU."),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Worker threads. Default: one per core.")
@@ -62,6 +67,7 @@ def run(
     ] = False,
     json: JsonOption = False,
     dtype: DtypeOption = "auto",
+    weights: WeightsOption = "auto",
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
@@ -88,7 +94,7 @@ def run(
         )
     with (
         Engine.load(
-            checkpoint, device=device, dtype=dtype, threads=threads, progress=True
+            checkpoint, device=device, dtype=dtype, weights=weights, threads=threads, progress=True
         ) as engine,
         engine.open_session(temperature=temperature, seed=seed) as session,
     ):

@@ -38,7 +38,8 @@ def test_wrong_options_of_a_session(folder: Path, options: dict[str, Any]) -> No
     {"memory": 10**30}, {"memory": "9" * 400}, {"memory": "1 banana"}, {"max_positions": 0},
     {"max_positions": -1}, {"max_positions": 2**70}, {"max_batch_rows": 0},
     {"max_batch_rows": 10**6}, {"max_batch_rows": 2**40}, {"rewind_rows": -1},
-    {"dtype": "float16"}, {"dtype": 16}, {"device": "abacus"}, {"device": 0}, {"isa": "sparc"},
+    {"weights": "int2"}, {"weights": 8}, {"dtype": "float16"}, {"dtype": 16},
+    {"device": "abacus"}, {"device": 0}, {"isa": "sparc"},
     {"isa": 512}, {"progress": 1},
 ])  # fmt: skip
 def test_wrong_options_of_an_engine(folder: Path, options: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+from conftest import DEVICE
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -64,7 +65,10 @@ STREAM: list[Part] = [
 
 @pytest.fixture(scope="module")
 def loader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
-    """load(model, dtype, ...): each engine is made once, and closed with the module."""
+    """load(model, dtype, ...): each engine is made once, and closed with the module.
+
+    "int8" and "int4" stand for such weights and bfloat16 for the rest.
+    """
     folders: dict[str, Path] = {}
     engines: dict[Any, Engine] = {}
     usable: list[str] = []
@@ -76,6 +80,10 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
             usable.extend(instruction_sets(folders[model]))
         if "isa" in options and options["isa"] not in usable:
             pytest.skip(f"this machine has no {options['isa']}")
+        if dtype in ("int8", "int4"):
+            if DEVICE != "cpu":
+                pytest.skip("quantised weights are the CPU's")
+            options["weights"], dtype = dtype, "bfloat16"
         key = (model, dtype, *sorted(options.items()))
         if key not in engines:
             engines[key] = load(folders[model], dtype=dtype, **options)
@@ -120,7 +128,7 @@ def chunkings(draw: st.DrawFn, parts: Sequence[Part]) -> list[Part]:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("model", ["dense", "moe"])
 class TestChunking:
     def test_the_rows_of_one_pass(self, loader: Loader, model: str, dtype: str, isa: str) -> None:
@@ -171,7 +179,7 @@ def test_the_last_logits_are_the_last_of_all(loader: Loader) -> None:
 
 
 @pytest.mark.parametrize("model", ["dense", "moe"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 def test_any_number_of_threads(loader: Loader, model: str, dtype: str) -> None:
     expected = None
     for threads in (1, 2, 3):

@@ -76,10 +76,18 @@ class CpuBackend final : public Backend {
     });
   }
 
+  struct PanelRows {
+    const std::byte* data;
+    std::int64_t stride_bytes;
+    const std::byte* at(std::int64_t row) const { return data + row * stride_bytes; }
+  };
+  PanelRows panel_rows(const Rows& x, std::int32_t n_rows, std::int64_t n_in, DType format);
+
   const CpuKernels& kernels_;
   ThreadPool pool_;
   std::vector<float> attention_scratch_;  // n_threads slices
   std::int64_t attention_scratch_stride_;
+  std::vector<std::byte> quantised_;  // rows of the matrix at hand
 };
 
 }  // namespace duplex

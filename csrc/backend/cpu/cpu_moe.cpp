@@ -112,26 +112,30 @@ void CpuBackend::do_moe(const MoeArgs& args) {
               scratch.choices + row * s.per_row);
   const std::int32_t n_touched = group_by_expert(s, scratch);
 
+  const PanelRows x_rows = panel_rows(args.x, args.n_rows, x_width, args.gate_up.dtype);
   const std::int64_t up_panels = div_up(args.gate_up.n_out, kPanelOutputs);
-  const auto up_bytes = static_cast<std::int64_t>(packed_bytes(1, args.gate_up.n_in, args.x.dtype));
+  const auto up_bytes =
+      static_cast<std::int64_t>(packed_bytes(1, args.gate_up.n_in, args.gate_up.dtype));
   pool_.parallel_for(n_touched * up_panels, [&](std::int64_t task, int) {
     run_panel(
         kernels_, args.gate_up, args.gate_up_stride_bytes, up_bytes, scratch,
         scratch.touched[task / up_panels], task % up_panels,
-        [&](std::int32_t place) { return x_row(scratch.pair_row[place]); }, scratch.gate_up,
+        [&](std::int32_t place) { return x_rows.at(scratch.pair_row[place]); }, scratch.gate_up,
         s.gate_up_stride());
   });
   const Rows activated{scratch.activated, s.d_expert_padded, args.x.dtype};
   do_silu_mul({scratch.gate_up, s.gate_up_stride(), static_cast<std::int32_t>(s.d_expert_padded),
                s.d_expert_padded, static_cast<std::int32_t>(s.n_pairs()), activated});
+  const PanelRows down_rows = panel_rows(activated, static_cast<std::int32_t>(s.n_pairs()),
+                                         args.down.n_in, args.down.dtype);
   const std::int64_t down_panels = div_up(args.down.n_out, kPanelOutputs);
-  const auto down_bytes = static_cast<std::int64_t>(packed_bytes(1, args.down.n_in, args.x.dtype));
+  const auto down_bytes =
+      static_cast<std::int64_t>(packed_bytes(1, args.down.n_in, args.down.dtype));
   pool_.parallel_for(n_touched * down_panels, [&](std::int64_t task, int) {
     run_panel(
         kernels_, args.down, args.down_stride_bytes, down_bytes, scratch,
         scratch.touched[task / down_panels], task % down_panels,
-        [&](std::int32_t place) { return scratch.activated + place * s.d_expert_padded * element; },
-        scratch.down, s.down_stride());
+        [&](std::int32_t place) { return down_rows.at(place); }, scratch.down, s.down_stride());
   });
   for_rows(args.n_rows, [&](std::int32_t row) {
     float* y = args.y + row * args.y_stride;

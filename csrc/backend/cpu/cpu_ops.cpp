@@ -66,8 +66,24 @@ void CpuBackend::do_conv_add_norm(const ConvAddNormArgs& args) {
   });
 }
 
+// The rows as the panels of `format` meet them: as they are, or quantised into scratch.
+CpuBackend::PanelRows CpuBackend::panel_rows(const Rows& x, std::int32_t n_rows, std::int64_t n_in,
+                                             DType format) {
+  const auto stride = x.stride * static_cast<std::int64_t>(dtype_bytes(x.dtype));
+  const auto* data = static_cast<const std::byte*>(x.data);
+  if (!is_quantised(format)) return {data, stride};
+  const std::int64_t bytes = quantised_row_bytes(n_in, format);
+  const auto needed = static_cast<std::size_t>(n_rows * bytes);
+  if (quantised_.size() < needed) quantised_.resize(needed);  // to the widest pass, then never more
+  for_rows(n_rows, [&](std::int32_t row) {
+    kernels_.quantise_row(data + row * stride, x.dtype, n_in, format,
+                          quantised_.data() + row * bytes);
+  });
+  return {quantised_.data(), bytes};
+}
+
 void CpuBackend::do_linear(const LinearArgs& args) {
-  const auto row_bytes = args.x.stride * static_cast<std::int64_t>(dtype_bytes(args.w.dtype));
+  const PanelRows rows = panel_rows(args.x, args.n_rows, args.w.n_in, args.w.dtype);
   const auto panel_bytes = static_cast<std::int64_t>(packed_bytes(1, args.w.n_in, args.w.dtype));
   pool_.parallel_for(div_up(args.w.n_out, kPanelOutputs), [&](std::int64_t panel, int) {
     std::array<const void*, kMaxLinearRows> x;
@@ -75,8 +91,7 @@ void CpuBackend::do_linear(const LinearArgs& args) {
     for (std::int64_t begin = 0; begin < args.n_rows; begin += kMaxLinearRows) {
       const std::int64_t n = std::min<std::int64_t>(kMaxLinearRows, args.n_rows - begin);
       for (std::int64_t i = 0; i < n; ++i) {
-        x[static_cast<std::size_t>(i)] =
-            static_cast<const std::byte*>(args.x.data) + (begin + i) * row_bytes;
+        x[static_cast<std::size_t>(i)] = rows.at(begin + i);
         y[static_cast<std::size_t>(i)] =
             args.y + (begin + i) * args.y_stride + panel * kPanelOutputs;
       }

@@ -13,7 +13,7 @@ bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_support
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bf16");
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 }
 const CpuKernels* usable_avx2() { return has_avx2() ? avx2_kernels() : nullptr; }
 const CpuKernels* usable_avx512() { return has_avx512() ? avx512_kernels() : nullptr; }

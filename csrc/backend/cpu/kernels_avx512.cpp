@@ -5,6 +5,7 @@
 #include "backend/cpu/kernels_append.h"
 #include "backend/cpu/kernels_attention.h"
 #include "backend/cpu/kernels_gemm.h"
+#include "backend/cpu/kernels_quantised.h"
 #include "backend/cpu/kernels_rows.h"
 
 namespace duplex {
@@ -14,7 +15,7 @@ const CpuKernels* avx512_kernels() {
       avx512::kName,          avx512::linear_panel,      avx512::attention,
       avx512::embed_text_row, avx512::embed_audio_row,   avx512::norm_row,
       avx512::kv_append_row,  avx512::conv_add_norm_row, avx512::silu_mul_row,
-      avx512::to_float,       avx512::add_scaled,
+      avx512::quantise_row,   avx512::to_float,          avx512::add_scaled,
   };
   return &kKernels;
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/kernels_quantised.h"
 
 namespace duplex::DUPLEX_ISA {
 
@@ -29,17 +30,16 @@ inline void run_tile(const typename Tile::Element* const* x, const typename Tile
                      std::int64_t w_step, std::int64_t n_steps, bool continued, float* const* y,
                      std::int64_t y_offset) {
   F16 acc[R][C];
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) acc[r][c] = continued ? load(y[r] + y_offset + c * 16) : zero();
+  DUPLEX_UNROLL for (int r = 0; r < R; ++r) DUPLEX_UNROLL for (int c = 0; c < C; ++c) acc[r][c] =
+      continued ? load(y[r] + y_offset + c * 16) : zero();
   const typename Tile::Element* row[R];
-  for (int r = 0; r < R; ++r) row[r] = x[r];
+  DUPLEX_UNROLL for (int r = 0; r < R; ++r) row[r] = x[r];
   for (std::int64_t k = 0; k < n_steps; ++k, w += w_step) {
-    for (int c = 0; c < C; ++c)
-      for (int r = 0; r < R; ++r)
-        acc[r][c] = Tile::step(acc[r][c], w + c * 16 * Tile::kPerStep, row[r] + k * Tile::kPerStep);
+    DUPLEX_UNROLL for (int c = 0; c < C; ++c) DUPLEX_UNROLL for (int r = 0; r < R; ++r) acc[r][c] =
+        Tile::step(acc[r][c], w + c * 16 * Tile::kPerStep, row[r] + k * Tile::kPerStep);
   }
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) store(y[r] + y_offset + c * 16, acc[r][c]);
+  DUPLEX_UNROLL for (int r = 0; r < R; ++r) DUPLEX_UNROLL for (int c = 0; c < C; ++c)
+      store(y[r] + y_offset + c * 16, acc[r][c]);
 }
 
 // `columns` outputs (a multiple of 16) for R rows.
@@ -89,10 +89,20 @@ inline void linear_panel_typed(const PanelArgs& args) {
 }
 
 inline void linear_panel(const PanelArgs& args) {
-  if (args.dtype == DType::kF32)
-    linear_panel_typed<F32Tile>(args);
-  else
-    linear_panel_typed<Bf16Tile>(args);
+  switch (args.dtype) {
+    case DType::kF32:
+      linear_panel_typed<F32Tile>(args);
+      break;
+    case DType::kBF16:
+      linear_panel_typed<Bf16Tile>(args);
+      break;
+    case DType::kInt8:
+      quantised_panel<Int8Codes>(args);
+      break;
+    case DType::kInt4:
+      quantised_panel<Int4Codes>(args);
+      break;
+  }
   if (args.divisor == 1.0f) return;
   const F16 divisor = set1(args.divisor);
   for (std::int32_t r = 0; r < args.n_rows; ++r)

@@ -5,6 +5,7 @@
 #include "backend/cpu/kernels_append.h"
 #include "backend/cpu/kernels_attention.h"
 #include "backend/cpu/kernels_gemm.h"
+#include "backend/cpu/kernels_quantised.h"
 #include "backend/cpu/kernels_rows.h"
 
 namespace duplex {
@@ -14,7 +15,7 @@ const CpuKernels& portable_kernels() {
       portable::kName,          portable::linear_panel,      portable::attention,
       portable::embed_text_row, portable::embed_audio_row,   portable::norm_row,
       portable::kv_append_row,  portable::conv_add_norm_row, portable::silu_mul_row,
-      portable::to_float,       portable::add_scaled,
+      portable::quantise_row,   portable::to_float,          portable::add_scaled,
   };
   return kKernels;
 }

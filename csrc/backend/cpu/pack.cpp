@@ -1,9 +1,12 @@
 // The weight layout: panels of 64 outputs, reduction index outermost, so that one pass over a
-// matrix reads memory in one direction. bfloat16 panels interleave pairs of reduction indices.
+// matrix reads memory in one direction. bfloat16 panels interleave pairs of reduction indices; the
+// quantised layouts are in kernels.h.
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "backend/cpu/cpu_backend.h"
 
@@ -46,12 +49,117 @@ std::int64_t pack_run(const RowRun& run, const PackShape& shape, std::int64_t n_
   return first_bad;
 }
 
+// ---- quantised weights
+
+constexpr std::int64_t kMaxGroup = 64;
+
+struct QuantisedGroup {
+  std::uint16_t scale;            // bfloat16
+  std::int32_t codes[kMaxGroup];  // signed
+};
+
+// The nearest code of every value; vectorised by the compiler, so no call to the library.
+void round_to_codes(const float* values, std::int64_t n, float scale, std::int32_t lowest,
+                    std::int32_t highest, std::int32_t* codes) {
+  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: the sum has no fraction bits
+  const float inverse = scale == 0.0f ? 0.0f : 1.0f / scale;
+  const auto low = static_cast<float>(lowest);
+  const auto high = static_cast<float>(highest);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float code = std::min(std::max(values[i] * inverse, low), high);
+    codes[i] = static_cast<std::int32_t>((code + kMagic) - kMagic);
+  }
+}
+
+// Codes -127 to 127; the scale is rounded up to bfloat16, so that the largest value has a code.
+void quantise_int8(const float* values, std::int64_t n, QuantisedGroup& out) {
+  float largest = 0.0f;
+  for (std::int64_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(values[i]));
+  const auto bits = std::bit_cast<std::uint32_t>(largest / 127.0f);
+  out.scale = static_cast<std::uint16_t>((bits + 0xffffu) >> 16);
+  round_to_codes(values, n, bf16_to_float(out.scale), -127, 127, out.codes);
+}
+
+// Codes -8 to 7. The value of largest magnitude takes code -8; then the scale that fits these codes
+// best (least squares) gives the final ones.
+void quantise_int4(const float* values, std::int64_t n, QuantisedGroup& out) {
+  float extreme = 0.0f;
+  for (std::int64_t i = 0; i < n; ++i)
+    if (std::abs(values[i]) > std::abs(extreme)) extreme = values[i];
+  round_to_codes(values, n, extreme / -8.0f, -8, 7, out.codes);
+  float product = 0.0f;
+  float square = 0.0f;
+  for (std::int64_t i = 0; i < n; ++i) {
+    product += values[i] * static_cast<float>(out.codes[i]);
+    square += static_cast<float>(out.codes[i] * out.codes[i]);
+  }
+  out.scale = float_to_bf16(square > 0.0f ? product / square : 0.0f);
+  round_to_codes(values, n, bf16_to_float(out.scale), -8, 7, out.codes);
+}
+
+// One output (lane) of the group that begins at `group` bytes.
+void write_group(const QuantisedGroup& from, std::int64_t n, DType format, std::int64_t lane,
+                 std::byte* group) {
+  reinterpret_cast<std::uint16_t*>(group)[lane] = from.scale;
+  auto* codes = reinterpret_cast<std::uint8_t*>(group + kScalesBytes) + lane * 4;
+  for (std::int64_t k = 0; k < n; ++k) {
+    const std::int64_t quad = k / 4;
+    if (format == DType::kInt8) {
+      codes[quad * kPanelOutputs * 4 + k % 4] = static_cast<std::uint8_t>(from.codes[k] + 128);
+      continue;
+    }
+    std::uint8_t& both = codes[quad / 2 * kPanelOutputs * 4 + k % 4];
+    const auto nibble = static_cast<unsigned>(from.codes[k] + 8);
+    both = static_cast<std::uint8_t>(quad % 2 == 0 ? nibble : both | nibble << 4);
+  }
+}
+
+std::int64_t pack_quantised_run(const RowRun& run, const PackShape& shape, std::int64_t n_in_padded,
+                                std::int64_t panel_bytes, void* destination) {
+  const PackSource& source = *run.source;
+  const std::int64_t group = quantised_group(shape.dtype);
+  const std::int64_t code_bytes = shape.dtype == DType::kInt8 ? kPanelOutputs : kPanelOutputs / 2;
+  std::byte* const panel =
+      static_cast<std::byte*>(destination) + run.first_out / kPanelOutputs * panel_bytes;
+  std::vector<float> values(static_cast<std::size_t>(n_in_padded));
+  std::int64_t first_bad = run.n_rows;
+  for (std::int64_t row = 0; row < run.n_rows; ++row) {
+    const std::int64_t element = (run.first_row + row) * source.row_stride;
+    for (std::int64_t column = 0; column < shape.n_in; ++column) {
+      const float value = load_element(source.data, source.dtype, element + column);
+      if (!std::isfinite(value)) [[unlikely]]
+        first_bad = std::min(first_bad, row);
+      const std::int64_t k =
+          column / shape.in_group * shape.in_group_padded + column % shape.in_group;
+      values[static_cast<std::size_t>(k)] = value;
+    }
+    if (first_bad != run.n_rows) break;
+    std::byte* at = panel;
+    for (std::int64_t begin = 0; begin < n_in_padded; begin += group) {
+      const std::int64_t n = std::min(group, n_in_padded - begin);
+      QuantisedGroup quantised;
+      const float* from = values.data() + begin;
+      if (shape.dtype == DType::kInt8)
+        quantise_int8(from, n, quantised);
+      else
+        quantise_int4(from, n, quantised);
+      write_group(quantised, n, shape.dtype, run.first_out % kPanelOutputs + row, at);
+      at += kScalesBytes + n * code_bytes;
+    }
+  }
+  return first_bad;
+}
+
 }  // namespace
 
 std::size_t CpuBackend::packed_bytes(std::int64_t n_out, std::int64_t n_in_padded,
                                      DType dtype) const {
-  return static_cast<std::size_t>(round_up(n_out, kPanelOutputs) * n_in_padded) *
-         dtype_bytes(dtype);
+  const std::int64_t n_panels = div_up(n_out, kPanelOutputs);
+  if (!is_quantised(dtype))
+    return static_cast<std::size_t>(n_panels * kPanelOutputs * n_in_padded) * dtype_bytes(dtype);
+  const std::int64_t codes = kPanelOutputs * n_in_padded / (dtype == DType::kInt8 ? 1 : 2);
+  const std::int64_t n_groups = div_up(n_in_padded, quantised_group(dtype));
+  return static_cast<std::size_t>(n_panels * (codes + n_groups * kScalesBytes));
 }
 
 // note: `destination` is zeroed memory, so padding needs no writes.
@@ -59,6 +167,7 @@ std::int64_t CpuBackend::pack(const PackSource& source, const PackShape& shape,
                               std::int64_t first_out, void* destination) {
   const std::int64_t n_in_padded =
       round_up(div_up(shape.n_in, shape.in_group) * shape.in_group_padded, kColumnAlign);
+  const auto panel_bytes = static_cast<std::int64_t>(packed_bytes(1, n_in_padded, shape.dtype));
   const std::int64_t first_panel = first_out / kPanelOutputs;
   const std::int64_t n_panels = div_up(first_out + source.n_rows, kPanelOutputs) - first_panel;
   std::atomic<std::int64_t> first_bad{std::numeric_limits<std::int64_t>::max()};
@@ -67,9 +176,11 @@ std::int64_t CpuBackend::pack(const PackSource& source, const PackShape& shape,
     const std::int64_t end =
         std::min(first_out + source.n_rows, (first_panel + panel + 1) * kPanelOutputs);
     const RowRun run{&source, begin - first_out, end - begin, begin};
-    const std::int64_t bad = shape.dtype == DType::kF32
-                                 ? pack_run<DType::kF32>(run, shape, n_in_padded, destination)
-                                 : pack_run<DType::kBF16>(run, shape, n_in_padded, destination);
+    const std::int64_t bad =
+        is_quantised(shape.dtype)
+            ? pack_quantised_run(run, shape, n_in_padded, panel_bytes, destination)
+        : shape.dtype == DType::kF32 ? pack_run<DType::kF32>(run, shape, n_in_padded, destination)
+                                     : pack_run<DType::kBF16>(run, shape, n_in_padded, destination);
     if (bad == run.n_rows) return;
     std::int64_t seen = first_bad.load();
     while (run.first_row + bad < seen &&

@@ -18,7 +18,7 @@ Weights load(const ModelConfig& config, const std::vector<OwnTensor>& tensors,
              DType dtype = DType::kF32) {
   CpuBackend backend({1, "portable"});
   TensorSource source(views(tensors));
-  return load_weights(config, source, dtype, backend, {});
+  return load_weights(config, source, {dtype, dtype}, backend, {});
 }
 
 std::string problem(const std::vector<OwnTensor>& tensors) {
@@ -189,7 +189,7 @@ TEST_CASE("filling takes exactly what was measured, and progress ends there") {
   std::size_t done = 0, total = 0, n_calls = 0;
   bool is_ascending = true;
   const Weights weights =
-      load_weights(tiny_config(), source, DType::kF32, backend, [&](std::size_t d, std::size_t t) {
+      load_weights(tiny_config(), source, {}, backend, [&](std::size_t d, std::size_t t) {
         is_ascending &= d >= done && d <= t && (n_calls == 0 || t == total);
         done = d;
         total = t;
@@ -221,7 +221,7 @@ TEST_CASE("bfloat16 files and bfloat16 weights hold the rounded numbers") {
   }
   CpuBackend backend({1, "portable"});
   TensorSource source(bf16_views);
-  const Weights from_file = load_weights(tiny_config(), source, DType::kF32, backend, {});
+  const Weights from_file = load_weights(tiny_config(), source, {}, backend, {});
   CHECK(same_arena(from_file, load(tiny_config(), tensors)));
   CHECK(rounded_late.arena->bytes() < from_file.arena->bytes());
   // The embedding is a plain table: row 3, columns 0 to 19 of 32.

@@ -64,6 +64,8 @@ std::unique_ptr<PageMemory> CudaBackend::create_page_memory(std::size_t page_byt
 
 std::size_t CudaBackend::packed_bytes(std::int64_t n_out, std::int64_t n_in_padded,
                                       DType dtype) const {
+  check(!is_quantised(dtype), "weights: device '", name(), "' takes float32 or bfloat16, found ",
+        dtype_name(dtype), "; the CPU has quantised weights");
   return packed_matrix_bytes(n_out, n_in_padded, dtype);
 }
 

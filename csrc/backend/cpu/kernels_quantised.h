@@ -1,0 +1,156 @@
+// Panels of int8 and int4 codes against rows quantised to int8 by the same groups.
+//
+// Inside a group every product and sum is an exact integer; the groups of an output are one chain
+// of float32 additions in ascending order. So a row gets the same bits whatever rows are beside it,
+// and the same from every instruction set with fused multiply-adds. The layouts are in kernels.h.
+// Included by kernels_<isa>.cpp; see kernels_gemm.h.
+#pragma once
+
+#include "backend/cpu/kernels.h"
+
+namespace duplex::DUPLEX_ISA {
+
+// What one step of a panel holds for 16 outputs: a vector of int8 codes is one quad of reduction
+// indices, a vector of int4 codes a pair of quads.
+struct Int8Codes {
+  using Vector = Bytes;
+  static constexpr std::int64_t kGroup = quantised_group(DType::kInt8);
+  static constexpr std::int64_t kPerStep = 4;
+  static I16 start(std::int32_t correction) { return start_bytes(correction); }
+  static Vector load(const std::uint8_t* w) { return load_bytes(w); }
+  static I16 step(I16 acc, const Vector& w, const std::int8_t* x) { return dot_bytes(acc, w, x); }
+};
+struct Int4Codes {
+  using Vector = Nibbles;
+  static constexpr std::int64_t kGroup = quantised_group(DType::kInt4);
+  static constexpr std::int64_t kPerStep = 8;
+  static I16 start(std::int32_t correction) { return splat(correction); }
+  static Vector load(const std::uint8_t* w) { return load_nibbles(w); }
+  static I16 step(I16 acc, const Vector& w, const std::int8_t* x) {
+    return dot_nibbles(dot_nibbles(acc, w.low, x), w.high, x + 4);
+  }
+};
+
+// sums += the products of one group: R rows by C vectors of 16 outputs. A function of its own, so
+// that the integer sums have the registers to themselves.
+template <class Codes, int R, int C>
+[[gnu::noinline]] void add_group(const std::byte* const* groups, const std::byte* panel,
+                                 std::int64_t n, std::int64_t first, float* sums) {
+  constexpr std::int64_t kStepBytes = kPanelOutputs * 4;
+  const std::int8_t* x[R];
+  I16 acc[C][R];
+  DUPLEX_UNROLL for (int r = 0; r < R; ++r) {
+    x[r] = reinterpret_cast<const std::int8_t*>(groups[r] + sizeof(RowGroup));
+    const I16 start = Codes::start(load_unaligned<RowGroup>(groups[r], 0).correction);
+    DUPLEX_UNROLL for (int c = 0; c < C; ++c) acc[c][r] = start;
+  }
+  const auto* w = reinterpret_cast<const std::uint8_t*>(panel + kScalesBytes) + first * 4;
+  for (std::int64_t k = 0; k < n; k += Codes::kPerStep, w += kStepBytes) {
+    DUPLEX_UNROLL for (int c = 0; c < C; ++c) {
+      const auto codes = Codes::load(w + c * 64);
+      DUPLEX_UNROLL for (int r = 0; r < R; ++r) {
+        acc[c][r] = Codes::step(acc[c][r], codes, x[r] + k);
+      }
+    }
+  }
+  const auto* scales = reinterpret_cast<const std::uint16_t*>(panel) + first;
+  DUPLEX_UNROLL for (int c = 0; c < C; ++c) {
+    const F16 scale = load_bf16(scales + c * 16);
+    DUPLEX_UNROLL for (int r = 0; r < R; ++r) {
+      float* sum = sums + (c * R + r) * 16;
+      const F16 x_scale = set1(load_unaligned<RowGroup>(groups[r], 0).scale);
+      store(sum, fma(mul(to_float(acc[c][r]), scale), x_scale, load(sum)));
+    }
+  }
+}
+
+template <class Codes, int R, int C>
+inline void quantised_tile(const std::byte* const* rows, const std::byte* panel, std::int64_t n_in,
+                           float* const* y, std::int64_t first) {
+  alignas(64) float sums[C * R * 16] = {};
+  const std::byte* groups[R];
+  for (int r = 0; r < R; ++r) groups[r] = rows[r];
+  for (std::int64_t left = n_in; left > 0; left -= Codes::kGroup) {
+    const std::int64_t n = left < Codes::kGroup ? left : Codes::kGroup;
+    add_group<Codes, R, C>(groups, panel, n, first, sums);
+    panel += kScalesBytes + n / Codes::kPerStep * kPanelOutputs * 4;
+    for (int r = 0; r < R; ++r) groups[r] += sizeof(RowGroup) + Codes::kGroup;
+  }
+  for (int c = 0; c < C; ++c)
+    for (int r = 0; r < R; ++r) store(y[r] + first + c * 16, load(sums + (c * R + r) * 16));
+}
+
+template <class Codes, int R>
+inline void quantised_rows(const std::byte* const* rows, const std::byte* panel, std::int64_t n_in,
+                           float* const* y) {
+  constexpr int kColumns = tile_columns(R);
+  for (std::int64_t c = 0; c < kPanelOutputs; c += kColumns * 16)
+    quantised_tile<Codes, R, kColumns>(rows, panel, n_in, y, c);
+}
+
+template <class Codes>
+inline void quantised_panel(const PanelArgs& args) {
+  const auto* panel = static_cast<const std::byte*>(args.panel);
+  const auto* const* rows = reinterpret_cast<const std::byte* const*>(args.rows);
+  // Even groups: five and five instead of six and four.
+  const std::int32_t n_tiles = static_cast<std::int32_t>(div_up(args.n_rows, kTileRows));
+  for (std::int32_t t = 0; t < n_tiles; ++t) {
+    const std::int32_t begin = args.n_rows * t / n_tiles;
+    const std::int32_t n = args.n_rows * (t + 1) / n_tiles - begin;
+    const auto run = [&]<int R>() {
+      if constexpr (R <= kTileRows)
+        quantised_rows<Codes, R>(rows + begin, panel, args.n_in, args.y + begin);
+    };
+    switch (n) {
+      case 1:
+        run.template operator()<1>();
+        break;
+      case 2:
+        run.template operator()<2>();
+        break;
+      case 3:
+        run.template operator()<3>();
+        break;
+      case 4:
+        run.template operator()<4>();
+        break;
+      case 5:
+        run.template operator()<5>();
+        break;
+      default:
+        run.template operator()<6>();
+        break;
+    }
+  }
+}
+
+// Codes are round(x * 127 / max |x|) of their group.
+inline void quantise_row(const void* x, DType dtype, std::int64_t n_in, DType format, void* out) {
+  const std::int64_t group = quantised_group(format);
+  const std::int32_t bias = format == DType::kInt8 ? 128 : 8;
+  auto* to = static_cast<std::byte*>(out);
+  for (std::int64_t begin = 0; begin < n_in; begin += group) {
+    const std::int64_t n = n_in - begin < group ? n_in - begin : group;
+    F16 values[4];
+    F16 largest = zero();
+    for (std::int64_t i = 0; i < n; i += 16) {
+      const F16 v = dtype == DType::kF32
+                        ? load(static_cast<const float*>(x) + begin + i)
+                        : load_bf16(static_cast<const std::uint16_t*>(x) + begin + i);
+      values[i / 16] = v;
+      largest = max(largest, max(v, sub(zero(), v)));
+    }
+    const float magnitude = reduce_max(largest);
+    const F16 inverse = set1(magnitude > 0 ? 127.0f / magnitude : 0.0f);
+    std::int32_t sum = 0;
+    auto* codes = reinterpret_cast<std::int8_t*>(to + sizeof(RowGroup));
+    for (std::int64_t i = 0; i < n; i += 16)
+      sum += store_codes(codes + i, round(mul(values[i / 16], inverse)));
+    for (std::int64_t i = n; i < group; ++i) codes[i] = 0;
+    const RowGroup head{magnitude / 127.0f, -bias * sum};
+    __builtin_memcpy(to, &head, sizeof head);
+    to += sizeof(RowGroup) + static_cast<std::size_t>(group);
+  }
+}
+
+}  // namespace duplex::DUPLEX_ISA
