@@ -87,6 +87,7 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   std::vector<float> attention_scratch_;  // n_threads slices
   std::int64_t attention_scratch_stride_;
+  std::vector<float> bias_scratch_;   // n_threads slices
   std::vector<std::byte> quantised_;  // rows of the matrix at hand
 };
 

@@ -111,6 +111,9 @@ void CpuBackend::do_attention(const AttentionArgs& args) {
   for (std::int32_t s = 0; s < args.segments.count; ++s)
     n_pieces += div_up(std::int64_t{args.segments.data[s].n_rows} * group, vectors_per_piece);
   n_pieces *= args.shape.n_kv_heads;
+  const std::int64_t bias_size = kAttentionVectors * args.rel_stride;
+  const auto needed = static_cast<std::size_t>(bias_size * pool_.n_threads());
+  if (bias_scratch_.size() < needed) bias_scratch_.resize(needed);  // to the widest layer
   pool_.parallel_for(n_pieces, [&](std::int64_t index, int thread) {
     const auto kv_head = static_cast<std::int32_t>(index % args.shape.n_kv_heads);
     std::int64_t chunk = index / args.shape.n_kv_heads;
@@ -127,6 +130,7 @@ void CpuBackend::do_attention(const AttentionArgs& args) {
     scratch.weights = scratch.scores + kScratchRows * kBlockPositions;
     scratch.max = scratch.scores + 2 * kScratchRows * kBlockPositions;
     scratch.sum = scratch.max + kAttentionVectors;
+    scratch.bias = bias_scratch_.data() + thread * bias_size;
     const auto begin = static_cast<std::int32_t>(chunk) * vectors_per_piece;
     const std::int32_t end = std::min(begin + vectors_per_piece, segment->n_rows * group);
     kernels_.attention({&args, segment, kv_head, begin, end}, scratch);

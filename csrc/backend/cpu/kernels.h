@@ -51,6 +51,7 @@ struct AttentionScratch {
   void* weights;  // (8, 64) in the dtype of the tape
   float* max;     // (kAttentionVectors)
   float* sum;     // (kAttentionVectors)
+  float* bias;    // (kAttentionVectors, rel_stride)
 };
 
 // Query vectors [vector_begin, vector_end) of one key/value head of one segment; vector v is row

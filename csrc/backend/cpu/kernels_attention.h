@@ -38,6 +38,13 @@ struct AttentionWalk {
   const float* r(std::int32_t vector) const {
     return args.r + (segment.row_begin + row(vector)) * args.r_stride + head(vector) * args.d_rel;
   }
+  // The bias of a vector at every distance, computed once: column c as in the bank.
+  float* bias(std::int32_t vector) const {
+    return scratch.bias + (vector - piece.vector_begin) * args.rel_stride;
+  }
+  std::int64_t bias_column(std::int64_t distance) const {
+    return kBlockPositions + args.shape.rel_extent - 1 - distance;
+  }
   const void* q(std::int32_t vector) const {
     const std::int64_t at = (segment.row_begin + row(vector)) * args.q.stride + head(vector) * n;
     return static_cast<const std::byte*>(args.q.data) +
@@ -52,6 +59,15 @@ struct AttentionWalk {
     return keys(block) +
            static_cast<std::int64_t>(dtype_bytes(args.kv_dtype)) * n * kBlockPositions;
   }
+  // Asks for one tile's share of the keys and values of a block that comes next: tapes lie on small
+  // pages, at whose ends the processor's own prefetching stops.
+  void prefetch(std::int64_t block, std::int64_t tile, std::int64_t n_tiles) const {
+    const std::byte* const data = keys(block);
+    const std::int64_t lines =
+        2 * n * kBlockPositions * static_cast<std::int64_t>(dtype_bytes(args.kv_dtype)) / 64;
+    for (std::int64_t line = lines * tile / n_tiles; line < lines * (tile + 1) / n_tiles; ++line)
+      __builtin_prefetch(data + line * 64, 0, 2);
+  }
   bool is_forgotten(std::int64_t block) const {
     if (args.is_local) return false;
     const std::int64_t begin = block * kBlockPositions;
@@ -60,6 +76,13 @@ struct AttentionWalk {
     return false;
   }
 };
+
+// The lanes [begin, end) of a, the others of b; the range may begin or end outside the sixteen.
+inline F16 keep_lanes(F16 a, F16 b, int begin, int end) {
+  begin = begin > 0 ? begin : 0;
+  end = end < 16 ? end : 16;
+  return begin < end ? select_range(a, b, begin, end) : b;
+}
 
 // scores = tau-scaled (q k / d_head + bias); the lanes outside [begin, end) become -infinity.
 // Returns the maximum.
@@ -73,28 +96,16 @@ inline float finish_scores(const AttentionWalk& walk, std::int32_t vector, std::
   const float tau = args.is_local || !biased
                         ? 1.0f
                         : log_scaling_tau(position, args.log_scaling_floor, args.log_scaling_alpha);
-  const float* r = walk.r(vector);
-  // Column of distance d is kBlockPositions + rel_extent - 1 - d, so lane i of the block, at
-  // distance position - block_begin - i, lies i to the right of lane 0.
-  const std::int64_t column =
-      kBlockPositions + args.shape.rel_extent - 1 - (position - block_begin);
+  // Lane i of the block, at distance position - block_begin - i, lies i to the right of lane 0.
+  const std::int64_t column = walk.bias_column(position - block_begin);
+  const float* bias = walk.bias(vector);
+  const bool is_whole = begin == 0 && end == kBlockPositions;
   F16 best = set1(kMinusInfinity);
   for (int i = 0; i < kBlockPositions; i += 16) {
     F16 score = mul(load(scores + i), scale);
-    if (biased) {
-      // Far to the left of the extent the bias is zero; the zeros of the bank reach one block.
-      const std::int64_t at = column + i;
-      if (at >= 0) {
-        F16 bias = zero();
-        for (std::int32_t k = 0; k < args.d_rel; ++k)
-          bias = fma(set1(r[k]), load(args.rel_bank + k * args.rel_stride + at), bias);
-        score = fma(bias, set1(tau), score);
-      }
-    }
-    const int lane_begin = begin > i ? (begin - i < 16 ? begin - i : 16) : 0;
-    const int lane_end = end - i < 0 ? 0 : (end - i < 16 ? end - i : 16);
-    score = lane_begin < lane_end ? select_range(score, set1(kMinusInfinity), lane_begin, lane_end)
-                                  : set1(kMinusInfinity);
+    // Far to the left of the extent the bias is zero; the zeros of the bank reach one block.
+    if (biased && column + i >= 0) score = fma(load(bias + column + i), set1(tau), score);
+    if (!is_whole) score = keep_lanes(score, set1(kMinusInfinity), begin - i, end - i);
     best = max(best, score);
     store(scores + i, score);
   }
@@ -121,13 +132,13 @@ inline void fold_block(const AttentionWalk& walk, std::int32_t vector, float blo
   }
   const F16 shift = set1(running_max == kMinusInfinity ? 0.0f : running_max);
   F16 sum = zero();
+  const bool is_whole = begin == 0 && end == kBlockPositions;
   for (int i = 0; i < kBlockPositions; i += 16) {
-    const int lane_begin = begin > i ? (begin - i < 16 ? begin - i : 16) : 0;
-    const int lane_end = end - i < 0 ? 0 : (end - i < 16 ? end - i : 16);
     F16 weight = zero();
-    if (lane_begin < lane_end)
-      weight =
-          select_range(exp_nonpositive(sub(load(scores + i), shift)), zero(), lane_begin, lane_end);
+    if (is_whole || (begin < i + 16 && end > i && begin < end)) {
+      weight = exp_nonpositive(sub(load(scores + i), shift));
+      if (!is_whole) weight = keep_lanes(weight, zero(), begin - i, end - i);
+    }
     sum = add(sum, weight);
     if (walk.args.kv_dtype == DType::kF32)
       store(static_cast<float*>(weights) + i, weight);
@@ -175,6 +186,21 @@ inline void attend_tile(const AttentionWalk& walk, std::int64_t block, std::int3
                       static_cast<std::int32_t>(walk.n), true, out);
 }
 
+// r . bank for every distance that a vector of the tile sees.
+inline void fill_bias(const AttentionWalk& walk, std::int32_t first, int n_vectors) {
+  const float* r[kTileRows];
+  float* bias[kTileRows];
+  const std::int64_t furthest = walk.bias_column(walk.position(first + n_vectors - 1));
+  const std::int64_t begin = furthest > 0 ? furthest / 16 * 16 : 0;
+  for (int i = 0; i < n_vectors; ++i) {
+    r[i] = walk.r(first + i);
+    bias[i] = walk.bias(first + i) + begin;
+  }
+  run_row_group<F32Tile>(n_vectors, r, walk.args.rel_bank + begin, walk.args.rel_stride,
+                         walk.args.d_rel, static_cast<std::int32_t>(walk.args.rel_stride - begin),
+                         false, bias);
+}
+
 template <class Tile>
 inline void attention_typed(const AttentionWalk& walk) {
   const std::int32_t begin = walk.piece.vector_begin;
@@ -186,15 +212,19 @@ inline void attention_typed(const AttentionWalk& walk) {
   }
   // Even tiles: five and five vectors instead of six and four.
   const std::int32_t n_tiles = static_cast<std::int32_t>(div_up(end - begin, kTileRows));
+  const auto first_of = [&](std::int32_t tile) { return begin + (end - begin) * tile / n_tiles; };
+  for (std::int32_t t = 0; t < n_tiles; ++t)
+    fill_bias(walk, first_of(t), first_of(t + 1) - first_of(t));
   const std::int64_t last_block = walk.position(end - 1) / kBlockPositions;
   for (std::int64_t b = walk.first_visible(begin) / kBlockPositions; b <= last_block; ++b) {
     if (walk.is_forgotten(b)) continue;
     for (std::int32_t t = 0; t < n_tiles; ++t) {
-      const std::int32_t first = begin + (end - begin) * t / n_tiles;
-      const std::int32_t next = begin + (end - begin) * (t + 1) / n_tiles;
+      const std::int32_t first = first_of(t);
+      const std::int32_t next = first_of(t + 1);
       if (walk.position(next - 1) < b * kBlockPositions ||
           walk.first_visible(first) >= (b + 1) * kBlockPositions)
         continue;  // no vector of the tile sees the block
+      if (b < last_block) walk.prefetch(b + 1, t, n_tiles);
       attend_tile<Tile>(walk, b, first, next - first);
     }
   }
