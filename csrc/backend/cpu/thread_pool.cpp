@@ -18,7 +18,7 @@ constexpr int kSpinsBeforeYield = 1000;
 
 }  // namespace
 
-ThreadPool::ThreadPool(int n_threads) {
+ThreadPool::ThreadPool(int n_threads) : runs_(static_cast<std::size_t>(n_threads)) {
   for (int thread = 1; thread < n_threads; ++thread)
     workers_.emplace_back([this, thread] { work(thread); });
 }
@@ -33,15 +33,27 @@ ThreadPool::~ThreadPool() {
 void ThreadPool::begin_pass() { pass_active_.store(true, std::memory_order_relaxed); }
 void ThreadPool::end_pass() { pass_active_.store(false, std::memory_order_relaxed); }
 
-void ThreadPool::take_tasks(int thread) {
-  std::uint64_t job = job_.load(std::memory_order_acquire);
-  while (next_of(job) < count_of(job)) {
-    if (!job_.compare_exchange_weak(job, job + 1, std::memory_order_acq_rel)) continue;
-    fn_.load(std::memory_order_relaxed)(context_.load(std::memory_order_relaxed), next_of(job),
+void ThreadPool::take_from(Run& run, int thread) {
+  std::uint64_t word = run.word.load(std::memory_order_acquire);
+  while (next_of(word) < end_of(word)) {
+    if (!run.word.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel)) continue;
+    fn_.load(std::memory_order_relaxed)(context_.load(std::memory_order_relaxed), next_of(word),
                                         thread);
     n_done_.fetch_add(1, std::memory_order_release);
-    job = job_.load(std::memory_order_acquire);
+    word = run.word.load(std::memory_order_acquire);
   }
+}
+
+void ThreadPool::take_tasks(int thread) {
+  const auto own = static_cast<std::size_t>(thread);
+  for (std::size_t i = 0; i < runs_.size(); ++i) take_from(runs_[(own + i) % runs_.size()], thread);
+}
+
+bool ThreadPool::is_idle() const {
+  return std::ranges::all_of(runs_, [](const Run& run) {
+    const std::uint64_t word = run.word.load();
+    return next_of(word) >= end_of(word);
+  });
 }
 
 void ThreadPool::run(std::int64_t n_tasks, const void* context, TaskFn fn) {
@@ -49,8 +61,14 @@ void ThreadPool::run(std::int64_t n_tasks, const void* context, TaskFn fn) {
   fn_.store(fn, std::memory_order_relaxed);
   n_done_.store(0, std::memory_order_relaxed);
   ++generation_;
-  // seq_cst with sleepers_: a worker either sees the job or is seen asleep.
-  job_.store(generation_ << (2 * kTaskBits) | static_cast<std::uint64_t>(n_tasks) << kTaskBits);
+  const std::int64_t n_runs = n_threads();
+  for (std::int64_t i = 0; i < n_runs; ++i) {
+    const auto begin = static_cast<std::uint64_t>(n_tasks * i / n_runs);
+    const auto end = static_cast<std::uint64_t>(n_tasks * (i + 1) / n_runs);
+    // seq_cst with sleepers_: a worker either sees the run or is seen asleep.
+    runs_[static_cast<std::size_t>(i)].word.store(generation_ << (2 * kTaskBits) |
+                                                  end << kTaskBits | begin);
+  }
   if (sleepers_.load() > 0) {
     bell_.fetch_add(1);
     bell_.notify_all();
@@ -63,10 +81,6 @@ void ThreadPool::run(std::int64_t n_tasks, const void* context, TaskFn fn) {
 }
 
 void ThreadPool::work(int thread) {
-  const auto is_idle = [this] {
-    const std::uint64_t job = job_.load();
-    return next_of(job) >= count_of(job);
-  };
   for (;;) {
     for (int spins = 1; is_idle(); ++spins) {
       if (stop_.load(std::memory_order_relaxed)) return;
