@@ -184,6 +184,7 @@ class Engine:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
+        speculate: int = 0,
     ) -> Session:
         """Opens a session: one user's stream.
 
@@ -194,6 +195,10 @@ class Engine:
             top_k: sample among the k most likely tokens; 0 among all.
             top_p: sample among the most likely tokens that reach this probability together.
             seed: of the session's random numbers.
+            speculate: most tokens to guess in one pass, from what followed the same words earlier
+                in the session; 0 is off. A guess that the model does not make itself is dropped:
+                the output is the same, sooner where text repeats. `MicroTurn.accepted` tells
+                whether it pays.
 
         Raises:
             CapacityError: the memory left cannot hold such a session.
@@ -202,7 +207,9 @@ class Engine:
         if max_positions is not None:
             max_positions = integer(max_positions, "max_positions", low=1)
         core = self._core.open_session(
-            max_positions=max_positions, **sampling_options(temperature, top_k, top_p, seed)
+            max_positions=max_positions,
+            speculate=integer(speculate, "speculate", high=MAX_INT32),
+            **sampling_options(temperature, top_k, top_p, seed),
         )
         return Session(core, self._core, self._config, self._tokenizer)
 
@@ -226,7 +233,8 @@ class Engine:
 
     @property
     def stats(self) -> dict[str, int]:
-        """Counters of the engine: sessions, and pages of memory (total, used, free, promised)."""
+        """Counters: sessions, pages of memory (total, used, free, promised), passes and their rows,
+        tokens drafted and accepted."""
         return dict(self._core.stats())
 
     @property

@@ -409,6 +409,8 @@ class Session:
             memory=MemoryUse(turn.kv_bytes),
             input=InputSummary(turn.n_rows, turn.merged_turns, missing_ms),
             stopped=stopped,
+            drafted=turn.n_drafted,
+            accepted=turn.n_accepted,
         )
 
 

@@ -126,6 +126,8 @@ class MicroTurn:
         input: what was appended.
         stopped: why the output ended: the model chose to "listen", wrote an end-of-sequence token
             ("eos"), or reached the limit of tokens.
+        drafted: tokens guessed and computed ahead; see `speculate` of `Engine.open_session`.
+        accepted: of those, the ones that the model then put out.
     """
 
     index: int
@@ -137,3 +139,5 @@ class MicroTurn:
     memory: MemoryUse
     input: InputSummary
     stopped: Stopped
+    drafted: int = 0
+    accepted: int = 0

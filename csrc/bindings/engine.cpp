@@ -204,6 +204,8 @@ void bind_turn(py::module_& m) {
       .def_readonly("merged_turns", &Turn::merged_turns)
       .def_readonly("missing_samples", &Turn::missing_samples)
       .def_readonly("kv_bytes", &Turn::kv_bytes)
+      .def_readonly("n_drafted", &Turn::n_drafted)
+      .def_readonly("n_accepted", &Turn::n_accepted)
       .def_property_readonly("stopped", [](const Turn& t) { return stop_name(t.stopped); })
       .def_property_readonly("encode_us", [](const Turn& t) { return t.timing.encode_us; })
       .def_property_readonly("append_us", [](const Turn& t) { return t.timing.append_us; })
@@ -314,6 +316,8 @@ py::typing::Dict<py::str, py::int_> stats_dict(const Engine& engine) {
   values["sessions"] = stats.n_sessions;
   values["passes"] = stats.passes;
   values["rows"] = stats.rows;
+  values["drafted"] = stats.drafted;
+  values["accepted"] = stats.accepted;
   return values;
 }
 
@@ -351,14 +355,15 @@ void bind_engine(py::module_& m) {
       .def(
           "open_session",
           [](Engine& engine, std::optional<std::int64_t> max_positions, std::uint64_t seed,
-             float temperature, std::int32_t top_k, float top_p) {
+             float temperature, std::int32_t top_k, float top_p, std::int32_t speculate) {
             check(!max_positions || *max_positions > 0,
                   "max_positions: expected a positive number, found ", max_positions.value_or(0));
             return engine.open_session(
-                {max_positions.value_or(0), {seed, temperature, top_k, top_p}});
+                {max_positions.value_or(0), {seed, temperature, top_k, top_p}, speculate});
           },
           py::kw_only(), py::arg("max_positions") = py::none(), py::arg("seed") = 0,
-          py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f, Gil())
+          py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
+          py::arg("speculate") = 0, Gil())
       .def(
           "step_many",
           [](Engine& engine, const std::vector<std::shared_ptr<Session>>& sessions,

@@ -16,7 +16,7 @@ void Engine::run_rows(std::span<Session* const> sessions) {
       const auto n = static_cast<std::int32_t>(std::min<std::size_t>(
           input.rows.size() - input.n_done, static_cast<std::size_t>(model_->max_rows() - n_rows)));
       if (n == 0) continue;
-      parts_.push_back({session, input.n_done, n});
+      parts_.push_back({session, input.n_done, n, static_cast<std::int32_t>(input.n_drafts)});
       input.n_done += static_cast<std::size_t>(n);
       n_rows += n;
     }
@@ -35,17 +35,29 @@ void Engine::run_pass() {
     row += part.n_rows;
   }
   model_->forward({segments_.data(), static_cast<std::int32_t>(segments_.size()), row});
-  for (std::size_t i = 0; i < parts_.size(); ++i) {
-    Session& session = *parts_[i].session;
-    session.sequence_->advance(parts_[i].n_rows);
-    session.sequence_->commit();
-    const Segment& segment = segments_[i];
-    model_->read_head_row(segment.row_begin + segment.n_rows - 1, session.head_row_.data());
-    session.has_head_row_ = true;
-  }
+  for (std::size_t i = 0; i < parts_.size(); ++i) keep_rows(parts_[i], segments_[i].row_begin);
   if (all_logits_ != nullptr) collect_logits();
-  ++n_passes_;
-  n_rows_ += row;
+  ++counts_.passes;
+  counts_.rows += row;
+}
+
+// All rows but the drafts are permanent. Drafts stay behind the length, where nothing is read,
+// until accept_draft; those that are not accepted are written over.
+void Engine::keep_rows(const Part& part, std::int32_t row_begin) {
+  Session& session = *part.session;
+  const std::int32_t n_kept = part.n_rows - part.n_drafts;
+  session.sequence_->advance(n_kept);
+  session.sequence_->commit();
+  for (std::int32_t i = 0; i < n_kept; ++i) {
+    const InputRow& row = session.input_.rows[part.first + static_cast<std::size_t>(i)];
+    if (row.kind == RowKind::kText) session.remember(row.value);
+  }
+  model_->read_head_row(row_begin + n_kept - 1, session.head_row_.data());
+  session.has_head_row_ = true;
+  for (std::int32_t i = 0; i < part.n_drafts; ++i)
+    model_->read_head_row(
+        row_begin + n_kept + i,
+        session.draft_head_rows_.data() + static_cast<std::size_t>(i) * head_row_bytes());
 }
 
 // Cuts the rows into runs of one kind (and one picture).
@@ -116,17 +128,6 @@ std::vector<float> Engine::embed_all(const InputRows& input) {
                      width * sizeof(float));
   }
   return rows;
-}
-
-void Engine::sample(std::span<Session* const> sessions) {
-  const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
-  head_rows_.clear();
-  for (Session* session : sessions) head_rows_.push_back(session->head_row_.data());
-  if (logits_.size() < sessions.size() * n_vocab) logits_.resize(sessions.size() * n_vocab);
-  model_->logits(head_rows_, logits_.data());
-  for (std::size_t i = 0; i < sessions.size(); ++i)
-    sessions[i]->pending_token_ = sampler_.sample(
-        logits_.data() + i * n_vocab, sessions[i]->sampling_, sessions[i]->sequence_->length());
 }
 
 }  // namespace duplex

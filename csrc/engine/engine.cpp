@@ -86,19 +86,37 @@ std::shared_ptr<Session> Engine::open_session(const SessionOptions& options) {
   options.sampling.validate();
   check(options.max_positions >= 0, "max_positions: expected a positive number, found ",
         options.max_positions);
+  check(options.max_drafts >= 0 && options.max_drafts <= kMaxDrafts,
+        "speculate: expected 0 (off) to ", kMaxDrafts, " tokens, found ", options.max_drafts);
   const std::lock_guard lock(mutex_);
   check_open();
   const std::int64_t max_positions =
       options.max_positions > 0 ? options.max_positions : options_.max_positions;
-  return adopt(Sequence::open(*pool_, layout_, max_positions), options.sampling);
+  return adopt(Sequence::open(*pool_, layout_, max_positions), options.sampling,
+               options.max_drafts);
 }
 
-std::shared_ptr<Session> Engine::adopt(Sequence sequence, const SamplingParams& sampling) {
+std::shared_ptr<Session> Engine::adopt(Sequence sequence, const SamplingParams& sampling,
+                                       std::int32_t max_drafts) {
   sessions_.reserve(sessions_.size() + 1);
-  auto session = std::make_shared<Session>(shared_from_this(), std::move(sequence), sampling);
+  reserve_logits(max_drafts);
+  auto session =
+      std::make_shared<Session>(shared_from_this(), std::move(sequence), sampling, max_drafts);
   sessions_.push_back(session.get());
   back_ahead(*session, kRowsBackedAtOpen);
   return session;
+}
+
+// Of all rows that are sampled behind at once with one session more, so that a turn allocates none.
+void Engine::reserve_logits(std::int32_t max_drafts) {
+  std::size_t n_rows = 1 + static_cast<std::size_t>(max_drafts);
+  for (const Session* session : sessions_)
+    n_rows += 1 + static_cast<std::size_t>(session->max_drafts_);
+  n_rows = std::min(n_rows,
+                    std::max(sessions_.size() + 1, static_cast<std::size_t>(model_->max_rows())));
+  head_rows_.reserve(n_rows);
+  const std::size_t n_logits = n_rows * static_cast<std::size_t>(config_.unpadded_vocab_size);
+  if (logits_.size() < n_logits) logits_.resize(n_logits);
 }
 
 void Engine::unregister(Session& session) { std::erase(sessions_, &session); }
@@ -243,7 +261,10 @@ std::vector<std::pair<std::string, std::int64_t>> Engine::memory_plan() const {
 
 EngineStats Engine::stats() const {
   const std::lock_guard lock(mutex_);
-  return {pool_->stats(), static_cast<std::int64_t>(sessions_.size()), n_passes_, n_rows_};
+  EngineStats stats = counts_;
+  stats.pool = pool_->stats();
+  stats.n_sessions = static_cast<std::int64_t>(sessions_.size());
+  return stats;
 }
 
 }  // namespace duplex

@@ -42,8 +42,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<float> append_audio(Session& session, std::span<const float> samples,
                                   bool is_end_of_audio, LogitsWanted wanted);
   std::vector<float> append_image(Session& session, Image image, LogitsWanted wanted);
-  // The rows as they would enter a sequence: (rows, d_model). For audio: whole frames, padded at
-  // the end.
+  // The rows as they would enter a sequence: (rows, d_model). Sound is padded to whole frames.
   std::vector<float> embed_text(std::span<const std::int32_t> ids);
   std::vector<float> embed_audio(std::span<const float> samples);
   std::vector<float> embed_image(Image image);
@@ -64,7 +63,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   const DmelAnalyzer* analyzer() const { return analyzer_.get(); }
   std::size_t head_row_bytes() const { return model_->head_row_bytes(); }
   std::mutex& mutex() const { return mutex_; }
-  std::shared_ptr<Session> adopt(Sequence sequence, const SamplingParams& sampling);
+  std::shared_ptr<Session> adopt(Sequence sequence, const SamplingParams& sampling,
+                                 std::int32_t max_drafts);
   void unregister(Session& session);
 
  private:
@@ -73,13 +73,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     Session* session;
     std::size_t first;  // of session->input_.rows
     std::int32_t n_rows;
-  };
-  // What the fed input of a session amounts to, before any of it is taken.
-  struct InputPlan {
-    std::int64_t n_rows = 0;
-    std::int64_t n_frames = 0;
-    std::int64_t n_turns = 0;  // micro-turns, merged ones included
-    std::int64_t missing_samples = 0;
+    std::int32_t n_drafts;  // of the rows, the last
   };
 
   // ---- micro_turn.cpp
@@ -87,6 +81,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void compose_input(Session& session, const InputPlan& plan, Inbox inbox);
   void begin_turn(const StepRequest& request, Turn& turn);
   void decode_turns(std::span<const StepRequest> requests, std::span<Turn> turns);
+  // Samples for as long as the tokens were drafted; true when one of them ends the turn.
+  bool take_tokens(const StepRequest& request, Turn& turn);
   std::int32_t token_limit(std::int32_t max_tokens) const;
   // Whether the token ends its turn; notes why.
   bool is_last(std::int32_t token, const StepRequest& request, Turn& turn) const;
@@ -95,6 +91,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // Appends session->input_ of every session, in as many passes as that takes.
   void run_rows(std::span<Session* const> sessions);
   void run_pass();
+  void keep_rows(const Part& part, std::int32_t row_begin);
   // Writes rows [first, first + n_rows) of the input into the model's rows from row_begin on.
   void embed(const InputRows& input, std::size_t first, std::int32_t n_rows,
              std::int32_t row_begin);
@@ -102,8 +99,16 @@ class Engine : public std::enable_shared_from_this<Engine> {
                  std::int32_t row_begin);
   void collect_logits();
   std::vector<float> embed_all(const InputRows& input);
-  // Samples the next token of every session from its last row; it becomes the pending token.
-  void sample(std::span<Session* const> sessions);
+
+  // ---- output.cpp
+  // Makes the pending token the input, and behind it at most `max_drafts` guesses.
+  void continue_output(Session& session, std::int64_t max_drafts);
+  // Takes the logits of every session's last row, and of its drafts.
+  void score(std::span<Session* const> sessions);
+  // Samples the next token behind the last row; it becomes the pending token.
+  std::int32_t sample(Session& session);
+  // Whether the pending token is the next draft: then its row is the last one now.
+  bool accept_draft(Session& session);
 
   // One caller of one open session on an open engine, for as long as it lives.
   struct Call {
@@ -114,6 +119,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void check_open() const;
   std::vector<float> append_input(Session& session, LogitsWanted wanted);
   void back_ahead(Session& session, std::int64_t n_rows);
+  void reserve_logits(std::int32_t max_drafts);
 
   ModelConfig config_;
   EngineOptions options_;
@@ -136,8 +142,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<const void*> head_rows_;
   std::vector<float> logits_;
   std::vector<float>* all_logits_ = nullptr;  // where append() wants the logits of every row
-  std::int64_t n_passes_ = 0;
-  std::int64_t n_rows_ = 0;
+  EngineStats counts_;                        // passes, rows, drafts
 };
 
 }  // namespace duplex

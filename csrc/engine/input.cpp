@@ -7,6 +7,7 @@ namespace duplex {
 void InputRows::clear() {
   rows.clear();
   n_done = 0;
+  n_drafts = 0;
   frames.clear();
   images.clear();
 }

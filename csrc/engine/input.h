@@ -29,6 +29,7 @@ struct InputRow {
 struct InputRows {
   std::vector<InputRow> rows;
   std::size_t n_done = 0;            // rows that passes have taken
+  std::size_t n_drafts = 0;          // of the rows, the last: guesses not yet accepted
   std::vector<std::uint8_t> frames;  // (n, n_mels)
   std::vector<Image> images;
 
@@ -45,6 +46,14 @@ struct Inbox {
   std::vector<Image> images;
   std::vector<std::int32_t> text;
   std::vector<std::int32_t> result;
+};
+
+// What the fed input of a session amounts to, before any of it is taken.
+struct InputPlan {
+  std::int64_t n_rows = 0;
+  std::int64_t n_frames = 0;
+  std::int64_t n_turns = 0;  // micro-turns, merged ones included
+  std::int64_t missing_samples = 0;
 };
 
 }  // namespace duplex

@@ -4,7 +4,7 @@
 //   output = tokens, until the model says `listen`
 //
 // The last output token waits and is appended with the next input, so a silent micro-turn is one
-// pass. Nothing here decides whose turn it is: the model's weights do. Next: batch.cpp.
+// pass. Nothing here decides whose turn it is: the model's weights do. Next: batch.cpp, output.cpp.
 #include <algorithm>
 #include <chrono>
 #include <utility>
@@ -71,7 +71,7 @@ std::vector<Turn> Engine::step(std::span<const StepRequest> requests) {
   run_rows(active_);
   timing.append_us = watch.lap_us();
 
-  // Every session that has more to say says it, one token a pass.
+  // Every session that has more to say says it, one token a pass, or several where drafts hold.
   decode_turns(requests, turns);
   timing.decode_us = watch.lap_us();
   timing.total_us = timing.encode_us + timing.append_us + timing.decode_us;
@@ -115,7 +115,7 @@ void Engine::begin_turn(const StepRequest& request, Turn& turn) {
   turn.stopped = StopReason::kLimit;
 }
 
-Engine::InputPlan Engine::plan_input(const Session& session) const {
+InputPlan Engine::plan_input(const Session& session) const {
   InputPlan plan;
   const Inbox& inbox = session.inbox_;
   const auto bracketed = [&](const std::vector<std::int32_t>& ids) {
@@ -198,20 +198,29 @@ void Engine::decode_turns(std::span<const StepRequest> requests, std::span<Turn>
   while (!speaking.empty()) {
     active_.clear();
     for (const std::size_t i : speaking) active_.push_back(requests[i].session);
-    sample(active_);
-    std::erase_if(speaking, [&](std::size_t i) {
-      const std::int32_t token = requests[i].session->pending_token_;
-      turns[i].token_ids.push_back(token);
-      return is_last(token, requests[i], turns[i]);
-    });
+    score(active_);
+    std::erase_if(speaking, [&](std::size_t i) { return take_tokens(requests[i], turns[i]); });
     active_.clear();
     for (const std::size_t i : speaking) {
       Session& session = *requests[i].session;
-      session.input_.clear();
-      session.input_.add_text(std::exchange(session.pending_token_, kNoToken));
+      // The token behind the last draft must fit into the turn, and all rows into one pass.
+      const auto n_said = static_cast<std::int64_t>(turns[i].token_ids.size());
+      continue_output(session,
+                      std::min<std::int64_t>(token_limit(requests[i].max_tokens) - n_said - 1,
+                                             model_->max_rows() / std::ssize(speaking) - 1));
+      turns[i].n_drafted += static_cast<std::int64_t>(session.input_.n_drafts);
       active_.push_back(&session);
     }
     run_rows(active_);
+  }
+}
+
+bool Engine::take_tokens(const StepRequest& request, Turn& turn) {
+  for (;;) {
+    turn.token_ids.push_back(sample(*request.session));
+    if (is_last(turn.token_ids.back(), request, turn)) return true;
+    if (!accept_draft(*request.session)) return false;
+    ++turn.n_accepted;
   }
 }
 
@@ -226,17 +235,23 @@ std::vector<std::int32_t> Engine::decode(Session& session, std::int32_t n,
   const PassScope pass(*backend_);
   std::vector<std::int32_t> tokens;
   Session* const only[] = {&session};
-  while (static_cast<std::int32_t>(tokens.size()) < n) {
+  session.input_.clear();
+  for (bool is_done = n == 0; !is_done;) {
     if (session.pending_token_ != kNoToken) {
-      session.input_.clear();
-      session.input_.add_text(std::exchange(session.pending_token_, kNoToken));
+      const std::int64_t n_left = n - std::ssize(tokens);
+      back_ahead(session, n_left);
+      continue_output(session, std::min<std::int64_t>(n_left - 1, model_->max_rows() - 1));
       run_rows(only);
     }
-    sample(only);
-    tokens.push_back(session.pending_token_);
-    if (std::find(stop.begin(), stop.end(), tokens.back()) != stop.end()) break;
+    score(only);
+    do {
+      tokens.push_back(sample(session));
+      is_done = std::ssize(tokens) == n ||
+                std::find(stop.begin(), stop.end(), tokens.back()) != stop.end();
+    } while (!is_done && accept_draft(session));
   }
   session.set_mark();
+  back_ahead(session, n);
   return tokens;
 }
 

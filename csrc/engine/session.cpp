@@ -24,10 +24,18 @@ void check_inbox(const char* what, std::size_t waiting, std::size_t added, std::
 
 }  // namespace
 
-Session::Session(std::shared_ptr<Engine> engine, Sequence sequence, const SamplingParams& sampling)
-    : engine_(std::move(engine)), sequence_(std::move(sequence)), sampling_(sampling) {
+Session::Session(std::shared_ptr<Engine> engine, Sequence sequence, const SamplingParams& sampling,
+                 std::int32_t max_drafts)
+    : engine_(std::move(engine)),
+      sequence_(std::move(sequence)),
+      sampling_(sampling),
+      max_drafts_(max_drafts),
+      n_drafts_(max_drafts) {
   if (engine_->analyzer() != nullptr) audio_.emplace(*engine_->analyzer());
   head_row_.resize(engine_->head_row_bytes());
+  if (max_drafts > 0) lookup_.emplace();
+  draft_head_rows_.resize(static_cast<std::size_t>(max_drafts) * engine_->head_row_bytes());
+  input_.rows.reserve(static_cast<std::size_t>(max_drafts) + 1);
   marks_.reserve(kMarks);
   set_mark();
 }
@@ -107,6 +115,7 @@ void Session::set_mark() {
   mark.position = sequence_->length();
   mark.turn = turn_;
   mark.pending_token = pending_token_;
+  mark.n_looked_up = lookup_ ? lookup_->size() : 0;
   mark.has_head_row = has_head_row_;
   mark.head_row = head_row_;
   mark.waiting_frames.clear();
@@ -114,6 +123,12 @@ void Session::set_mark() {
   mark.audio = audio_->state();
   const auto waiting = audio_->waiting();
   mark.waiting_frames.assign(waiting.begin(), waiting.end());
+}
+
+// `listen` tells nothing about the words around it, and nothing behind it would be accepted.
+void Session::remember(std::int32_t id) {
+  const auto& interaction = engine_->config().interaction;
+  if (lookup_ && !(interaction && id == interaction->listen)) lookup_->push(id);
 }
 
 std::vector<std::int64_t> Session::marks() const {
@@ -148,6 +163,7 @@ void Session::truncate(std::int64_t position) {
   turn_ = mark.turn;
   ++epoch_;
   pending_token_ = mark.pending_token;
+  if (lookup_) lookup_->truncate(mark.n_looked_up);
   has_head_row_ = mark.has_head_row;
   head_row_ = mark.head_row;
   if (audio_) audio_->restore(mark.audio, mark.waiting_frames);
@@ -158,11 +174,13 @@ std::shared_ptr<Session> Session::fork(std::int64_t max_positions) {
   const std::lock_guard lock(engine_->mutex());
   check_open();
   auto child = engine_->adopt(
-      sequence_->fork(max_positions > 0 ? max_positions : sequence_->max_positions()), sampling_);
+      sequence_->fork(max_positions > 0 ? max_positions : sequence_->max_positions()), sampling_,
+      max_drafts_);
   child->audio_ = audio_;
   child->turn_ = turn_;
   child->epoch_ = epoch_;
   child->pending_token_ = pending_token_;
+  child->lookup_ = lookup_;
   child->has_head_row_ = has_head_row_;
   child->head_row_ = head_row_;
   child->marks_ = marks_;

@@ -16,6 +16,7 @@
 
 #include "core/config.h"
 #include "encoders/dmel.h"
+#include "engine/draft_lookup.h"
 #include "engine/input.h"
 #include "model/sampler.h"
 #include "sequence/sequence.h"
@@ -25,12 +26,14 @@ namespace duplex {
 class Engine;
 
 inline constexpr std::int32_t kNoToken = -1;
+inline constexpr std::int32_t kMaxDrafts = 64;  // of one session in a pass
 
 // Everything about a session at the end of one call, beside the tapes: truncate goes back here.
 struct Mark {
   std::int64_t position = 0;
   std::int64_t turn = 0;
   std::int32_t pending_token = kNoToken;
+  std::int64_t n_looked_up = 0;  // ids that drafts are looked up in
   bool has_head_row = false;
   std::vector<std::byte> head_row;
   DmelState audio;
@@ -40,11 +43,13 @@ struct Mark {
 struct SessionOptions {
   std::int64_t max_positions = 0;  // 0 = the engine's default
   SamplingParams sampling;
+  std::int32_t max_drafts = 0;  // tokens guessed ahead in one pass; 0 = no speculation
 };
 
 class Session {
  public:
-  Session(std::shared_ptr<Engine> engine, Sequence sequence, const SamplingParams& sampling);
+  Session(std::shared_ptr<Engine> engine, Sequence sequence, const SamplingParams& sampling,
+          std::int32_t max_drafts);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -82,6 +87,8 @@ class Session {
   // Drops the sequence; the engine's mutex is held.
   void drop() noexcept;
   void set_mark();
+  // Text that later drafts may be taken from.
+  void remember(std::int32_t id);
 
   std::shared_ptr<Engine> engine_;
   std::optional<Sequence> sequence_;  // empty once closed
@@ -95,6 +102,11 @@ class Session {
   std::vector<Mark> marks_;          // a ring of kMarks
   std::size_t next_mark_ = 0;
   InputRows input_;  // of the call in progress; kept for its capacity
+  std::int32_t max_drafts_;
+  std::int32_t n_drafts_;                   // of the next pass: fewer where guesses failed
+  std::optional<DraftLookup> lookup_;       // where drafts are wanted
+  std::vector<std::byte> draft_head_rows_;  // (max_drafts, head_row_bytes), as head_row_
+  std::size_t logits_row_ = 0;              // of the engine's logits: what is sampled next
 
   mutable std::mutex inbox_mutex_;
   Inbox inbox_;

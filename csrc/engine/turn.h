@@ -54,7 +54,9 @@ struct Turn {
   StopReason stopped = StopReason::kListen;
   TurnTiming timing;  // of the whole step: sessions of one step share it
   std::int64_t kv_bytes = 0;
-  std::exception_ptr error;  // set: nothing else is, and the session is as it was
+  std::int64_t n_drafted = 0;   // tokens that were guessed and computed ahead
+  std::int64_t n_accepted = 0;  // of those, the ones that were then sampled
+  std::exception_ptr error;     // set: nothing else is, and the session is as it was
 };
 
 enum class LogitsWanted : std::uint8_t { kNone, kLast, kAll };
@@ -63,7 +65,9 @@ struct EngineStats {
   PoolStats pool;
   std::int64_t n_sessions = 0;
   std::int64_t passes = 0;
-  std::int64_t rows = 0;
+  std::int64_t rows = 0;  // drafts included
+  std::int64_t drafted = 0;
+  std::int64_t accepted = 0;
 };
 
 }  // namespace duplex

@@ -76,6 +76,13 @@ Sequence Sequence::fork(std::int64_t max_positions) const {
   return child;
 }
 
+std::int64_t Sequence::mapped() const {
+  std::int64_t end = conv_.held().end;
+  for (const Tape* tape : {&global_, &local_})
+    if (!tape->layout().is_inert()) end = std::min(end, tape->held().end);
+  return end;
+}
+
 std::int64_t Sequence::held_positions() const {
   if (layout_->global.is_inert()) return 0;
   return length_ - forgotten_.positions_in_whole_pages(layout_->global.page_positions());

@@ -49,6 +49,7 @@ class Sequence {
   std::int64_t length() const { return length_; }
   std::int64_t committed() const { return committed_; }
   std::int64_t backed() const { return backed_; }  // rows up to here can be written
+  std::int64_t mapped() const;                     // rows up to here take no further page
   std::int64_t max_positions() const { return max_positions_; }
   std::int64_t held_positions() const;  // what counts against max_positions
   std::span<const PositionRange> forgotten() const { return forgotten_.ranges(); }

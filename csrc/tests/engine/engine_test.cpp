@@ -84,6 +84,40 @@ TEST_CASE("logits do not depend on how rows are cut") {
   CHECK((cut->digests() == whole->digests()));
 }
 
+TEST_CASE("guesses change no turn, alone or with others") {
+  const auto engine = make_engine();
+  const auto open = [&](std::int32_t max_drafts) {
+    return engine->open_session({0, {1, 0.6f, 3, 1.0f}, max_drafts});
+  };
+  const auto plain = open(0);
+  const std::vector<std::shared_ptr<Session>> guessing = {open(1), open(4), open(kMaxDrafts)};
+  const std::vector<std::int32_t> song = {10, 11, 12, 10, 11, 12, 10, 11, 12};
+  std::int64_t n_accepted = 0;
+  for (int turn = 0; turn < 20; ++turn) {
+    plain->feed_text(song);
+    plain->feed_audio(sound(kTurnSamples, turn));
+    const Turn expected = step_one(*plain, 12);
+    CHECK(expected.n_drafted == 0);
+    std::vector<StepRequest> requests;
+    for (const auto& session : guessing) {
+      session->feed_text(song);
+      session->feed_audio(sound(kTurnSamples, turn));
+      requests.push_back({session.get(), 12});
+    }
+    for (const Turn& found : engine->step(requests)) {
+      REQUIRE(found.error == nullptr);
+      CHECK(found.token_ids == expected.token_ids);
+      CHECK(found.position == expected.position);
+      CHECK(found.kv_bytes == expected.kv_bytes);
+      CHECK(found.n_accepted <= found.n_drafted);
+      n_accepted += found.n_accepted;
+    }
+  }
+  CHECK(n_accepted > 0);
+  CHECK(engine->stats().accepted == n_accepted);
+  for (const auto& session : guessing) CHECK((session->digests() == plain->digests()));
+}
+
 TEST_CASE("the error of one session is in its own turn") {
   const auto engine = make_engine();
   const auto full = engine->open_session({6, {}});
@@ -210,6 +244,8 @@ TEST_CASE("an engine that cannot work is not made") {
   const auto engine = make_engine();
   CHECK(throws<CapacityError>([&] { engine->open_session({1 << 30, {}}); }));
   CHECK(throws<InvalidArgument>([&] { engine->open_session({-1, {}}); }));
+  CHECK(throws<InvalidArgument>([&] { engine->open_session({0, {}, -1}); }));
+  CHECK(throws<InvalidArgument>([&] { engine->open_session({0, {}, kMaxDrafts + 1}); }));
   CHECK(is_empty(engine->stats()));
 }
 

@@ -1,0 +1,71 @@
+// From rows to output tokens, several a pass where drafts hold.
+//
+// A pass takes the pending token and behind it guesses at the tokens to come. A row's bits do not
+// depend on what else is in its pass, nor a draw on anything but its logits and place: so sampling
+// behind the pending token, then behind each guess for as long as the token sampled is the guess,
+// gives the output of one token a pass, bit for bit, whatever the guesses are.
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "engine/engine.h"
+
+namespace duplex {
+
+void Engine::continue_output(Session& session, std::int64_t max_drafts) {
+  InputRows& input = session.input_;
+  const std::int32_t token = std::exchange(session.pending_token_, kNoToken);
+  input.clear();
+  input.add_text(token);
+  if (!session.lookup_) return;
+  // Guesses take no page: what a sequence holds does not depend on them either.
+  const std::int64_t mapped = session.sequence_->mapped() - session.sequence_->length() - 1;
+  const std::int64_t n = std::min({max_drafts, mapped, std::int64_t{session.n_drafts_}});
+  if (n <= 0) return;
+  std::array<std::int32_t, kMaxDrafts> drafts;
+  input.n_drafts = session.lookup_->guess(token, {drafts.data(), static_cast<std::size_t>(n)});
+  for (std::size_t i = 0; i < input.n_drafts; ++i) input.add_text(drafts[i]);
+  counts_.drafted += static_cast<std::int64_t>(input.n_drafts);
+}
+
+void Engine::score(std::span<Session* const> sessions) {
+  head_rows_.clear();
+  for (Session* session : sessions) {
+    session->logits_row_ = head_rows_.size();
+    head_rows_.push_back(session->head_row_.data());
+    for (std::size_t i = 0; i < session->input_.n_drafts; ++i)
+      head_rows_.push_back(session->draft_head_rows_.data() + i * head_row_bytes());
+  }
+  model_->logits(head_rows_, logits_.data());
+}
+
+std::int32_t Engine::sample(Session& session) {
+  const std::size_t begin =
+      session.logits_row_ * static_cast<std::size_t>(config_.unpadded_vocab_size);
+  session.pending_token_ =
+      sampler_.sample(logits_.data() + begin, session.sampling_, session.sequence_->length());
+  return session.pending_token_;
+}
+
+bool Engine::accept_draft(Session& session) {
+  InputRows& input = session.input_;
+  if (input.n_drafts == 0) return false;
+  const std::size_t row = input.rows.size() - input.n_drafts;
+  if (input.rows[row].value != session.pending_token_) {
+    session.n_drafts_ = std::max(static_cast<std::int32_t>(row) - 1, 1);
+    return false;
+  }
+  --input.n_drafts;
+  if (input.n_drafts == 0) session.n_drafts_ = std::min(2 * session.n_drafts_, session.max_drafts_);
+  session.sequence_->advance(1);
+  session.sequence_->commit();
+  session.remember(std::exchange(session.pending_token_, kNoToken));
+  // The rows are the token before and the drafts.
+  const std::byte* const head_row = session.draft_head_rows_.data() + (row - 1) * head_row_bytes();
+  std::copy_n(head_row, head_row_bytes(), session.head_row_.data());
+  ++session.logits_row_;
+  ++counts_.accepted;
+  return true;
+}
+
+}  // namespace duplex
