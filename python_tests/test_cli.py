@@ -35,6 +35,8 @@ KEYS = {
     "memory",
     "input",
     "stopped",
+    "drafted",
+    "accepted",
 }
 
 
