@@ -26,9 +26,9 @@ int thread_count(int wanted) {
 
 CpuBackend::CpuBackend(const BackendOptions& options)
     : kernels_(choose_kernels(options.isa)), pool_(thread_count(options.n_threads)) {
-  // out, scores, weights, max and sum of AttentionScratch
-  attention_scratch_stride_ = kAttentionVectors * kMaxHeadWidth +
-                              2 * kScratchRows * kBlockPositions + 2 * kAttentionVectors;
+  // out, scores and weights of AttentionScratch
+  attention_scratch_stride_ =
+      kAttentionVectors * kMaxHeadWidth + 2 * kScratchRows * kBlockPositions;
   attention_scratch_.resize(static_cast<std::size_t>(attention_scratch_stride_) *
                             static_cast<std::size_t>(pool_.n_threads()));
 }
@@ -128,8 +128,6 @@ void CpuBackend::do_attention(const AttentionArgs& args) {
     scratch.out = base;
     scratch.scores = base + kAttentionVectors * kMaxHeadWidth;
     scratch.weights = scratch.scores + kScratchRows * kBlockPositions;
-    scratch.max = scratch.scores + 2 * kScratchRows * kBlockPositions;
-    scratch.sum = scratch.max + kAttentionVectors;
     scratch.bias = bias_scratch_.data() + thread * bias_size;
     const auto begin = static_cast<std::int32_t>(chunk) * vectors_per_piece;
     const std::int32_t end = std::min(begin + vectors_per_piece, segment->n_rows * group);

@@ -49,8 +49,6 @@ struct AttentionScratch {
   float* out;     // (kAttentionVectors, d_head_padded)
   float* scores;  // (8, 64)
   void* weights;  // (8, 64) in the dtype of the tape
-  float* max;     // (kAttentionVectors)
-  float* sum;     // (kAttentionVectors)
   float* bias;    // (kAttentionVectors, rel_stride)
 };
 
