@@ -38,6 +38,7 @@ struct AttentionWalk {
   std::int64_t n;      // padded head width
   std::int32_t group;  // query heads per key/value head
   const TapeView& tape;
+  float scale;
 
   std::int64_t element_bytes() const {
     return static_cast<std::int64_t>(dtype_bytes(args.kv_dtype));
@@ -89,6 +90,12 @@ struct AttentionWalk {
   }
 };
 
+// Where a position lies among the lanes of a block, at its edges when outside.
+inline int lane_of(std::int64_t position, std::int64_t block_begin) {
+  const std::int64_t lane = position - block_begin;
+  return static_cast<int>(lane < 0 ? 0 : lane < kBlockPositions ? lane : kBlockPositions);
+}
+
 // The lanes [begin, end) of a, the others of b; the range may begin or end outside the sixteen.
 inline F16 keep_lanes(F16 a, F16 b, int begin, int end) {
   begin = begin > 0 ? begin : 0;
@@ -96,46 +103,26 @@ inline F16 keep_lanes(F16 a, F16 b, int begin, int end) {
   return begin < end ? select_range(a, b, begin, end) : b;
 }
 
-// Scores of one vector against a block: tau-scaled (q k / d_head + bias), -infinity outside the
-// keys [begin, end) that it sees.
-struct BlockScores {
-  F16 lanes[kBlockPositions / 16];
-  int begin, end;
-  bool is_whole() const { return begin == 0 && end == kBlockPositions; }
-};
-
-inline BlockScores finish_scores(const AttentionWalk& walk, const QueryVector& v,
-                                 std::int64_t block_begin, const float* products) {
-  BlockScores scores;
-  const auto clamp = [&](std::int64_t at) {
-    const std::int64_t in_block = at - block_begin;
-    return static_cast<int>(in_block < 0                 ? 0
-                            : in_block < kBlockPositions ? in_block
-                                                         : kBlockPositions);
-  };
-  scores.end = clamp(v.position + 1);
-  scores.begin = clamp(v.first_visible);
-  const F16 scale = set1(1.0f / static_cast<float>(walk.args.shape.d_head));
-  const bool biased = v.position - (block_begin + scores.end - 1) < walk.args.shape.rel_extent;
+// Folds one block into a vector: its products become scores tau-scaled (q k / d_head + bias), the
+// scores weights exp(score - max) for the keys that it sees and zero for the others; what has been
+// gathered so far is rescaled where the running maximum grew.
+template <class Tile>
+inline void fold_block(const AttentionWalk& walk, QueryVector& v, std::int64_t block_begin,
+                       const float* products, typename Tile::Element* weights) {
+  const int begin = lane_of(v.first_visible, block_begin);
+  const int end = lane_of(v.position + 1, block_begin);
+  const bool is_whole = begin == 0 && end == kBlockPositions;
+  const bool biased = v.position - (block_begin + end - 1) < walk.args.shape.rel_extent;
   // Lane i of the block, at distance position - block_begin - i, lies i to the right of lane 0.
   const std::int64_t column = walk.bias_column(v.position - block_begin);
+  F16 s[kBlockPositions / 16];
   DUPLEX_UNROLL for (int i = 0; i < kBlockPositions; i += 16) {
-    F16 score = mul(load(products + i), scale);
+    s[i / 16] = mul(load(products + i), set1(walk.scale));
     // Far to the left of the extent the bias is zero; the zeros of the bank reach one block.
-    if (biased && column + i >= 0) score = fma(load(v.bias + column + i), set1(v.tau), score);
-    if (!scores.is_whole())
-      score = keep_lanes(score, set1(kMinusInfinity), scores.begin - i, scores.end - i);
-    scores.lanes[i / 16] = score;
+    if (biased && column + i >= 0)
+      s[i / 16] = fma(load(v.bias + column + i), set1(v.tau), s[i / 16]);
+    if (!is_whole) s[i / 16] = keep_lanes(s[i / 16], set1(kMinusInfinity), begin - i, end - i);
   }
-  return scores;
-}
-
-// Turns scores into weights exp(score - max), updates the running maximum and sum, and rescales
-// what has been gathered so far. A vector that sees nothing of this block gets zero weights.
-template <class Tile>
-inline void fold_block(const AttentionWalk& walk, QueryVector& v, const BlockScores& scores,
-                       typename Tile::Element* weights) {
-  const F16* s = scores.lanes;
   const float block_max = reduce_max(max(max(s[0], s[1]), max(s[2], s[3])));
   if (block_max > v.max) {
     if (v.max != kMinusInfinity) {
@@ -151,7 +138,7 @@ inline void fold_block(const AttentionWalk& walk, QueryVector& v, const BlockSco
   F16 sum = zero();
   DUPLEX_UNROLL for (int i = 0; i < kBlockPositions; i += 16) {
     F16 weight = Tile::exp(sub(s[i / 16], shift));
-    if (!scores.is_whole()) weight = keep_lanes(weight, zero(), scores.begin - i, scores.end - i);
+    if (!is_whole) weight = keep_lanes(weight, zero(), begin - i, end - i);
     sum = add(sum, weight);
     Tile::store_element(weights + i, weight);
   }
@@ -182,8 +169,7 @@ inline void attend_tile(const AttentionWalk& walk, std::int64_t block, QueryVect
                       kBlockPositions * Tile::kPerStep, walk.n / Tile::kPerStep, kBlockPositions,
                       false, products);
   for (int i = 0; i < n_vectors; ++i)
-    fold_block<Tile>(walk, vectors[i], finish_scores(walk, vectors[i], block_begin, products[i]),
-                     const_cast<Element*>(weights[i]));
+    fold_block<Tile>(walk, vectors[i], block_begin, products[i], const_cast<Element*>(weights[i]));
   run_row_group<Tile>(n_vectors, weights, reinterpret_cast<const Element*>(walk.values(block)),
                       walk.n * Tile::kPerStep, div_up(last, Tile::kPerStep),
                       static_cast<std::int32_t>(walk.n), true, out);
@@ -245,7 +231,8 @@ inline void attention(const AttentionPiece& piece, const AttentionScratch& scrat
                            scratch,
                            args.d_head_padded,
                            args.shape.n_heads / args.shape.n_kv_heads,
-                           args.is_local ? piece.segment->local : piece.segment->global};
+                           args.is_local ? piece.segment->local : piece.segment->global,
+                           1.0f / static_cast<float>(args.shape.d_head)};
   if (args.kv_dtype == DType::kF32)
     attention_typed<F32Tile>(walk);
   else
