@@ -30,7 +30,7 @@ struct MoeScratch {
   std::int32_t* pair_row;      // (n_pairs) batch row of the pair at each place
   std::int32_t* expert_begin;  // (n_experts + n_shared + 1) first place of each expert
   std::int32_t* touched;       // experts with rows, ascending
-  float* scores;               // (n_experts) of one row
+  float* scores;               // (n_rows, n_experts)
   std::size_t bytes;
 };
 
@@ -68,7 +68,7 @@ inline MoeScratch lay_out_moe(const MoeSizes& s, void* base) {
   take(scratch.pair_row, s.n_pairs());
   take(scratch.expert_begin, s.n_all + 1);
   take(scratch.touched, s.n_all);
-  take(scratch.scores, s.n_all);
+  take(scratch.scores, s.n_rows * s.n_all);
   scratch.bytes = offset;
   return scratch;
 }

@@ -54,22 +54,29 @@ class CpuBackend final : public Backend {
   void do_fold(const FoldArgs& args) override;
 
  private:
-  // Fewer rows are done before a worker would have started.
-  static constexpr std::int64_t kRowsWorthSharing = 4;
+  // Less is done before a worker would have begun: a few microseconds.
+  static constexpr std::int64_t kElementsWorthSharing = 8192;           // of rows
+  static constexpr std::int64_t kWeightBytesWorthSharing = 128 << 10;   // to read
+  static constexpr std::int64_t kProductsWorthSharing = 1'000'000 / 2;  // of rows and weights
 
-  // Runs fn(row) for every row.
+  // Runs fn(task, thread) for every task, on this thread alone where sharing would not pay.
   template <class Fn>
-  void for_rows(std::int64_t n_rows, const Fn& fn) {
-    if (n_rows < kRowsWorthSharing) {
-      for (std::int64_t row = 0; row < n_rows; ++row) fn(static_cast<std::int32_t>(row));
-      return;
-    }
-    pool_.parallel_for(n_rows, [&](std::int64_t row, int) { fn(static_cast<std::int32_t>(row)); });
+  void for_tasks(std::int64_t n_tasks, bool is_worth_sharing, const Fn& fn) {
+    if (is_worth_sharing)
+      pool_.parallel_for(n_tasks, fn);
+    else
+      for (std::int64_t task = 0; task < n_tasks; ++task) fn(task, 0);
+  }
+  // Runs fn(row) for every row of so many elements.
+  template <class Fn>
+  void for_rows(std::int64_t n_rows, std::int64_t n_elements, const Fn& fn) {
+    for_tasks(n_rows, n_rows * n_elements >= kElementsWorthSharing,
+              [&](std::int64_t row, int) { fn(static_cast<std::int32_t>(row)); });
   }
   // Runs fn(segment, row inside it) for every row.
   template <class Fn>
-  void for_segment_rows(const Segments& segments, const Fn& fn) {
-    for_rows(segments.n_rows, [&](std::int32_t row) {
+  void for_segment_rows(const Segments& segments, std::int64_t n_elements, const Fn& fn) {
+    for_rows(segments.n_rows, n_elements, [&](std::int32_t row) {
       const Segment* segment = segments.data;
       while (row >= segment->row_begin + segment->n_rows) ++segment;
       fn(*segment, row - segment->row_begin);

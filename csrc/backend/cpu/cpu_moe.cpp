@@ -99,7 +99,7 @@ void CpuBackend::do_moe(const MoeArgs& args) {
     return static_cast<const std::byte*>(args.x.data) + row * args.x.stride * element;
   };
   const std::int64_t x_width = args.gate_up.n_in;
-  for_rows(args.n_rows, [&](std::int32_t row) {
+  for_rows(args.n_rows, x_width, [&](std::int32_t row) {
     kernels_.to_float(x_row(row), args.x.dtype, x_width, scratch.x + row * x_width);
   });
   do_linear({args.router,
@@ -107,9 +107,11 @@ void CpuBackend::do_moe(const MoeArgs& args) {
              args.n_rows,
              scratch.router_logits,
              s.router_stride()});
-  for (std::int32_t row = 0; row < args.n_rows; ++row)
-    route_row(args, scratch.router_logits + row * s.router_stride(), scratch.scores,
-              scratch.choices + row * s.per_row);
+  // A score costs an exponential, as much as a dozen elements elsewhere.
+  for_rows(args.n_rows, 12 * s.n_all, [&](std::int32_t row) {
+    route_row(args, scratch.router_logits + row * s.router_stride(),
+              scratch.scores + row * args.config.n_experts, scratch.choices + row * s.per_row);
+  });
   const std::int32_t n_touched = group_by_expert(s, scratch);
 
   const PanelRows x_rows = panel_rows(args.x, args.n_rows, x_width, args.gate_up.dtype);
@@ -137,7 +139,7 @@ void CpuBackend::do_moe(const MoeArgs& args) {
         scratch.touched[task / down_panels], task % down_panels,
         [&](std::int32_t place) { return down_rows.at(place); }, scratch.down, s.down_stride());
   });
-  for_rows(args.n_rows, [&](std::int32_t row) {
+  for_rows(args.n_rows, s.down_stride() * s.per_row, [&](std::int32_t row) {
     float* y = args.y + row * args.y_stride;
     std::fill_n(y, s.down_stride(), 0.0f);
     for (std::int64_t i = 0; i < s.per_row; ++i) {

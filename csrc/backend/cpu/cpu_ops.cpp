@@ -39,29 +39,33 @@ std::string CpuBackend::description() const {
 }
 
 void CpuBackend::do_embed_text(const EmbedTextArgs& args) {
-  for_rows(args.n_rows, [&](std::int32_t row) { kernels_.embed_text_row(args, row); });
+  for_rows(args.n_rows, args.d_model,
+           [&](std::int32_t row) { kernels_.embed_text_row(args, row); });
 }
 
 void CpuBackend::do_embed_audio(const EmbedAudioArgs& args) {
-  for_rows(args.n_rows, [&](std::int32_t row) { kernels_.embed_audio_row(args, row); });
+  for_rows(args.n_rows, std::int64_t{args.d_model} * args.n_mels,
+           [&](std::int32_t row) { kernels_.embed_audio_row(args, row); });
 }
 
 void CpuBackend::do_norm(const NormArgs& args) {
-  for_rows(args.n_rows, [&](std::int32_t row) { kernels_.norm_row(args, row); });
+  for_rows(args.n_rows, args.width, [&](std::int32_t row) { kernels_.norm_row(args, row); });
 }
 
 void CpuBackend::do_silu_mul(const SiluMulArgs& args) {
-  for_rows(args.n_rows, [&](std::int32_t row) { kernels_.silu_mul_row(args, row); });
+  for_rows(args.n_rows, args.width, [&](std::int32_t row) { kernels_.silu_mul_row(args, row); });
 }
 
 void CpuBackend::do_kv_append(const KvAppendArgs& args) {
-  for_segment_rows(args.segments, [&](const Segment& segment, std::int32_t row) {
-    kernels_.kv_append_row(args, segment, row);
-  });
+  const std::int64_t heads = args.shape.n_heads + 2 * args.shape.n_kv_heads;
+  for_segment_rows(args.segments, heads * args.d_head_padded,
+                   [&](const Segment& segment, std::int32_t row) {
+                     kernels_.kv_append_row(args, segment, row);
+                   });
 }
 
 void CpuBackend::do_conv_add_norm(const ConvAddNormArgs& args) {
-  for_segment_rows(args.segments, [&](const Segment& segment, std::int32_t row) {
+  for_segment_rows(args.segments, args.width, [&](const Segment& segment, std::int32_t row) {
     kernels_.conv_add_norm_row(args, segment, row);
   });
 }
@@ -75,7 +79,7 @@ CpuBackend::PanelRows CpuBackend::panel_rows(const Rows& x, std::int32_t n_rows,
   const std::int64_t bytes = quantised_row_bytes(n_in, format);
   const auto needed = static_cast<std::size_t>(n_rows * bytes);
   if (quantised_.size() < needed) quantised_.resize(needed);  // to the widest pass, then never more
-  for_rows(n_rows, [&](std::int32_t row) {
+  for_rows(n_rows, n_in, [&](std::int32_t row) {
     kernels_.quantise_row(data + row * stride, x.dtype, n_in, format,
                           quantised_.data() + row * bytes);
   });
@@ -85,7 +89,11 @@ CpuBackend::PanelRows CpuBackend::panel_rows(const Rows& x, std::int32_t n_rows,
 void CpuBackend::do_linear(const LinearArgs& args) {
   const PanelRows rows = panel_rows(args.x, args.n_rows, args.w.n_in, args.w.dtype);
   const auto panel_bytes = static_cast<std::int64_t>(packed_bytes(1, args.w.n_in, args.w.dtype));
-  pool_.parallel_for(div_up(args.w.n_out, kPanelOutputs), [&](std::int64_t panel, int) {
+  const std::int64_t n_panels = div_up(args.w.n_out, kPanelOutputs);
+  const bool is_worth_sharing =
+      n_panels * panel_bytes >= kWeightBytesWorthSharing ||
+      n_panels * kPanelOutputs * args.w.n_in * args.n_rows >= kProductsWorthSharing;
+  for_tasks(n_panels, is_worth_sharing, [&](std::int64_t panel, int) {
     std::array<const void*, kMaxLinearRows> x;
     std::array<float*, kMaxLinearRows> y;
     for (std::int64_t begin = 0; begin < args.n_rows; begin += kMaxLinearRows) {
@@ -139,30 +147,32 @@ void CpuBackend::do_fold(const FoldArgs& args) {
   const std::int32_t t = args.t / args.t_fold;
   const std::int32_t h = args.h / args.hw_fold;
   const std::int32_t w = args.w / args.hw_fold;
-  for_rows(std::int64_t{args.n_patches} * t * h * w, [&](std::int32_t row) {
-    const std::int32_t x0 = row % w * args.hw_fold;
-    const std::int32_t y0 = row / w % h * args.hw_fold;
-    const std::int32_t t0 = row / (w * h) % t * args.t_fold;
-    const std::int64_t patch = row / (w * h * t);
-    std::int64_t column = row * args.out.stride;
-    const auto put = [&](float value) {
-      if (args.out.dtype == DType::kF32)
-        static_cast<float*>(args.out.data)[column++] = value;
-      else
-        static_cast<std::uint16_t*>(args.out.data)[column++] = float_to_bf16(value);
-    };
-    for (std::int32_t dt = 0; dt < args.t_fold; ++dt)
-      for (std::int32_t dy = 0; dy < args.hw_fold; ++dy)
-        for (std::int32_t dx = 0; dx < args.hw_fold; ++dx) {
-          const std::int64_t cell =
-              ((patch * args.t + t0 + dt) * args.h + y0 + dy) * args.w + x0 + dx;
-          for (std::int32_t c = 0; c < args.c; ++c) put(args.x[cell * args.x_stride + c]);
-        }
-    const std::int64_t width = std::int64_t{args.t_fold} * args.hw_fold * args.hw_fold * args.c;
-    for (std::int64_t pad = width; pad < std::min(round_up(width, kColumnAlign), args.out.stride);
-         ++pad)
-      put(0.0f);
-  });
+  for_rows(std::int64_t{args.n_patches} * t * h * w,
+           std::int64_t{args.t_fold} * args.hw_fold * args.hw_fold * args.c, [&](std::int32_t row) {
+             const std::int32_t x0 = row % w * args.hw_fold;
+             const std::int32_t y0 = row / w % h * args.hw_fold;
+             const std::int32_t t0 = row / (w * h) % t * args.t_fold;
+             const std::int64_t patch = row / (w * h * t);
+             std::int64_t column = row * args.out.stride;
+             const auto put = [&](float value) {
+               if (args.out.dtype == DType::kF32)
+                 static_cast<float*>(args.out.data)[column++] = value;
+               else
+                 static_cast<std::uint16_t*>(args.out.data)[column++] = float_to_bf16(value);
+             };
+             for (std::int32_t dt = 0; dt < args.t_fold; ++dt)
+               for (std::int32_t dy = 0; dy < args.hw_fold; ++dy)
+                 for (std::int32_t dx = 0; dx < args.hw_fold; ++dx) {
+                   const std::int64_t cell =
+                       ((patch * args.t + t0 + dt) * args.h + y0 + dy) * args.w + x0 + dx;
+                   for (std::int32_t c = 0; c < args.c; ++c) put(args.x[cell * args.x_stride + c]);
+                 }
+             const std::int64_t width =
+                 std::int64_t{args.t_fold} * args.hw_fold * args.hw_fold * args.c;
+             for (std::int64_t pad = width;
+                  pad < std::min(round_up(width, kColumnAlign), args.out.stride); ++pad)
+               put(0.0f);
+           });
 }
 
 std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options);

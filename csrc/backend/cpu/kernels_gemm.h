@@ -56,6 +56,14 @@ inline void run_rows(const typename Tile::Element* const* x, const typename Tile
   std::int32_t c = 0;
   for (; c + kColumns * 16 <= columns; c += kColumns * 16)
     run_tile<Tile, R, kColumns>(x, w + c * Tile::kPerStep, w_step, n_steps, continued, y, c);
+  // Heads are often narrower than a panel.
+  const std::int32_t rest = (columns - c) / 16;
+  if constexpr (kColumns > 3)
+    if (rest == 3)
+      return run_tile<Tile, R, 3>(x, w + c * Tile::kPerStep, w_step, n_steps, continued, y, c);
+  if constexpr (kColumns > 2)
+    if (rest == 2)
+      return run_tile<Tile, R, 2>(x, w + c * Tile::kPerStep, w_step, n_steps, continued, y, c);
   for (; c < columns; c += 16)
     run_tile<Tile, R, 1>(x, w + c * Tile::kPerStep, w_step, n_steps, continued, y, c);
 }
