@@ -30,7 +30,9 @@ void SamplingParams::validate() const {
   check(top_p > 0 && top_p <= 1, "top_p: expected a number in (0, 1], found ", top_p);
 }
 
-Sampler::Sampler(std::int32_t vocab_size) : candidates_(static_cast<std::size_t>(vocab_size)) {}
+Sampler::Sampler(std::int32_t vocab_size)
+    : candidates_(static_cast<std::size_t>(vocab_size)),
+      weights_(static_cast<std::size_t>(vocab_size)) {}
 
 std::int32_t Sampler::sample(const float* logits, const SamplingParams& params,
                              std::int64_t position) {
@@ -39,8 +41,11 @@ std::int32_t Sampler::sample(const float* logits, const SamplingParams& params,
     return static_cast<std::int32_t>(std::max_element(logits, logits + n_vocab) - logits);
   // Measured from the best, a tiny temperature gives 0 and -infinity, and never a NaN.
   const float best = *std::max_element(logits, logits + n_vocab);
-  for (std::int32_t id = 0; id < n_vocab; ++id)
-    candidates_[static_cast<std::size_t>(id)] = {(logits[id] - best) / params.temperature, id};
+  for (std::int32_t id = 0; id < n_vocab; ++id) {
+    const float logit = (logits[id] - best) / params.temperature;
+    candidates_[static_cast<std::size_t>(id)] = {logit, id};
+    weights_[static_cast<std::size_t>(id)] = std::exp(double{logit});
+  }
   std::size_t n = candidates_.size();
   if (params.top_k > 0 && params.top_k < n_vocab) n = keep_top_k(params.top_k);
   if (params.top_p < 1.0f) n = keep_top_p(n, params);
@@ -52,26 +57,35 @@ std::size_t Sampler::keep_top_k(std::int32_t k) {
   return static_cast<std::size_t>(k);
 }
 
-// Sorts only as many of the best candidates as are needed to reach the mass.
+// The fewest of the best candidates that reach the mass. Halves the range in question and looks at
+// the mass of the better half: no order inside the halves is needed, so the whole costs a few reads
+// of the vocabulary.
 std::size_t Sampler::keep_top_p(std::size_t n, const SamplingParams& params) {
-  const auto begin = candidates_.begin();
-  const auto end = begin + static_cast<std::ptrdiff_t>(n);
-  // The total is summed in id order, so that it does not depend on earlier selections.
-  double total = 0;
-  for (auto c = begin; c != end; ++c) total += std::exp(double{c->first});
-  double mass = 0;
-  std::size_t sorted = 0;
-  for (std::size_t step = 64; sorted < n; step *= 4) {
-    const std::size_t next = std::min(n, sorted + step);
-    const auto from = begin + static_cast<std::ptrdiff_t>(sorted);
-    const auto to = begin + static_cast<std::ptrdiff_t>(next);
-    std::partial_sort(from, to, end, is_better);
-    for (; sorted < next; ++sorted) {
-      mass += std::exp(double{candidates_[sorted].first});
-      if (mass >= static_cast<double>(params.top_p) * total) return sorted + 1;
+  const double wanted = static_cast<double>(params.top_p) * mass(0, n);
+  std::size_t low = 0;  // candidates before it are kept, and fall short
+  std::size_t high = n;
+  double kept = 0;
+  while (high - low > 1) {
+    const std::size_t middle = low + (high - low) / 2;
+    const auto begin = candidates_.begin();
+    std::nth_element(begin + static_cast<std::ptrdiff_t>(low),
+                     begin + static_cast<std::ptrdiff_t>(middle),
+                     begin + static_cast<std::ptrdiff_t>(high), is_better);
+    const double better = mass(low, middle);
+    if (kept + better >= wanted) {
+      high = middle;
+    } else {
+      kept += better;
+      low = middle;
     }
   }
-  return n;
+  return low + 1;
+}
+
+double Sampler::mass(std::size_t begin, std::size_t end) const {
+  double sum = 0;
+  for (std::size_t i = begin; i < end; ++i) sum += weight(candidates_[i]);
+  return sum;
 }
 
 std::int32_t Sampler::draw(std::size_t n, const SamplingParams& params, std::int64_t position) {
@@ -81,11 +95,9 @@ std::int32_t Sampler::draw(std::size_t n, const SamplingParams& params, std::int
   if (n < candidates_.size())
     std::sort(begin, end,
               [](const Candidate& a, const Candidate& b) { return a.second < b.second; });
-  double total = 0;
-  for (auto c = begin; c != end; ++c) total += std::exp(double{c->first});
-  double target = uniform(params.seed, position) * total;
+  double target = uniform(params.seed, position) * mass(0, n);
   for (auto c = begin; c != end; ++c) {
-    target -= std::exp(double{c->first});
+    target -= weight(*c);
     if (target < 0) return c->second;
   }
   return (end - 1)->second;

@@ -33,7 +33,13 @@ class Sampler {
   std::size_t keep_top_k(std::int32_t k);
   std::size_t keep_top_p(std::size_t n, const SamplingParams& params);
 
+  double weight(const Candidate& candidate) const {
+    return weights_[static_cast<std::size_t>(candidate.second)];
+  }
+  double mass(std::size_t begin, std::size_t end) const;  // of candidates
+
   std::vector<Candidate> candidates_;  // (vocab_size)
+  std::vector<double> weights_;        // (vocab_size) exp of the candidates' logits
 };
 
 }  // namespace duplex
