@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['BackendUnavailable', 'CapacityError', 'CheckpointError', 'DuplexError', 'Engine', 'InvalidArgument', 'Session', 'SessionBusy', 'SessionClosed', 'Turn', 'backend_names', 'dmel_bins', 'encoder_names']
+__all__: list[str] = ['BackendUnavailable', 'CapacityError', 'CheckpointError', 'DuplexError', 'Engine', 'InvalidArgument', 'PACKING_VERSION', 'Session', 'SessionBusy', 'SessionClosed', 'Turn', 'backend_names', 'dmel_bins', 'encoder_names']
 class DuplexError(Exception):
     """
     Base of everything that duplex_engine raises on purpose.
@@ -134,7 +134,7 @@ class Engine:
     """
     One checkpoint, loaded.
     """
-    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], *, device: str = 'cpu', n_threads: typing.SupportsInt | typing.SupportsIndex = 0, isa: str = '', dtype: str = 'float32', weights: str = '', memory_bytes: typing.SupportsInt | typing.SupportsIndex = 1073741824, max_batch_rows: typing.SupportsInt | typing.SupportsIndex = 256, max_positions: typing.SupportsInt | typing.SupportsIndex = 32768, rewind_rows: typing.SupportsInt | typing.SupportsIndex = 64, progress: typing.Any = None) -> None:
+    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], *, device: str = 'cpu', n_threads: typing.SupportsInt | typing.SupportsIndex = 0, isa: str = '', dtype: str = 'float32', weights: str = '', memory_bytes: typing.SupportsInt | typing.SupportsIndex = 1073741824, max_batch_rows: typing.SupportsInt | typing.SupportsIndex = 256, max_positions: typing.SupportsInt | typing.SupportsIndex = 32768, rewind_rows: typing.SupportsInt | typing.SupportsIndex = 64, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None) -> None:
         ...
     def close(self) -> None:
         ...
@@ -150,6 +150,13 @@ class Engine:
         ...
     def step_many(self, sessions: collections.abc.Sequence[Session], max_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> list[typing.Any]:
         ...
+    def write_arena(self, write: collections.abc.Callable[[memoryview], None]) -> None:
+        """
+        Hands the packed weights to a function, piece by piece.
+        """
+    @property
+    def arena_bytes(self) -> int:
+        ...
 def backend_names() -> list[str]:
     """
     Devices that this build knows.
@@ -162,3 +169,4 @@ def encoder_names() -> list[str]:
     """
     Encoders that turn raw input into rows.
     """
+PACKING_VERSION: int = 1

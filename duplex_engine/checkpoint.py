@@ -1,8 +1,9 @@
 """A checkpoint folder, opened: its validated config and every tensor's bytes, mapped, not copied.
 
-Owns the files (`config.json`, `model.safetensors` or an index and its shards) and the proof that
-each tensor lies where its header says. Does not own what the tensors are called or how they are
-packed: the C++ core checks names and shapes against the config. Read `config.py` first.
+Owns the files (`config.json`, `model.safetensors` or an index and its shards, or packed weights in
+their place) and the proof that each tensor lies where its header says. Does not own what the
+tensors are called or how they are packed: the C++ core checks names and shapes against the config.
+Read `config.py` first.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from duplex_engine.config import ModelConfig
 from duplex_engine.errors import CheckpointError, InvalidArgument
 from duplex_engine.json_input import found, parse_json_object, read_json_object
+from duplex_engine.packed import PACKED_FILE, PackedFile
 
-__all__ = ["SHIPPED", "Checkpoint", "TensorEntry"]
+__all__ = ["SHIPPED", "Checkpoint", "TensorEntry", "WeightFile"]
 
 # Checkpoints that come with the package, by the name that stands for their folder.
 SHIPPED = {"reference": Path(__file__).parent / "models" / "reference"}
@@ -71,6 +73,24 @@ class TensorEntry:
     data: npt.NDArray[np.uint8]
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class WeightFile:
+    """One safetensors file, mapped.
+
+    Attributes:
+        mtime_ns: its modification time, noted before it was mapped.
+        data: (n_bytes,) uint8, the whole file.
+        data_begin: where its tensors begin.
+        tensors: in the order of their bytes.
+    """
+
+    path: Path
+    mtime_ns: int
+    data: npt.NDArray[np.uint8]
+    data_begin: int
+    tensors: tuple[TensorEntry, ...]
+
+
 class Checkpoint:
     """An opened checkpoint: use it as a context manager, or call `close`.
 
@@ -78,11 +98,20 @@ class Checkpoint:
     rewritten in place meanwhile. Replacing a file by renaming another onto it is harmless.
     """
 
-    def __init__(self, path: Path, config: ModelConfig, tensors: Iterable[TensorEntry]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: ModelConfig,
+        files: Iterable[WeightFile],
+        packed: PackedFile | None = None,
+    ) -> None:
         self._path = path
         self._config = config
-        self._tensors: tuple[TensorEntry, ...] | None = tuple(tensors)
-        self._total_bytes = sum(entry.data.nbytes for entry in self._tensors)
+        self._files: tuple[WeightFile, ...] | None = tuple(files)
+        self._packed = packed
+        self._total_bytes = (
+            packed.n_bytes if packed else sum(entry.data.nbytes for entry in self.tensors)
+        )
 
     @classmethod
     def open(cls, directory: str | Path) -> Self:
@@ -105,7 +134,10 @@ class Checkpoint:
             config_path = path / "config.json"
             if not config_path.is_file():
                 raise CheckpointError(f"{path}: expected a config.json in the folder, found none")
-            return cls(path, ModelConfig.read(config_path), _read_weights(path))
+            config = ModelConfig.read(config_path)
+            if (path / PACKED_FILE).is_file():
+                return cls(path, config, (), _read_packed(path))
+            return cls(path, config, _read_weights(path))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
@@ -126,24 +158,49 @@ class Checkpoint:
         return path if path.is_file() else None
 
     @property
+    def files(self) -> tuple[WeightFile, ...]:
+        """The files of weights by name; none where the weights are packed.
+
+        Raises:
+            InvalidArgument: the checkpoint is closed.
+        """
+        if self._files is None:
+            raise InvalidArgument(f"{self._path}: expected an open checkpoint, found a closed one")
+        return self._files
+
+    @property
     def tensors(self) -> tuple[TensorEntry, ...]:
         """All tensors, file after file, each file in the order of its bytes.
 
         Raises:
             InvalidArgument: the checkpoint is closed.
         """
-        if self._tensors is None:
-            raise InvalidArgument(f"{self._path}: expected an open checkpoint, found a closed one")
-        return self._tensors
+        return tuple(entry for file in self.files for entry in file.tensors)
+
+    @property
+    def packed(self) -> PackedFile | None:
+        """The packed weights of a folder that `duplex-engine convert` wrote, else None."""
+        return self._packed
+
+    def is_unchanged(self) -> bool:
+        """Whether the files have the length and modification time that they were opened with."""
+        for file in self.files:
+            try:
+                now = file.path.stat()
+            except OSError:
+                return False
+            if (now.st_size, now.st_mtime_ns) != (file.data.size, file.mtime_ns):
+                return False
+        return True
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all tensors together."""
+        """Bytes of all tensors together, or of the packed weights."""
         return self._total_bytes
 
     def close(self) -> None:
         """Drops the tensors; the mappings end with the last `data` somebody still holds."""
-        self._tensors = None
+        self._files = None
 
     def __enter__(self) -> Self:
         return self
@@ -157,12 +214,23 @@ class Checkpoint:
         self.close()
 
 
-def _read_weights(folder: Path) -> list[TensorEntry]:
+def _read_packed(folder: Path) -> PackedFile:
+    """Reads the header of the packed weights, which must be the folder's only ones."""
+    for other in (SINGLE_FILE, INDEX_FILE):
+        if (folder / other).exists():
+            raise CheckpointError(
+                f"{folder}: expected {PACKED_FILE} or {other}, found both; "
+                "remove the one that is stale"
+            )
+    return PackedFile.open(folder / PACKED_FILE)
+
+
+def _read_weights(folder: Path) -> list[WeightFile]:
     """Finds and reads the folder's weight file or files."""
     single, index = folder / SINGLE_FILE, folder / INDEX_FILE
     match single.is_file(), index.is_file():
         case True, False:
-            return _read_file(single)
+            return [_read_file(single)]
         case False, True:
             return _read_shards(index)
         case True, True:
@@ -180,7 +248,7 @@ def _read_weights(folder: Path) -> list[TensorEntry]:
     raise CheckpointError(f"{folder}: expected {SINGLE_FILE}, found none; {remedy}")
 
 
-def _read_shards(index: Path) -> list[TensorEntry]:
+def _read_shards(index: Path) -> list[WeightFile]:
     """Reads every shard that the index names; file and index must agree on every tensor."""
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -203,11 +271,11 @@ def _read_shards(index: Path) -> list[TensorEntry]:
             f"{index}: expected the files it names in the same folder, "
             f"found no {', '.join(absent)}; the download may be incomplete"
         )
-    tensors: list[TensorEntry] = []
+    files: list[WeightFile] = []
     for shard, names in sorted(expected_names.items()):
         path = index.parent / shard
-        entries = _read_file(path)
-        present = {entry.name for entry in entries}
+        file = _read_file(path)
+        present = {entry.name for entry in file.tensors}
         if absent_names := names - present:
             raise CheckpointError(
                 f"{path}: expected the tensor {found(min(absent_names))}, which {INDEX_FILE} puts "
@@ -220,13 +288,14 @@ def _read_shards(index: Path) -> list[TensorEntry]:
                 f"{path}: expected only tensors that {INDEX_FILE} puts here, found {found(name)}, "
                 f"which it puts into {place}"
             )
-        tensors += entries
-    return tensors
+        files.append(file)
+    return files
 
 
-def _read_file(path: Path) -> list[TensorEntry]:
-    """Maps one safetensors file and returns its tensors in the order of their bytes."""
-    n_bytes = path.stat().st_size
+def _read_file(path: Path) -> WeightFile:
+    """Maps one safetensors file and finds its tensors."""
+    status = path.stat()
+    n_bytes = status.st_size
     if n_bytes < LENGTH_BYTES:
         raise CheckpointError(
             f"{path}: expected a safetensors file, found only {n_bytes} bytes; "
@@ -248,7 +317,8 @@ def _read_file(path: Path) -> list[TensorEntry]:
         raise CheckpointError(f"{path}: expected a safetensors file, found: {error}") from error
     header = parse_json_object(mapped[LENGTH_BYTES:data_begin].tobytes(), f"{path}: header")
     header.pop("__metadata__", None)
-    return _locate_tensors(str(path), header, mapped[data_begin:])
+    tensors = _locate_tensors(str(path), header, mapped[data_begin:])
+    return WeightFile(path, status.st_mtime_ns, mapped, data_begin, tuple(tensors))
 
 
 def _locate_tensors(

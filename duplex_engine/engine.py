@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, cast
 
 from duplex_engine import _core
 from duplex_engine.arguments import MAX_INT32, MAX_INT64, integer, text
 from duplex_engine.arrays import SAMPLE_RATE
+from duplex_engine.cache import cache_folder, load_cached
 from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.config import ModelConfig
 from duplex_engine.errors import CheckpointError, DuplexError, InvalidArgument
 from duplex_engine.json_input import found
+from duplex_engine.packed import Dtype, PackedFile, Weights, layout_digest, write_packed
 from duplex_engine.progress import progress_bar
 from duplex_engine.reference import hmlp
 from duplex_engine.session import Session, sampling_options, step_together
@@ -30,8 +32,6 @@ from duplex_engine.types import MicroTurn, StepInput
 
 __all__ = ["Engine", "parse_bytes"]
 
-Dtype: TypeAlias = Literal["float32", "bfloat16"]
-Weights: TypeAlias = Literal["float32", "bfloat16", "int8", "int4"]
 Progress: TypeAlias = bool | Callable[[int, int], None] | None
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KiB": 2**10,
@@ -77,13 +77,15 @@ class Engine:
         max_batch_rows: int = 256,
         rewind_rows: int = 64,
         isa: str | None = None,
+        cache: bool | str | Path = False,
         progress: Progress = None,
     ) -> Self:
         """Loads a checkpoint.
 
         Args:
             path: the folder that holds config.json, the weights, perhaps tokenizer.json; or
-                "reference", the small interaction model that comes with the package.
+                "reference", the small interaction model that comes with the package. A folder
+                that `duplex-engine convert` wrote has weights of one format, for the CPU.
             device: "cpu", or "cuda" where the build has CUDA and the machine a GPU of compute
                 capability 9.0 or newer (docs/GPU.md).
             dtype: type of the rows, of the cache of keys and values and, unless `weights` says
@@ -100,6 +102,9 @@ class Engine:
                 for them in memory.
             isa: instruction set of the CPU ("portable", "avx2", "avx512"); None takes the best
                 one.
+            cache: keep the packed weights in a file, and load that file as long as the checkpoint
+                is the same (CPU only). True takes the folder duplex_engine in $XDG_CACHE_HOME or
+                ~/.cache; or name a folder. docs/CHECKPOINT.md says what "the same" sees.
             progress: True shows a bar on stderr; a function is called with (bytes done, bytes).
 
         Raises:
@@ -129,27 +134,66 @@ class Engine:
             "max_positions": integer(max_positions, "max_positions", 1),
             "rewind_rows": integer(rewind_rows, "rewind_rows", high=MAX_INT32),
         }
+        folder = cache_folder(cache)
+        if folder is not None and device != "cpu":
+            raise InvalidArgument(f"cache: expected False on the device {device!r}, found {cache}")
         with Checkpoint.open(path) as checkpoint, ExitStack() as stack:
             config = checkpoint.config
-            if dtype == "auto":
-                stored = config.dtype or _commonest_dtype(checkpoint)
-                resolved: Dtype = "bfloat16" if stored == "bfloat16" else "float32"
-            else:
-                resolved = dtype
+            row_dtype, matrices = _formats(checkpoint, dtype, weights, device)
             if progress is True:
                 progress = stack.enter_context(progress_bar(f"loading {checkpoint.path.name}"))
             tokenizer = None
             if checkpoint.tokenizer_path is not None:
                 tokenizer = Tokenizer.from_file(checkpoint.tokenizer_path)
-            core = _core.Engine(
-                core_config(config),
-                [(t.name, t.dtype, t.shape, t.data) for t in checkpoint.tensors],
-                dtype=resolved,
-                weights="" if weights == "auto" else weights,
-                progress=progress or None,
-                **options,
-            )
-        return cls(core, config, tokenizer, resolved, resolved if weights == "auto" else weights)
+            sizes = core_config(config)
+            options |= {"dtype": row_dtype, "weights": matrices, "progress": progress or None}
+
+            def from_tensors() -> _core.Engine:
+                tensors = [(t.name, t.dtype, t.shape, t.data) for t in checkpoint.tensors]
+                return _core.Engine(sizes, tensors, **options)
+
+            def from_packed(packed: PackedFile) -> _core.Engine:
+                with packed.reader() as reader:
+                    return _core.Engine(sizes, [], packed=reader, **options)
+
+            if checkpoint.packed is not None:
+                if checkpoint.packed.layout != layout_digest(sizes):
+                    raise CheckpointError(
+                        f"{checkpoint.path}: expected the config.json that its weights were packed "
+                        "for, found other sizes; convert the checkpoint again"
+                    )
+                core = from_packed(checkpoint.packed)
+            elif folder is not None:
+                core = load_cached(
+                    folder,
+                    checkpoint,
+                    dtype=row_dtype,
+                    weights=matrices,
+                    layout=layout_digest(sizes),
+                    from_packed=from_packed,
+                    from_tensors=from_tensors,
+                )
+            else:
+                core = from_tensors()
+        return cls(core, config, tokenizer, row_dtype, matrices)
+
+    def write_weights(
+        self, path: Path, *, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Writes the packed weights to a file, as `duplex-engine convert` does (CPU only).
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        write_packed(
+            path,
+            self._core,
+            dtype=self._dtype,
+            weights=self._weights,
+            layout=layout_digest(core_config(self._config)),
+            source="",
+            progress=progress,
+        )
 
     @property
     def config(self) -> ModelConfig:
@@ -365,11 +409,40 @@ def vision_stages(config: ModelConfig) -> list[tuple[int, int, int, int]]:
     return [(s.t_fold, s.hw_fold, s.d_in, s.d_out or config.text.hidden_size) for s in stages]
 
 
+def _formats(
+    checkpoint: Checkpoint, dtype: str, weights: str, device: str
+) -> tuple[Dtype, Weights]:
+    """The types of rows and matrices that the options ask for.
+
+    Raises:
+        InvalidArgument: packed weights are of other types, or for another device.
+    """
+    packed = checkpoint.packed
+    if packed is None:
+        stored = checkpoint.config.dtype or _commonest_dtype(checkpoint)
+        auto: Dtype = "bfloat16" if stored == "bfloat16" else "float32"
+        rows = auto if dtype == "auto" else cast(Dtype, dtype)
+        return rows, rows if weights == "auto" else cast(Weights, weights)
+    if device != "cpu":
+        raise InvalidArgument(
+            f"{checkpoint.path}: expected the device 'cpu' for weights packed for it, "
+            f"found {device!r}; load the checkpoint that they were made of"
+        )
+    for name, asked, held in (("dtype", dtype, packed.dtype), ("weights", weights, packed.weights)):
+        if asked not in ("auto", held):
+            raise InvalidArgument(
+                f"{name}: expected 'auto' or {held!r}, which the packed weights in "
+                f"{checkpoint.path} are, found {asked!r}; convert the checkpoint again for that"
+            )
+    return packed.dtype, packed.weights
+
+
 def _commonest_dtype(checkpoint: Checkpoint) -> str:
-    """The type that most bytes of the weights have, for a config.json that does not say it."""
+    """The type that most bytes of plain weights have, for a config.json that does not say it."""
     n_bytes: Counter[str] = Counter()
     for tensor in checkpoint.tensors:
-        n_bytes[tensor.dtype] += tensor.data.nbytes
+        if tensor.dtype in ("F32", "F16", "BF16"):
+            n_bytes[tensor.dtype] += tensor.data.nbytes
     return (
         "bfloat16" if max(n_bytes, key=n_bytes.__getitem__, default="F32") == "BF16" else "float32"
     )

@@ -6,7 +6,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
+
 #include "core/config.h"
+#include "engine/engine.h"
 
 namespace duplex {
 
@@ -14,6 +17,8 @@ namespace py = pybind11;
 
 void bind_errors(py::module_& m);
 void bind_engine(py::module_& m);
+using EngineClass = py::class_<Engine, std::shared_ptr<Engine>>;
+void bind_loading(py::module_& m, EngineClass& engine);
 
 ModelConfig config_from_dict(const py::dict& values);
 

@@ -5,7 +5,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -15,42 +14,7 @@
 namespace duplex {
 namespace {
 
-using ConfigDict = py::typing::Dict<py::str, py::object>;
 using FloatArray = py::array_t<float, py::array::c_style>;
-using TensorTuple = std::tuple<std::string, std::string, std::vector<std::int64_t>, py::array>;
-
-DType dtype_from(const std::string& name, const std::string& what) {
-  if (name == "F32" || name == "float32") return DType::kF32;
-  if (name == "BF16" || name == "bfloat16") return DType::kBF16;
-  fail<CheckpointError>(what, ": expected dtype float32 or bfloat16, found ", name);
-}
-
-// "" is the dtype itself.
-DType weights_from(const std::string& name, DType dtype) {
-  if (name == "int8") return DType::kInt8;
-  if (name == "int4") return DType::kInt4;
-  return name.empty() ? dtype : dtype_from(name, "weights");
-}
-
-// Whether the array is a read-only view of a file, whose pages can be given back and read again.
-bool is_file_mapping(const py::array& array) {
-  const py::object memmap = py::module_::import("numpy").attr("memmap");
-  return py::isinstance(array, memmap) && array.attr("mode").cast<std::string>() == "r";
-}
-
-SourceTensor source_tensor(const TensorTuple& tensor) {
-  const auto& [name, dtype, shape, data] = tensor;
-  SourceTensor source;
-  source.name = name;
-  source.dtype = dtype_from(dtype, "checkpoint: tensor '" + name + "'");
-  source.shape = shape;
-  source.data = static_cast<const std::byte*>(data.data());
-  source.is_file_mapping = is_file_mapping(data);
-  check<CheckpointError>(static_cast<std::size_t>(data.nbytes()) == source.bytes(),
-                         "checkpoint: tensor '", name, "' of shape ", shape_text(shape), " needs ",
-                         source.bytes(), " bytes, found ", data.nbytes());
-  return source;
-}
 
 // Borrows a 1-D float32 array, or converts a 1-D int16 array (full scale 32768).
 class Samples {
@@ -290,21 +254,6 @@ void bind_session(py::module_& m) {
       .def("close", &Session::close, Gil());
 }
 
-std::shared_ptr<Engine> load(const ConfigDict& config, const std::vector<TensorTuple>& tensors,
-                             const EngineOptions& options, const py::object& progress) {
-  std::vector<SourceTensor> sources;
-  for (const TensorTuple& tensor : tensors) sources.push_back(source_tensor(tensor));
-  const ModelConfig model = config_from_dict(config);
-  LoadProgress report;
-  if (!progress.is_none())
-    report = [&progress](std::size_t done, std::size_t total) {
-      const py::gil_scoped_acquire acquire;
-      progress(done, total);
-    };
-  const py::gil_scoped_release release;
-  return std::make_shared<Engine>(model, std::move(sources), options, report);
-}
-
 py::typing::Dict<py::str, py::int_> stats_dict(const Engine& engine) {
   const EngineStats stats = engine.stats();
   py::typing::Dict<py::str, py::int_> values;
@@ -329,29 +278,9 @@ void bind_engine(py::module_& m) {
         py::arg("n_levels") = 16, "dMel bins of a whole 16 kHz recording: (frames, n_mels) uint8.");
   bind_turn(m);
   bind_session(m);
-  py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine", "One checkpoint, loaded.")
-      .def(py::init([](const ConfigDict& config, const std::vector<TensorTuple>& tensors,
-                       const std::string& device, int n_threads, const std::string& isa,
-                       const std::string& dtype, const std::string& weights,
-                       std::int64_t memory_bytes, std::int32_t max_batch_rows,
-                       std::int64_t max_positions, std::int32_t rewind_rows,
-                       const py::object& progress) {
-             EngineOptions options;
-             options.device = device;
-             options.backend = {n_threads, isa};
-             options.dtype = dtype_from(dtype, "dtype");
-             options.weights = weights_from(weights, options.dtype);
-             options.memory_bytes = memory_bytes;
-             options.max_batch_rows = max_batch_rows;
-             options.max_positions = max_positions;
-             options.rewind_rows = rewind_rows;
-             return load(config, tensors, options, progress);
-           }),
-           py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("device") = "cpu",
-           py::arg("n_threads") = 0, py::arg("isa") = "", py::arg("dtype") = "float32",
-           py::arg("weights") = "", py::arg("memory_bytes") = std::int64_t{1} << 30,
-           py::arg("max_batch_rows") = 256, py::arg("max_positions") = 32768,
-           py::arg("rewind_rows") = 64, py::arg("progress") = py::none())
+  EngineClass engine_class(m, "Engine", "One checkpoint, loaded.");
+  bind_loading(m, engine_class);
+  engine_class
       .def(
           "open_session",
           [](Engine& engine, std::optional<std::int64_t> max_positions, std::uint64_t seed,

@@ -42,14 +42,19 @@ ModelConfig checked(ModelConfig config, const EngineOptions& options) {
 
 }  // namespace
 
-Engine::Engine(ModelConfig config, std::vector<SourceTensor> tensors, const EngineOptions& options,
+Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& options,
                const LoadProgress& progress)
     : config_(checked(std::move(config), options)),
       options_(options),
       backend_(create_backend(options.device, options.backend)),
       sampler_(config_.unpadded_vocab_size) {
-  TensorSource source(std::move(tensors));
-  weights_ = load_weights(config_, source, {options.dtype, options.weights}, *backend_, progress);
+  const WeightDTypes dtypes{options.dtype, options.weights};
+  if (const auto* packed = std::get_if<PackedArena>(&source)) {
+    weights_ = load_packed_weights(config_, *packed, dtypes, *backend_, progress);
+  } else {
+    TensorSource tensors(std::move(std::get<std::vector<SourceTensor>>(source)));
+    weights_ = load_weights(config_, tensors, dtypes, *backend_, progress);
+  }
   layout_ = SequenceLayout::make(config_, options.dtype, backend_->page_granularity(),
                                  {options.rewind_rows, options.max_batch_rows});
   pool_ = make_pool(*backend_, layout_, options.memory_bytes);
@@ -250,13 +255,17 @@ std::string Engine::description() const { return backend_->description(); }
 
 std::vector<std::pair<std::string, std::int64_t>> Engine::memory_plan() const {
   std::vector<std::pair<std::string, std::int64_t>> plan;
-  plan.emplace_back("weights", static_cast<std::int64_t>(weights_.arena->bytes()));
+  plan.emplace_back("weights", arena_bytes());
   for (const auto& [name, bytes] : model_->plan())
     plan.emplace_back("workspace." + name, static_cast<std::int64_t>(bytes));
   const std::lock_guard lock(mutex_);
   const PoolStats pool = pool_->stats();
   plan.emplace_back("page_pool", pool.n_pages * pool.page_bytes);
   return plan;
+}
+
+void Engine::write_arena(const ArenaWriter& write) const {
+  duplex::write_arena(weights_, *backend_, write);
 }
 
 EngineStats Engine::stats() const {

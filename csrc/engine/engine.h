@@ -27,7 +27,7 @@ namespace duplex {
 
 class Engine : public std::enable_shared_from_this<Engine> {
  public:
-  Engine(ModelConfig config, std::vector<SourceTensor> tensors, const EngineOptions& options,
+  Engine(ModelConfig config, WeightSource source, const EngineOptions& options,
          const LoadProgress& progress);
   ~Engine();
   Engine(const Engine&) = delete;
@@ -54,6 +54,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::string description() const;
   std::vector<std::pair<std::string, std::int64_t>> memory_plan() const;
   EngineStats stats() const;
+  std::int64_t arena_bytes() const { return static_cast<std::int64_t>(weights_.arena->bytes()); }
+  void write_arena(const ArenaWriter& write) const;
   // Closes every session; later calls throw SessionClosed.
   void close();
 

@@ -1,4 +1,4 @@
-// The table of tensor spellings. Left: as published, and as save_pretrained writes. Right: the
+// The tables of tensor spellings. Left: as published, and as save_pretrained writes. Right: the
 // module path of the transformers implementation. "#" stands for a number.
 #include <array>
 #include <cctype>
@@ -81,7 +81,45 @@ bool matches(const std::string& name, const std::string& pattern, std::string& n
   return true;
 }
 
+// The endings that name what accompanies a tensor "x.weight" or "x": of_module ones follow "x",
+// the others the whole name. Published weights say ".scale", ModelOpt "weight_scale_2",
+// compressed-tensors "weight_packed" and "weight_global_scale", fine-grained FP8
+// "weight_scale_inv", which multiplies in spite of its name.
+struct CompanionSpelling {
+  Companion companion;
+  bool of_module;
+  const char* ending;
+};
+
+constexpr std::array kCompanions = {
+    CompanionSpelling{Companion::kCodes, true, ".weight_packed"},
+    CompanionSpelling{Companion::kBlockScale, false, ".scale"},
+    CompanionSpelling{Companion::kBlockScale, true, ".weight_scale"},
+    CompanionSpelling{Companion::kBlockScale, true, ".weight_scale_inv"},
+    CompanionSpelling{Companion::kBlockScale, true, "_scale"},
+    CompanionSpelling{Companion::kMultiplier, false, ".scale2"},
+    CompanionSpelling{Companion::kMultiplier, true, ".weight_scale_2"},
+    CompanionSpelling{Companion::kMultiplier, true, "_scale_2"},
+    CompanionSpelling{Companion::kDivisor, true, ".weight_global_scale"},
+    CompanionSpelling{Companion::kUnused, false, ".input_amax"},
+    CompanionSpelling{Companion::kUnused, false, ".original_shape"},
+    CompanionSpelling{Companion::kUnused, true, ".input_scale"},
+    CompanionSpelling{Companion::kUnused, true, ".input_global_scale"},
+};
+
 }  // namespace
+
+std::vector<std::string> companion_names(const std::string& name, Companion companion) {
+  const std::string weight = ".weight";
+  const bool is_module = name.size() > weight.size() &&
+                         name.compare(name.size() - weight.size(), weight.size(), weight) == 0;
+  const std::string module = is_module ? name.substr(0, name.size() - weight.size()) : name;
+  std::vector<std::string> names;
+  for (const CompanionSpelling& spelling : kCompanions)
+    if (spelling.companion == companion)
+      names.push_back((spelling.of_module ? module : name) + spelling.ending);
+  return names;
+}
 
 std::string module_name(const std::string& canonical) {
   std::string number;

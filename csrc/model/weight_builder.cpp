@@ -12,22 +12,24 @@ constexpr std::int64_t kAlignBytes = 64;
 // Source bytes packed before their file pages are given back.
 constexpr std::int64_t kStripeBytes = std::int64_t{4} << 20;
 
-[[noreturn]] void fail_not_finite(const SourceTensor& tensor, std::int64_t element) {
-  fail<CheckpointError>("checkpoint: tensor '", tensor.name,
-                        "' holds a NaN or infinity near element ", element,
+[[noreturn]] void fail_not_finite(const SourceTensor& tensor, std::int64_t element,
+                                  std::int64_t n) {
+  const SourceTensor& culprit = tensor.culprit(element, n);
+  const bool is_scale = &culprit != &tensor;
+  fail<CheckpointError>("checkpoint: tensor '", culprit.name, "' holds a NaN or infinity ",
+                        is_scale ? "for '" + tensor.name + "' " : "", "near element ", element,
                         "; the file is damaged or the training diverged");
 }
 
-float value(const SourceTensor& tensor, std::int64_t i) {
-  const float v = load_element(tensor.data, tensor.dtype, i);
-  if (!std::isfinite(v)) [[unlikely]]
-    fail_not_finite(tensor, i);
-  return v;
+// What a backend packs as it is; all else is decoded first.
+bool is_plain(const SourceTensor& tensor) {
+  return tensor.type == FileType::kF32 || tensor.type == FileType::kBF16;
 }
 
 std::int64_t stripe_rows(const SourceTensor& tensor, std::int64_t row_elements) {
-  const auto row_bytes = row_elements * static_cast<std::int64_t>(dtype_bytes(tensor.dtype));
-  return round_up(std::max<std::int64_t>(kStripeBytes / row_bytes, 1), kPanelOutputs);
+  const std::int64_t element_bits = is_plain(tensor) ? file_type_bits(tensor.type) : 32;
+  const std::int64_t rows = kStripeBytes * 8 / (row_elements * element_bits);
+  return round_up(std::max<std::int64_t>(rows, 1), kPanelOutputs);
 }
 
 }  // namespace
@@ -41,8 +43,14 @@ T* WeightBuilder::take(std::int64_t count) {
 }
 
 void WeightBuilder::start_filling(std::byte* base, std::size_t bytes) {
+  is_filling_ = true;
   base_ = base;
   total_ = bytes;
+  offset_ = 0;
+}
+
+void WeightBuilder::start_placing(std::byte* base) {
+  base_ = base;
   offset_ = 0;
 }
 
@@ -55,8 +63,24 @@ const float* WeightBuilder::write_floats(float* out) {
   return out;
 }
 
+void WeightBuilder::read(const SourceTensor& tensor, std::int64_t begin, std::int64_t n,
+                         float* out) {
+  tensor.read(begin, n, out);
+  for (std::int64_t i = 0; i < n; ++i)
+    if (!std::isfinite(out[i])) [[unlikely]]
+      fail_not_finite(tensor, begin + i, 1);
+}
+
 float WeightBuilder::scalar(const SourceTensor& tensor) {
-  return base_ == nullptr ? 1.0f : value(tensor, 0);
+  float value = 1.0f;
+  auto* slot = take<float>(1);
+  if (slot == nullptr) return value;
+  if (is_filling_) {
+    read(tensor, 0, 1, &value);
+    backend_.write(slot, &value, sizeof value);
+  }
+  backend_.read(&value, slot, sizeof value);
+  return value;
 }
 
 const float* WeightBuilder::vector(const SourceTensor& tensor, std::int64_t group,
@@ -64,10 +88,10 @@ const float* WeightBuilder::vector(const SourceTensor& tensor, std::int64_t grou
   const std::int64_t n = tensor.elements();
   const std::int64_t padded = round_up(n / group * group_padded, kColumnAlign);
   auto* out = take<float>(padded);
-  if (out == nullptr) return nullptr;
+  if (!is_filling_) return out;
   floats_.assign(static_cast<std::size_t>(padded), 0.0f);
-  for (std::int64_t i = 0; i < n; ++i)
-    floats_[static_cast<std::size_t>(i / group * group_padded + i % group)] = value(tensor, i);
+  for (std::int64_t i = 0; i < n; i += group)
+    read(tensor, i, group, floats_.data() + i / group * group_padded);
   tensor.release(0, n);
   return write_floats(out);
 }
@@ -78,25 +102,29 @@ const float* WeightBuilder::convolution(const SourceTensor& tensor, std::int64_t
   const std::int64_t kernel = tensor.shape[2];
   const std::int64_t padded = round_up(channels / group * group_padded, kColumnAlign);
   auto* out = take<float>(kernel * padded);
-  if (out == nullptr) return nullptr;
+  if (!is_filling_) return out;
+  std::vector<float> values(static_cast<std::size_t>(channels * kernel));
+  read(tensor, 0, channels * kernel, values.data());
   floats_.assign(static_cast<std::size_t>(kernel * padded), 0.0f);
   for (std::int64_t c = 0; c < channels; ++c)
     for (std::int64_t j = 0; j < kernel; ++j)
       floats_[static_cast<std::size_t>(j * padded + c / group * group_padded + c % group)] =
-          value(tensor, c * kernel + j);
+          values[static_cast<std::size_t>(c * kernel + j)];
   return write_floats(out);
 }
 
 const float* WeightBuilder::rel_bank(const SourceTensor& tensor, std::int64_t& stride) {
   const std::int64_t extent = tensor.shape[1];
   stride = round_up(extent + 2 * kBlockPositions, kColumnAlign);
-  auto* out = take<float>(tensor.shape[0] * stride);
-  if (out == nullptr) return nullptr;
-  floats_.assign(static_cast<std::size_t>(tensor.shape[0] * stride), 0.0f);
-  for (std::int64_t k = 0; k < tensor.shape[0]; ++k)
-    for (std::int64_t d = 0; d < extent; ++d)
-      floats_[static_cast<std::size_t>(k * stride + kBlockPositions + extent - 1 - d)] =
-          value(tensor, k * extent + d);
+  const std::int64_t n_rows = tensor.shape[0];
+  auto* out = take<float>(n_rows * stride);
+  if (!is_filling_) return out;
+  floats_.assign(static_cast<std::size_t>(n_rows * stride), 0.0f);
+  for (std::int64_t k = 0; k < n_rows; ++k) {
+    float* const row = floats_.data() + k * stride + kBlockPositions;
+    read(tensor, k * extent, extent, row);
+    std::reverse(row, row + extent);
+  }
   return write_floats(out);
 }
 
@@ -105,21 +133,22 @@ const void* WeightBuilder::table(const SourceTensor& tensor) {
   const std::int64_t padded = round_up(width, kColumnAlign);
   const std::int64_t row_bytes = padded * static_cast<std::int64_t>(dtype_bytes(dtypes_.rows));
   auto* out = take<std::byte>(tensor.shape[0] * row_bytes);
-  if (out == nullptr) return nullptr;
+  if (!is_filling_) return out;
   const std::int64_t stripe = stripe_rows(tensor, width);
   std::vector<std::byte> rows;
+  floats_.resize(static_cast<std::size_t>(width));
   for (std::int64_t begin = 0; begin < tensor.shape[0]; begin += stripe) {
     const std::int64_t end = std::min(begin + stripe, tensor.shape[0]);
     rows.assign(static_cast<std::size_t>((end - begin) * row_bytes), std::byte{0});
-    for (std::int64_t row = begin; row < end; ++row)
-      for (std::int64_t c = 0; c < width; ++c) {
-        const float v = value(tensor, row * width + c);
-        const std::int64_t at = (row - begin) * padded + c;
-        if (dtypes_.rows == DType::kF32)
-          reinterpret_cast<float*>(rows.data())[at] = v;
-        else
-          reinterpret_cast<std::uint16_t*>(rows.data())[at] = float_to_bf16(v);
-      }
+    for (std::int64_t row = begin; row < end; ++row) {
+      read(tensor, row * width, width, floats_.data());
+      std::byte* const at = rows.data() + (row - begin) * row_bytes;
+      if (dtypes_.rows == DType::kF32)
+        std::copy_n(floats_.data(), width, reinterpret_cast<float*>(at));
+      else
+        std::transform(floats_.begin(), floats_.end(), reinterpret_cast<std::uint16_t*>(at),
+                       float_to_bf16);
+    }
     backend_.write(out + begin * row_bytes, rows.data(), rows.size());
     tensor.release(begin * width, end * width);
     report();
@@ -139,7 +168,7 @@ PackedMatrix WeightBuilder::matrix(const std::vector<OutputRows>& outputs, std::
   auto* out =
       take<std::byte>(static_cast<std::int64_t>(backend_.packed_bytes(n_out, packed.n_in, dtype)));
   packed.data = out;
-  if (out == nullptr) return packed;
+  if (!is_filling_) return packed;
   const PackShape shape{static_cast<std::int32_t>(n_in), static_cast<std::int32_t>(group),
                         static_cast<std::int32_t>(group_padded), dtype};
   std::int64_t output = 0;
@@ -152,14 +181,25 @@ PackedMatrix WeightBuilder::matrix(const std::vector<OutputRows>& outputs, std::
 
 void WeightBuilder::pack_stripes(const OutputRows& rows, const PackShape& shape,
                                  std::int64_t first_out, std::byte* out) {
-  const std::int64_t stripe = stripe_rows(*rows.tensor, rows.row_stride);
+  const SourceTensor& tensor = *rows.tensor;
+  const std::int64_t stripe = stripe_rows(tensor, rows.row_stride);
   for (std::int64_t begin = 0; begin < rows.n_rows; begin += stripe) {
     const std::int64_t n = std::min(stripe, rows.n_rows - begin);
     const std::int64_t element = rows.first + begin * rows.row_stride;
-    const PackSource source{rows.tensor->at(element), rows.tensor->dtype, n, rows.row_stride};
+    PackSource source;
+    if (is_plain(tensor)) {
+      const DType dtype = tensor.type == FileType::kF32 ? DType::kF32 : DType::kBF16;
+      source = {tensor.at(element), dtype, n, rows.row_stride};
+    } else {
+      decoded_.resize(static_cast<std::size_t>(n * shape.n_in));
+      for (std::int64_t row = 0; row < n; ++row)
+        tensor.read(element + row * rows.row_stride, shape.n_in,
+                    decoded_.data() + row * shape.n_in);
+      source = {decoded_.data(), DType::kF32, n, shape.n_in};
+    }
     const std::int64_t bad = backend_.pack(source, shape, first_out + begin, out);
-    if (bad >= 0) fail_not_finite(*rows.tensor, element + bad * rows.row_stride);
-    rows.tensor->release(element, element + (n - 1) * rows.row_stride + shape.n_in);
+    if (bad >= 0) fail_not_finite(tensor, element + bad * rows.row_stride, shape.n_in);
+    tensor.release(element, element + (n - 1) * rows.row_stride + shape.n_in);
     report();
   }
 }

@@ -1,8 +1,9 @@
 // Takes ranges of the weight arena and fills them from source tensors.
 //
 // Used twice with the same calls: while measuring there is no memory, nothing is read and every
-// pointer is null; while filling, each call packs its tensor, refuses NaN and infinity by name, and
-// gives the file pages it has read back to the system.
+// pointer is null; then each call packs its tensor, refuses NaN and infinity by name, and gives the
+// file pages it has read back to the system. Where the arena was read from a file, the second round
+// only places: it takes the same ranges and reads no tensor.
 #pragma once
 
 #include <functional>
@@ -36,6 +37,7 @@ class WeightBuilder {
       : backend_(backend), dtypes_(dtypes), progress_(progress) {}
 
   void start_filling(std::byte* base, std::size_t bytes);
+  void start_placing(std::byte* base);
   std::size_t bytes() const { return offset_; }
 
   // All values as float32; `group` of them at multiples of `group_padded`.
@@ -53,7 +55,7 @@ class WeightBuilder {
   PackedMatrix matrix(const std::vector<OutputRows>& outputs, std::int64_t n_in) {
     return matrix(outputs, n_in, n_in, round_up(n_in, kColumnAlign), dtypes_.matrices);
   }
-  // A single value; 1 while measuring.
+  // A single value, kept in the arena like all others; 1 while measuring.
   float scalar(const SourceTensor& tensor);
 
  private:
@@ -61,16 +63,20 @@ class WeightBuilder {
   T* take(std::int64_t count);
   void pack_stripes(const OutputRows& rows, const PackShape& shape, std::int64_t first_out,
                     std::byte* out);
+  // The elements of a tensor, refused if one is a NaN or infinity.
+  void read(const SourceTensor& tensor, std::int64_t begin, std::int64_t n, float* out);
   const float* write_floats(float* out);  // floats_, to the arena
   void report();
 
   Backend& backend_;
   WeightDTypes dtypes_;
   const LoadProgress& progress_;
+  bool is_filling_ = false;
   std::byte* base_ = nullptr;
   std::size_t offset_ = 0;
   std::size_t total_ = 0;
-  std::vector<float> floats_;  // of the tensor at hand
+  std::vector<float> floats_;   // of the tensor at hand
+  std::vector<float> decoded_;  // rows of codes
 };
 
 }  // namespace duplex

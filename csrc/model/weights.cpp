@@ -1,5 +1,6 @@
 #include "model/weights.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "core/error.h"
@@ -7,6 +8,9 @@
 
 namespace duplex {
 namespace {
+
+// Of an arena on its way from or to a file: it stays in the processor's cache.
+constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
 
 // Rows [first, first + n) of a matrix with `width` columns, every `step`-th.
 OutputRows output_rows(const SourceTensor& tensor, std::int64_t first, std::int64_t n,
@@ -274,6 +278,42 @@ Weights load_weights(const ModelConfig& config, TensorSource& source, const Weig
   weights.arena = std::move(arena);
   if (progress) progress(builder.bytes(), builder.bytes());
   return weights;
+}
+
+Weights load_packed_weights(const ModelConfig& config, const PackedArena& packed,
+                            const WeightDTypes& dtypes, Backend& backend,
+                            const LoadProgress& progress) {
+  TensorSource shapes = TensorSource::of_shapes();
+  WeightBuilder builder(backend, dtypes, progress);
+  Loader(config, shapes, builder, dtypes).load();
+  const std::size_t bytes = builder.bytes();
+  check<CheckpointError>(packed.bytes == bytes, "packed weights: expected ", bytes,
+                         " bytes for this config.json, ", dtype_name(dtypes.rows), " and ",
+                         dtype_name(dtypes.matrices), " weights, found ", packed.bytes);
+  auto arena = backend.allocate(bytes);
+  auto* const base = static_cast<std::byte*>(arena->data());
+  std::vector<std::byte> piece(std::min(kPieceBytes, bytes));
+  for (std::size_t at = 0; at < bytes; at += piece.size()) {
+    const std::size_t n = std::min(piece.size(), bytes - at);
+    packed.read(piece.data(), n);
+    backend.write(base + at, piece.data(), n);
+    if (progress) progress(at + n, bytes);
+  }
+  builder.start_placing(base);
+  Weights weights = Loader(config, shapes, builder, dtypes).load();
+  weights.arena = std::move(arena);
+  return weights;
+}
+
+void write_arena(const Weights& weights, Backend& backend, const ArenaWriter& write) {
+  const std::size_t bytes = weights.arena->bytes();
+  const auto* const base = static_cast<const std::byte*>(weights.arena->data());
+  std::vector<std::byte> piece(std::min(kPieceBytes, bytes));
+  for (std::size_t at = 0; at < bytes; at += piece.size()) {
+    const std::size_t n = std::min(piece.size(), bytes - at);
+    backend.read(piece.data(), base + at, n);
+    write(piece.data(), n);
+  }
 }
 
 }  // namespace duplex

@@ -3,9 +3,14 @@
 // load_weights walks the checkpoint twice with the same code: first to measure the arena, then to
 // fill it, tensor by tensor, giving file pages back as it goes. The shapes it asks for follow from
 // the config alone; anything missing, misshapen, unused or not finite is a CheckpointError.
+//
+// An arena may be written to a file and read again (write_arena, load_packed_weights): where each
+// number lies in it follows from config, dtypes, backend and kPackingVersion.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <variant>
 #include <vector>
 
 #include "backend/backend.h"
@@ -70,6 +75,24 @@ struct Weights {
 
 Weights load_weights(const ModelConfig& config, TensorSource& source, const WeightDTypes& dtypes,
                      Backend& backend, const LoadProgress& progress);
+
+// Raise it when the bytes of an arena change: the order of its parts, a layout, a rounding.
+inline constexpr int kPackingVersion = 1;
+
+// The arena of packed weights in a file of the caller's.
+struct PackedArena {
+  std::size_t bytes = 0;
+  std::function<void(std::byte* to, std::size_t bytes)> read;  // what follows in the file
+};
+Weights load_packed_weights(const ModelConfig& config, const PackedArena& packed,
+                            const WeightDTypes& dtypes, Backend& backend,
+                            const LoadProgress& progress);
+// Hands out the arena from its beginning, piece by piece.
+using ArenaWriter = std::function<void(const std::byte* from, std::size_t bytes)>;
+void write_arena(const Weights& weights, Backend& backend, const ArenaWriter& write);
+
+// A checkpoint's tensors, or weights that were packed before.
+using WeightSource = std::variant<std::vector<SourceTensor>, PackedArena>;
 
 // The padded width of one head.
 inline std::int32_t padded_head(const AttentionShape& shape) {

@@ -1,4 +1,4 @@
-"""The command line: `duplex-engine demo`, `run`, `inspect`, `eval`, `gpu-check`.
+"""The command line: `duplex-engine demo`, `run`, `inspect`, `convert`, `eval`, `gpu-check`.
 
 Owns the list of commands and how errors end a command: one red line, exit status 2. What a command
 does is in the module of its name.
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from duplex_engine.cli.convert import convert
 from duplex_engine.cli.demo import demo
 from duplex_engine.cli.eval import evaluate
 from duplex_engine.cli.gpu_check import gpu_check
@@ -52,6 +53,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(run)
 app.command()(inspect)
+app.command()(convert)
 app.command("eval")(evaluate)
 app.command("gpu-check")(gpu_check)
 

@@ -107,9 +107,19 @@ def _print_sizes(out: Console, checkpoint: Checkpoint) -> None:
     towers = [name for name in ("audio", "vision") if getattr(checkpoint.config, name) is not None]
     layout = checkpoint.config.interaction
     table = Table(title=str(checkpoint.path), title_justify="left", show_header=False)
-    rows = {
-        "parameters": f"{n_parameters / 1e6:,.2f} M in {len(checkpoint.tensors)} tensors",
-        "bytes": ", ".join(f"{n / 2**20:,.2f} MiB {dtype}" for dtype, n in by_dtype.items()),
+    packed = checkpoint.packed
+    held = (
+        {
+            "packed": f"{packed.weights} weights and {packed.dtype} rows, for the CPU",
+            "bytes": f"{packed.n_bytes / 2**20:,.2f} MiB, written by duplex-engine convert",
+        }
+        if packed is not None
+        else {
+            "parameters": f"{n_parameters / 1e6:,.2f} M in {len(checkpoint.tensors)} tensors",
+            "bytes": ", ".join(f"{n / 2**20:,.2f} MiB {dtype}" for dtype, n in by_dtype.items()),
+        }
+    )
+    rows = held | {
         "layers": f"{n_layers}: {n_layers - n_local} global, {n_local} local "
         f"(window {text.sliding_window_size}); {n_moe} with experts",
         "width": f"{text.hidden_size}, vocabulary {text.n_logits}",

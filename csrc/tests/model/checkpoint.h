@@ -43,8 +43,12 @@ struct OwnTensor {
 inline std::vector<SourceTensor> views(const std::vector<OwnTensor>& tensors) {
   std::vector<SourceTensor> views;
   for (const OwnTensor& tensor : tensors)
-    views.push_back({tensor.name, DType::kF32, tensor.shape,
-                     reinterpret_cast<const std::byte*>(tensor.values.data())});
+    views.push_back({tensor.name,
+                     FileType::kF32,
+                     tensor.shape,
+                     reinterpret_cast<const std::byte*>(tensor.values.data()),
+                     false,
+                     {}});
   return views;
 }
 

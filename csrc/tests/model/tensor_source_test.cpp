@@ -17,7 +17,12 @@ namespace {
 const std::array<float, 6> kValues = {1, 2, 3, 4, 5, 6};
 
 SourceTensor tensor(const std::string& name, std::vector<std::int64_t> shape = {2, 3}) {
-  return {name, DType::kF32, std::move(shape), reinterpret_cast<const std::byte*>(kValues.data())};
+  return {name,
+          FileType::kF32,
+          std::move(shape),
+          reinterpret_cast<const std::byte*>(kValues.data()),
+          false,
+          {}};
 }
 
 TEST_CASE("a tensor knows its size and its elements") {
@@ -90,10 +95,11 @@ TEST_CASE("pages of a file that were given back read as before") {
   REQUIRE(mapped != MAP_FAILED);
   // The tensor starts in the middle of a page: only whole pages inside it may go.
   SourceTensor t{"t",
-                 DType::kF32,
+                 FileType::kF32,
                  {static_cast<std::int64_t>(3 * page / 4)},
                  static_cast<const std::byte*>(mapped) + page / 2,
-                 true};
+                 true,
+                 {}};
   t.release(0, t.elements());
   t.release(5, 5);
   const auto* bytes = static_cast<const char*>(mapped);

@@ -2,6 +2,7 @@
 // both spellings give the same bytes; and where numbers land, with zeros everywhere else.
 #include "model/weights.h"
 
+#include <bit>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstring>
@@ -170,7 +171,6 @@ TEST_CASE("the arena holds every number once, and zeros") {
   const Weights weights = load(tiny_config(), tensors);
   std::map<float, int> expected;
   for (const OwnTensor& tensor : tensors) {
-    if (tensor.values.size() == 1) continue;  // scales are kept outside
     const bool is_head = tensor.name == "model.llm.unembed.weight";
     const auto end = is_head ? tensor.values.begin() + 37 * 20 : tensor.values.end();
     for (auto value = tensor.values.begin(); value != end; ++value) ++expected[*value];
@@ -180,6 +180,116 @@ TEST_CASE("the arena holds every number once, and zeros") {
   for (std::size_t i = 0; i < weights.arena->bytes() / 4; ++i)
     if (values[i] != 0) ++found[values[i]];
   CHECK((found == expected));
+}
+
+// ---- arenas in files
+
+// What write_arena hands out, in one piece.
+std::vector<std::byte> arena_bytes(const Weights& weights) {
+  CpuBackend backend({1, "portable"});
+  std::vector<std::byte> bytes;
+  write_arena(weights, backend, [&](const std::byte* from, std::size_t n) {
+    bytes.insert(bytes.end(), from, from + n);
+  });
+  return bytes;
+}
+
+Weights load_packed(const std::vector<std::byte>& bytes, const WeightDTypes& dtypes) {
+  CpuBackend backend({1, "portable"});
+  std::size_t at = 0;
+  const auto read = [&](std::byte* to, std::size_t n) {
+    std::memcpy(to, bytes.data() + at, n);
+    at += n;
+  };
+  return load_packed_weights(tiny_config(), {bytes.size(), read}, dtypes, backend, {});
+}
+
+// Every pointer of the weights as an offset into the arena, and what is kept beside them.
+std::vector<std::int64_t> places(const Weights& weights) {
+  std::vector<std::int64_t> places;
+  const auto* base = static_cast<const std::byte*>(weights.arena->data());
+  const auto add = [&](const void* pointer) {
+    places.push_back(pointer == nullptr ? -1 : static_cast<const std::byte*>(pointer) - base);
+  };
+  const auto add_matrix = [&](const PackedMatrix& matrix) {
+    add(matrix.data);
+    places.insert(places.end(), {matrix.n_out, matrix.n_in, static_cast<int>(matrix.dtype)});
+  };
+  for (const void* p : {weights.embed, static_cast<const void*>(weights.embed_norm),
+                        static_cast<const void*>(weights.final_norm), weights.audio_table,
+                        static_cast<const void*>(weights.audio_norm)})
+    add(p);
+  add_matrix(weights.head);
+  for (const LayerWeights& layer : weights.layers) {
+    for (const float* p :
+         {layer.attn_norm, layer.mlp_norm, layer.q_norm, layer.k_norm, layer.k_conv, layer.v_conv,
+          layer.attn_conv, layer.mlp_conv, layer.rel_bank, layer.moe.selection_bias})
+      add(p);
+    for (const PackedMatrix& m : {layer.qkvr, layer.out, layer.dense.gate_up, layer.dense.down,
+                                  layer.moe.router, layer.moe.gate_up, layer.moe.down})
+      add_matrix(m);
+    places.insert(places.end(),
+                  {layer.rel_stride, layer.moe.gate_up_stride_bytes, layer.moe.down_stride_bytes});
+    for (const float scale : {layer.dense.global_scale, layer.moe.global_scale})
+      places.push_back(std::bit_cast<std::int32_t>(scale));
+  }
+  for (const PackedMatrix& matrix : weights.vision.linear) add_matrix(matrix);
+  for (const float* norm : weights.vision.norm) add(norm);
+  add(weights.vision.final_norm);
+  return places;
+}
+
+TEST_CASE("an arena that was written and read again is the same weights") {
+  const DType rows = GENERATE(DType::kF32, DType::kBF16);
+  const DType matrices = GENERATE(DType::kF32, DType::kInt8, DType::kInt4);
+  const WeightDTypes dtypes{rows, is_quantised(matrices) ? matrices : rows};
+  CpuBackend backend({1, "portable"});
+  RandomCheckpoint checkpoint(tiny_config(), 6);
+  TensorSource source(views(checkpoint.tensors()));
+  const Weights packed = load_weights(tiny_config(), source, dtypes, backend, {});
+  const Weights read = load_packed(arena_bytes(packed), dtypes);
+  CHECK(same_arena(packed, read));
+  CHECK((places(packed) == places(read)));
+}
+
+TEST_CASE("an arena of another size is refused") {
+  const Weights weights = load(tiny_config(), RandomCheckpoint(tiny_config(), 6).tensors());
+  std::vector<std::byte> bytes = arena_bytes(weights);
+  CHECK_THROWS_AS(load_packed(bytes, {DType::kBF16, DType::kBF16}), CheckpointError);
+  bytes.resize(bytes.size() - 64);
+  CHECK_THROWS_WITH(load_packed(bytes, {}),
+                    Catch::Contains("packed weights: expected") && Catch::Contains("float32"));
+}
+
+// Values that no library decides.
+std::vector<OwnTensor> fixed_tensors() {
+  std::vector<OwnTensor> tensors = RandomCheckpoint(tiny_config(), 1).tensors();
+  std::uint32_t state = 1;
+  for (OwnTensor& tensor : tensors)
+    for (float& value : tensor.values) {
+      state = state * 1664525u + 1013904223u;
+      value = static_cast<float>(static_cast<std::int32_t>(state >> 8) - (1 << 23)) * 0x1p-23f;
+    }
+  return tensors;
+}
+
+TEST_CASE("the bytes of an arena are those of kPackingVersion") {
+  // Another digest: raise kPackingVersion, for files written before would be read wrongly.
+  const auto [matrices, expected] =
+      GENERATE(std::pair{DType::kF32, std::uint64_t{0xca06bef50753e439}},
+               std::pair{DType::kBF16, std::uint64_t{0x55e0ec79e2dfd977}},
+               std::pair{DType::kInt8, std::uint64_t{0x5c8cb78dcf610cbe}},
+               std::pair{DType::kInt4, std::uint64_t{0xe0a7038d62b28c98}});
+  CpuBackend backend({1, "portable"});
+  const std::vector<OwnTensor> tensors = fixed_tensors();
+  TensorSource source(views(tensors));
+  const WeightDTypes dtypes{matrices == DType::kF32 ? DType::kF32 : DType::kBF16, matrices};
+  std::uint64_t digest = 0xcbf29ce484222325u;
+  for (const std::byte byte : arena_bytes(load_weights(tiny_config(), source, dtypes, backend, {})))
+    digest = (digest ^ std::to_integer<std::uint64_t>(byte)) * 0x100000001b3u;
+  CAPTURE(dtype_name(matrices));
+  CHECK(kPackingVersion == 1);
+  CHECK(digest == expected);
 }
 
 TEST_CASE("filling takes exactly what was measured, and progress ends there") {
@@ -216,7 +326,7 @@ TEST_CASE("bfloat16 files and bfloat16 weights hold the rounded numbers") {
       halves_of[i].push_back(float_to_bf16(value));
       value = bf16_to_float(halves_of[i].back());
     }
-    bf16_views[i].dtype = DType::kBF16;
+    bf16_views[i].type = FileType::kBF16;
     bf16_views[i].data = reinterpret_cast<const std::byte*>(halves_of[i].data());
   }
   CpuBackend backend({1, "portable"});
