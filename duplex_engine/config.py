@@ -39,6 +39,11 @@ MAX_LAYERS = 4096
 FRAME_MS = 50  # duration of one dMel frame
 DMEL_LEVELS = 16  # values that one dMel band can take
 
+# `quantization_config` only says who wrote the codes: the tensors say what they are, by name, type
+# and shape (docs/CHECKPOINT.md). These writers' floating-point codes are understood, in groups of:
+QUANT_METHODS = ("modelopt", "compressed-tensors", "fp8", "mxfp8", "mxfp4")
+GROUP_SIZES = (16, 32)
+
 T = TypeVar("T")
 
 
@@ -124,7 +129,6 @@ class TextConfig(_Block):
         "norm_after_topk": True,
         "shared_expert_sink": True,
         "inference_moe_w13_interleaved": True,
-        "quantization_config": None,
     }
 
     vocab_size: Size = 201024
@@ -345,8 +349,6 @@ class InteractionConfig(_Block):
 class ModelConfig(_Block):
     """A whole `config.json`: the decoder, and each of the other blocks if the file has it."""
 
-    only_values: ClassVar[dict[str, object]] = {"quantization_config": None}
-
     text: TextConfig = Field(validation_alias="text_config")
     audio: AudioConfig | None = Field(None, validation_alias="audio_config")
     vision: VisionConfig | None = Field(None, validation_alias="vision_config")
@@ -392,7 +394,7 @@ class ModelConfig(_Block):
                     f"{source}: model_type: expected 'inkling_mm_model' or 'inkling_text', "
                     f"found {found(other)}"
                 )
-        problems = [*_forbidden_values(nested)]
+        problems = [*_forbidden_values(nested), *_quantization_problems(nested)]
         try:
             config = cls.model_validate(nested)
         except ValidationError as error:
@@ -429,6 +431,35 @@ def _forbidden_values(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
             if content.get(key, only) != only:
                 full_name = f"{name}.{key}" if name else key
                 yield full_name, f"expected {found(only)}, found {found(content[key])}"
+
+
+def _quantization_problems(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields (name, problem) where the weights are quantised in a way that is not understood."""
+    text = values.get("text_config")
+    blocks = {"quantization_config": values.get("quantization_config")}
+    if isinstance(text, dict):
+        blocks["text_config.quantization_config"] = text.get("quantization_config")
+    for name, block in blocks.items():
+        if block is None:
+            continue
+        if not isinstance(block, dict):
+            yield name, f"expected an object, found {found(block)}"
+            continue
+        nested = block.get("quantization")  # as in hf_quant_config.json
+        for part in (block, nested if isinstance(nested, dict) else {}):
+            method, group = part.get("quant_method"), part.get("group_size")
+            # vLLM also writes the algorithm into the method: "modelopt_fp4"
+            if method is not None and str(method).split("_")[0] not in QUANT_METHODS:
+                yield (
+                    f"{name}.quant_method",
+                    f"expected one of {', '.join(QUANT_METHODS)}, found {found(method)}; "
+                    "take the checkpoint in bfloat16, or in NVFP4 or MXFP8",
+                )
+            if group is not None and group not in GROUP_SIZES:
+                yield (
+                    f"{name}.group_size",
+                    f"expected 16 (NVFP4) or 32 (MXFP8), found {found(group)}",
+                )
 
 
 def _describe(details: ErrorDetails) -> tuple[str, str]:

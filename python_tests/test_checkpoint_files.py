@@ -356,7 +356,9 @@ def test_random_headers_never_crash(shared_folder: Path, header: bytes, body: by
 offsets = st.integers(-9, 24) | st.integers(-(2**70), 2**70)
 descriptions = st.fixed_dictionaries(
     {
-        "dtype": st.sampled_from(["F32", "BF16", "U8", "F4", "BOOL", "", "f32"]),
+        "dtype": st.sampled_from(
+            ["F32", "BF16", "U8", "F8_E4M3", "F8_E8M0", "F4", "BOOL", "", "f32"]
+        ),
         "shape": st.lists(offsets, max_size=3),
         "data_offsets": st.lists(offsets, min_size=2, max_size=2),
     }
