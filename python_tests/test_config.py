@@ -292,9 +292,9 @@ def test_lists_every_problem_at_once() -> None:
         for line in lines
         if line.startswith(("quantization", "text", "audio", "vision", "dtype", "interaction.l"))
     ] == [
+        "text_config.hidden_act: expected 'silu', found 'gelu'",
         "quantization_config.quant_method: expected one of modelopt, compressed-tensors, fp8, "
         "mxfp8, mxfp4, found 'nvfp4'; take the checkpoint in bfloat16, or in NVFP4 or MXFP8",
-        "text_config.hidden_act: expected 'silu', found 'gelu'",
         "text_config.rms_norm_eps: expected a positive number, found nan",
         "text_config.num_attention_heads: expected a positive integer, found 'eight'",
         "text_config.head_dim: expected a positive integer, found -4",
