@@ -1,0 +1,32 @@
+// The C functions of libduplex_bench.so, called by bench/native.py. A function that makes an object
+// returns nullptr where it cannot, and duplex_bench_error() then says why.
+#pragma once
+
+#include <cstdint>
+
+#define DUPLEX_BENCH_API extern "C" __attribute__((visibility("default")))
+
+DUPLEX_BENCH_API const char* duplex_bench_error();
+
+// ---- limits of the machine
+DUPLEX_BENCH_API void* duplex_bench_reader_create(std::int64_t bytes, std::int32_t n_threads);
+DUPLEX_BENCH_API double duplex_bench_reader_run(void* reader);  // seconds of one pass
+DUPLEX_BENCH_API void duplex_bench_reader_destroy(void* reader);
+// Operations per second of dot products on registers; kind as `Dot`.
+DUPLEX_BENCH_API double duplex_bench_dot_peak(std::int32_t kind, std::int32_t n_threads);
+
+// ---- the floor program
+// Operation of a pass: `matrix` times `rows` rows, or, where matrix is -1, a read of `rows` bytes
+// of the cache. Operations of one phase may run at once; phases follow one another.
+struct FloorOp {
+  std::int64_t matrix;
+  std::int64_t rows;
+  std::int64_t phase;
+};
+DUPLEX_BENCH_API void* duplex_bench_floor_create(std::int32_t format, std::int32_t n_threads,
+                                                 std::int64_t n_matrices, const std::int64_t* n_out,
+                                                 const std::int64_t* n_in, std::int64_t max_rows,
+                                                 std::int64_t cache_bytes);
+DUPLEX_BENCH_API double duplex_bench_floor_run(void* floor, std::int64_t n_ops,
+                                               const FloorOp* ops);  // seconds
+DUPLEX_BENCH_API void duplex_bench_floor_destroy(void* floor);

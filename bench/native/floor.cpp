@@ -1,0 +1,161 @@
+// The floor program: the least that one pass over a model must do on this machine.
+//
+// Every weight matrix is multiplied from packed panels on large pages, the cache is read once, and
+// two threads that spin hand over to each other. Left out: attention's arithmetic, norms,
+// activation functions, scales of quantised weights, sampling. No engine can be faster without
+// reading fewer bytes; docs/PERFORMANCE.md compares everything with it.
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#include "api.h"
+#include "error.h"
+#include "kernels_avx512.h"
+#include "memory.h"
+#include "team.h"
+
+namespace duplex_bench {
+namespace {
+
+constexpr std::int64_t kCacheChunk = 64 << 10;
+
+struct Matrix {
+  std::int64_t n_panels;
+  std::int64_t n_steps;
+  std::int64_t offset;  // bytes from the start of the weights
+
+  std::int64_t panel_bytes() const { return n_steps * kStepBytes; }
+};
+
+// One piece of work of one thread: a panel, or a chunk of the cache where n_steps is 0.
+struct Unit {
+  const std::byte* data;
+  std::int64_t n_steps;
+  std::int64_t n_rows;  // or bytes
+};
+
+struct Shape {
+  Format format;
+  std::vector<Matrix> matrices;
+  std::int64_t weight_bytes = 0;
+  std::int64_t max_words = 0;  // of one row of x
+
+  Shape(Format of, std::int64_t n, const std::int64_t* n_out, const std::int64_t* n_in)
+      : format(of) {
+    const std::int64_t inputs = step_inputs(format);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int64_t n_steps = (n_in[i] + inputs - 1) / inputs;
+      matrices.push_back({(n_out[i] + kPanelOutputs - 1) / kPanelOutputs, n_steps, weight_bytes});
+      weight_bytes += matrices.back().n_panels * matrices.back().panel_bytes();
+      max_words = std::max(max_words, n_steps * (format == Format::kInt4 ? 2 : 1));
+    }
+  }
+};
+
+class Floor {
+ public:
+  Floor(Shape shape, int n_threads, std::int64_t max_rows, std::int64_t cache_bytes)
+      : shape_(std::move(shape)),
+        weights_(static_cast<std::size_t>(shape_.weight_bytes) + 2 * kCacheChunk),
+        cache_(static_cast<std::size_t>(cache_bytes) + kCacheChunk),
+        x_(static_cast<std::size_t>(max_rows * shape_.max_words) * 4),
+        y_(static_cast<std::size_t>(max_rows * n_threads * kPanelOutputs) * 4),
+        max_rows_(max_rows),
+        team_(n_threads) {}
+
+  double run(const FloorOp* ops, std::int64_t n_ops) {
+    plan(ops, n_ops);
+    return team_.run([this](int thread) {
+      for (std::size_t phase = 0; phase + 1 < phases_.size(); ++phase) {
+        run_phase(phase, thread);
+        if (phase + 2 < phases_.size()) team_.barrier();
+      }
+    });
+  }
+
+ private:
+  // Cuts the pass into units before the clock starts.
+  void plan(const FloorOp* ops, std::int64_t n_ops) {
+    units_.clear();
+    phases_.assign(1, 0);
+    std::int64_t cache_at = 0;
+    for (std::int64_t i = 0; i < n_ops; ++i) {
+      if (i > 0 && ops[i].phase != ops[i - 1].phase)
+        phases_.push_back(static_cast<std::int64_t>(units_.size()));
+      if (ops[i].matrix < 0) {
+        for (std::int64_t at = 0; at < ops[i].rows; at += kCacheChunk)
+          units_.push_back(
+              {cache_.data() + cache_at + at, 0, std::min(kCacheChunk, ops[i].rows - at)});
+        cache_at += ops[i].rows;
+      } else {
+        const Matrix& matrix = shape_.matrices[static_cast<std::size_t>(ops[i].matrix)];
+        for (std::int64_t panel = 0; panel < matrix.n_panels; ++panel)
+          units_.push_back({weights_.data() + matrix.offset + panel * matrix.panel_bytes(),
+                            matrix.n_steps, ops[i].rows});
+      }
+    }
+    phases_.push_back(static_cast<std::int64_t>(units_.size()));
+    next_ = std::vector<std::atomic<std::int64_t>>(phases_.size());
+    for (std::size_t phase = 0; phase < phases_.size(); ++phase) next_[phase] = phases_[phase];
+  }
+
+  // A thread takes a unit while it still works on the one before, so that it can fetch it.
+  void run_phase(std::size_t phase, int thread) {
+    const std::int64_t end = phases_[phase + 1];
+    std::int64_t current = next_[phase]++;
+    while (current < end) {
+      const std::int64_t following = next_[phase]++;
+      run_unit(units_[static_cast<std::size_t>(current)],
+               following < end ? units_[static_cast<std::size_t>(following)].data : nullptr,
+               thread);
+      current = following;
+    }
+  }
+
+  void run_unit(const Unit& unit, const std::byte* next_panel, int thread) {
+    if (unit.n_steps == 0) return read_bytes(unit.data, static_cast<std::size_t>(unit.n_rows));
+    multiply_panel(shape_.format,
+                   {unit.data, next_panel, unit.n_steps, static_cast<int>(unit.n_rows),
+                    reinterpret_cast<const std::uint32_t*>(x_.data()), shape_.max_words,
+                    reinterpret_cast<float*>(y_.data()) + max_rows_ * thread * kPanelOutputs});
+  }
+
+  Shape shape_;
+  HugeBuffer weights_;
+  HugeBuffer cache_;
+  HugeBuffer x_;
+  HugeBuffer y_;  // (threads, max_rows, 64): the results are not kept
+  std::int64_t max_rows_;
+  std::vector<Unit> units_;
+  std::vector<std::int64_t> phases_;  // first unit of each, and the end
+  std::vector<std::atomic<std::int64_t>> next_;
+  Team team_;
+};
+
+}  // namespace
+}  // namespace duplex_bench
+
+using namespace duplex_bench;
+
+void* duplex_bench_floor_create(std::int32_t format, std::int32_t n_threads,
+                                std::int64_t n_matrices, const std::int64_t* n_out,
+                                const std::int64_t* n_in, std::int64_t max_rows,
+                                std::int64_t cache_bytes) {
+  return guarded([&]() -> void* {
+    if (!machine_has_avx512())
+      throw std::runtime_error(
+          "expected a processor with AVX-512, BF16 and VNNI, found one without; the floor program "
+          "is written for it alone");
+    return new Floor(Shape(static_cast<Format>(format), n_matrices, n_out, n_in), n_threads,
+                     max_rows, cache_bytes);
+  });
+}
+
+double duplex_bench_floor_run(void* floor, std::int64_t n_ops, const FloorOp* ops) {
+  return static_cast<Floor*>(floor)->run(ops, n_ops);
+}
+
+void duplex_bench_floor_destroy(void* floor) { delete static_cast<Floor*>(floor); }

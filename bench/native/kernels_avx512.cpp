@@ -1,0 +1,186 @@
+#include "kernels_avx512.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+
+namespace duplex_bench {
+namespace {
+
+constexpr int kVectors = 4;
+constexpr std::int64_t kAheadBytes = 4096;  // of a panel that is read for the first time
+
+struct BF16Step {
+  static constexpr int kWords = 1;  // 32-bit words of x that one step consumes
+  using Sum = __m512;
+  static Sum zero() { return _mm512_setzero_ps(); }
+  static __m512i weights(__m512i raw, int) { return raw; }
+  static Sum dot(Sum sum, __m512i w, __m512i x) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x));
+  }
+  static __m512 result(Sum sum) { return sum; }
+};
+
+struct Int8Step {
+  static constexpr int kWords = 1;
+  using Sum = __m512i;
+  static Sum zero() { return _mm512_setzero_si512(); }
+  static __m512i weights(__m512i raw, int) { return raw; }
+  static Sum dot(Sum sum, __m512i w, __m512i x) { return _mm512_dpbusd_epi32(sum, x, w); }
+  static __m512 result(Sum sum) { return _mm512_cvtepi32_ps(sum); }
+};
+
+// The low nibbles of the step's bytes meet the first word of x, the high ones the second.
+struct Int4Step {
+  static constexpr int kWords = 2;
+  using Sum = __m512i;
+  static Sum zero() { return _mm512_setzero_si512(); }
+  static __m512i weights(__m512i raw, int word) {
+    const __m512i mask = _mm512_set1_epi8(0x0f);
+    return _mm512_and_si512(word == 0 ? raw : _mm512_srli_epi16(raw, 4), mask);
+  }
+  static Sum dot(Sum sum, __m512i w, __m512i x) { return _mm512_dpbusd_epi32(sum, w, x); }
+  static __m512 result(Sum sum) { return _mm512_cvtepi32_ps(sum); }
+};
+
+// Which lines a tile asks for while it works: `lines` of them per step.
+struct Fetch {
+  const std::byte* from;
+  int lines;
+};
+
+template <class Step, int kRows>
+void multiply_tile(const PanelWork& work, const std::uint32_t* x, Fetch fetch, float* y) {
+  typename Step::Sum sums[kRows][kVectors];
+  for (auto& row : sums)
+    for (auto& sum : row) sum = Step::zero();
+  const std::byte* panel = work.panel;
+  for (std::int64_t step = 0; step < work.n_steps; ++step, panel += kStepBytes) {
+    for (int line = 0; line < fetch.lines; ++line, fetch.from += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(fetch.from), _MM_HINT_T1);
+    for (int word = 0; word < Step::kWords; ++word, x += kRows) {
+      __m512i w[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+        w[v] = Step::weights(_mm512_load_si512(panel + 64 * v), word);
+#pragma GCC unroll 6
+      for (int row = 0; row < kRows; ++row) {
+        const __m512i input = _mm512_set1_epi32(static_cast<int>(x[row]));
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sums[row][v] = Step::dot(sums[row][v], w[v], input);
+      }
+    }
+  }
+  for (int row = 0; row < kRows; ++row)
+    for (int v = 0; v < kVectors; ++v)
+      _mm512_storeu_ps(y + row * kPanelOutputs + 16 * v, Step::result(sums[row][v]));
+}
+
+template <class Step>
+void multiply_rows(int n_rows, const PanelWork& work, const std::uint32_t* x, Fetch fetch,
+                   float* y) {
+  switch (n_rows) {
+    case 1:
+      return multiply_tile<Step, 1>(work, x, fetch, y);
+    case 2:
+      return multiply_tile<Step, 2>(work, x, fetch, y);
+    case 3:
+      return multiply_tile<Step, 3>(work, x, fetch, y);
+    case 4:
+      return multiply_tile<Step, 4>(work, x, fetch, y);
+    case 5:
+      return multiply_tile<Step, 5>(work, x, fetch, y);
+    default:
+      return multiply_tile<Step, 6>(work, x, fetch, y);
+  }
+}
+
+// Groups of rows of nearly one size. The first group brings the panel into L2, the others read it
+// there and fetch the next panel, so that memory is never idle.
+template <class Step>
+void multiply_groups(const PanelWork& work) {
+  const int n_groups = (work.n_rows + kMaxTileRows - 1) / kMaxTileRows;
+  const int lines = n_groups == 2 ? 4 : 2;
+  int row = 0;
+  for (int group = 0; group < n_groups; ++group) {
+    const int n_rows = work.n_rows / n_groups + (group < work.n_rows % n_groups ? 1 : 0);
+    Fetch fetch{work.panel + kAheadBytes, 4};
+    if (n_groups > 1) {
+      const std::int64_t done = (group - 1) * lines * 64 * work.n_steps;
+      const bool is_fetching =
+          work.next_panel != nullptr && group > 0 && done < kStepBytes * work.n_steps;
+      fetch = is_fetching ? Fetch{work.next_panel + done, lines} : Fetch{nullptr, 0};
+    }
+    multiply_rows<Step>(n_rows, work, work.x + row * work.max_words, fetch,
+                        work.y + row * kPanelOutputs);
+    row += n_rows;
+  }
+}
+
+template <class Multiply>
+double spin(std::int64_t n_loops, double operations, Multiply multiply) {
+  constexpr int kSums = 12;
+  __m512i sums[kSums];
+  for (int i = 0; i < kSums; ++i) sums[i] = _mm512_set1_epi32(0x3c003c00 + i);
+  const __m512i a = _mm512_set1_epi32(0x3c013c01), b = _mm512_set1_epi32(0x3c023c02);
+  for (std::int64_t loop = 0; loop < n_loops; ++loop) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kSums; ++i) {
+      sums[i] = multiply(sums[i], a, b);
+      asm volatile("" : "+v"(sums[i]));  // the compiler may not drop or merge loops
+    }
+  }
+  return static_cast<double>(n_loops) * kSums * operations;
+}
+
+}  // namespace
+
+bool machine_has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+}
+
+void multiply_panel(Format format, const PanelWork& work) {
+  switch (format) {
+    case Format::kBF16:
+      return multiply_groups<BF16Step>(work);
+    case Format::kInt8:
+      return multiply_groups<Int8Step>(work);
+    case Format::kInt4:
+      return multiply_groups<Int4Step>(work);
+  }
+}
+
+void read_bytes(const std::byte* data, std::size_t bytes) {
+  __m512i sums[4] = {};
+  for (std::size_t i = 0; i + 256 <= bytes; i += 256) {
+    _mm_prefetch(reinterpret_cast<const char*>(data + i + kAheadBytes), _MM_HINT_T0);
+#pragma GCC unroll 4
+    for (std::size_t v = 0; v < 4; ++v)
+      sums[v] = _mm512_or_si512(sums[v], _mm512_loadu_si512(data + i + 64 * v));
+  }
+  for (auto& sum : sums) asm volatile("" : "+v"(sum));
+}
+
+double spin_dots(Dot dot, std::int64_t n_loops) {
+  switch (dot) {
+    case Dot::kF32:
+      return spin(n_loops, 2 * 16, [](__m512i sum, __m512i a, __m512i b) {
+        return _mm512_castps_si512(_mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b),
+                                                   _mm512_castsi512_ps(sum)));
+      });
+    case Dot::kBF16:
+      return spin(n_loops, 2 * 32, [](__m512i sum, __m512i a, __m512i b) {
+        return _mm512_castps_si512(_mm512_dpbf16_ps(_mm512_castsi512_ps(sum),
+                                                    reinterpret_cast<__m512bh>(a),
+                                                    reinterpret_cast<__m512bh>(b)));
+      });
+    case Dot::kInt8:
+      return spin(n_loops, 2 * 64,
+                  [](__m512i sum, __m512i a, __m512i b) { return _mm512_dpbusd_epi32(sum, a, b); });
+  }
+  return 0;
+}
+
+}  // namespace duplex_bench
