@@ -3,9 +3,27 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <type_traits>
+#include <utility>
 
 namespace duplex_bench {
 namespace {
+
+// Calls fn(0), fn(1), ... with constants, so that arrays so indexed live in registers. (The unroll
+// pragma comes too late for that: gcc 12 then stores every sum in every step.)
+template <int kN, class Fn>
+[[gnu::always_inline]] inline void unrolled(const Fn& fn) {
+  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) __attribute__((always_inline)) {
+    (fn(std::integral_constant<int, kIndex>()), ...);
+  }(std::make_integer_sequence<int, kN>());
+}
+
+// note: with the intrinsic gcc 12 copies and stores every integer sum in every step.
+[[gnu::always_inline]] inline __m512i dot_bytes(__m512i sum, __m512i is_unsigned,
+                                                __m512i is_signed) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(is_unsigned), "v"(is_signed));
+  return sum;
+}
 
 constexpr int kVectors = 4;
 constexpr std::int64_t kAheadBytes = 4096;  // of a panel that is read for the first time
@@ -26,7 +44,7 @@ struct Int8Step {
   using Sum = __m512i;
   static Sum zero() { return _mm512_setzero_si512(); }
   static __m512i weights(__m512i raw, int) { return raw; }
-  static Sum dot(Sum sum, __m512i w, __m512i x) { return _mm512_dpbusd_epi32(sum, x, w); }
+  static Sum dot(Sum sum, __m512i w, __m512i x) { return dot_bytes(sum, x, w); }
   static __m512 result(Sum sum) { return _mm512_cvtepi32_ps(sum); }
 };
 
@@ -39,7 +57,7 @@ struct Int4Step {
     const __m512i mask = _mm512_set1_epi8(0x0f);
     return _mm512_and_si512(word == 0 ? raw : _mm512_srli_epi16(raw, 4), mask);
   }
-  static Sum dot(Sum sum, __m512i w, __m512i x) { return _mm512_dpbusd_epi32(sum, w, x); }
+  static Sum dot(Sum sum, __m512i w, __m512i x) { return dot_bytes(sum, w, x); }
   static __m512 result(Sum sum) { return _mm512_cvtepi32_ps(sum); }
 };
 
@@ -51,29 +69,26 @@ struct Fetch {
 
 template <class Step, int kRows>
 void multiply_tile(const PanelWork& work, const std::uint32_t* x, Fetch fetch, float* y) {
-  typename Step::Sum sums[kRows][kVectors];
-  for (auto& row : sums)
-    for (auto& sum : row) sum = Step::zero();
+  typename Step::Sum sums[kRows * kVectors];
+  unrolled<kRows * kVectors>([&](auto i) { sums[i] = Step::zero(); });
   const std::byte* panel = work.panel;
   for (std::int64_t step = 0; step < work.n_steps; ++step, panel += kStepBytes) {
     for (int line = 0; line < fetch.lines; ++line, fetch.from += 64)
       _mm_prefetch(reinterpret_cast<const char*>(fetch.from), _MM_HINT_T1);
-    for (int word = 0; word < Step::kWords; ++word, x += kRows) {
+    unrolled<Step::kWords>([&](auto word) {
       __m512i w[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v)
-        w[v] = Step::weights(_mm512_load_si512(panel + 64 * v), word);
-#pragma GCC unroll 6
-      for (int row = 0; row < kRows; ++row) {
-        const __m512i input = _mm512_set1_epi32(static_cast<int>(x[row]));
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sums[row][v] = Step::dot(sums[row][v], w[v], input);
-      }
-    }
+      unrolled<kVectors>(
+          [&](auto v) { w[v] = Step::weights(_mm512_load_si512(panel + 64 * v), word); });
+      unrolled<kRows>([&](auto row) {
+        const __m512i input = _mm512_set1_epi32(static_cast<int>(x[word * kRows + row]));
+        unrolled<kVectors>([&](auto v) {
+          sums[row * kVectors + v] = Step::dot(sums[row * kVectors + v], w[v], input);
+        });
+      });
+    });
+    x += Step::kWords * kRows;
   }
-  for (int row = 0; row < kRows; ++row)
-    for (int v = 0; v < kVectors; ++v)
-      _mm512_storeu_ps(y + row * kPanelOutputs + 16 * v, Step::result(sums[row][v]));
+  unrolled<kRows * kVectors>([&](auto i) { _mm512_storeu_ps(y + 16 * i, Step::result(sums[i])); });
 }
 
 template <class Step>
@@ -121,14 +136,13 @@ template <class Multiply>
 double spin(std::int64_t n_loops, double operations, Multiply multiply) {
   constexpr int kSums = 12;
   __m512i sums[kSums];
-  for (int i = 0; i < kSums; ++i) sums[i] = _mm512_set1_epi32(0x3c003c00 + i);
+  unrolled<kSums>([&](auto i) { sums[i] = _mm512_set1_epi32(0x3c003c00 + i); });
   const __m512i a = _mm512_set1_epi32(0x3c013c01), b = _mm512_set1_epi32(0x3c023c02);
   for (std::int64_t loop = 0; loop < n_loops; ++loop) {
-#pragma GCC unroll 12
-    for (int i = 0; i < kSums; ++i) {
+    unrolled<kSums>([&](auto i) {
       sums[i] = multiply(sums[i], a, b);
       asm volatile("" : "+v"(sums[i]));  // the compiler may not drop or merge loops
-    }
+    });
   }
   return static_cast<double>(n_loops) * kSums * operations;
 }
@@ -153,14 +167,14 @@ void multiply_panel(Format format, const PanelWork& work) {
 }
 
 void read_bytes(const std::byte* data, std::size_t bytes) {
-  __m512i sums[4] = {};
+  __m512i sums[kVectors];
+  unrolled<kVectors>([&](auto v) { sums[v] = _mm512_setzero_si512(); });
   for (std::size_t i = 0; i + 256 <= bytes; i += 256) {
     _mm_prefetch(reinterpret_cast<const char*>(data + i + kAheadBytes), _MM_HINT_T0);
-#pragma GCC unroll 4
-    for (std::size_t v = 0; v < 4; ++v)
-      sums[v] = _mm512_or_si512(sums[v], _mm512_loadu_si512(data + i + 64 * v));
+    unrolled<kVectors>(
+        [&](auto v) { sums[v] = _mm512_or_si512(sums[v], _mm512_loadu_si512(data + i + 64 * v)); });
   }
-  for (auto& sum : sums) asm volatile("" : "+v"(sum));
+  unrolled<kVectors>([&](auto v) { asm volatile("" : "+v"(sums[v])); });
 }
 
 double spin_dots(Dot dot, std::int64_t n_loops) {
@@ -178,7 +192,7 @@ double spin_dots(Dot dot, std::int64_t n_loops) {
       });
     case Dot::kInt8:
       return spin(n_loops, 2 * 64,
-                  [](__m512i sum, __m512i a, __m512i b) { return _mm512_dpbusd_epi32(sum, a, b); });
+                  [](__m512i sum, __m512i a, __m512i b) { return dot_bytes(sum, a, b); });
   }
   return 0;
 }
