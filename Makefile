@@ -21,13 +21,13 @@ BUILD := build/dev
 # Folders are included, so that a deleted file is noticed too.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc)
 PYTHON_FILES := duplex_engine python_tests .ci $(wildcard bench)
-CPP_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES := $(shell find csrc bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 WITH_TESTS := -Ccmake.define.DUPLEX_TESTS=ON
 CPP_TESTS := ctest --no-tests=error --output-on-failure --test-dir
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: run test check bench lint format asan tsan fuzz cuda-compile stubs clean help
+.PHONY: run test check bench bench-peers lint format asan tsan fuzz cuda-compile stubs clean help
 
 run: $(RUN) ## play a recorded scene, live, to the model that comes with the package
 	@$(BIN)/duplex-engine demo

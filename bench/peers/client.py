@@ -60,7 +60,8 @@ class Worker:
         return list(zip(answer["ms"], answer["preempted"], strict=True))
 
     def _ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()

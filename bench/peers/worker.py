@@ -73,7 +73,7 @@ class Peer(ABC):
     def decode(self, n: int) -> None:
         """n times: the likeliest token, then a pass over it."""
 
-    def prepare(self, task: Task) -> None:
+    def prepare(self, task: Task) -> None:  # noqa: B027 (most peers need none)
         """What must precede a task, untimed."""
 
     def run(self, task: Task) -> None:
