@@ -64,7 +64,7 @@ class Transformers(Peer):
     def reset(self, context: int) -> None:
         """note: convolution states and sliding windows cannot be cropped: then from nothing."""
         if self.length > context and self.can_crop:
-            self.cache.crop(context)
+            self.cache.crop(context - self.length)  # negative: how many to drop
             self.length = context
         elif self.length > context:
             self.cache, self.length = None, 0

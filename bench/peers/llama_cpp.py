@@ -8,8 +8,6 @@ chunks of rows. The head is tied to the embedding, which reads as many bytes as 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
 import gguf
 import llama_cpp as c
 import numpy as np
@@ -28,11 +26,11 @@ SPARE_ROWS = 64
 PREFILL_ROWS = 512
 
 
-def random_matrix(rng: np.random.Generator, shape: tuple[int, int], bits: str) -> NDArray[Any]:
+def random_matrix(rng: np.random.Generator, shape: tuple[int, int], bits: str) -> NDArray[np.uint8]:
     """The bytes of a random matrix (n_out, n_in) in the GGUF type."""
     n_out, n_in = shape
     if bits == "bf16":
-        values = rng.standard_normal(shape, dtype=np.float32) * (n_in**-0.5)
+        values: NDArray[np.float32] = rng.standard_normal(shape, dtype=np.float32) * (n_in**-0.5)
         return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
     payload = BLOCK if bits == "int8" else BLOCK // 2
     blocks = rng.integers(0, 256, (n_out, n_in // BLOCK, 2 + payload), dtype=np.uint8)

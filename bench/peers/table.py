@@ -23,8 +23,8 @@ OURS = Entry("duplex", "duplex", shapes=("S", "M", "MOE"))
 FLOOR = Entry("floor", "floor", shapes=("S", "M", "MOE"))
 PEERS = (
     Entry("llama.cpp", "llama_cpp", own_environment=False),
-    Entry("torch", "torch_eager", ("bf16",), "eager"),
-    Entry("torch-compile", "torch_eager", ("bf16",), "compile"),
+    Entry("torch", "torch_qwen3", ("bf16",), "eager"),
+    Entry("torch-compile", "torch_qwen3", ("bf16",), "compile"),
     Entry("transformers", "hf_transformers", ("bf16",), shapes=("S", "M", "MOE")),
     Entry("onnxruntime", "onnxruntime_genai", ("int4",), own_environment=False),
     Entry("openvino", "openvino_ir", ("bf16", "int8", "int4"), own_environment=False),

@@ -130,6 +130,8 @@ def main() -> None:
             if request["do"] == "load":
                 peer = module.load(Job(**request["job"]), sys.argv[2])
                 answer = {"description": peer.description}
+            elif peer is None:
+                answer = {"error": "expected a load first, found none"}
             else:
                 answer = measure(peer, request)
         except Exception as error:  # the driver shows it and goes on without this engine

@@ -2,20 +2,23 @@
 
 Written by hand because the cache of the usual library is copied whole with every step. Keys and
 values lie in buffers of fixed size; attention is `scaled_dot_product_attention` over the rows that
-are there. The option "compile" wraps every layer in `torch.compile` with frozen weights.
+are there. With the option "compile" the whole pass is compiled, with frozen (prepacked) weights, once
+for every number of rows.
 """
 
 from __future__ import annotations
 
 import torch
+import torch._dynamo.config
 import torch._inductor.config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.peers.worker import Job, Peer, token_ids
 
-SPARE_ROWS = 64
+SPARE_ROWS = 128
 PREFILL_ROWS = 512
+COMPILED_ROWS = 64  # compiled code reads the cache up to a multiple of so many rows
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -59,17 +62,16 @@ class Layer(nn.Module):
         gate, up = self.gate_up(self.norm2(x)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * up)
 
-    def attend(self, q: Tensor, position: int, mask: Tensor | None) -> Tensor:
-        """Over the rows that are there. A row of one head group becomes a row of queries, so that
-        keys and values are not repeated."""
+    def attend(self, q: Tensor, mask: Tensor | None, limit: int) -> Tensor:
+        """Over the first `limit` rows. The query heads of one key head become rows, so that keys
+        and values are not repeated."""
         n_heads, n_kv_heads, d_head = self.sizes
-        n, end = q.shape[1], position + q.shape[1]
-        grouped = q.reshape(n_kv_heads, n_heads // n_kv_heads * n, d_head)
+        group, n = n_heads // n_kv_heads, q.shape[1]
         found = F.scaled_dot_product_attention(
-            grouped[None],
-            self.keys[None, :, :end],
-            self.values[None, :, :end],
-            attn_mask=None if mask is None else mask.repeat(n_heads // n_kv_heads, 1),
+            q.reshape(1, n_kv_heads, group * n, d_head),
+            self.keys[None, :, :limit],
+            self.values[None, :, :limit],
+            attn_mask=None if mask is None else mask.repeat(group, 1),
         )
         return found[0].reshape(n_heads, n, d_head)
 
@@ -91,19 +93,16 @@ class Model(nn.Module):
         self.register_buffer("cos", angles.cos())
         self.register_buffer("sin", angles.sin())
 
-    def forward(self, ids: Tensor, position: int) -> Tensor:
-        """Logits of the last row."""
-        n = len(ids)
-        here = slice(position, position + n)
-        mask = None
-        if n > 1:
-            rows = torch.arange(position + n)
-            mask = rows[None, :] <= rows[here, None]
+    def forward(self, ids: Tensor, positions: Tensor, limit: int, is_masked: bool) -> Tensor:
+        """Logits of the last row. Rows at and beyond `limit` are not looked at."""
+        mask = torch.arange(limit)[None, :] <= positions[:, None] if is_masked else None
+        cos, sin = self.cos[positions], self.sin[positions]
         x = self.embedding(ids)
         for layer in self.layers:
-            q, k, v = layer.project(x, self.cos[here], self.sin[here])
-            layer.keys[:, here], layer.values[:, here] = k, v
-            x = layer.finish(x, layer.attend(q, position, mask))
+            q, k, v = layer.project(x, cos, sin)
+            layer.keys.index_copy_(1, positions, k)
+            layer.values.index_copy_(1, positions, v)
+            x = layer.finish(x, layer.attend(q, mask, limit))
         logits: Tensor = F.linear(self.norm(x[-1:]), self.embedding.weight)[0]
         return logits
 
@@ -120,12 +119,11 @@ class TorchPeer(Peer):
         self.model = Model(job, job.max_context + SPARE_ROWS).eval()
         if option == "compile":
             torch._inductor.config.freezing = True
-            for layer in self.model.layers:
-                layer.project = torch.compile(layer.project)
-                layer.finish = torch.compile(layer.finish)
+            torch._dynamo.config.recompile_limit = 64
+            self.compiled = torch.compile(self.model, dynamic=False, fullgraph=True)
         self.length = 0
         self.logits = torch.zeros(job.vocab_size)
-        how = "eager" if option == "eager" else "torch.compile with freezing, attention eager"
+        how = "eager" if option == "eager" else "torch.compile with freezing"
         self.description = f"PyTorch {torch.__version__}, hand-written Qwen3, bfloat16, {how}"
 
     def reset(self, context: int) -> None:
@@ -141,8 +139,14 @@ class TorchPeer(Peer):
             self._forward([int(self.logits.argmax())])
 
     def _forward(self, ids: list[int]) -> None:
-        self.logits = self.model(torch.tensor(ids), self.length)
-        self.length += len(ids)
+        end = self.length + len(ids)
+        positions = torch.arange(self.length, end)
+        if self.option == "compile" and len(ids) < PREFILL_ROWS:
+            limit = -(-end // COMPILED_ROWS) * COMPILED_ROWS
+            self.logits = self.compiled(torch.tensor(ids), positions, limit, True)
+        else:
+            self.logits = self.model(torch.tensor(ids), positions, end, len(ids) > 1)
+        self.length = end
 
 
 def load(job: Job, option: str) -> TorchPeer:
