@@ -1,86 +1,117 @@
-"""What a micro-turn costs: small appends, decode steps and whole turns, at several contexts.
+"""What a micro-turn costs: appends, decode steps and whole turns, at several contexts.
 
-Run with `make bench`. The model has random weights in the shape of FACTS' "S" (d 512, 8 layers of
-which 2 global, 8/4 heads of 64, MLP 1408, vocabulary 4096): time does not depend on the values.
-Compare figures of one run only; the machines are shared.
+Every measurement begins at the same context: the session is cut back before it, untimed. Compare
+figures of one run only; machines are shared. `extra_info` holds what `compare.py` goes by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from duplex_engine import Engine, Session
-from duplex_engine.models.random import write_random_checkpoint
+from bench.conftest import GETTER
+from bench.shapes import Shape
+from duplex_engine import Session
 
-CONTEXTS = [1024, 4096]
-ROUNDS = 30
+ROUNDS = {"S": 30}
+ROUNDS_OF_LARGE = 9
+SPARE_ROWS = 64
 
-
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def engine(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Engine]:
-    """The small model in one dtype."""
-    path = write_random_checkpoint(tmp_path_factory.mktemp("small"), "small")
-    with Engine.load(path, dtype=request.param, memory="2GiB") as loaded:
-        yield loaded
+pytestmark = pytest.mark.timeout(900)  # a long context takes minutes to read
 
 
 def ids(n: int, seed: int = 0) -> list[int]:
-    """n token ids of the small vocabulary."""
-    return np.random.default_rng(seed).integers(0, 4096, n).tolist()
+    """n token ids that every vocabulary has."""
+    drawn: list[int] = np.random.default_rng(seed).integers(300, 4096, n).tolist()
+    return drawn
 
 
-def session_at(engine: Engine, context: int) -> Session:
+@pytest.fixture(scope="module")
+def session(get_engine: GETTER, shape: Shape, bits: str, context: int) -> Iterator[Session]:
     """A session that has read `context` rows."""
-    session = engine.open_session()
-    session.append(text=ids(context))
-    return session
+    engine = get_engine(shape, bits, context + SPARE_ROWS)
+    with engine.open_session() as opened:
+        opened.append(text=ids(context))
+        yield opened
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("n_rows", [1, 5, 20])
-def test_append(benchmark: BenchmarkFixture, engine: Engine, context: int, n_rows: int) -> None:
-    with session_at(engine, context) as session:
-        benchmark.pedantic(
-            session.append, kwargs={"text": ids(n_rows)}, rounds=ROUNDS, warmup_rounds=3
-        )
+def run(
+    benchmark: BenchmarkFixture,
+    session: Session,
+    task: str,
+    case: tuple[Shape, str, int],
+    work: Callable[[], Any],
+    *,
+    is_mid_turn: bool,
+) -> None:
+    """Measures `work` from the context; mid-turn a newest token waits to be fed."""
+    shape, bits, context = case
+    benchmark.extra_info.update(
+        engine="duplex", shape=shape.name, bits=bits, context=context, task=task
+    )
+
+    def cut_back() -> None:
+        session.truncate(context)
+        if is_mid_turn:
+            session.decode(1)
+
+    rounds = ROUNDS.get(shape.name, ROUNDS_OF_LARGE)
+    pedantic: Callable[..., Any] = benchmark.pedantic
+    pedantic(work, setup=cut_back, rounds=rounds, warmup_rounds=2)
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_turn_of_20_rows_and_5_tokens(
-    benchmark: BenchmarkFixture, engine: Engine, context: int
+@pytest.mark.parametrize("n_rows", [5, 20])
+def test_append(
+    benchmark: BenchmarkFixture,
+    session: Session,
+    shape: Shape,
+    bits: str,
+    context: int,
+    n_rows: int,
+) -> None:
+    rows = ids(n_rows)
+    case = (shape, bits, context)
+    run(
+        benchmark,
+        session,
+        f"append {n_rows}",
+        case,
+        lambda: session.append(text=rows, logits="last"),
+        is_mid_turn=False,
+    )
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5])
+def test_decode(
+    benchmark: BenchmarkFixture,
+    session: Session,
+    shape: Shape,
+    bits: str,
+    context: int,
+    n_tokens: int,
+) -> None:
+    case = (shape, bits, context)
+    run(
+        benchmark,
+        session,
+        f"decode {n_tokens}",
+        case,
+        lambda: session.decode(n_tokens),
+        is_mid_turn=True,
+    )
+
+
+def test_turn(
+    benchmark: BenchmarkFixture, session: Session, shape: Shape, bits: str, context: int
 ) -> None:
     rows = ids(20)
-    with session_at(engine, context) as session:
 
-        def turn() -> None:
-            session.append(text=rows)
-            session.decode(5)
+    def turn() -> None:
+        session.append(text=rows)
+        session.decode(5)
 
-        benchmark.pedantic(turn, rounds=ROUNDS, warmup_rounds=3)
-
-
-def test_silent_micro_turn(benchmark: BenchmarkFixture, engine: Engine) -> None:
-    sound = np.zeros(3200, dtype=np.float32)
-    with engine.open_session() as session:
-        benchmark.pedantic(
-            session.step, kwargs={"audio": sound, "max_tokens": 1}, rounds=ROUNDS, warmup_rounds=3
-        )
-
-
-@pytest.mark.parametrize("n_sessions", [1, 2, 4, 8])
-def test_sessions_in_one_step(benchmark: BenchmarkFixture, engine: Engine, n_sessions: int) -> None:
-    sessions = [engine.open_session(max_positions=4096) for _ in range(n_sessions)]
-    sound = np.zeros(3200, dtype=np.float32)
-
-    def step() -> None:
-        engine.step_many([(s, {"audio": sound, "max_tokens": 1}) for s in sessions])
-
-    benchmark.pedantic(step, rounds=ROUNDS, warmup_rounds=3)
-    for session in sessions:
-        session.close()
+    run(benchmark, session, "turn 20+5", (shape, bits, context), turn, is_mid_turn=True)

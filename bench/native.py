@@ -22,6 +22,7 @@ BUILD = ROOT / "build" / "bench"
 Bits: TypeAlias = Literal["bf16", "int8", "int4"]
 Dot: TypeAlias = Literal["f32", "bf16", "int8"]
 FORMATS: dict[Bits, int] = {"bf16": 0, "int8": 1, "int4": 2}
+KERNEL_DTYPES = {"f32": 0, "bf16": 1, "int8": 2, "int4": 3}
 DOTS: dict[Dot, int] = {"f32": 0, "bf16": 1, "int8": 2}
 
 
@@ -42,6 +43,15 @@ class FloorOp(NamedTuple):
 
 class _FloorOp(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in FloorOp._fields]
+
+
+class _KernelSizes(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("rows", "n_out", "n_in")),
+        *((name, ctypes.c_int32) for name in ("n_heads", "n_kv_heads", "d_head", "rel_extent")),
+        ("context", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("n_experts", "n_shared", "top_k", "d_expert")),
+    ]
 
 
 def _tool(name: str) -> str:
@@ -88,6 +98,11 @@ def library() -> ctypes.CDLL:
         "floor_create": (handle, [i32, i32, i64, int64s, int64s, i64, i64]),
         "floor_run": (f64, [handle, i64, ctypes.POINTER(_FloorOp)]),
         "floor_destroy": (None, [handle]),
+        "kernel_create": (handle, [ctypes.c_char_p, i32, i32, ctypes.POINTER(_KernelSizes)]),
+        "kernel_run": (f64, [handle]),
+        "kernel_bytes": (f64, [handle]),
+        "kernel_operations": (f64, [handle]),
+        "kernel_destroy": (None, [handle]),
     }
     for name, (returned, taken) in signatures.items():
         function = getattr(loaded, f"duplex_bench_{name}")
@@ -165,6 +180,31 @@ class Floor(_Native):
         array = (_FloorOp * len(ops))(*(_FloorOp(*op) for op in ops))
         seconds: float = library().duplex_bench_floor_run(self._handle, len(ops), array)
         return 1e3 * seconds
+
+
+class Kernel(_Native):
+    """One operation of the CPU backend on inputs of its own; see bench/native/kernels.cpp.
+
+    Args:
+        name: linear, attention, kv_append, conv_add_norm, norm, silu_mul or moe.
+        dtype: of the weights or of the tape: f32, bf16, int8 or int4.
+        threads: of the backend.
+        sizes: fields of `KernelSizes` in bench/native/api.h; the others are 0.
+    """
+
+    _kind = "kernel"
+
+    def __init__(self, name: str, dtype: str, threads: int = 2, **sizes: int) -> None:
+        create = library().duplex_bench_kernel_create
+        fields = ctypes.byref(_KernelSizes(**sizes))
+        super().__init__(create(name.encode(), KERNEL_DTYPES[dtype], threads, fields))
+        self.n_bytes: float = library().duplex_bench_kernel_bytes(self._handle)
+        self.operations: float = library().duplex_bench_kernel_operations(self._handle)
+
+    def seconds(self) -> float:
+        """Of one call."""
+        elapsed: float = library().duplex_bench_kernel_run(self._handle)
+        return elapsed
 
 
 def dot_peak(dot: Dot, threads: int = 2) -> float:

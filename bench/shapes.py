@@ -72,6 +72,12 @@ class Shape:
         """Keys and values that a pass reads."""
         return sum(self.cache_bytes(word, context) for word in self.layers)
 
+    def tape_bytes(self, max_positions: int) -> int:
+        """What a session of that length needs at most: tapes of all layers, convolutions."""
+        d_kv = self.preset.heads[1] * self.preset.d_head
+        conv = 4 * (2 * d_kv + 2 * self.preset.d_model) * len(self.layers) * 1024
+        return 2 * d_kv * KV_BYTES * len(self.layers) * max_positions + conv
+
     def ops(self, rows: int, context: int, rng: np.random.Generator) -> list[FloorOp]:
         """One pass of `rows` rows behind `context` others; the head for the last row alone."""
         ops: list[FloorOp] = []

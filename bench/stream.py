@@ -28,13 +28,13 @@ from rich.progress import track
 
 from duplex_engine import Engine
 from duplex_engine.models import PRESETS, write_random_checkpoint
-from duplex_engine.models.random import Preset
+from duplex_engine.models.random import Dtype, Preset
 
 SAMPLES = 3200  # of a micro-turn
 GROUP = 50  # micro-turns of one point in the picture
 
 
-def measure(preset: Preset, dtype: str, n_turns: int) -> list[dict[str, float]]:
+def measure(preset: Preset, dtype: Dtype, n_turns: int) -> list[dict[str, float]]:
     """One row per micro-turn: its milliseconds, and bytes held by part."""
     recording = resources.files("duplex_engine") / "examples" / "speech.flac"
     speech, _ = soundfile.read(str(recording), dtype="float32")
@@ -85,7 +85,7 @@ def picture(runs: dict[str, list[dict[str, float]]], title: str, path: Path) -> 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for stream.jsonl and stream.png.")],
     preset: Annotated[str, typer.Option(help="tiny, small or moe.")] = "small",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    dtype: Annotated[Dtype, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
     turns: Annotated[int, typer.Option(help="Micro-turns of 200 ms.")] = 3000,
 ) -> None:
     """Streams, measures and draws."""

@@ -30,3 +30,19 @@ DUPLEX_BENCH_API void* duplex_bench_floor_create(std::int32_t format, std::int32
 DUPLEX_BENCH_API double duplex_bench_floor_run(void* floor, std::int64_t n_ops,
                                                const FloorOp* ops);  // seconds
 DUPLEX_BENCH_API void duplex_bench_floor_destroy(void* floor);
+
+// ---- single operations of the CPU backend
+// `name` says which, `sizes` are its own (kernels.cpp). `dtype` is of the weights or of the tape:
+// 0 float32, 1 bfloat16, 2 int8, 3 int4.
+struct KernelSizes {
+  std::int32_t rows, n_out, n_in;                        // linear, norm, silu_mul, conv_add_norm
+  std::int32_t n_heads, n_kv_heads, d_head, rel_extent;  // attention, kv_append
+  std::int64_t context;                                  // attention
+  std::int32_t n_experts, n_shared, top_k, d_expert;     // moe; n_in is d_model
+};
+DUPLEX_BENCH_API void* duplex_bench_kernel_create(const char* name, std::int32_t dtype,
+                                                  std::int32_t n_threads, const KernelSizes* sizes);
+DUPLEX_BENCH_API double duplex_bench_kernel_run(void* kernel);    // seconds of one call
+DUPLEX_BENCH_API double duplex_bench_kernel_bytes(void* kernel);  // that a call must read
+DUPLEX_BENCH_API double duplex_bench_kernel_operations(void* kernel);
+DUPLEX_BENCH_API void duplex_bench_kernel_destroy(void* kernel);

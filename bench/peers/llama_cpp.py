@@ -8,6 +8,7 @@ chunks of rows. The head is tied to the embedding, which reads as many bytes as 
 from __future__ import annotations
 
 from pathlib import Path
+
 import gguf
 import llama_cpp as c
 import numpy as np

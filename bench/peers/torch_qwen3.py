@@ -2,8 +2,8 @@
 
 Written by hand because the cache of the usual library is copied whole with every step. Keys and
 values lie in buffers of fixed size; attention is `scaled_dot_product_attention` over the rows that
-are there. With the option "compile" the whole pass is compiled, with frozen (prepacked) weights, once
-for every number of rows.
+are there. With the option "compile" the whole pass is compiled, with frozen (prepacked) weights,
+once for every number of rows.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Layer(nn.Module):
         """What follows attention."""
         x = x + self.o(attended.transpose(0, 1).flatten(1))
         gate, up = self.gate_up(self.norm2(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        out: Tensor = x + self.down(F.silu(gate) * up)
+        return out
 
     def attend(self, q: Tensor, mask: Tensor | None, limit: int) -> Tensor:
         """Over the first `limit` rows. The query heads of one key head become rows, so that keys
@@ -73,7 +74,7 @@ class Layer(nn.Module):
             self.values[None, :, :limit],
             attn_mask=None if mask is None else mask.repeat(group, 1),
         )
-        return found[0].reshape(n_heads, n, d_head)
+        return found.reshape(n_heads, n, d_head)
 
 
 class Model(nn.Module):
@@ -82,7 +83,8 @@ class Model(nn.Module):
     def __init__(self, job: Job, max_rows: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(job.vocab_size, job.d_model)
-        self.layers = nn.ModuleList(Layer(job, max_rows) for _ in range(job.n_layers))
+        self.blocks = [Layer(job, max_rows) for _ in range(job.n_layers)]
+        self.layers = nn.ModuleList(self.blocks)
         self.norm = nn.RMSNorm(job.d_model)
         angles = torch.outer(
             torch.arange(max_rows), 1e6 ** (-torch.arange(0, job.d_head, 2) / job.d_head)
@@ -98,7 +100,7 @@ class Model(nn.Module):
         mask = torch.arange(limit)[None, :] <= positions[:, None] if is_masked else None
         cos, sin = self.cos[positions], self.sin[positions]
         x = self.embedding(ids)
-        for layer in self.layers:
+        for layer in self.blocks:
             q, k, v = layer.project(x, cos, sin)
             layer.keys.index_copy_(1, positions, k)
             layer.values.index_copy_(1, positions, v)
