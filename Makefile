@@ -16,6 +16,7 @@ TOOLS := .venv/.tools
 RUN := .venv/.run
 TEST_TOOLS := .venv/.test-tools
 TEST := .venv/.test
+PEERS := .venv-peers/.peers
 
 BUILD := build/dev
 # Folders are included, so that a deleted file is noticed too.
@@ -40,8 +41,12 @@ check: lint ## static checks and the fast tests
 	@$(CPP_TESTS) $(BUILD)
 	@$(BIN)/pytest -m "not slow"
 
-bench: $(TEST) ## measure micro-turns on this machine
-	@$(BIN)/pytest bench
+bench: $(TEST) ## measure micro-turns, operations and encoders on this machine
+	@$(BIN)/pytest bench --benchmark-columns=median,min,max,rounds
+
+# What the other engines need lives apart: nothing of it is a dependency of this package.
+bench-peers: $(TEST) $(PEERS) ## compare with other engines in one run; needs a C++ compiler and time
+	@$(BIN)/python -m bench.compare_peers --shape S --out out/peers
 
 lint: $(TEST) ## check format, types, layers, budgets and spelling; changes nothing
 	@$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
@@ -89,7 +94,7 @@ stubs: $(TEST) ## regenerate duplex_engine/_core.pyi from the binary module
 	@$(BIN)/pybind11-stubgen --exit-code -o . duplex_engine._core
 
 clean: ## remove the builds and the virtual environment
-	@rm -rf build .venv
+	@rm -rf build .venv .venv-peers
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -111,6 +116,12 @@ $(TEST_TOOLS): $(TOOLS)
 	@echo 'install: torch and Catch2'
 	@$(PIP) torch==2.13.0
 	@$(PIP) --ignore-requires-python --no-deps 'comma-deps-catch2>=2.13.10,<3'
+	@touch $@
+
+$(PEERS): bench/peers/requirements.txt
+	@echo 'install: other engines (llama.cpp is compiled, which takes minutes)'
+	@test -d .venv-peers || $(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install -qq -r bench/peers/requirements.txt
 	@touch $@
 
 $(TEST): $(TEST_TOOLS) $(SOURCES)

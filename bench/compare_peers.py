@@ -37,6 +37,7 @@ from bench.native import NativeError, Reader
 from bench.peers.client import PeerError, Worker
 from bench.peers.table import ENTRIES, FLOOR, OURS, Entry
 from bench.peers.worker import Job, Task
+from bench.plots import plot_engines
 from bench.results import Row, Summary, machine, summarize, write_rows
 from bench.shapes import DEFAULT_CACHE, SHAPES, Shape
 
@@ -243,10 +244,11 @@ def main(
                 progress.advance(bar)
                 write_rows(out / "peers.jsonl", run.rows)
     print_tables(run.rows, console)
-    from bench.plots import plot_engines
-
     plot_engines(run.rows, out / "peers.png")
 
 
+app = typer.Typer(add_completion=False)
+app.command(help=__doc__)(main)
+
 if __name__ == "__main__":
-    typer.run(main)
+    app()

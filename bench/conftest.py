@@ -14,12 +14,15 @@ from typing import Any, TypeAlias
 
 import psutil
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from bench.shapes import DEFAULT_CACHE, SHAPES, Shape
 from duplex_engine import Engine
 
 GETTER: TypeAlias = Callable[..., Engine]
 RESERVE = 1 << 30  # bytes that a suite leaves to others
+NOTES: pytest.StashKey[list[tuple[str, ...]]] = pytest.StashKey()  # rows of the last table
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,6 +34,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--contexts", default="1024,4096", help="rows in the cache before a measurement"
     )
     group.addoption("--models", default=str(DEFAULT_CACHE), help="folder of models, made once")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No notes yet."""
+    config.stash[NOTES] = []
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Adds a row to the table at the end: what, how long, and what that means."""
+
+    def add(*columns: str) -> None:
+        request.config.stash[NOTES].append(columns)
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The table of notes, which pytest-benchmark's own cannot show."""
+    rows = config.stash[NOTES]
+    if not rows:
+        return
+    table = Table("case", "time", "meaning", title="against the limits of the same minute")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(table)
+    terminalreporter.write_line(capture.get())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -62,9 +94,8 @@ def get_engine(request: pytest.FixtureRequest) -> Iterator[GETTER]:
         weights = (1 << 30) if shape.name == "S" else (4 << 30)
         available = psutil.virtual_memory().available - RESERVE
         if memory + weights > available:
-            pytest.skip(
-                f"needs about {(memory + weights) / 2**30:.1f} GiB, {available / 2**30:.1f} are free"
-            )
+            needed, free = (memory + weights) / 2**30, available / 2**30
+            pytest.skip(f"needs about {needed:.1f} GiB, {free:.1f} are free")
         options: dict[str, Any] = {} if bits == "bf16" else {"weights": bits}
         engine = Engine.load(
             shape.checkpoint(Path(request.config.getoption("--models"))),

@@ -302,8 +302,10 @@ class MoeKernel final : public Kernel {
     down_bytes_ = packed(sizes.n_in, sizes.d_expert);
     up_ = memory(static_cast<std::size_t>(n_all) * up_bytes_);
     down_ = memory(static_cast<std::size_t>(n_all) * down_bytes_);
-    router_ = memory(backend->packed_bytes(n_all, sizes.n_in, DType::kF32));
-    bias_ = floats(sizes.n_experts);
+    const std::size_t router_bytes = backend->packed_bytes(n_all, sizes.n_in, DType::kF32);
+    router_ = static_cast<float*>(memory(router_bytes));
+    for (std::size_t i = 0; i < router_bytes / 4; ++i) router_[i] *= 0.05f;  // no sigmoid is full
+    bias_.resize(static_cast<std::size_t>(sizes.n_experts));
     x_ = rows(kInputs * sizes.rows, sizes.n_in);
     y_stride_ = round_up(sizes.n_in, kPanelOutputs);
     y_ = floats(sizes.rows * y_stride_);
@@ -325,7 +327,7 @@ class MoeKernel final : public Kernel {
                   .n_rows = sizes.rows,
                   .x = {x, x_.stride, row_dtype},
                   .router = {router_, n_all, sizes.n_in, DType::kF32},
-                  .selection_bias = bias_,
+                  .selection_bias = bias_.data(),
                   .global_scale = 1,
                   .gate_up = {up_, 2 * sizes.d_expert, sizes.n_in, dtype},
                   .down = {down_, sizes.n_in, sizes.d_expert, dtype},
@@ -343,8 +345,8 @@ class MoeKernel final : public Kernel {
   std::size_t up_bytes_ = 0, down_bytes_ = 0;
   void* up_ = nullptr;
   void* down_ = nullptr;
-  void* router_ = nullptr;
-  float* bias_ = nullptr;
+  float* router_ = nullptr;
+  std::vector<float> bias_;  // zero
   Rows x_;
   std::int64_t y_stride_ = 0;
   float* y_ = nullptr;

@@ -9,12 +9,15 @@ namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
-// Ordinary small numbers whether they are read as float32, bfloat16 or integers: no denormals.
+// Ordinary small numbers whether they are read as float32, bfloat16 or integers: no denormals. By
+// xorshift, since rows of a matrix must not resemble one another.
 void fill(std::byte* data, std::size_t bytes) {
   auto* words = reinterpret_cast<std::uint32_t*>(data);
-  std::uint32_t state = 1;
+  std::uint32_t state = 2463534242u;
   for (std::size_t i = 0; i < bytes / 4; ++i) {
-    state = state * 1664525u + 1013904223u;
+    state ^= state << 13;
+    state ^= state >> 17;
+    state ^= state << 5;
     words[i] = (state & 0x83ff83ffu) | 0x3c003c00u;
   }
 }
