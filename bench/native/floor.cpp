@@ -5,8 +5,8 @@
 // activation functions, scales of quantised weights, sampling. No engine can be faster without
 // reading fewer bytes; docs/PERFORMANCE.md compares everything with it.
 #include <algorithm>
-#include <cstdlib>
 #include <atomic>
+#include <chrono>
 #include <exception>
 #include <memory>
 #include <stdexcept>
@@ -67,59 +67,92 @@ class Floor {
         max_rows_(max_rows),
         team_(n_threads) {}
 
+  // Seconds from when all threads are awake until the last unit is done.
   double run(const FloorOp* ops, std::int64_t n_ops) {
     plan(ops, n_ops);
-    return team_.run([this](int thread) {
-      for (std::size_t phase = 0; phase + 1 < phases_.size(); ++phase) {
+    double seconds = 0;
+    team_.run([this, &seconds](int thread) {
+      const auto start = std::chrono::steady_clock::now();
+      for (Phase& phase : phases_) {
         run_phase(phase, thread);
-        if (phase + 2 < phases_.size()) team_.barrier();
+        while (phase.n_done.load(std::memory_order_acquire) < phase.n_units) __builtin_ia32_pause();
       }
+      const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+      if (thread == 0) seconds = elapsed.count();
     });
+    return seconds;
   }
 
  private:
+  // Units that may run at once. Each thread has a share, which lies together in memory, and takes
+  // from the others' when it has finished its own. A phase ends when its units are done: a thread
+  // that the system keeps from running delays only what it has taken.
+  struct Phase {
+    std::int64_t n_units = 0;
+    std::vector<std::int64_t> ends;                 // of each thread's share
+    std::vector<std::atomic<std::int64_t>> starts;  // what is left of it
+    std::atomic<std::int64_t> n_done{0};
+  };
+
   // Cuts the pass into units before the clock starts.
   void plan(const FloorOp* ops, std::int64_t n_ops) {
     units_.clear();
-    phases_.assign(1, 0);
+    std::vector<std::int64_t> firsts = {0};
     std::int64_t cache_at = 0;
     for (std::int64_t i = 0; i < n_ops; ++i) {
       if (i > 0 && ops[i].phase != ops[i - 1].phase)
-        phases_.push_back(static_cast<std::int64_t>(units_.size()));
-      if (ops[i].matrix < 0) {
-        for (std::int64_t at = 0; at < ops[i].rows; at += kCacheChunk)
-          units_.push_back(
-              {cache_.data() + cache_at + at, 0, std::min(kCacheChunk, ops[i].rows - at)});
-        cache_at += ops[i].rows;
-      } else {
-        const Matrix& matrix = shape_.matrices[static_cast<std::size_t>(ops[i].matrix)];
-        for (std::int64_t panel = 0; panel < matrix.n_panels; ++panel)
-          units_.push_back({weights_.data() + matrix.offset + panel * matrix.panel_bytes(),
-                            matrix.n_steps, ops[i].rows});
-      }
+        firsts.push_back(static_cast<std::int64_t>(units_.size()));
+      if (ops[i].matrix < 0)
+        add_cache(ops[i].rows, cache_at);
+      else
+        add_matrix(shape_.matrices[static_cast<std::size_t>(ops[i].matrix)], ops[i].rows);
     }
-    phases_.push_back(static_cast<std::int64_t>(units_.size()));
-    next_ = std::vector<std::atomic<std::int64_t>>(phases_.size());
-    for (std::size_t phase = 0; phase < phases_.size(); ++phase) next_[phase] = phases_[phase];
+    firsts.push_back(static_cast<std::int64_t>(units_.size()));
+    phases_ = std::vector<Phase>(firsts.size() - 1);
+    for (std::size_t i = 0; i < phases_.size(); ++i)
+      share_out(phases_[i], firsts[i], firsts[i + 1]);
+  }
+
+  void add_cache(std::int64_t bytes, std::int64_t& cache_at) {
+    for (std::int64_t at = 0; at < bytes; at += kCacheChunk)
+      units_.push_back({cache_.data() + cache_at + at, 0, std::min(kCacheChunk, bytes - at)});
+    cache_at += bytes;
+  }
+
+  void add_matrix(const Matrix& matrix, std::int64_t n_rows) {
+    for (std::int64_t panel = 0; panel < matrix.n_panels; ++panel)
+      units_.push_back(
+          {weights_.data() + matrix.offset + panel * matrix.panel_bytes(), matrix.n_steps, n_rows});
+  }
+
+  void share_out(Phase& phase, std::int64_t begin, std::int64_t end) {
+    const std::int64_t n_threads = team_.n_threads();
+    phase.n_units = end - begin;
+    phase.starts = std::vector<std::atomic<std::int64_t>>(static_cast<std::size_t>(n_threads));
+    for (std::int64_t thread = 0; thread < n_threads; ++thread) {
+      phase.starts[static_cast<std::size_t>(thread)] = begin + phase.n_units * thread / n_threads;
+      phase.ends.push_back(begin + phase.n_units * (thread + 1) / n_threads);
+    }
+  }
+
+  // The next unit for a thread, or nullptr.
+  const Unit* take(Phase& phase, int thread) {
+    for (int i = 0; i < team_.n_threads(); ++i) {
+      const auto owner = static_cast<std::size_t>((thread + i) % team_.n_threads());
+      if (phase.starts[owner].load(std::memory_order_relaxed) >= phase.ends[owner]) continue;
+      const std::int64_t unit = phase.starts[owner]++;
+      if (unit < phase.ends[owner]) return &units_[static_cast<std::size_t>(unit)];
+    }
+    return nullptr;
   }
 
   // A thread takes a unit while it still works on the one before, so that it can fetch it.
-  void run_phase(std::size_t phase, int thread) {
-    const std::int64_t end = phases_[phase + 1];
-    static int mode = 0; mode = getenv("FLOOR_STATIC") ? 1 : 0;
-    if (mode) {
-      const std::int64_t n = end - phases_[phase], T = team_.n_threads();
-      const std::int64_t b = phases_[phase] + n * thread / T, e = phases_[phase] + n * (thread + 1) / T;
-      for (std::int64_t u = b; u < e; ++u)
-        run_unit(units_[u], u + 1 < e ? units_[u + 1].data : nullptr, thread);
-      return;
-    }
-    std::int64_t current = next_[phase]++;
-    while (current < end) {
-      const std::int64_t following = next_[phase]++;
-      run_unit(units_[static_cast<std::size_t>(current)],
-               following < end ? units_[static_cast<std::size_t>(following)].data : nullptr,
-               thread);
+  void run_phase(Phase& phase, int thread) {
+    const Unit* current = take(phase, thread);
+    while (current != nullptr) {
+      const Unit* const following = take(phase, thread);
+      run_unit(*current, following == nullptr ? nullptr : following->data, thread);
+      phase.n_done.fetch_add(1, std::memory_order_release);
       current = following;
     }
   }
@@ -139,8 +172,7 @@ class Floor {
   HugeBuffer y_;  // (threads, max_rows, 64): the results are not kept
   std::int64_t max_rows_;
   std::vector<Unit> units_;
-  std::vector<std::int64_t> phases_;  // first unit of each, and the end
-  std::vector<std::atomic<std::int64_t>> next_;
+  std::vector<Phase> phases_;
   Team team_;
 };
 

@@ -169,11 +169,12 @@ void multiply_panel(Format format, const PanelWork& work) {
 void read_bytes(const std::byte* data, std::size_t bytes) {
   __m512i sums[kVectors];
   unrolled<kVectors>([&](auto v) { sums[v] = _mm512_setzero_si512(); });
-  for (std::size_t i = 0; i + 256 <= bytes; i += 256) {
-    _mm_prefetch(reinterpret_cast<const char*>(data + i + kAheadBytes), _MM_HINT_T0);
-    unrolled<kVectors>(
-        [&](auto v) { sums[v] = _mm512_or_si512(sums[v], _mm512_loadu_si512(data + i + 64 * v)); });
-  }
+  for (std::size_t i = 0; i + 256 <= bytes; i += 256)
+    unrolled<kVectors>([&](auto v) {
+      const std::byte* line = data + i + 64 * v;
+      _mm_prefetch(reinterpret_cast<const char*>(line + kAheadBytes), _MM_HINT_T1);
+      sums[v] = _mm512_or_si512(sums[v], _mm512_loadu_si512(line));
+    });
   unrolled<kVectors>([&](auto v) { asm volatile("" : "+v"(sums[v])); });
 }
 

@@ -22,10 +22,10 @@ class Team {
   // Calls work(thread) on every thread once all are awake. Returns the seconds from there until
   // the last has finished.
   double run(const std::function<void(int)>& work);
-  // Inside work: waits until every thread has come here.
-  void barrier();
 
  private:
+  // Waits until every thread has come here.
+  void barrier();
   void serve(int thread);
 
   int n_threads_;

@@ -6,6 +6,7 @@ engine runs: the only comparison here in which both engines compute the same fun
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from typing import Any
@@ -55,6 +56,7 @@ class Transformers(Peer):
         self.model = (inkling(job) if job.shape == "MOE" else qwen3(job)).eval()
         self.can_crop = job.shape != "MOE"
         self.cache: Any = None
+        self.saved: dict[int, Any] = {}  # context -> the cache at it
         self.length = 0
         self.logits = torch.zeros(job.vocab_size)
         self.description = (
@@ -62,14 +64,18 @@ class Transformers(Peer):
         )
 
     def reset(self, context: int) -> None:
-        """note: convolution states and sliding windows cannot be cropped: then from nothing."""
+        """note: convolution states and sliding windows cannot be cropped: they are copied."""
         if self.length > context and self.can_crop:
             self.cache.crop(context - self.length)  # negative: how many to drop
             self.length = context
+        elif self.length > context and context in self.saved:
+            self.cache, self.length = copy.deepcopy(self.saved[context]), context
         elif self.length > context:
             self.cache, self.length = None, 0
         while self.length < context:
             self.append(min(PREFILL_ROWS, context - self.length))
+        if not self.can_crop and context not in self.saved:
+            self.saved = {context: copy.deepcopy(self.cache)}
 
     def append(self, n: int) -> None:
         self._forward(token_ids(n, seed=self.length))
