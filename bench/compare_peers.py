@@ -38,7 +38,7 @@ from bench.peers.client import PeerError, Worker
 from bench.peers.table import ENTRIES, FLOOR, OURS, Entry
 from bench.peers.worker import Job, Task
 from bench.plots import plot_engines
-from bench.results import Row, Summary, machine, summarize, write_rows
+from bench.results import MIN_CLEAN, Row, Summary, machine, summarize, write_rows
 from bench.shapes import DEFAULT_CACHE, SHAPES, Shape
 
 TASKS = {
@@ -169,7 +169,7 @@ def print_tables(rows: list[Row], console: Console) -> None:
         groups.setdefault(case[:3], []).append(case)
     for (shape, context, task), members in groups.items():
         table = Table(title=f"{shape}, {task} at {context} rows", title_justify="left")
-        for column in ("engine", "median ms", "p99", "of n", "preempted", "x ours", "x floor"):
+        for column in ("engine", "median ms", "p90", "p99", "clean", "x ours", "x floor"):
             table.add_column(column, justify="left" if column == "engine" else "right")
         for case in sorted(members, key=lambda case: cases[case].median):
             *_, engine, bits = case
@@ -177,9 +177,9 @@ def print_tables(rows: list[Row], console: Console) -> None:
             table.add_row(
                 f"{engine} {bits}",
                 f"{found.median:.2f}",
+                f"{found.p90:.2f}",
                 f"{found.p99:.2f}",
-                str(found.n),
-                str(found.n_preempted),
+                f"{found.n_clean}/{found.n}",
                 ratio(found, cases.get((shape, context, task, OURS.name, bits))),
                 ratio(found, cases.get((shape, context, task, FLOOR.name, bits))),
                 style="bold" if engine == OURS.name else "dim" if engine == FLOOR.name else None,
@@ -191,7 +191,11 @@ def print_tables(rows: list[Row], console: Console) -> None:
             f"memory read: median {speeds[len(speeds) // 2]:.1f} GB/s, from {speeds[0]:.1f} to "
             f"{speeds[-1]:.1f} over the rounds"
         )
-    console.print("x ours, x floor: medians over those of the same bits; p99 of so few is no tail.")
+    console.print(
+        "x ours, x floor: medians over those of the same bits. clean: measurements in which the "
+        f"system took no processor away; where there are {MIN_CLEAN}, they alone count. p99 of so "
+        "few is no tail."
+    )
 
 
 def main(

@@ -20,15 +20,19 @@ Row = dict[str, Any]
 KEYS = ("shape", "context", "task", "engine", "bits")
 
 
+MIN_CLEAN = 5
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Of the milliseconds of one case."""
+    """Of the milliseconds of one case: of the clean ones, in which the system took no processor
+    away, where there are at least MIN_CLEAN of them; else of all."""
 
     n: int
+    n_clean: int
     median: float
     p90: float
     p99: float
-    n_preempted: int
 
 
 def key(row: Row) -> tuple[str, ...]:
@@ -46,10 +50,10 @@ def summarize(rows: Iterable[Row]) -> dict[tuple[str, ...], Summary]:
 
 
 def _summary(rows: Sequence[Row]) -> Summary:
-    ms = np.array([row["ms"] for row in rows])
-    median, p90, p99 = np.quantile(ms, (0.5, 0.9, 0.99))
-    n_preempted = sum(row.get("preempted", 0) > 0 for row in rows)
-    return Summary(len(rows), float(median), float(p90), float(p99), n_preempted)
+    clean = [row for row in rows if not row.get("preempted")]
+    used = clean if len(clean) >= MIN_CLEAN else rows
+    median, p90, p99 = np.quantile([row["ms"] for row in used], (0.5, 0.9, 0.99))
+    return Summary(len(rows), len(clean), float(median), float(p90), float(p99))
 
 
 def read_rows(path: Path) -> list[Row]:
