@@ -26,5 +26,6 @@ PEERS = (
     Entry("torch", "torch_qwen3", ("bf16",), "eager"),
     Entry("torch-compile", "torch_qwen3", ("bf16",), "compile"),
     Entry("transformers", "hf_transformers", ("bf16",), shapes=("S", "M", "MOE")),
+    Entry("onnxruntime", "ort_genai", ("int4",), own_environment=False),
 )
 ENTRIES = {entry.name: entry for entry in (OURS, FLOOR, *PEERS)}
