@@ -48,18 +48,39 @@ TASKS = {
     "turn 20+5": Task("turn", 20, 5),
 }
 LIMIT_BYTES = 1 << 30  # of the reader: far beyond any cache
+HOLD_S, OFFER_S = 60.0, 0.5
 PAUSE_S = 0.02  # in which threads of the engine before stop spinning
 
 
-@contextmanager
-def locked(path: Path | None) -> Iterator[None]:
-    """Holds a lock file that other users of the machine respect too."""
-    if path is None:
+class MachineLock:
+    """A lock file that other users of the machine respect too; without a path it does nothing.
+
+    It is kept from one measurement to the next, but offered to others every HOLD_S seconds.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._file = None if path is None else path.open("w")
+        self._held_since: float | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the lock, and afterwards gives it up if it was held long."""
+        if self._file is None:
+            yield
+            return
+        if self._held_since is None:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            self._held_since = time.monotonic()
         yield
-        return
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        if time.monotonic() - self._held_since > HOLD_S:
+            self.release()
+            time.sleep(OFFER_S)
+
+    def release(self) -> None:
+        """Gives the lock up."""
+        if self._file is not None and self._held_since is not None:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._held_since = None
 
 
 def job_of(shape: Shape, bits: str, context: int, threads: int, cache: Path) -> Job:
@@ -102,7 +123,7 @@ class Run:
     """The engines that could be loaded, and the rows measured so far."""
 
     def __init__(self, shape: Shape, console: Console, lock: Path | None) -> None:
-        self.shape, self.console, self.lock = shape, console, lock
+        self.shape, self.console, self.lock = shape, console, MachineLock(lock)
         self.workers: list[Worker] = []
         self.rows: list[Row] = []
 
@@ -116,7 +137,7 @@ class Run:
         name = f"{entry.name} {job.bits}"
         log = out / f"{entry.name}-{job.bits}.log"
         try:
-            with locked(self.lock):
+            with self.lock.held():
                 worker = stack.enter_context(Worker(entry, job.bits, python, log, job.threads))
                 worker.load(job)
         except PeerError as error:
@@ -129,7 +150,7 @@ class Run:
         """Every engine does every task."""
         for worker in list(self.workers):
             for task_name, task in TASKS.items():
-                with locked(self.lock):
+                with self.lock.held():
                     time.sleep(PAUSE_S)
                     try:
                         measured = worker.measure(task, context, repeats)
@@ -151,7 +172,7 @@ class Run:
                     for ms, preempted in measured
                 ]
         if reader is not None:
-            with locked(self.lock):
+            with self.lock.held():
                 speed = reader.gigabytes_per_second()
             self.rows.append({"engine": "memory", "round": index, "gigabytes_per_second": speed})
 
@@ -216,7 +237,8 @@ def main(
         ".venv-peers/bin/python"
     ),
     lock: Annotated[
-        Path | None, typer.Option(help="Lock file to hold while measuring (see flock(1)).")
+        Path | None,
+        typer.Option(help="Lock file to hold while measuring, at most a minute each time."),
     ] = None,
 ) -> None:
     """Loads the engines, measures them round by round, writes rows, prints tables, draws."""
@@ -247,6 +269,7 @@ def main(
                 run.round(index, context, repeats, reader)
                 progress.advance(bar)
                 write_rows(out / "peers.jsonl", run.rows)
+    run.lock.release()
     print_tables(run.rows, console)
     plot_engines(run.rows, out / "peers.png")
 

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime_genai as og
@@ -41,11 +42,11 @@ def save_qwen3(folder: Path, job: Job) -> None:
         eos_token_id=2,
         pad_token_id=0,
     )
-    transformers.Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = transformers.Qwen3ForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel({f"<{i}>": i for i in range(3)}, unk_token="<0>"))
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<2>"
-    ).save_pretrained(folder)
+    fast: Any = transformers.PreTrainedTokenizerFast
+    fast(tokenizer_object=tokenizer, eos_token="<2>").save_pretrained(folder)
 
 
 def export(folder: Path, job: Job) -> None:
