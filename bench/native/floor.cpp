@@ -67,20 +67,24 @@ class Floor {
         max_rows_(max_rows),
         team_(n_threads) {}
 
-  // Seconds from when all threads are awake until the last unit is done.
+  // Seconds from when the first thread starts until the first sees that the last unit is done. The
+  // others may be kept from running meanwhile, even for all of it.
   double run(const FloorOp* ops, std::int64_t n_ops) {
+    using Clock = std::chrono::steady_clock;
     plan(ops, n_ops);
-    double seconds = 0;
-    team_.run([this, &seconds](int thread) {
-      const auto start = std::chrono::steady_clock::now();
+    std::vector<Clock::time_point> starts(static_cast<std::size_t>(team_.n_threads()));
+    std::vector<Clock::time_point> ends(starts.size());
+    team_.run([&](int thread) {
+      starts[static_cast<std::size_t>(thread)] = Clock::now();
       for (Phase& phase : phases_) {
         run_phase(phase, thread);
         while (phase.n_done.load(std::memory_order_acquire) < phase.n_units) __builtin_ia32_pause();
       }
-      const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-      if (thread == 0) seconds = elapsed.count();
+      ends[static_cast<std::size_t>(thread)] = Clock::now();
     });
-    return seconds;
+    const auto start = *std::min_element(starts.begin(), starts.end());
+    const auto end = *std::min_element(ends.begin(), ends.end());
+    return std::chrono::duration<double>(end - start).count();
   }
 
  private:
