@@ -60,7 +60,8 @@ def decode(engine: Engine, speculate: int, n_new: int, n: int) -> tuple[list[int
         ids = session.decode(n)
         ms = 1e3 * (time.perf_counter() - start)
         after = engine.stats
-    return ids, ms, *(after[key] - before[key] for key in ("drafted", "accepted"))
+    drafted, accepted = (after[key] - before[key] for key in ("drafted", "accepted"))
+    return ids, ms, drafted, accepted
 
 
 def main(
