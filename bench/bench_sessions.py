@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -24,6 +25,7 @@ SAMPLES = 3200
 DEADLINE_MS = 200
 MAX_SESSIONS = 512
 POSITIONS = 1024
+BATCH_ROWS = 512  # a session is promised windows for so many rows
 ROUNDS = 20
 SOUND = np.zeros(SAMPLES, dtype=np.float32)
 
@@ -37,7 +39,11 @@ def engine(
     options: dict[str, Any] = {} if bits == "bf16" else {"weights": bits}
     path = write_random_checkpoint(tmp_path_factory.mktemp("small"), "small", dtype="bfloat16")
     with Engine.load(
-        path, dtype="bfloat16", memory="8GiB", max_batch_rows=4096, **options
+        path,
+        dtype="bfloat16",
+        memory=psutil.virtual_memory().available // 2,
+        max_batch_rows=BATCH_ROWS,
+        **options,
     ) as loaded:
         yield loaded
 

@@ -190,13 +190,14 @@ def print_tables(rows: list[Row], console: Console) -> None:
         groups.setdefault(case[:3], []).append(case)
     for (shape, context, task), members in groups.items():
         table = Table(title=f"{shape}, {task} at {context} rows", title_justify="left")
-        for column in ("engine", "median ms", "p90", "p99", "clean", "x ours", "x floor"):
+        for column in ("engine", "best ms", "median", "p90", "p99", "clean", "x ours", "x floor"):
             table.add_column(column, justify="left" if column == "engine" else "right")
         for case in sorted(members, key=lambda case: cases[case].median):
             *_, engine, bits = case
             found = cases[case]
             table.add_row(
                 f"{engine} {bits}",
+                f"{found.best:.2f}",
                 f"{found.median:.2f}",
                 f"{found.p90:.2f}",
                 f"{found.p99:.2f}",

@@ -30,6 +30,7 @@ class Summary:
 
     n: int
     n_clean: int
+    best: float
     median: float
     p90: float
     p99: float
@@ -52,8 +53,8 @@ def summarize(rows: Iterable[Row]) -> dict[tuple[str, ...], Summary]:
 def _summary(rows: Sequence[Row]) -> Summary:
     clean = [row for row in rows if not row.get("preempted")]
     used = clean if len(clean) >= MIN_CLEAN else rows
-    median, p90, p99 = np.quantile([row["ms"] for row in used], (0.5, 0.9, 0.99))
-    return Summary(len(rows), len(clean), float(median), float(p90), float(p99))
+    quantiles = np.quantile([row["ms"] for row in used], (0, 0.5, 0.9, 0.99))
+    return Summary(len(rows), len(clean), *(float(value) for value in quantiles))
 
 
 def read_rows(path: Path) -> list[Row]:
