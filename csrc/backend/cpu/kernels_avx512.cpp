@@ -1,10 +1,12 @@
 // The CPU kernels compiled for avx512; the flags are set in CMakeLists.txt.
 #define DUPLEX_ISA avx512
+#include "backend/cpu/codes_avx512.h"
 #include "backend/cpu/simd_avx512.h"
 // after the simd header, whose types they use:
 #include "backend/cpu/kernels_append.h"
 #include "backend/cpu/kernels_attention.h"
 #include "backend/cpu/kernels_gemm.h"
+#include "backend/cpu/kernels_quantise.h"
 #include "backend/cpu/kernels_quantised.h"
 #include "backend/cpu/kernels_rows.h"
 

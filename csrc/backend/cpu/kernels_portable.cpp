@@ -1,10 +1,12 @@
 // The CPU kernels compiled for any machine.
 #define DUPLEX_ISA portable
+#include "backend/cpu/codes_portable.h"
 #include "backend/cpu/simd_portable.h"
 // after the simd header, whose types they use:
 #include "backend/cpu/kernels_append.h"
 #include "backend/cpu/kernels_attention.h"
 #include "backend/cpu/kernels_gemm.h"
+#include "backend/cpu/kernels_quantise.h"
 #include "backend/cpu/kernels_quantised.h"
 #include "backend/cpu/kernels_rows.h"
 

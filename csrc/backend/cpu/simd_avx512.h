@@ -54,42 +54,6 @@ inline F16 dot_pairs(F16 acc, const std::uint16_t* w, const std::uint16_t* x) {
                            reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)))};
 }
 
-// ---- integers: sixteen int32 sums of products of codes
-// note: lanes of int, not __m512i, whose 64-bit lanes make gcc move every sum on every step.
-struct I16 {
-  using Lanes [[gnu::vector_size(64)]] = std::int32_t;
-  Lanes v;
-};
-inline I16 as_lanes(__m512i v) { return {reinterpret_cast<I16::Lanes>(v)}; }
-using Bytes = __m512i;  // 16 outputs x 4 codes
-struct Nibbles {
-  Bytes low, high;
-};
-inline I16 splat(std::int32_t x) { return as_lanes(_mm512_set1_epi32(x)); }
-inline F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(a.v))}; }
-// Panel codes stay as they are stored, unsigned; the correction takes off what was added to them.
-inline I16 start_bytes(std::int32_t correction) { return splat(correction); }
-inline Bytes load_bytes(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
-inline Nibbles load_nibbles(const std::uint8_t* p) {
-  const __m512i both = _mm512_loadu_si512(p);
-  const __m512i mask = _mm512_set1_epi8(15);
-  return {_mm512_and_si512(both, mask), _mm512_and_si512(_mm512_srli_epi16(both, 4), mask)};
-}
-// acc[i] += sum over j < 4 of w[4 i + j] * x[j]
-inline I16 dot_bytes(I16 acc, Bytes w, const std::int8_t* x) {
-  std::int32_t quad;
-  __builtin_memcpy(&quad, x, sizeof quad);
-  return as_lanes(
-      _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc.v), w, _mm512_set1_epi32(quad)));
-}
-inline I16 dot_nibbles(I16 acc, Bytes w, const std::int8_t* x) { return dot_bytes(acc, w, x); }
-// Sixteen integral lanes in [-127, 127] as bytes; returns their sum.
-inline std::int32_t store_codes(std::int8_t* p, F16 a) {
-  const __m512i codes = _mm512_cvtps_epi32(a.v);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(codes));
-  return _mm512_reduce_add_epi32(codes);
-}
-
 // Rows and vectors of 16 outputs that one tile keeps in registers.
 inline constexpr int kTileRows = 6;
 constexpr int tile_columns(int) { return 4; }

@@ -87,55 +87,6 @@ inline F16 dot_pairs(const F16& acc, const std::uint16_t* w, const std::uint16_t
   });
 }
 
-// ---- integers: sixteen int32 sums of products of codes
-struct I16 {
-  std::int32_t v[16];
-};
-struct Bytes {  // 16 outputs x 4 codes, as they are stored
-  std::uint8_t v[64];
-};
-struct Nibbles {
-  Bytes low, high;
-};
-inline I16 splat(std::int32_t x) {
-  I16 out;
-  for (std::int32_t& lane : out.v) lane = x;
-  return out;
-}
-inline F16 to_float(const I16& a) {
-  return lanes([&](int i) { return static_cast<float>(a.v[i]); });
-}
-inline I16 start_bytes(std::int32_t correction) { return splat(correction); }
-inline Bytes load_bytes(const std::uint8_t* p) {
-  Bytes out;
-  __builtin_memcpy(out.v, p, sizeof out.v);
-  return out;
-}
-inline Nibbles load_nibbles(const std::uint8_t* p) {
-  Nibbles out;
-  for (int i = 0; i < 64; ++i) {
-    out.low.v[i] = p[i] & 15;
-    out.high.v[i] = p[i] >> 4;
-  }
-  return out;
-}
-inline I16 dot_bytes(I16 acc, const Bytes& w, const std::int8_t* x) {
-  for (int i = 0; i < 16; ++i)
-    for (int j = 0; j < 4; ++j) acc.v[i] += std::int32_t{w.v[4 * i + j]} * x[j];
-  return acc;
-}
-inline I16 dot_nibbles(const I16& acc, const Bytes& w, const std::int8_t* x) {
-  return dot_bytes(acc, w, x);
-}
-inline std::int32_t store_codes(std::int8_t* p, const F16& a) {
-  std::int32_t sum = 0;
-  for (int i = 0; i < 16; ++i) {
-    p[i] = static_cast<std::int8_t>(a.v[i]);
-    sum += p[i];
-  }
-  return sum;
-}
-
 inline constexpr int kTileRows = 2;
 constexpr int tile_columns(int) { return 1; }
 inline constexpr const char* kName = "portable";

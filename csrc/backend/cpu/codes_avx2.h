@@ -1,0 +1,75 @@
+// Sixteen int32 sums of products of int8 and int4 codes on AVX2. See codes_avx512.h.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/cpu/simd_avx2.h"
+
+namespace duplex::avx2 {
+
+struct I16 {
+  __m256i lo, hi;
+};
+struct Bytes {  // 16 outputs x 4 codes
+  __m256i lo, hi;
+};
+struct Nibbles {
+  Bytes low, high;
+};
+inline I16 splat(std::int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+inline F16 to_float(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+// int8 codes become signed on loading, so there is nothing to correct.
+inline I16 start_bytes(std::int32_t) { return splat(0); }
+inline Bytes load_raw(const std::uint8_t* p) {
+  const auto* v = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};
+}
+inline Bytes load_bytes(const std::uint8_t* p) {
+  const Bytes raw = load_raw(p);
+  const __m256i flip = _mm256_set1_epi8(-128);
+  return {_mm256_xor_si256(raw.lo, flip), _mm256_xor_si256(raw.hi, flip)};
+}
+inline Nibbles load_nibbles(const std::uint8_t* p) {
+  const Bytes both = load_raw(p);
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {{_mm256_and_si256(both.lo, mask), _mm256_and_si256(both.hi, mask)},
+          {_mm256_and_si256(_mm256_srli_epi16(both.lo, 4), mask),
+           _mm256_and_si256(_mm256_srli_epi16(both.hi, 4), mask)}};
+}
+inline __m256i broadcast_quad(const std::int8_t* x) {
+  std::int32_t quad;
+  __builtin_memcpy(&quad, x, sizeof quad);
+  return _mm256_set1_epi32(quad);
+}
+// w unsigned; pairs of products stay below 2^15 for |x| <= 127 and w <= 127.
+inline __m256i dot_half(__m256i acc, __m256i w, __m256i x) {
+  const __m256i pairs = _mm256_maddubs_epi16(w, x);
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+inline I16 dot_bytes(I16 acc, Bytes w, const std::int8_t* x) {
+  // The signs of x move to w, whose codes are signed.
+  const __m256i quad = broadcast_quad(x);
+  const __m256i magnitude = _mm256_abs_epi8(quad);
+  const auto half = [&](__m256i sum, __m256i codes) {
+    const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(codes, quad));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  };
+  return {half(acc.lo, w.lo), half(acc.hi, w.hi)};
+}
+inline I16 dot_nibbles(I16 acc, Bytes w, const std::int8_t* x) {
+  const __m256i quad = broadcast_quad(x);
+  return {dot_half(acc.lo, w.lo, quad), dot_half(acc.hi, w.hi, quad)};
+}
+inline std::int32_t store_codes(std::int8_t* p, F16 a) {
+  alignas(32) std::int32_t lanes[16];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_cvtps_epi32(a.lo));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes + 8), _mm256_cvtps_epi32(a.hi));
+  std::int32_t sum = 0;
+  for (int i = 0; i < 16; ++i) {
+    p[i] = static_cast<std::int8_t>(lanes[i]);
+    sum += lanes[i];
+  }
+  return sum;
+}
+
+}  // namespace duplex::avx2
