@@ -73,14 +73,6 @@ struct AttentionWalk {
   std::byte* values(std::int64_t block) const {
     return keys(block) + element_bytes() * n * kBlockPositions;
   }
-  // Asks for one tile's share of the keys and values of a block that comes next: tapes lie on small
-  // pages, at whose ends the processor's own prefetching stops.
-  void prefetch(std::int64_t block, std::int64_t tile, std::int64_t n_tiles) const {
-    const std::byte* const data = keys(block);
-    const std::int64_t lines = 2 * n * kBlockPositions * element_bytes() / 64;
-    for (std::int64_t line = lines * tile / n_tiles; line < lines * (tile + 1) / n_tiles; ++line)
-      __builtin_prefetch(data + line * 64, 0, 2);
-  }
   bool is_forgotten(std::int64_t block) const {
     if (args.is_local) return false;
     const std::int64_t begin = block * kBlockPositions;
@@ -210,7 +202,6 @@ inline void attention_typed(const AttentionWalk& walk) {
       if (vectors[next - 1].position < b * kBlockPositions ||
           vectors[first].first_visible >= (b + 1) * kBlockPositions)
         continue;  // no vector of the tile sees the block
-      if (b < last_block) walk.prefetch(b + 1, t, n_tiles);
       attend_tile<Tile>(walk, b, vectors + first, next - first);
     }
   }
