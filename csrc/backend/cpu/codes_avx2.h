@@ -60,15 +60,21 @@ inline I16 dot_nibbles(I16 acc, Bytes w, const std::int8_t* x) {
   const __m256i quad = broadcast_quad(x);
   return {dot_half(acc.lo, w.lo, quad), dot_half(acc.hi, w.hi, quad)};
 }
-inline std::int32_t store_codes(std::int8_t* p, F16 a) {
+inline I16 to_codes(F16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+inline void store_codes(std::int8_t* p, I16 codes) {
   alignas(32) std::int32_t lanes[16];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_cvtps_epi32(a.lo));
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes + 8), _mm256_cvtps_epi32(a.hi));
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), codes.lo);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes + 8), codes.hi);
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(lanes[i]);
+}
+inline I16 add(I16 a, I16 b) {
+  return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
+inline std::int32_t reduce_add(I16 a) {
+  alignas(32) std::int32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_add_epi32(a.lo, a.hi));
   std::int32_t sum = 0;
-  for (int i = 0; i < 16; ++i) {
-    p[i] = static_cast<std::int8_t>(lanes[i]);
-    sum += lanes[i];
-  }
+  for (const std::int32_t lane : lanes) sum += lane;
   return sum;
 }
 

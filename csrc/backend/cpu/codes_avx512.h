@@ -36,11 +36,15 @@ inline I16 dot_bytes(I16 acc, Bytes w, const std::int8_t* x) {
       _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc.v), w, _mm512_set1_epi32(quad)));
 }
 inline I16 dot_nibbles(I16 acc, Bytes w, const std::int8_t* x) { return dot_bytes(acc, w, x); }
-// Sixteen integral lanes in [-127, 127] as bytes; returns their sum.
-inline std::int32_t store_codes(std::int8_t* p, F16 a) {
-  const __m512i codes = _mm512_cvtps_epi32(a.v);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(codes));
-  return _mm512_reduce_add_epi32(codes);
+// Sixteen integral lanes in [-127, 127].
+inline I16 to_codes(F16 a) { return as_lanes(_mm512_cvtps_epi32(a.v)); }
+inline void store_codes(std::int8_t* p, I16 codes) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(codes.v)));
+}
+inline I16 add(I16 a, I16 b) { return {a.v + b.v}; }
+inline std::int32_t reduce_add(I16 a) {
+  return _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(a.v));
 }
 
 }  // namespace duplex::avx512

@@ -46,12 +46,21 @@ inline I16 dot_bytes(I16 acc, const Bytes& w, const std::int8_t* x) {
 inline I16 dot_nibbles(const I16& acc, const Bytes& w, const std::int8_t* x) {
   return dot_bytes(acc, w, x);
 }
-inline std::int32_t store_codes(std::int8_t* p, const F16& a) {
+inline I16 to_codes(const F16& a) {
+  I16 codes;
+  for (int i = 0; i < 16; ++i) codes.v[i] = static_cast<std::int32_t>(a.v[i]);
+  return codes;
+}
+inline void store_codes(std::int8_t* p, const I16& codes) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(codes.v[i]);
+}
+inline I16 add(I16 a, const I16& b) {
+  for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];
+  return a;
+}
+inline std::int32_t reduce_add(const I16& a) {
   std::int32_t sum = 0;
-  for (int i = 0; i < 16; ++i) {
-    p[i] = static_cast<std::int8_t>(a.v[i]);
-    sum += p[i];
-  }
+  for (const std::int32_t lane : a.v) sum += lane;
   return sum;
 }
 

@@ -24,12 +24,15 @@ inline void quantise_row(const void* x, DType dtype, std::int64_t n_in, DType fo
     }
     const float magnitude = reduce_max(largest);
     const F16 inverse = set1(magnitude > 0 ? 127.0f / magnitude : 0.0f);
-    std::int32_t sum = 0;
+    I16 sum = splat(0);
     auto* codes = reinterpret_cast<std::int8_t*>(to + sizeof(RowGroup));
-    for (std::int64_t i = 0; i < n; i += 16)
-      sum += store_codes(codes + i, round(mul(values[i / 16], inverse)));
+    for (std::int64_t i = 0; i < n; i += 16) {
+      const I16 rounded = to_codes(round(mul(values[i / 16], inverse)));
+      store_codes(codes + i, rounded);
+      sum = add(sum, rounded);
+    }
     for (std::int64_t i = n; i < group; ++i) codes[i] = 0;
-    const RowGroup head{magnitude / 127.0f, -bias * sum};
+    const RowGroup head{magnitude / 127.0f, -bias * reduce_add(sum)};
     __builtin_memcpy(to, &head, sizeof head);
     to += sizeof(RowGroup) + static_cast<std::size_t>(group);
   }
