@@ -98,6 +98,10 @@ class Session:
         """
         (tape, block, hash) of every whole block that is held and committed.
         """
+    def draft_logits(self) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        Logits of each multi-token-prediction layer behind the token that waits, for tests.
+        """
     def feed_audio(self, samples: numpy.ndarray) -> None:
         ...
     def feed_image(self, image: numpy.ndarray) -> None:

@@ -1,9 +1,9 @@
 """A checkpoint folder, opened: its validated config and every tensor's bytes, mapped, not copied.
 
-Owns the files (`config.json`, `model.safetensors` or an index and its shards, or packed weights in
-their place) and the proof that each tensor lies where its header says. Does not own what the
-tensors are called or how they are packed: the C++ core checks names and shapes against the config.
-Read `config.py` first.
+Owns the files (`config.json`, `model.safetensors` or an index and its shards, perhaps
+`mtp.safetensors`, or packed weights in their place) and the proof that each tensor lies where its
+header says. Does not own what the tensors are called or how they are packed: the C++ core checks
+names and shapes against the config. Read `config.py` first.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ SHIPPED = {"reference": Path(__file__).parent / "models" / "reference"}
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+MTP_FILE = "mtp.safetensors"  # beside the others; an index may name it or not
 LENGTH_BYTES = 8  # a file begins with the byte length of its JSON header, little-endian
 MAX_HEADER_BYTES = 32 * 1024 * 1024  # about 200,000 tensors in one file
 SHARD_NAME = re.compile(r"[A-Za-z0-9_.-]+\.safetensors")  # a plain name: no way out of the folder
@@ -227,10 +228,10 @@ def _read_packed(folder: Path) -> PackedFile:
 
 def _read_weights(folder: Path) -> list[WeightFile]:
     """Finds and reads the folder's weight file or files."""
-    single, index = folder / SINGLE_FILE, folder / INDEX_FILE
+    single, index, mtp = folder / SINGLE_FILE, folder / INDEX_FILE, folder / MTP_FILE
     match single.is_file(), index.is_file():
         case True, False:
-            return [_read_file(single)]
+            return [_read_file(file) for file in (single, mtp) if file.is_file()]
         case False, True:
             return _read_shards(index)
         case True, True:
@@ -272,6 +273,9 @@ def _read_shards(index: Path) -> list[WeightFile]:
             f"found no {', '.join(absent)}; the download may be incomplete"
         )
     files: list[WeightFile] = []
+    mtp = index.parent / MTP_FILE
+    if MTP_FILE not in expected_names and mtp.is_file():
+        files.append(_read_file(mtp))
     for shard, names in sorted(expected_names.items()):
         path = index.parent / shard
         file = _read_file(path)

@@ -2,27 +2,41 @@
 
 Owns the keys, their spellings and defaults (those of Hugging Face's `InklingConfig`), the rules by
 which they imply one another, and the refusal of what the engine cannot run. Does not own names and
-shapes of tensors: those follow from these values in the C++ core. Read `checkpoint.py` next.
+shapes of tensors: those follow from these values in the C++ core. What one value may be says
+`config_fields.py`; read `checkpoint.py` next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
-    AliasChoices,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
-    WrapValidator,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails
 
+from duplex_engine.config_fields import (
+    Count,
+    FiniteFloat,
+    LayerCount,
+    LayerIndex,
+    LayerIndices,
+    LayerTypes,
+    LevelCount,
+    MlpLayerTypes,
+    MtpLayerCount,
+    PositiveFloat,
+    Size,
+    TokenId,
+    TokenIds,
+    spelled,
+)
 from duplex_engine.errors import CheckpointError
 from duplex_engine.json_input import found, read_json_object
 
@@ -30,72 +44,17 @@ __all__ = [
     "AudioConfig",
     "InteractionConfig",
     "ModelConfig",
+    "MtpConfig",
     "TextConfig",
     "VisionConfig",
 ]
 
-MAX_SIZE = 2**31 - 1  # the core counts dimensions in 32-bit integers
-MAX_LAYERS = 4096
 FRAME_MS = 50  # duration of one dMel frame
-DMEL_LEVELS = 16  # values that one dMel band can take
 
 # `quantization_config` only says who wrote the codes: the tensors say what they are, by name, type
 # and shape (docs/CHECKPOINT.md). These writers' floating-point codes are understood, in groups of:
 QUANT_METHODS = ("modelopt", "compressed-tensors", "fp8", "mxfp8", "mxfp4")
 GROUP_SIZES = (16, 32)
-
-T = TypeVar("T")
-
-
-# Field types: every failed check reads "expected <what>, found <value>".
-
-
-def _expects(what: str) -> WrapValidator:
-    def check(value: object, inner: Callable[[object], T]) -> T:
-        try:
-            return inner(value)
-        except ValidationError:
-            raise PydanticCustomError("expected", "expected {what}", {"what": what}) from None
-
-    return WrapValidator(check)
-
-
-def _as_list(value: object) -> object:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
-
-
-Size = Annotated[int, Field(gt=0, le=MAX_SIZE), _expects("a positive integer")]
-Count = Annotated[int, Field(ge=0, le=MAX_SIZE), _expects("a non-negative integer")]
-LayerCount = Annotated[
-    int, Field(gt=0, le=MAX_LAYERS), _expects(f"an integer from 1 to {MAX_LAYERS}")
-]
-LevelCount = Annotated[
-    int,
-    Field(ge=DMEL_LEVELS, le=MAX_SIZE),
-    _expects(f"an integer of at least {DMEL_LEVELS}, the levels of dMel"),
-]
-TokenId = Annotated[int, Field(ge=0, le=MAX_SIZE), _expects("a token id")]
-LayerIndex = Annotated[int, Field(strict=True), _expects("an integer")]
-PositiveFloat = Annotated[float, Field(gt=0), _expects("a positive number")]
-FiniteFloat = Annotated[float, _expects("a number")]
-LayerType = Literal["hybrid", "hybrid_sliding"]
-MlpLayerType = Literal["dense", "sparse"]
-# note: JSON lists become tuples, so that the models are frozen all the way down.
-LayerTypes = Annotated[tuple[LayerType, ...], Field(strict=False)]
-MlpLayerTypes = Annotated[tuple[MlpLayerType, ...], Field(strict=False)]
-LayerIndices = Annotated[tuple[LayerIndex, ...], Field(strict=False)]
-TokenIds = Annotated[
-    tuple[Annotated[TokenId, Field(strict=True)], ...],
-    Field(strict=False),
-    BeforeValidator(_as_list),
-]
-
-
-def _spelled(alias: str, name: str) -> AliasChoices:
-    """Two spellings of one key; where a file has both, the alias wins, as in transformers."""
-    return AliasChoices(alias, name)
 
 
 class _Block(BaseModel):
@@ -129,6 +88,7 @@ class TextConfig(_Block):
         "norm_after_topk": True,
         "shared_expert_sink": True,
         "inference_moe_w13_interleaved": True,
+        "mtp_hidden_states_first": True,
     }
 
     vocab_size: Size = 201024
@@ -137,10 +97,10 @@ class TextConfig(_Block):
     num_hidden_layers: LayerCount = 66
     rms_norm_eps: PositiveFloat = 1e-6
     logits_mup_width_multiplier: PositiveFloat = Field(
-        24.0, validation_alias=_spelled("embedding_multiplier", "logits_mup_width_multiplier")
+        24.0, validation_alias=spelled("embedding_multiplier", "logits_mup_width_multiplier")
     )
     max_position_embeddings: Size = Field(
-        131072, validation_alias=_spelled("model_max_length", "max_position_embeddings")
+        131072, validation_alias=spelled("model_max_length", "max_position_embeddings")
     )
     bos_token_id: TokenId | None = 1
     eos_token_ids: TokenIds = Field((2,), validation_alias="eos_token_id")
@@ -153,14 +113,14 @@ class TextConfig(_Block):
     swa_num_key_value_heads: Size = 16
     swa_head_dim: Size = 128
     sliding_window_size: Size = Field(
-        512, validation_alias=_spelled("sliding_window", "sliding_window_size")
+        512, validation_alias=spelled("sliding_window", "sliding_window_size")
     )
     d_rel: Size = 16
     rel_extent: Size = 1024
     log_scaling_n_floor: Size | None = None
     log_scaling_alpha: FiniteFloat = 0.1
     conv_kernel_size: Size = Field(
-        4, validation_alias=_spelled("sconv_kernel_size", "conv_kernel_size")
+        4, validation_alias=spelled("sconv_kernel_size", "conv_kernel_size")
     )
     local_layer_ids: LayerIndices | None = None
     layer_types: LayerTypes | None = None
@@ -172,11 +132,16 @@ class TextConfig(_Block):
     mlp_layer_types: MlpLayerTypes | None = None
     moe_intermediate_size: Size = 3072
     n_routed_experts: Size = Field(
-        256, validation_alias=_spelled("num_local_experts", "n_routed_experts")
+        256, validation_alias=spelled("num_local_experts", "n_routed_experts")
     )
     num_experts_per_tok: Size = 6
     n_shared_experts: Count = 2
     route_scale: PositiveFloat = 8.0
+
+    # multi-token prediction: what is given here counts before `mtp_config`
+    num_mtp_layers: MtpLayerCount | None = None
+    chain_hidden_post_norm: bool | None = None
+    mtp_local_layer_ids: LayerIndices | None = None
 
     @model_validator(mode="after")
     def _resolve_widths(self) -> Self:
@@ -257,6 +222,14 @@ class TextConfig(_Block):
                 )
 
 
+class MtpConfig(_Block):
+    """Multi-token prediction (`mtp_config`): layers that guess tokens ahead, all dense."""
+
+    num_nextn_predict_layers: MtpLayerCount = 0
+    chain_hidden_post_norm: bool = False
+    local_layer_ids: LayerIndices | None = None
+
+
 class AudioConfig(_Block):
     """The dMel embedding (`audio_config`): a table of `n_mel_bins * mel_vocab_size` rows."""
 
@@ -267,9 +240,9 @@ class AudioConfig(_Block):
         "dmel_max_value": 2.0,
     }
 
-    n_mel_bins: Size = Field(80, validation_alias=_spelled("num_codebooks", "n_mel_bins"))
+    n_mel_bins: Size = Field(80, validation_alias=spelled("num_codebooks", "n_mel_bins"))
     mel_vocab_size: LevelCount = Field(
-        256, validation_alias=_spelled("codebook_size", "mel_vocab_size")
+        256, validation_alias=spelled("codebook_size", "mel_vocab_size")
     )
 
 
@@ -285,7 +258,7 @@ class VisionConfig(_Block):
     temporal_patch_size: Size = 2
     num_channels: Size = 3
     num_hidden_layers: LayerCount = Field(
-        24, validation_alias=_spelled("n_layers", "num_hidden_layers")
+        24, validation_alias=spelled("n_layers", "num_hidden_layers")
     )
 
 
@@ -352,6 +325,7 @@ class ModelConfig(_Block):
     text: TextConfig = Field(validation_alias="text_config")
     audio: AudioConfig | None = Field(None, validation_alias="audio_config")
     vision: VisionConfig | None = Field(None, validation_alias="vision_config")
+    mtp: MtpConfig | None = Field(None, validation_alias="mtp_config")
     interaction: InteractionConfig | None = None
     image_token_id: TokenId = 200054
     audio_token_id: TokenId = 200053
@@ -366,6 +340,22 @@ class ModelConfig(_Block):
         if values.get("dtype") is None and "torch_dtype" in values:
             return {**values, "dtype": values["torch_dtype"]}
         return values
+
+    @property
+    def mtp_is_local(self) -> tuple[bool, ...]:
+        """For each multi-token-prediction layer: sliding-window attention (True) or global."""
+        block = self.mtp or MtpConfig()
+        n_layers, local = self.text.num_mtp_layers, self.text.mtp_local_layer_ids
+        n_layers = block.num_nextn_predict_layers if n_layers is None else n_layers
+        local = (block.local_layer_ids or ()) if local is None else local
+        return tuple(i in local for i in range(n_layers))
+
+    @property
+    def has_mtp_chain_norm(self) -> bool:
+        """Whether one more norm stands behind each multi-token-prediction layer."""
+        if self.text.chain_hidden_post_norm is not None:
+            return self.text.chain_hidden_post_norm
+        return self.mtp is not None and self.mtp.chain_hidden_post_norm
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -422,6 +412,7 @@ def _forbidden_values(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
         "text_config": TextConfig,
         "audio_config": AudioConfig,
         "vision_config": VisionConfig,
+        "mtp_config": MtpConfig,
     }
     for name, block in blocks.items():
         content = values.get(name) if name else values

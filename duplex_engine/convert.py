@@ -27,6 +27,7 @@ def convert(
     *,
     weights: Literal["int8", "int4", "bfloat16"],
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    mtp_layers: int = 0,
     force: bool = False,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -37,6 +38,7 @@ def convert(
         out: a new or empty folder; `Engine.load` takes it in place of the checkpoint.
         weights: format of the matrices; "bfloat16" is for everything.
         dtype: of tables, rows and cache; "auto" follows the checkpoint.
+        mtp_layers: of multi-token prediction, packed as well; `Engine.load` then takes this number.
         force: replace what an earlier conversion wrote to `out`.
         progress: called with (bytes done, bytes), first while packing, then while writing.
 
@@ -65,6 +67,7 @@ def convert(
             checkpoint,
             dtype=dtype,
             weights="auto" if weights == "bfloat16" else weights,
+            mtp_layers=mtp_layers,
             threads=threads,
             progress=progress,
         ) as engine:

@@ -56,8 +56,10 @@ class Engine:
         tokenizer: Tokenizer | None,
         dtype: Dtype,
         weights: Weights,
+        mtp_layers: int = 0,
     ) -> None:
         self._core = core
+        self._mtp_layers = mtp_layers
         self._dtype = dtype
         self._weights: Weights = weights
         self._config = config
@@ -71,6 +73,7 @@ class Engine:
         device: str = "cpu",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         weights: Literal["auto", "int8", "int4"] = "auto",
+        mtp_layers: int = 0,
         threads: int | None = None,
         memory: int | str = "1GiB",
         max_positions: int = 32_768,
@@ -93,6 +96,8 @@ class Engine:
                 float32.
             weights: "int8" or "int4" quantise the layers' matrices and the head while loading (CPU
                 only): groups of 64 or 32 inputs share a scale, 8.25 or 4.5 bits a weight.
+            mtp_layers: of the checkpoint's multi-token-prediction layers, how many to load: each
+                guesses one token more, for sessions opened with `speculate`. 0 loads none.
             threads: worker threads of the CPU; None takes one per processor core.
             memory: bytes for the sequences of all sessions, or a string like "512MiB". Weights are
                 not counted.
@@ -125,6 +130,7 @@ class Engine:
             raise InvalidArgument(
                 f"progress: expected True, a function or None, found {found(progress)}"
             )
+        mtp_layers = integer(mtp_layers, "mtp_layers", high=MAX_INT32)
         options: dict[str, Any] = {
             "device": text(device, "device"),
             "n_threads": 0 if threads is None else integer(threads, "threads", high=MAX_INT32),
@@ -139,13 +145,19 @@ class Engine:
             raise InvalidArgument(f"cache: expected False on the device {device!r}, found {cache}")
         with Checkpoint.open(path) as checkpoint, ExitStack() as stack:
             config = checkpoint.config
+            if mtp_layers > len(config.mtp_is_local):
+                raise CheckpointError(
+                    f"{checkpoint.path}: config.json: mtp_config: expected {mtp_layers} or more "
+                    f"num_nextn_predict_layers, as mtp_layers asks for, "
+                    f"found {len(config.mtp_is_local)}; ask for fewer"
+                )
             row_dtype, matrices = _formats(checkpoint, dtype, weights, device)
             if progress is True:
                 progress = stack.enter_context(progress_bar(f"loading {checkpoint.path.name}"))
             tokenizer = None
             if checkpoint.tokenizer_path is not None:
                 tokenizer = Tokenizer.from_file(checkpoint.tokenizer_path)
-            sizes = core_config(config)
+            sizes = core_config(config, mtp_layers)
             options |= {"dtype": row_dtype, "weights": matrices, "progress": progress or None}
 
             def from_tensors() -> _core.Engine:
@@ -159,8 +171,8 @@ class Engine:
             if checkpoint.packed is not None:
                 if checkpoint.packed.layout != layout_digest(sizes):
                     raise CheckpointError(
-                        f"{checkpoint.path}: expected the config.json that its weights were packed "
-                        "for, found other sizes; convert the checkpoint again"
+                        f"{checkpoint.path}: expected the config.json and the mtp_layers that its "
+                        "weights were packed for, found others; convert the checkpoint again"
                     )
                 core = from_packed(checkpoint.packed)
             elif folder is not None:
@@ -175,7 +187,7 @@ class Engine:
                 )
             else:
                 core = from_tensors()
-        return cls(core, config, tokenizer, row_dtype, matrices)
+        return cls(core, config, tokenizer, row_dtype, matrices, mtp_layers)
 
     def write_weights(
         self, path: Path, *, progress: Callable[[int, int], None] | None = None
@@ -190,7 +202,7 @@ class Engine:
             self._core,
             dtype=self._dtype,
             weights=self._weights,
-            layout=layout_digest(core_config(self._config)),
+            layout=layout_digest(core_config(self._config, self._mtp_layers)),
             source="",
             progress=progress,
         )
@@ -240,9 +252,9 @@ class Engine:
             top_p: sample among the most likely tokens that reach this probability together.
             seed: of the session's random numbers.
             speculate: most tokens to guess in one pass, from what followed the same words earlier
-                in the session; 0 is off. A guess that the model does not make itself is dropped:
-                the output is the same, sooner where text repeats. `MicroTurn.accepted` tells
-                whether it pays.
+                in the session, else from the layers loaded by `mtp_layers`; 0 is off. A guess that
+                the model does not make itself is dropped: the output is the same, sooner where
+                text repeats or the layers guess well. `MicroTurn.accepted` tells whether it pays.
 
         Raises:
             CapacityError: the memory left cannot hold such a session.
@@ -323,7 +335,7 @@ def parse_bytes(value: int | str) -> int:
     return n_bytes
 
 
-def core_config(config: ModelConfig) -> dict[str, Any]:
+def core_config(config: ModelConfig, mtp_layers: int = 0) -> dict[str, Any]:
     """The model's sizes in the core's words (`csrc/core/config.h`).
 
     Raises:
@@ -357,6 +369,10 @@ def core_config(config: ModelConfig) -> dict[str, Any]:
         },
         "moe": None,
         "layers": list(zip(text.is_local, text.is_moe, strict=True)),
+        "mtp": {
+            "is_local": list(config.mtp_is_local[:mtp_layers]),
+            "has_chain_norm": mtp_layers > 0 and config.has_mtp_chain_norm,
+        },
         "eos_ids": list(text.eos_token_ids),
         "audio": None,
         "vision": None,

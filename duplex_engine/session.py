@@ -304,7 +304,8 @@ class Session:
         """Bytes that the sequence holds now, by part.
 
         `global_bytes` grows with the conversation; `local_bytes` (sliding windows) and `conv_bytes`
-        (short convolutions) are bounded; `shared_bytes` is the part of these held with forks.
+        (short convolutions) are bounded; `shared_bytes` is the part of these held with forks;
+        `draft_bytes` is what multi-token-prediction layers hold beside them.
         """
         return dict(self._core.memory())
 

@@ -88,8 +88,8 @@ class MemoryUse:
     """Bytes after a micro-turn.
 
     Attributes:
-        sequence_bytes: keys, values and convolution state that the session's sequence holds; what
-            forks share counts fully for each. `Session.memory` says it by part.
+        sequence_bytes: keys, values and convolution state that the session holds, drafting layers
+            included; what forks share counts fully for each. `Session.memory` says it by part.
     """
 
     sequence_bytes: int

@@ -230,7 +230,7 @@ def embed(model: InklingForConditionalGeneration, parts: Sequence[Part]) -> torc
     return torch.cat(rows)
 
 
-def _masks(model: InklingForConditionalGeneration, visible: NDArray[np.bool_]) -> dict[str, Any]:
+def masks(model: InklingForConditionalGeneration, visible: NDArray[np.bool_]) -> dict[str, Any]:
     """Additive masks (1, 1, n, n) per kind of layer for a sequence with forgotten ranges."""
     n = len(visible)
     distance = torch.arange(n)[:, None] - torch.arange(n)
@@ -257,7 +257,7 @@ def logits(
 
     visible: (n, n), False at [i, j] where row i may no longer see row j; None: nothing forgotten.
     """
-    mask = None if visible is None else _masks(model, visible)
+    mask = None if visible is None else masks(model, visible)
     output = model(inputs_embeds=embed(model, parts)[None], attention_mask=mask, use_cache=False)
     result: NDArray[np.float32] = output.logits[0].float().numpy()
     return result

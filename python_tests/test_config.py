@@ -238,6 +238,37 @@ def test_derives_what_transformers_derives(
         assert ours.audio_bos_token_id == theirs.audio_bos_token_id
 
 
+@pytest.mark.parametrize(
+    ("block", "text", "is_local", "has_norm"),
+    [
+        (None, {}, (), False),
+        ({"num_nextn_predict_layers": 2}, {}, (False, False), False),
+        (
+            {"num_nextn_predict_layers": 3, "local_layer_ids": [0, 2, 7]},
+            {},
+            (True, False, True),
+            False,
+        ),
+        ({"num_nextn_predict_layers": 1, "chain_hidden_post_norm": True}, {}, (False,), True),
+        (None, {"num_mtp_layers": 2, "mtp_local_layer_ids": [1]}, (False, True), False),
+        # What text_config says counts, unless it says nothing.
+        ({"num_nextn_predict_layers": 3}, {"num_mtp_layers": 1}, (False,), False),
+        ({"num_nextn_predict_layers": 1}, {"num_mtp_layers": None}, (False,), False),
+        ({"chain_hidden_post_norm": True}, {"chain_hidden_post_norm": False}, (), False),
+    ],
+)
+def test_multi_token_prediction(
+    block: dict[str, Any] | None, text: dict[str, Any], is_local: tuple[bool, ...], has_norm: bool
+) -> None:
+    values = changed(INKLING_SMALL)
+    values["text_config"] |= text
+    if block is not None:
+        values["mtp_config"] = block
+    config = ModelConfig.from_dict(values)
+    assert config.mtp_is_local == is_local
+    assert config.has_mtp_chain_norm == has_norm
+
+
 def test_text_only_layout() -> None:
     text = INKLING_SMALL["text_config"] | {"model_type": "inkling_text", "dtype": "bfloat16"}
     config = ModelConfig.from_dict(text)
@@ -329,6 +360,8 @@ def test_lists_every_problem_at_once() -> None:
         ({"layer_types": "hybrid"}, "layer_types: expected a list, found 'hybrid'"),
         ({"eos_token_id": [2, -1]}, "eos_token_id.1: expected a token id, found -1"),
         ({"hidden_size": None}, "hidden_size: expected a positive integer, found null"),
+        ({"num_mtp_layers": 4097}, "num_mtp_layers: expected an integer from 0 to 4096"),
+        ({"mtp_hidden_states_first": False}, "mtp_hidden_states_first: expected true, found"),
     ],
 )
 def test_refuses_what_the_engine_cannot_run(updates: dict[str, Any], problem: str) -> None:

@@ -80,6 +80,10 @@ ModelConfig config_from_dict(const py::dict& values) {
     const auto [is_local, is_moe] = layer.cast<std::tuple<bool, bool>>();
     config.layers.push_back({is_local, is_moe});
   }
+  const py::dict mtp = values["mtp"];
+  read(mtp, "has_chain_norm", config.mtp.has_chain_norm);
+  for (const py::handle is_local : mtp["is_local"])
+    config.mtp.layers.push_back({is_local.cast<bool>(), false});
   const auto is_given = [&](const char* key) { return !values[key].is_none(); };
   if (is_given("moe")) config.moe = moe(values["moe"]);
   if (is_given("audio")) {

@@ -227,13 +227,19 @@ void bind_session(py::module_& m) {
           },
           py::arg("begin"), py::arg("end"), Gil())
       .def("marks", &Session::marks, Gil())
+      .def(
+          "draft_logits",
+          [](Session& s) {
+            return rows_array(s.engine().draft_logits(s), s.engine().config().unpadded_vocab_size);
+          },
+          "Logits of each multi-token-prediction layer behind the token that waits, for tests.")
       .def("digests", &Session::digests, Gil(),
            "(tape, block, hash) of every whole block that is held and committed.")
       .def("memory",
            [](Session& s) {
-             const SequenceUsage usage = [&s] {
+             const auto [usage, draft_bytes] = [&s] {
                const py::gil_scoped_release release;
-               return s.usage();
+               return std::pair{s.usage(), s.draft_bytes()};
              }();
              py::typing::Dict<py::str, py::int_> memory;
              memory["global_bytes"] = usage.global.held_bytes;
@@ -242,6 +248,7 @@ void bind_session(py::module_& m) {
              memory["shared_bytes"] =
                  usage.held_bytes() - (usage.global.private_bytes + usage.local.private_bytes +
                                        usage.conv.private_bytes);
+             memory["draft_bytes"] = draft_bytes;
              return memory;
            })
       .def(

@@ -66,6 +66,12 @@ bool ModelConfig::has_moe() const {
   return std::any_of(layers.begin(), layers.end(), [](const auto& l) { return l.is_moe; });
 }
 
+ModelConfig ModelConfig::mtp_model() const {
+  ModelConfig model = *this;
+  model.layers = std::exchange(model.mtp.layers, {});
+  return model;
+}
+
 void ModelConfig::validate() const {
   Problems problems;
   problems.require(vocab_size > 0, "vocab_size", "a positive number", vocab_size);
@@ -97,6 +103,7 @@ void ModelConfig::validate() const {
   if (interaction) check_interaction(problems, *interaction, vocab_size);
   if (vision) problems.require(!vision->stages.empty(), "vision.stages", "at least one", 0);
   problems.raise_if_any();
+  if (!mtp.layers.empty()) mtp_model().validate();
 }
 
 }  // namespace duplex

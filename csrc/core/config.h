@@ -25,6 +25,12 @@ struct LayerConfig {
   bool is_moe = false;
 };
 
+// Multi-token prediction: dense layers behind the last that guess the tokens to come (model/mtp.h).
+struct MtpConfig {
+  std::vector<LayerConfig> layers;  // one a depth; those that are loaded
+  bool has_chain_norm = false;      // one norm behind each of them
+};
+
 struct MoeConfig {
   std::int32_t n_experts = 0;
   std::int32_t n_shared = 0;
@@ -81,18 +87,22 @@ struct ModelConfig {
   AttentionShape local;
   MoeConfig moe;
   std::vector<LayerConfig> layers;
+  MtpConfig mtp;
   std::vector<std::int32_t> eos_ids;
   std::optional<AudioConfig> audio;
   std::optional<VisionConfig> vision;
   std::optional<InteractionConfig> interaction;
 
   std::int32_t n_layers() const { return static_cast<std::int32_t>(layers.size()); }
-  const AttentionShape& attention(std::size_t layer) const {
-    return layers[layer].is_local ? local : global;
+  const AttentionShape& attention(const LayerConfig& layer) const {
+    return layer.is_local ? local : global;
   }
+  const AttentionShape& attention(std::size_t layer) const { return attention(layers[layer]); }
   bool has_local() const;
   bool has_global() const;
   bool has_moe() const;
+  // The model that the multi-token-prediction layers are, for its layout.
+  ModelConfig mtp_model() const;
   // Throws InvalidArgument that lists every problem at once.
   void validate() const;
 };

@@ -32,11 +32,14 @@ void Engine::run_pass() {
     part.session->sequence_->reserve(part.n_rows);
     segments_.push_back(part.session->sequence_->segment(row, part.n_rows));
     embed(part.session->input_, part.first, part.n_rows, row);
+    if (drafts_ != nullptr) drafts_->keep_embedded(*part.session, row, part.n_rows);
     row += part.n_rows;
   }
   model_->forward({segments_.data(), static_cast<std::int32_t>(segments_.size()), row});
   for (std::size_t i = 0; i < parts_.size(); ++i) keep_rows(parts_[i], segments_[i].row_begin);
   if (all_logits_ != nullptr) collect_logits();
+  if (drafts_ != nullptr)
+    for (const Part& part : parts_) drafts_->catch_up(*part.session);
   ++counts_.passes;
   counts_.rows += row;
 }
@@ -45,6 +48,8 @@ void Engine::run_pass() {
 // until accept_draft; those that are not accepted are written over.
 void Engine::keep_rows(const Part& part, std::int32_t row_begin) {
   Session& session = *part.session;
+  if (drafts_ != nullptr) drafts_->keep_hidden(session, row_begin, part.n_rows);
+  counts_.drafted += part.n_drafts;
   const std::int32_t n_kept = part.n_rows - part.n_drafts;
   session.sequence_->advance(n_kept);
   session.sequence_->commit();

@@ -40,6 +40,22 @@ ModelConfig checked(ModelConfig config, const EngineOptions& options) {
   return config;
 }
 
+// Of the model, and of its multi-token-prediction layers where they are loaded. One pool serves
+// both, so their pages have one size.
+std::pair<SequenceLayout, SequenceLayout> make_layouts(const ModelConfig& config,
+                                                       const EngineOptions& options,
+                                                       std::size_t granularity) {
+  const RowLimits limits{options.rewind_rows, options.max_batch_rows};
+  SequenceLayout layout = SequenceLayout::make(config, options.dtype, granularity, limits);
+  if (config.mtp.layers.empty()) return {layout, {}};
+  RowLimits mtp_limits = limits;
+  mtp_limits.rewind_rows += kWaitingRows + std::ssize(config.mtp.layers);
+  SequenceLayout mtp_layout =
+      SequenceLayout::make(config.mtp_model(), options.dtype, layout.page_bytes, mtp_limits);
+  layout = SequenceLayout::make(config, options.dtype, mtp_layout.page_bytes, limits);
+  return {layout, mtp_layout};
+}
+
 }  // namespace
 
 Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& options,
@@ -55,10 +71,13 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
     TensorSource tensors(std::move(std::get<std::vector<SourceTensor>>(source)));
     weights_ = load_weights(config_, tensors, dtypes, *backend_, progress);
   }
-  layout_ = SequenceLayout::make(config_, options.dtype, backend_->page_granularity(),
-                                 {options.rewind_rows, options.max_batch_rows});
+  auto [layout, mtp_layout] = make_layouts(config_, options, backend_->page_granularity());
+  layout_ = std::move(layout);
   pool_ = make_pool(*backend_, layout_, options.memory_bytes);
   model_ = std::make_unique<Inkling>(config_, weights_, layout_, *backend_, options.max_batch_rows);
+  if (!config_.mtp.layers.empty())
+    drafts_ = std::make_unique<DraftRunner>(config_, weights_, std::move(mtp_layout), *backend_,
+                                            *model_, sampler_);
   if (config_.audio) analyzer_ = std::make_unique<DmelAnalyzer>(*config_.audio);
   if (config_.vision)
     vision_ = std::make_unique<HmlpEncoder>(
@@ -97,16 +116,19 @@ std::shared_ptr<Session> Engine::open_session(const SessionOptions& options) {
   check_open();
   const std::int64_t max_positions =
       options.max_positions > 0 ? options.max_positions : options_.max_positions;
-  return adopt(Sequence::open(*pool_, layout_, max_positions), options.sampling,
-               options.max_drafts);
+  Sequence sequence = Sequence::open(*pool_, layout_, max_positions);
+  std::optional<Drafter> drafter;
+  if (drafts_ != nullptr && options.max_drafts > 0)
+    drafter = drafts_->make_drafter(*pool_, max_positions);
+  return adopt(std::move(sequence), std::move(drafter), options.sampling, options.max_drafts);
 }
 
-std::shared_ptr<Session> Engine::adopt(Sequence sequence, const SamplingParams& sampling,
-                                       std::int32_t max_drafts) {
+std::shared_ptr<Session> Engine::adopt(Sequence sequence, std::optional<Drafter> drafter,
+                                       const SamplingParams& sampling, std::int32_t max_drafts) {
   sessions_.reserve(sessions_.size() + 1);
   reserve_logits(max_drafts);
-  auto session =
-      std::make_shared<Session>(shared_from_this(), std::move(sequence), sampling, max_drafts);
+  auto session = std::make_shared<Session>(shared_from_this(), std::move(sequence),
+                                           std::move(drafter), sampling, max_drafts);
   sessions_.push_back(session.get());
   back_ahead(*session, kRowsBackedAtOpen);
   return session;
@@ -114,6 +136,7 @@ std::shared_ptr<Session> Engine::adopt(Sequence sequence, const SamplingParams& 
 
 // Of all rows that are sampled behind at once with one session more, so that a turn allocates none.
 void Engine::reserve_logits(std::int32_t max_drafts) {
+  if (drafts_ != nullptr) drafts_->reserve(sessions_.size() + 1);
   std::size_t n_rows = 1 + static_cast<std::size_t>(max_drafts);
   for (const Session* session : sessions_)
     n_rows += 1 + static_cast<std::size_t>(session->max_drafts_);
@@ -129,8 +152,10 @@ void Engine::unregister(Session& session) { std::erase(sessions_, &session); }
 // Maps pages for rows that will come, so that none is mapped inside a turn. A session at its limit
 // is left alone here: it hears of it when it really needs the row.
 void Engine::back_ahead(Session& session, std::int64_t n_rows) {
+  n_rows = std::min<std::int64_t>(n_rows, options_.max_batch_rows);
   try {
-    session.sequence_->reserve(std::min<std::int64_t>(n_rows, options_.max_batch_rows));
+    session.sequence_->reserve(n_rows);
+    if (session.drafter_) session.drafter_->reserve(n_rows, session.sequence_->length());
   } catch (const CapacityError&) {
   }
 }
@@ -258,6 +283,9 @@ std::vector<std::pair<std::string, std::int64_t>> Engine::memory_plan() const {
   plan.emplace_back("weights", arena_bytes());
   for (const auto& [name, bytes] : model_->plan())
     plan.emplace_back("workspace." + name, static_cast<std::int64_t>(bytes));
+  if (drafts_ != nullptr)
+    for (const auto& [name, bytes] : drafts_->layers().plan())
+      plan.emplace_back("workspace." + name, static_cast<std::int64_t>(bytes));
   const std::lock_guard lock(mutex_);
   const PoolStats pool = pool_->stats();
   plan.emplace_back("page_pool", pool.n_pages * pool.page_bytes);

@@ -15,12 +15,11 @@
 
 #include "backend/backend.h"
 #include "core/config.h"
+#include "engine/draft.h"
 #include "engine/session.h"
 #include "engine/turn.h"
 #include "model/inkling.h"
-#include "model/sampler.h"
 #include "model/weights.h"
-#include "sequence/layout.h"
 #include "sequence/page_pool.h"
 
 namespace duplex {
@@ -49,6 +48,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   // Up to n tokens; a token of `stop` ends it and is the last one returned.
   std::vector<std::int32_t> decode(Session& session, std::int32_t n,
                                    std::span<const std::int32_t> stop);
+  std::vector<float> draft_logits(Session& session);  // behind the pending token, for tests
 
   const ModelConfig& config() const { return config_; }
   std::string description() const;
@@ -65,8 +65,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   const DmelAnalyzer* analyzer() const { return analyzer_.get(); }
   std::size_t head_row_bytes() const { return model_->head_row_bytes(); }
   std::mutex& mutex() const { return mutex_; }
-  std::shared_ptr<Session> adopt(Sequence sequence, const SamplingParams& sampling,
-                                 std::int32_t max_drafts);
+  std::shared_ptr<Session> adopt(Sequence sequence, std::optional<Drafter> drafter,
+                                 const SamplingParams& sampling, std::int32_t max_drafts);
   void unregister(Session& session);
 
  private:
@@ -103,10 +103,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<float> embed_all(const InputRows& input);
 
   // ---- output.cpp
-  // Makes the pending token the input, and behind it at most `max_drafts` guesses.
+  // Makes the pending token the input, and behind it at most `max_drafts` looked-up guesses.
   void continue_output(Session& session, std::int64_t max_drafts);
-  // Takes the logits of every session's last row, and of its drafts.
-  void score(std::span<Session* const> sessions);
+  void score(std::span<Session* const> sessions);  // logits of last rows, and of drafts
   // Samples the next token behind the last row; it becomes the pending token.
   std::int32_t sample(Session& session);
   // Whether the pending token is the next draft: then its row is the last one now.
@@ -133,6 +132,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::unique_ptr<DmelAnalyzer> analyzer_;
   std::unique_ptr<HmlpEncoder> vision_;
   Sampler sampler_;
+  std::unique_ptr<DraftRunner> drafts_;  // where layers for it were loaded
 
   mutable std::mutex mutex_;  // one computing call at a time; guards all below
   std::vector<Session*> sessions_;

@@ -84,6 +84,7 @@ std::vector<Turn> Engine::step(std::span<const StepRequest> requests) {
     turns[i].position = session.sequence_->length();
     back_ahead(session, turns[i].n_rows + token_limit(requests[i].max_tokens));
     turns[i].kv_bytes = session.sequence_->usage().held_bytes();
+    if (session.drafter_) turns[i].kv_bytes += session.drafter_->held_bytes();
   }
   return turns;
 }
@@ -208,9 +209,11 @@ void Engine::decode_turns(std::span<const StepRequest> requests, std::span<Turn>
       continue_output(session,
                       std::min<std::int64_t>(token_limit(requests[i].max_tokens) - n_said - 1,
                                              model_->max_rows() / std::ssize(speaking) - 1));
-      turns[i].n_drafted += static_cast<std::int64_t>(session.input_.n_drafts);
       active_.push_back(&session);
     }
+    if (drafts_ != nullptr) drafts_->draft(active_);
+    for (const std::size_t i : speaking)
+      turns[i].n_drafted += static_cast<std::int64_t>(requests[i].session->input_.n_drafts);
     run_rows(active_);
   }
 }
@@ -241,6 +244,7 @@ std::vector<std::int32_t> Engine::decode(Session& session, std::int32_t n,
       const std::int64_t n_left = n - std::ssize(tokens);
       back_ahead(session, n_left);
       continue_output(session, std::min<std::int64_t>(n_left - 1, model_->max_rows() - 1));
+      if (drafts_ != nullptr) drafts_->draft(only);
       run_rows(only);
     }
     score(only);

@@ -8,6 +8,7 @@
 #include <array>
 #include <utility>
 
+#include "core/error.h"
 #include "engine/engine.h"
 
 namespace duplex {
@@ -17,6 +18,7 @@ void Engine::continue_output(Session& session, std::int64_t max_drafts) {
   const std::int32_t token = std::exchange(session.pending_token_, kNoToken);
   input.clear();
   input.add_text(token);
+  session.n_wanted_ = 0;
   if (!session.lookup_) return;
   // Guesses take no page: what a sequence holds does not depend on them either.
   const std::int64_t mapped = session.sequence_->mapped() - session.sequence_->length() - 1;
@@ -25,7 +27,22 @@ void Engine::continue_output(Session& session, std::int64_t max_drafts) {
   std::array<std::int32_t, kMaxDrafts> drafts;
   input.n_drafts = session.lookup_->guess(token, {drafts.data(), static_cast<std::size_t>(n)});
   for (std::size_t i = 0; i < input.n_drafts; ++i) input.add_text(drafts[i]);
-  counts_.drafted += static_cast<std::int64_t>(input.n_drafts);
+  if (session.drafter_ && input.n_drafts == 0)
+    session.n_wanted_ = static_cast<std::int32_t>(std::min(n, std::int64_t{drafts_->n_depths()}));
+}
+
+std::vector<float> Engine::draft_logits(Session& session) {
+  const Call call(*this, session);
+  check(session.drafter_.has_value(),
+        "draft_logits: load the engine with mtp_layers and open the session with speculate");
+  check(session.pending_token_ != kNoToken, "draft_logits: no token waits; decode one first");
+  session.input_.clear();
+  session.input_.add_text(session.pending_token_);
+  session.n_wanted_ = drafts_->n_depths();
+  std::vector<float> logits;
+  Session* const only[] = {&session};
+  drafts_->draft(only, &logits);
+  return logits;
 }
 
 void Engine::score(std::span<Session* const> sessions) {

@@ -24,13 +24,14 @@ void check_inbox(const char* what, std::size_t waiting, std::size_t added, std::
 
 }  // namespace
 
-Session::Session(std::shared_ptr<Engine> engine, Sequence sequence, const SamplingParams& sampling,
-                 std::int32_t max_drafts)
+Session::Session(std::shared_ptr<Engine> engine, Sequence sequence, std::optional<Drafter> drafter,
+                 const SamplingParams& sampling, std::int32_t max_drafts)
     : engine_(std::move(engine)),
       sequence_(std::move(sequence)),
       sampling_(sampling),
       max_drafts_(max_drafts),
-      n_drafts_(max_drafts) {
+      n_drafts_(max_drafts),
+      drafter_(std::move(drafter)) {
   if (engine_->analyzer() != nullptr) audio_.emplace(*engine_->analyzer());
   head_row_.resize(engine_->head_row_bytes());
   if (max_drafts > 0) lookup_.emplace();
@@ -52,6 +53,7 @@ void Session::close() {
 void Session::drop() noexcept {
   is_closed_.store(true);
   sequence_.reset();
+  drafter_.reset();
 }
 
 void Session::check_open() const {
@@ -164,6 +166,7 @@ void Session::truncate(std::int64_t position) {
   ++epoch_;
   pending_token_ = mark.pending_token;
   if (lookup_) lookup_->truncate(mark.n_looked_up);
+  if (drafter_) drafter_->truncate(position);
   has_head_row_ = mark.has_head_row;
   head_row_ = mark.head_row;
   if (audio_) audio_->restore(mark.audio, mark.waiting_frames);
@@ -173,9 +176,11 @@ std::shared_ptr<Session> Session::fork(std::int64_t max_positions) {
   const BusyGuard busy(*this);
   const std::lock_guard lock(engine_->mutex());
   check_open();
-  auto child = engine_->adopt(
-      sequence_->fork(max_positions > 0 ? max_positions : sequence_->max_positions()), sampling_,
-      max_drafts_);
+  if (max_positions <= 0) max_positions = sequence_->max_positions();
+  Sequence sequence = sequence_->fork(max_positions);
+  std::optional<Drafter> drafter;
+  if (drafter_) drafter = drafter_->fork(max_positions);
+  auto child = engine_->adopt(std::move(sequence), std::move(drafter), sampling_, max_drafts_);
   child->audio_ = audio_;
   child->turn_ = turn_;
   child->epoch_ = epoch_;
@@ -195,7 +200,9 @@ PositionRange Session::forget(std::int64_t begin, std::int64_t end) {
   const BusyGuard busy(*this);
   const std::lock_guard lock(engine_->mutex());
   check_open();
-  return sequence_->forget(begin, end);
+  const PositionRange forgotten = sequence_->forget(begin, end);
+  if (drafter_) drafter_->restart(sequence_->length());
+  return forgotten;
 }
 
 void Session::set_sampling(const SamplingParams& params) {
@@ -215,6 +222,12 @@ SequenceUsage Session::usage() const {
   const std::lock_guard lock(engine_->mutex());
   check_open();
   return sequence_->usage();
+}
+
+std::int64_t Session::draft_bytes() const {
+  const std::lock_guard lock(engine_->mutex());
+  check_open();
+  return drafter_ ? drafter_->held_bytes() : 0;
 }
 
 std::vector<std::tuple<std::int32_t, std::int64_t, std::uint64_t>> Session::digests() const {

@@ -17,6 +17,7 @@
 #include "core/config.h"
 #include "encoders/dmel.h"
 #include "engine/draft_lookup.h"
+#include "engine/drafter.h"
 #include "engine/input.h"
 #include "model/sampler.h"
 #include "sequence/sequence.h"
@@ -48,8 +49,8 @@ struct SessionOptions {
 
 class Session {
  public:
-  Session(std::shared_ptr<Engine> engine, Sequence sequence, const SamplingParams& sampling,
-          std::int32_t max_drafts);
+  Session(std::shared_ptr<Engine> engine, Sequence sequence, std::optional<Drafter> drafter,
+          const SamplingParams& sampling, std::int32_t max_drafts);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -67,6 +68,7 @@ class Session {
   std::int64_t turn() const { return turn_; }
   std::int64_t epoch() const { return epoch_; }
   SequenceUsage usage() const;
+  std::int64_t draft_bytes() const;  // held for drafts, beside usage()
   std::vector<std::tuple<std::int32_t, std::int64_t, std::uint64_t>> digests() const;
   std::vector<std::int64_t> marks() const;  // positions that truncate accepts, ascending
   void truncate(std::int64_t position);
@@ -77,6 +79,7 @@ class Session {
 
  private:
   friend class Engine;
+  friend class DraftRunner;
   friend class BusyGuard;
 
   static constexpr std::size_t kMarks = 32;
@@ -104,7 +107,9 @@ class Session {
   InputRows input_;  // of the call in progress; kept for its capacity
   std::int32_t max_drafts_;
   std::int32_t n_drafts_;                   // of the next pass: fewer where guesses failed
+  std::int32_t n_wanted_ = 0;               // of those, what drafter_ is asked for
   std::optional<DraftLookup> lookup_;       // where drafts are wanted
+  std::optional<Drafter> drafter_;          // and the layers for them were loaded
   std::vector<std::byte> draft_head_rows_;  // (max_drafts, head_row_bytes), as head_row_
   std::size_t logits_row_ = 0;              // of the engine's logits: what is sampled next
 

@@ -28,8 +28,10 @@ std::int64_t padded_stride(std::int64_t width, std::size_t element_bytes) {
 
 Inkling::Inkling(const ModelConfig& config, const Weights& weights, const SequenceLayout& layout,
                  Backend& backend, std::int32_t max_rows)
-    : config_(config), weights_(weights), layout_(layout), backend_(backend), max_rows_(max_rows) {
+    : config_(config), weights_(weights), backend_(backend), max_rows_(max_rows) {
   check(max_rows >= 1, "max_batch_rows: expected 1 or more, found ", max_rows);
+  for (std::size_t i = 0; i < weights.layers.size(); ++i)
+    blocks_.push_back({&weights.layers[i], config.layers[i], layout.layers[i]});
   allocate();
 }
 
@@ -55,12 +57,14 @@ void Inkling::allocate() {
   std::int64_t widest_projection = 0;
   std::int64_t widest_heads = 0;
   std::int64_t widest_mlp = 0;
-  for (const LayerWeights& layer : weights_.layers) {
+  const auto widen = [&](const LayerWeights& layer) {
     widest_projection = std::max<std::int64_t>(widest_projection, layer.qkvr.n_out);
     widest_heads = std::max<std::int64_t>(widest_heads, layer.out.n_in);
     widest_projection = std::max<std::int64_t>(widest_projection, layer.dense.gate_up.n_out);
     widest_mlp = std::max<std::int64_t>(widest_mlp, layer.dense.down.n_in);
-  }
+  };
+  for (const LayerWeights& layer : weights_.layers) widen(layer);
+  for (const MtpLayerWeights& depth : weights_.mtp.layers) widen(depth.block);
   hidden_ = make_floats("hidden", config_.d_model, hidden_stride_);
   normed_ = make_rows("normed", config_.d_model, dtype, max_rows_);
   projected_ = make_floats("projected", widest_projection, projected_stride_);
@@ -81,29 +85,30 @@ void Inkling::allocate() {
 }
 
 void Inkling::forward(const Segments& segments) {
-  backend_.run_layers(segments, [&] { run_layers(segments); });
+  backend_.run_layers(segments, [&] { run_blocks(segments, blocks_, weights_.final_norm); });
 }
 
-void Inkling::run_layers(const Segments& segments) {
+void Inkling::run_blocks(const Segments& segments, std::span<const Block> blocks,
+                         const float* norm) {
   backend_.norm({.x = hidden_,
                  .x_stride = hidden_stride_,
-                 .weight = weights_.layers.front().attn_norm,
+                 .weight = blocks.front().weights->attn_norm,
                  .eps = config_.norm_eps,
                  .width = config_.d_model,
                  .n_rows = segments.n_rows,
                  .activation = Activation::kNone,
                  .out = normed_});
-  for (std::size_t layer = 0; layer < weights_.layers.size(); ++layer) {
-    attention_block(segments, layer);
-    mlp_block(segments, layer);
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    attention_half(segments, blocks[i]);
+    mlp_half(segments, blocks[i], i + 1 < blocks.size() ? blocks[i + 1].weights->attn_norm : norm);
   }
 }
 
-void Inkling::attention_block(const Segments& segments, std::size_t layer) {
-  const LayerWeights& w = weights_.layers[layer];
-  const LayerPlacement& place = layout_.layers[layer];
-  const AttentionShape& shape = config_.attention(layer);
-  const bool is_local = config_.layers[layer].is_local;
+void Inkling::attention_half(const Segments& segments, const Block& block) {
+  const LayerWeights& w = *block.weights;
+  const LayerPlacement& place = block.place;
+  const AttentionShape& shape = config_.attention(block.config);
+  const bool is_local = block.config.is_local;
   const auto d_head_padded = padded_head(shape);
   const auto kv_channels = static_cast<std::int32_t>(kv_width(shape));
   backend_.linear({w.qkvr, normed_, segments.n_rows, projected_, projected_stride_});
@@ -140,13 +145,13 @@ void Inkling::attention_block(const Segments& segments, std::size_t layer) {
                       .kv_dtype = weights_.dtype,
                       .out = attended_});
   backend_.linear({w.out, attended_, segments.n_rows, block_out_, block_out_stride_});
-  add_and_norm(segments, layer, true, 1.0f, w.mlp_norm);
+  add_and_norm(segments, block, true, 1.0f, w.mlp_norm);
 }
 
-void Inkling::mlp_block(const Segments& segments, std::size_t layer) {
-  const LayerWeights& w = weights_.layers[layer];
+void Inkling::mlp_half(const Segments& segments, const Block& block, const float* next_norm) {
+  const LayerWeights& w = *block.weights;
   float scale = 1.0f;
-  if (config_.layers[layer].is_moe) {
+  if (block.config.is_moe) {
     backend_.moe({.config = config_.moe,
                   .n_rows = segments.n_rows,
                   .x = normed_,
@@ -167,15 +172,13 @@ void Inkling::mlp_block(const Segments& segments, std::size_t layer) {
     backend_.linear({w.dense.down, activated_, segments.n_rows, block_out_, block_out_stride_});
     scale = w.dense.global_scale;
   }
-  const bool is_last = layer + 1 == weights_.layers.size();
-  add_and_norm(segments, layer, false, scale,
-               is_last ? weights_.final_norm : weights_.layers[layer + 1].attn_norm);
+  add_and_norm(segments, block, false, scale, next_norm);
 }
 
-void Inkling::add_and_norm(const Segments& segments, std::size_t layer, bool is_attention,
+void Inkling::add_and_norm(const Segments& segments, const Block& block, bool is_attention,
                            float scale, const float* next_norm) {
-  const LayerWeights& w = weights_.layers[layer];
-  const LayerPlacement& place = layout_.layers[layer];
+  const LayerWeights& w = *block.weights;
+  const LayerPlacement& place = block.place;
   const ConvSlot conv{
       is_attention ? w.attn_conv : w.mlp_conv,
       is_attention ? place.attention_conv_offset_bytes : place.mlp_conv_offset_bytes,

@@ -17,6 +17,13 @@
 
 namespace duplex {
 
+// One layer: what it computes with, and where its state lies in a block of the tapes.
+struct Block {
+  const LayerWeights* weights;
+  LayerConfig config;
+  LayerPlacement place;
+};
+
 class Inkling {
  public:
   // Config, weights and layout must outlive the model. `max_rows`: the most rows of one pass.
@@ -24,12 +31,16 @@ class Inkling {
           Backend& backend, std::int32_t max_rows);
 
   std::int32_t max_rows() const { return max_rows_; }
-  // Where the embedded rows of the next pass go: (max_rows, row_stride), padding zero.
+  // The residual stream, (max_rows, row_stride), padding zero: the embedded rows of the next pass,
+  // and after it what the layers made of them.
   float* rows() { return hidden_; }
   std::int64_t row_stride() const { return hidden_stride_; }
 
   // Runs every layer over rows [0, segments.n_rows) and appends them to their tapes.
   void forward(const Segments& segments);
+  // Runs these blocks over what rows() holds, then `norm`, for read_head_row. Layout and weights of
+  // the blocks may be others, as wide as the multi-token-prediction layers are.
+  void run_blocks(const Segments& segments, std::span<const Block> blocks, const float* norm);
 
   // One normalised row of the last pass, ready for the head, to the host: (head_row_bytes).
   void read_head_row(std::int32_t row, std::byte* out);
@@ -44,17 +55,16 @@ class Inkling {
   void allocate();
   Rows make_rows(const char* name, std::int64_t width, DType dtype, std::int64_t n_rows);
   float* make_floats(const char* name, std::int64_t width, std::int64_t& stride);
-  void run_layers(const Segments& segments);
-  void attention_block(const Segments& segments, std::size_t layer);
-  void mlp_block(const Segments& segments, std::size_t layer);
-  void add_and_norm(const Segments& segments, std::size_t layer, bool is_attention, float scale,
+  void attention_half(const Segments& segments, const Block& block);
+  void mlp_half(const Segments& segments, const Block& block, const float* next_norm);
+  void add_and_norm(const Segments& segments, const Block& block, bool is_attention, float scale,
                     const float* next_norm);
 
   const ModelConfig& config_;
   const Weights& weights_;
-  const SequenceLayout& layout_;
   Backend& backend_;
   std::int32_t max_rows_;
+  std::vector<Block> blocks_;
   std::vector<std::unique_ptr<Buffer>> buffers_;
   std::vector<std::pair<std::string, std::size_t>> plan_;
 

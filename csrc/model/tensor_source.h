@@ -31,8 +31,8 @@ class TensorSource {
   const SourceTensor* try_find(const std::string& name);
   // Throws CheckpointError unless the tensor has this shape.
   const SourceTensor& find(const std::string& name, const std::vector<std::int64_t>& shape);
-  // Throws CheckpointError that names every tensor nobody asked for; the multi-token-prediction
-  // layers (model.mtp.*) are known and left out.
+  // Throws CheckpointError that names every tensor nobody asked for; multi-token-prediction layers
+  // (model.mtp.*) may be left out.
   void check_all_used() const;
 
  private:

@@ -36,9 +36,12 @@ class Loader {
     weights.embed =
         builder_.table(source_.find("model.llm.embed.weight", {config_.vocab_size, d_}));
     weights.embed_norm = norm("model.llm.embed_norm.weight", d_);
-    for (std::size_t i = 0; i < config_.layers.size(); ++i) weights.layers.push_back(layer(i));
+    for (std::size_t i = 0; i < config_.layers.size(); ++i)
+      weights.layers.push_back(
+          layer("model.llm.layers." + std::to_string(i) + ".", config_.layers[i]));
     weights.final_norm = norm("model.llm.norm.weight", d_);
     weights.head = head();
+    weights.mtp = mtp();
     if (config_.audio) {
       const std::int64_t rows = std::int64_t{config_.audio->n_mels} * config_.audio->n_levels;
       weights.audio_table = builder_.table(source_.find("model.audio.encoder.weight", {rows, d_}));
@@ -63,9 +66,25 @@ class Loader {
     return builder_.matrix({output_rows(tensor, 0, config_.unpadded_vocab_size, d_)}, d_);
   }
 
-  LayerWeights layer(std::size_t index) {
-    const std::string prefix = "model.llm.layers." + std::to_string(index) + ".";
-    const AttentionShape& shape = config_.attention(index);
+  MtpWeights mtp() {
+    MtpWeights weights;
+    for (std::size_t i = 0; i < config_.mtp.layers.size(); ++i) {
+      const std::string prefix = "model.mtp.layers." + std::to_string(i) + ".";
+      MtpLayerWeights depth;
+      depth.hidden_norm = norm(prefix + "hidden_norm.weight", d_);
+      depth.embed_norm = norm(prefix + "embed_norm.weight", d_);
+      depth.input_proj = builder_.matrix(
+          {output_rows(source_.find(prefix + "input_proj.weight", {d_, 2 * d_}), 0, d_, 2 * d_)},
+          2 * d_, d_, d_padded_, dtypes_.matrices);
+      depth.block = layer(prefix + "transformer_block.", config_.mtp.layers[i]);
+      weights.layers.push_back(depth);
+    }
+    if (config_.mtp.has_chain_norm) weights.chain_norm = norm("model.mtp.chain_norm.weight", d_);
+    return weights;
+  }
+
+  LayerWeights layer(const std::string& prefix, const LayerConfig& config) {
+    const AttentionShape& shape = config_.attention(config);
     const std::int64_t n_kv = std::int64_t{shape.n_kv_heads} * shape.d_head;
     const std::int64_t kernel = config_.conv_kernel;
     LayerWeights layer;
@@ -89,7 +108,7 @@ class Loader {
     layer.out = builder_.matrix(
         {output_rows(source_.find(prefix + "attn.wo_ud.weight", {d_, n_q}), 0, d_, n_q)}, n_q,
         shape.d_head, padded_head(shape), dtypes_.matrices);
-    if (config_.layers[index].is_moe)
+    if (config.is_moe)
       layer.moe = moe(prefix + "mlp.");
     else
       layer.dense = dense(prefix + "mlp.");
@@ -146,7 +165,8 @@ class Loader {
       const std::string& prefix, const std::string& published, const std::string& suffix,
       const std::vector<std::int64_t>& shape) {
     std::string base = prefix;
-    base.replace(0, std::string("model.llm").size(), "model.language_model");
+    if (base.starts_with("model.llm"))
+      base.replace(0, std::string("model.llm").size(), "model.language_model");
     const std::string gate_name = base + "gate_proj" + suffix;
     const std::string up_name = base + "up_proj" + suffix;
     const SourceTensor* gate = source_.try_find(gate_name);

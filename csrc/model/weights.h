@@ -53,6 +53,19 @@ struct LayerWeights {
   MoeWeights moe;         // when it is not
 };
 
+// One depth of multi-token prediction: [hidden, embedded] to a row, and the block that it enters.
+struct MtpLayerWeights {
+  const float* hidden_norm = nullptr;
+  const float* embed_norm = nullptr;
+  PackedMatrix input_proj;  // two halves of d_model padded
+  LayerWeights block;
+};
+
+struct MtpWeights {
+  std::vector<MtpLayerWeights> layers;
+  const float* chain_norm = nullptr;  // where the checkpoint has one
+};
+
 // The hMLP; encoders/hmlp.h computes with it.
 struct VisionWeights {
   std::vector<PackedMatrix> linear;  // one a stage
@@ -67,6 +80,7 @@ struct Weights {
   std::vector<LayerWeights> layers;
   const float* final_norm = nullptr;
   PackedMatrix head;
+  MtpWeights mtp;
   const void* audio_table = nullptr;  // (n_mels * n_levels, d_model padded)
   const float* audio_norm = nullptr;
   VisionWeights vision;

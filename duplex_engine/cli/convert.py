@@ -24,6 +24,9 @@ def convert(
         typer.Option(help="Format of the matrices: 8.25, 4.5 or 16 bits a weight."),
     ],
     dtype: DtypeOption = "auto",
+    mtp_layers: Annotated[
+        int, typer.Option(help="Multi-token-prediction layers to pack as well.", min=0)
+    ] = 0,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an earlier conversion in OUT.")
     ] = False,
@@ -50,6 +53,7 @@ def convert(
             out,
             weights=weights,
             dtype=dtype,
+            mtp_layers=mtp_layers,
             force=force,
             threads=threads,
             progress=progress,

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from duplex_engine.config import ModelConfig
+from duplex_engine.checkpoint import MTP_FILE, SINGLE_FILE
+from duplex_engine.config import ModelConfig, TextConfig
 from duplex_engine.engine import vision_stages
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.json_input import found
@@ -121,6 +122,7 @@ def write_random_checkpoint(
     seed: int = 0,
     dtype: Dtype = "float32",
     interaction: bool = True,
+    mtp_layers: int = 0,
 ) -> Path:
     """Writes config.json, model.safetensors and tokenizer.json into `directory`, made if absent.
 
@@ -133,6 +135,7 @@ def write_random_checkpoint(
         seed: of the weights.
         dtype: of the weights in the file.
         interaction: with the block that makes it an interaction checkpoint, or without.
+        mtp_layers: multi-token-prediction layers, local and global in turn, in `mtp.safetensors`.
 
     Raises:
         InvalidArgument: no such preset or dtype.
@@ -147,11 +150,19 @@ def write_random_checkpoint(
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     values = _config_json(sizes, dtype, interaction)
+    if mtp_layers > 0:
+        values["mtp_config"] = {
+            "num_nextn_predict_layers": mtp_layers,
+            "chain_hidden_post_norm": False,
+            "local_layer_ids": list(range(0, mtp_layers, 2)),
+        }
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     _tokenizer(sizes.vocab_size).save(str(folder / "tokenizer.json"))
-    rng = np.random.default_rng(seed)
-    tensors = _tensors(ModelConfig.from_dict(values), rng)
-    _write_safetensors(folder / "model.safetensors", tensors, dtype)
+    config, draw = ModelConfig.from_dict(values), _Draw(np.random.default_rng(seed))
+    _write_safetensors(folder / SINGLE_FILE, _tensors(config, draw), dtype)
+    (folder / MTP_FILE).unlink(missing_ok=True)
+    if mtp_layers > 0:
+        _write_safetensors(folder / MTP_FILE, _mtp_tensors(config, draw), dtype)
     return folder
 
 
@@ -203,79 +214,104 @@ def _config_json(preset: Preset, dtype: Dtype, interaction: bool) -> dict[str, A
     return values
 
 
-def _tensors(config: ModelConfig, rng: np.random.Generator) -> Iterator[tuple[str, Array]]:
-    """Yields (name, float32 values), scaled so that every layer changes what it is given."""
+class _Draw:
+    """Random weights, scaled so that every layer changes what it is given."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+
+    def normal(self, scale: float, *shape: int) -> Array:
+        return scale * self._rng.standard_normal(shape, dtype=np.float32)
+
+    def linear(self, *shape: int) -> Array:
+        return self.normal(1 / math.sqrt(shape[-1]), *shape)
+
+    def near_one(self, *shape: int) -> Array:
+        return 1 + self.normal(0.1, *shape)
+
+
+def _layer(
+    layer: str, text: TextConfig, is_local: bool, is_moe: bool, draw: _Draw
+) -> Iterator[tuple[str, Array]]:
+    """Yields (name, float32 values) of the layer whose names begin with `layer`."""
+    d = text.hidden_size
+    n_heads = text.swa_num_attention_heads if is_local else text.num_attention_heads
+    n_kv_heads = text.swa_num_key_value_heads if is_local else text.num_key_value_heads
+    d_head = text.swa_head_dim if is_local else text.head_dim
+    extent = text.sliding_window_size if is_local else text.rel_extent
+    d_kv = n_kv_heads * d_head
+    yield f"{layer}.attn_norm.weight", draw.near_one(d)
+    yield f"{layer}.attn.wq_du.weight", draw.linear(n_heads * d_head, d)
+    yield f"{layer}.attn.wk_dv.weight", draw.linear(d_kv, d)
+    yield f"{layer}.attn.wv_dv.weight", draw.linear(d_kv, d)
+    yield f"{layer}.attn.wr_du.weight", draw.linear(n_heads * text.d_rel, d)
+    yield f"{layer}.attn.wo_ud.weight", draw.linear(d, n_heads * d_head)
+    yield f"{layer}.attn.q_norm.weight", 2 * draw.near_one(d_head)
+    yield f"{layer}.attn.k_norm.weight", 2 * draw.near_one(d_head)
+    yield f"{layer}.attn.k_sconv.weight", draw.normal(0.3, d_kv, 1, text.conv_kernel_size)
+    yield f"{layer}.attn.v_sconv.weight", draw.normal(0.3, d_kv, 1, text.conv_kernel_size)
+    yield f"{layer}.attn.rel_logits_proj.proj", draw.normal(0.5, text.d_rel, extent)
+    yield f"{layer}.attn_sconv.weight", draw.normal(0.3, d, 1, text.conv_kernel_size)
+    yield f"{layer}.mlp_norm.weight", draw.near_one(d)
+    if is_moe:
+        d_ff, n_routed = text.moe_intermediate_size, text.n_routed_experts
+        n_shared = text.n_shared_experts
+        experts, sinks = f"{layer}.mlp.experts", f"{layer}.mlp.shared_experts.shared"
+        yield f"{layer}.mlp.gate.weight", draw.linear(n_routed + n_shared, d)
+        yield f"{layer}.mlp.gate.bias", draw.normal(0.1, n_routed)
+        yield f"{layer}.mlp.gate.global_scale", draw.near_one(1)
+        yield f"{experts}.w13_weight", draw.linear(n_routed, 2 * d_ff, d)
+        yield f"{experts}.w2_weight", draw.linear(n_routed, d, d_ff)
+        yield f"{sinks}_w13_weight", draw.linear(n_shared, 2 * d_ff, d)
+        yield f"{sinks}_w2_weight", draw.linear(n_shared, d, d_ff)
+    else:
+        yield f"{layer}.mlp.w13_dn.weight", draw.linear(2 * text.intermediate_size, d)
+        yield f"{layer}.mlp.w2_md.weight", draw.linear(d, text.intermediate_size)
+        yield f"{layer}.mlp.global_scale", draw.near_one(1)
+    yield f"{layer}.mlp_sconv.weight", draw.normal(0.3, d, 1, text.conv_kernel_size)
+
+
+def _tensors(config: ModelConfig, draw: _Draw) -> Iterator[tuple[str, Array]]:
+    """Yields (name, float32 values) of the model without its multi-token prediction."""
     text = config.text
 
-    def normal(scale: float, *shape: int) -> Array:
-        return scale * rng.standard_normal(shape, dtype=np.float32)
-
-    def linear(*shape: int) -> Array:
-        return normal(1 / math.sqrt(shape[-1]), *shape)
-
-    def near_one(*shape: int) -> Array:
-        return 1 + normal(0.1, *shape)
-
     d = text.hidden_size
-    yield "model.llm.embed.weight", normal(1.0, text.vocab_size, d)
-    yield "model.llm.embed_norm.weight", near_one(d)
+    yield "model.llm.embed.weight", draw.normal(1.0, text.vocab_size, d)
+    yield "model.llm.embed_norm.weight", draw.near_one(d)
     for i, (is_local, is_moe) in enumerate(zip(text.is_local, text.is_moe, strict=True)):
-        layer = f"model.llm.layers.{i}"
-        n_heads = text.swa_num_attention_heads if is_local else text.num_attention_heads
-        n_kv_heads = text.swa_num_key_value_heads if is_local else text.num_key_value_heads
-        d_head = text.swa_head_dim if is_local else text.head_dim
-        extent = text.sliding_window_size if is_local else text.rel_extent
-        d_kv = n_kv_heads * d_head
-        yield f"{layer}.attn_norm.weight", near_one(d)
-        yield f"{layer}.attn.wq_du.weight", linear(n_heads * d_head, d)
-        yield f"{layer}.attn.wk_dv.weight", linear(d_kv, d)
-        yield f"{layer}.attn.wv_dv.weight", linear(d_kv, d)
-        yield f"{layer}.attn.wr_du.weight", linear(n_heads * text.d_rel, d)
-        yield f"{layer}.attn.wo_ud.weight", linear(d, n_heads * d_head)
-        yield f"{layer}.attn.q_norm.weight", 2 * near_one(d_head)
-        yield f"{layer}.attn.k_norm.weight", 2 * near_one(d_head)
-        yield f"{layer}.attn.k_sconv.weight", normal(0.3, d_kv, 1, text.conv_kernel_size)
-        yield f"{layer}.attn.v_sconv.weight", normal(0.3, d_kv, 1, text.conv_kernel_size)
-        yield f"{layer}.attn.rel_logits_proj.proj", normal(0.5, text.d_rel, extent)
-        yield f"{layer}.attn_sconv.weight", normal(0.3, d, 1, text.conv_kernel_size)
-        yield f"{layer}.mlp_norm.weight", near_one(d)
-        if is_moe:
-            d_ff, n_routed = text.moe_intermediate_size, text.n_routed_experts
-            n_shared = text.n_shared_experts
-            experts, sinks = f"{layer}.mlp.experts", f"{layer}.mlp.shared_experts.shared"
-            yield f"{layer}.mlp.gate.weight", linear(n_routed + n_shared, d)
-            yield f"{layer}.mlp.gate.bias", normal(0.1, n_routed)
-            yield f"{layer}.mlp.gate.global_scale", near_one(1)
-            yield f"{experts}.w13_weight", linear(n_routed, 2 * d_ff, d)
-            yield f"{experts}.w2_weight", linear(n_routed, d, d_ff)
-            yield f"{sinks}_w13_weight", linear(n_shared, 2 * d_ff, d)
-            yield f"{sinks}_w2_weight", linear(n_shared, d, d_ff)
-        else:
-            yield f"{layer}.mlp.w13_dn.weight", linear(2 * text.intermediate_size, d)
-            yield f"{layer}.mlp.w2_md.weight", linear(d, text.intermediate_size)
-            yield f"{layer}.mlp.global_scale", near_one(1)
-        yield f"{layer}.mlp_sconv.weight", normal(0.3, d, 1, text.conv_kernel_size)
-    yield "model.llm.norm.weight", near_one(d)
-    head = linear(text.vocab_size, d)
+        yield from _layer(f"model.llm.layers.{i}", text, is_local, is_moe, draw)
+    yield "model.llm.norm.weight", draw.near_one(d)
+    head = draw.linear(text.vocab_size, d)
     # A logit of 0 never wins among hundreds of random ones: no control token but `listen`, and
     # syllables rather than single bytes.
     head[: len(CONTROL_TOKENS) + N_BYTES] = 0
     if config.interaction is not None:
-        head[config.interaction.listen] = LISTEN_SCALE * linear(d, d)[0]
+        head[config.interaction.listen] = LISTEN_SCALE * draw.linear(d, d)[0]
     yield "model.llm.unembed.weight", head
 
     if config.audio is not None:
         yield (
             "model.audio.encoder.weight",
-            normal(1.0, config.audio.n_mel_bins * config.audio.mel_vocab_size, d),
+            draw.normal(1.0, config.audio.n_mel_bins * config.audio.mel_vocab_size, d),
         )
-        yield "model.audio.final_norm.weight", near_one(d)
+        yield "model.audio.final_norm.weight", draw.near_one(d)
     stages = vision_stages(config)
     for i, (_, _, d_in, d_out) in enumerate(stages):
-        yield f"model.visual.layers.linear_{i}.weight", linear(d_out, d_in)
+        yield f"model.visual.layers.linear_{i}.weight", draw.linear(d_out, d_in)
         if i + 1 < len(stages):
-            yield f"model.visual.layers.norm_{i}.weight", near_one(d_out)
-    yield "model.visual.final_norm.weight", near_one(d)
+            yield f"model.visual.layers.norm_{i}.weight", draw.near_one(d_out)
+    yield "model.visual.final_norm.weight", draw.near_one(d)
+
+
+def _mtp_tensors(config: ModelConfig, draw: _Draw) -> Iterator[tuple[str, Array]]:
+    """Yields (name, float32 values) of the multi-token-prediction layers."""
+    d = config.text.hidden_size
+    for i, is_local in enumerate(config.mtp_is_local):
+        prefix = f"model.mtp.layers.{i}"
+        yield f"{prefix}.hidden_norm.weight", draw.near_one(d)
+        yield f"{prefix}.embed_norm.weight", draw.near_one(d)
+        yield f"{prefix}.input_proj.weight", draw.linear(d, 2 * d)
+        yield from _layer(f"{prefix}.transformer_block", config.text, is_local, False, draw)
 
 
 def _tokenizer(vocab_size: int) -> Tokenizer:

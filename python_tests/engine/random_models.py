@@ -58,11 +58,17 @@ def write(
     seed: int = 0,
     dtype: Literal["float32", "bfloat16"] = "float32",
     interaction: bool = True,
+    mtp_layers: int = 0,
 ) -> Path:
     """Writes the random checkpoint of `MODELS[model]` into `folder`."""
     with mock.patch.dict(PRESETS, MODELS):
         return write_random_checkpoint(
-            folder, model, seed=seed, dtype=dtype, interaction=interaction
+            folder,
+            model,
+            seed=seed,
+            dtype=dtype,
+            interaction=interaction,
+            mtp_layers=mtp_layers,
         )
 
 

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +30,8 @@ Action: TypeAlias = tuple[str, Any]
 GREEDY: dict[str, Any] = {}
 SAMPLED: dict[str, Any] = {"temperature": 0.4, "top_k": 8, "top_p": 0.95, "seed": 5}
 PROBE = words(3, seed=99)
+N_LAYERS = 2  # of multi-token prediction, in every checkpoint here
+FORGET_BEHIND = 64  # more than any window and what a rewind needs
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +55,24 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
 
 def write_repeating(folder: Path, model: str) -> Path:
     """A random model that is no more inclined to listen than to speak, and whose blocks add little:
-    the newest token decides the next one, so that greedy output soon goes round in a circle."""
-    write(folder, model)
+    the newest token decides the next one, so that greedy output soon goes round in a circle.
+    Its multi-token-prediction layers look at the newest token alone, and so they guess well."""
+    write(folder, model, mtp_layers=N_LAYERS)
     listen = json.loads((folder / "config.json").read_text())["interaction"]["listen"]
     tensors = load_file(folder / "model.safetensors")
+    mtp = load_file(folder / "mtp.safetensors")
     tensors["model.llm.unembed.weight"][listen] /= LISTEN_SCALE
-    for name, tensor in tensors.items():
-        if "wo_ud" in name or "w2" in name:
-            tensors[name] = tensor * tensor.dtype.type(0.01)
-    save_file(tensors, folder / "model.safetensors")
+    final_norm = tensors["model.llm.norm.weight"]
+    for depth in range(N_LAYERS):
+        prefix = f"model.mtp.layers.{depth}."
+        mtp[prefix + "embed_norm.weight"] = final_norm
+        eye = np.eye(len(final_norm), dtype=final_norm.dtype)
+        mtp[prefix + "input_proj.weight"] = np.concatenate([0 * eye, eye], axis=1)
+    for file, content in ("model.safetensors", tensors), ("mtp.safetensors", mtp):
+        for name, tensor in content.items():
+            if "wo_ud" in name or "w2" in name:
+                content[name] = tensor * tensor.dtype.type(0.01)
+        save_file(content, folder / file)
     return folder
 
 
@@ -70,12 +82,16 @@ def act(session: Session, action: Action) -> Any:
     try:
         if kind == "step":
             turn = session.step(**data)
-            return turn.token_ids, turn.stopped, turn.index, turn.memory
+            own_bytes = turn.memory.sequence_bytes - session.memory["draft_bytes"]
+            return turn.token_ids, turn.stopped, turn.index, own_bytes
         if kind == "decode":
             return session.decode(**data)
         if kind == "truncate":
             session.truncate(session.marks[data % len(session.marks)])
             return session.length
+        if kind == "forget":  # all that no window needs
+            end = max(session.length - FORGET_BEHIND, 0)
+            return session.forget(0, end), session.length
         return session.append(**{kind: data}, logits="all").tobytes()
     except (CapacityError, InvalidArgument) as error:
         return str(error)
@@ -86,7 +102,7 @@ def state(session: Session) -> tuple[Any, ...]:
     return (
         session.length,
         session.marks,
-        session.memory,
+        session.memory | {"draft_bytes": 0},
         session._core.digests(),
         act(session, ("text", PROBE)),
         act(session, ("decode", {"n": 2})),
@@ -103,11 +119,16 @@ def same(guessing: Session, plain: Session, actions: Sequence[Action]) -> None:
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("model", ["dense", "moe", "local"])
-@pytest.mark.parametrize("speculate", [1, 5, 64])
+@pytest.mark.parametrize(("speculate", "mtp_layers"), [(1, 0), (5, 0), (64, 0), (1, 1), (5, 2)])
 def test_long_output(
-    loader: Loader, model: str, dtype: str, sampling: dict[str, Any], speculate: int
+    loader: Loader,
+    model: str,
+    dtype: str,
+    sampling: dict[str, Any],
+    speculate: int,
+    mtp_layers: int,
 ) -> None:
-    engine = loader(model, dtype)
+    engine = loader(model, dtype, mtp_layers=mtp_layers)
     before = engine.stats
     with (
         engine.open_session(speculate=speculate, **sampling) as guessing,
@@ -125,8 +146,28 @@ def test_long_output(
     assert after["passes"] - before["passes"] == 2 * (1 + 299 + 7 + 1 + 1) - accepted
 
 
-def test_turns_say_what_was_guessed(loader: Loader) -> None:
-    engine = loader("dense")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_guess_what_never_was(loader: Loader, dtype: str) -> None:
+    """Drawn at random, text does not repeat; layers that know what decides it guess it."""
+    sampling = {"temperature": 1.0, "seed": 3}
+    counts = []
+    for mtp_layers in (0, 1, 2):
+        engine = loader("dense", dtype, mtp_layers=mtp_layers)
+        before = engine.stats
+        with (
+            engine.open_session(speculate=4, **sampling) as guessing,
+            engine.open_session(**sampling) as plain,
+        ):
+            same(guessing, plain, [("text", words(9)), ("decode", {"n": 100})])
+            assert (guessing.memory["draft_bytes"] > 0) == (mtp_layers > 0)
+            assert plain.memory["draft_bytes"] == 0
+        counts.append(engine.stats["accepted"] - before["accepted"])
+    assert counts[0] < 10 < 35 < counts[1] < counts[2] <= 67
+
+
+@pytest.mark.parametrize("mtp_layers", [0, 2])
+def test_turns_say_what_was_guessed(loader: Loader, mtp_layers: int) -> None:
+    engine = loader("dense", mtp_layers=mtp_layers)
     before = engine.stats
     with engine.open_session(speculate=4) as guessing, engine.open_session() as plain:
         turns = [guessing.step(sound(TURN, k), max_tokens=30) for k in range(30)]
@@ -155,10 +196,11 @@ def test_stop_tokens_and_limits(loader: Loader) -> None:
             same(guessing, plain, actions)
 
 
+@pytest.mark.parametrize("mtp_layers", [0, 2])
 @pytest.mark.parametrize("room", range(8))
-def test_a_full_sequence(loader: Loader, room: int) -> None:
+def test_a_full_sequence(loader: Loader, room: int, mtp_layers: int) -> None:
     """Guesses ask for no room that the output itself would not need."""
-    engine = loader("dense")
+    engine = loader("dense", mtp_layers=mtp_layers)
     actions: list[Action] = [("text", words(9)), ("decode", {"n": 120})]
     actions += [("step", {"audio": sound(TURN), "max_tokens": k}) for k in (9, 2, 9, 1, 9)]
     with (
@@ -168,9 +210,10 @@ def test_a_full_sequence(loader: Loader, room: int) -> None:
         same(guessing, plain, actions)
 
 
+@pytest.mark.parametrize("mtp_layers", [0, 2])
 @pytest.mark.parametrize("max_batch_rows", [1, 2, 3, 16])
-def test_small_passes(loader: Loader, max_batch_rows: int) -> None:
-    engine = loader("dense", max_batch_rows=max_batch_rows)
+def test_small_passes(loader: Loader, max_batch_rows: int, mtp_layers: int) -> None:
+    engine = loader("dense", max_batch_rows=max_batch_rows, mtp_layers=mtp_layers)
     with engine.open_session(speculate=8) as guessing, engine.open_session() as plain:
         same(guessing, plain, [("text", words(9)), ("decode", {"n": 90})])
     assert (engine.stats["accepted"] > 0) == (max_batch_rows > 1)
@@ -190,6 +233,7 @@ actions = st.lists(
         st.tuples(st.just("decode"), st.fixed_dictionaries({"n": st.integers(0, 80)})),
         st.tuples(st.just("text"), st.builds(words, st.integers(1, 70), st.integers(0, 2))),
         st.tuples(st.just("truncate"), st.integers(0, 31)),
+        st.tuples(st.just("forget"), st.just(None)),
     ),
     min_size=1,
     max_size=8,
@@ -208,7 +252,7 @@ def test_any_history(
     data: st.DataObject,
 ) -> None:
     """Rewinding, and forks that go on in turns with the original."""
-    engine = loader("dense", dtype)
+    engine = loader("dense", dtype, mtp_layers=data.draw(st.sampled_from([0, 1, 2])))
     sampling = data.draw(st.sampled_from([GREEDY, SAMPLED]))
     speculate = data.draw(st.sampled_from([1, 3, 8, 40]))
     with ExitStack() as stack:
@@ -231,7 +275,9 @@ def test_sessions_that_guess_share_passes(loader: Loader, data: st.DataObject) -
     streams = data.draw(
         st.lists(st.lists(step_inputs, min_size=1, max_size=5), min_size=1, max_size=6)
     )
-    alone, shared = loader("moe"), loader("moe", max_batch_rows=rows)
+    mtp_layers = data.draw(st.sampled_from([0, 1, 2]))
+    alone = loader("moe")
+    shared = loader("moe", max_batch_rows=rows, mtp_layers=mtp_layers)
     samplings = [GREEDY if i % 2 else SAMPLED for i in range(len(streams))]
     expected = []
     for stream, sampling in zip(streams, samplings, strict=True):

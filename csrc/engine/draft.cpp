@@ -1,0 +1,164 @@
+#include "engine/draft.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace duplex {
+
+DraftRunner::DraftRunner(const ModelConfig& config, const Weights& weights, SequenceLayout layout,
+                         Backend& backend, Inkling& model, Sampler& sampler)
+    : config_(config),
+      weights_(weights),
+      layout_(std::move(layout)),
+      backend_(backend),
+      model_(model),
+      sampler_(sampler),
+      mtp_(config, weights, layout_, backend, model),
+      ids_(static_cast<std::size_t>(model.max_rows())) {}
+
+Drafter DraftRunner::make_drafter(PagePool& pool, std::int64_t max_positions) const {
+  return Drafter(pool, layout_,
+                 {.max_positions = max_positions,
+                  .n_depths = n_depths(),
+                  .d_model = config_.d_model,
+                  // what waits and what a rewind makes wait, beside the rows of a pass
+                  .kept_rows = model_.max_rows() + layout_.limits.rewind_rows});
+}
+
+void DraftRunner::reserve(std::size_t n_sessions) {
+  parts_.reserve(n_sessions);
+  segments_.reserve(n_sessions);
+  head_rows_.reserve(n_sessions);
+  const std::size_t n_logits = n_sessions * static_cast<std::size_t>(config_.unpadded_vocab_size);
+  if (logits_.size() < n_logits) logits_.resize(n_logits);
+}
+
+void DraftRunner::keep_embedded(Session& session, std::int32_t row_begin, std::int32_t n_rows) {
+  if (!session.drafter_) return;
+  for (std::int32_t i = 0; i < n_rows; ++i)
+    backend_.read(session.drafter_->embedded(session.sequence_->length() + i),
+                  model_.rows() + (row_begin + i) * model_.row_stride(),
+                  static_cast<std::size_t>(config_.d_model) * sizeof(float));
+}
+
+void DraftRunner::keep_hidden(Session& session, std::int32_t row_begin, std::int32_t n_rows) {
+  if (!session.drafter_) return;
+  for (std::int32_t i = 0; i < n_rows; ++i)
+    backend_.read(session.drafter_->hidden(session.sequence_->length() + i),
+                  model_.rows() + (row_begin + i) * model_.row_stride(),
+                  static_cast<std::size_t>(config_.d_model) * sizeof(float));
+  session.drafter_->extend(session.sequence_->length() + n_rows);
+}
+
+void DraftRunner::catch_up(Session& session, std::int64_t least) {
+  if (!session.drafter_) return;
+  Drafter& drafter = *session.drafter_;
+  const std::int64_t length = session.sequence_->length();
+  while (drafter.n_waiting(length) >= least) {
+    const auto n = static_cast<std::int32_t>(
+        std::min<std::int64_t>(drafter.n_waiting(length), model_.max_rows()));
+    if (!drafter.reserve(n, length)) return;
+    parts_.push_back({.session = &session, .n_rows = n, .n_final = n});
+    run(nullptr);
+  }
+}
+
+void DraftRunner::draft(std::span<Session* const> sessions, std::vector<float>* logits) {
+  std::int64_t n_rows = 0;
+  for (Session* session : sessions) {
+    if (session->n_wanted_ == 0) continue;
+    Drafter& drafter = *session->drafter_;
+    const std::int64_t length = session->sequence_->length();
+    if (n_rows + length - drafter.next() > model_.max_rows()) {
+      run(logits);
+      n_rows = 0;
+      if (length - drafter.next() > model_.max_rows()) catch_up(*session, 1);
+    }
+    const std::int64_t n = length - drafter.next();
+    if (n <= 0 || n > model_.max_rows() || !drafter.reserve(n, length)) continue;
+    // The pending token enters the session next, so a row that reads it is final too.
+    const std::int64_t n_final = std::max<std::int64_t>(drafter.n_waiting(length) + 1, 0);
+    parts_.push_back({.session = session,
+                      .n_rows = static_cast<std::int32_t>(n),
+                      .n_final = static_cast<std::int32_t>(n_final),
+                      .n_wanted = session->n_wanted_});
+    n_rows += n;
+  }
+  run(logits);
+}
+
+// Rows that only some depths have seen are not final: they wait on.
+void DraftRunner::run(std::vector<float>* logits) {
+  if (parts_.empty()) return;
+  Segments segments;
+  std::int32_t depths_wanted = 0;
+  segments_.clear();
+  for (Part& part : parts_) {
+    part.row_begin = segments.n_rows;
+    segments_.push_back(part.session->drafter_->segment(part.row_begin, part.n_rows));
+    segments.n_rows += part.n_rows;
+    depths_wanted = std::max(depths_wanted, part.n_wanted > 0 ? part.n_wanted : n_depths());
+  }
+  segments.data = segments_.data();
+  segments.count = static_cast<std::int32_t>(segments_.size());
+  for (std::int32_t depth = 0; depth < depths_wanted; ++depth) {
+    for (const Part& part : parts_) place_rows(part, depth);
+    mtp_.run(segments, static_cast<std::size_t>(depth));
+    guess(depth);
+    if (logits != nullptr)
+      logits->insert(logits->end(), logits_.begin(), logits_.begin() + config_.unpadded_vocab_size);
+  }
+  if (depths_wanted == n_depths())
+    for (const Part& part : parts_) part.session->drafter_->commit(part.n_final);
+  parts_.clear();
+}
+
+void DraftRunner::place_rows(const Part& part, std::int32_t depth) {
+  Drafter& drafter = *part.session->drafter_;
+  const InputRows& input = part.session->input_;  // the pending token and the guesses behind it
+  const std::int64_t length = part.session->sequence_->length();
+  const auto bytes = static_cast<std::size_t>(config_.d_model) * sizeof(float);
+  const std::int64_t stride = model_.row_stride();
+  std::int32_t n_ids = 0;
+  for (std::int32_t i = 0; i < part.n_rows; ++i) {
+    const std::int64_t position = drafter.next() + i;
+    const std::int64_t row = part.row_begin + i;
+    if (depth == 0) backend_.write(model_.rows() + row * stride, drafter.hidden(position), bytes);
+    const std::int64_t ahead = position + depth + 1;
+    if (ahead < length) {
+      backend_.write(mtp_.embedded() + row * stride, drafter.embedded(ahead), bytes);
+    } else {
+      // A session that wants fewer guesses than another runs the deeper ones for nothing.
+      const auto known = std::min(static_cast<std::size_t>(ahead - length), input.rows.size() - 1);
+      ids_[static_cast<std::size_t>(n_ids++)] = input.rows[known].value;
+    }
+  }
+  backend_.embed_text({ids_.data(), weights_.embed, weights_.dtype, weights_.embed_norm,
+                       config_.norm_eps, config_.d_model, n_ids,
+                       mtp_.embedded() + (part.row_begin + part.n_rows - n_ids) * stride, stride});
+}
+
+// Drawn as the token itself will be, with the same random number, so that what is likely for both
+// is likely the same.
+void DraftRunner::guess(std::int32_t depth) {
+  head_rows_.clear();
+  for (const Part& part : parts_) {
+    if (part.n_wanted <= depth) continue;
+    std::byte* const head_row = part.session->draft_head_rows_.data();
+    mtp_.read_head_row(part.row_begin + part.n_rows - 1, head_row);
+    head_rows_.push_back(head_row);
+  }
+  if (head_rows_.empty()) return;
+  model_.logits(head_rows_, logits_.data());
+  const float* logits = logits_.data();
+  for (const Part& part : parts_) {
+    if (part.n_wanted <= depth) continue;
+    Session& session = *part.session;
+    session.input_.add_text(
+        sampler_.sample(logits, session.sampling_, session.sequence_->length() + 1 + depth));
+    ++session.input_.n_drafts;
+    logits += config_.unpadded_vocab_size;
+  }
+}
+
+}  // namespace duplex
