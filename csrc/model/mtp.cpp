@@ -59,7 +59,8 @@ void Mtp::read_head_row(std::int32_t row, std::byte* out) {
   const float* const from = model_.rows() + row * model_.row_stride();
   if (weights_.dtype == DType::kF32) return backend_.read(out, from, model_.head_row_bytes());
   backend_.read(row_.data(), from, row_.size() * sizeof(float));
-  std::transform(row_.begin(), row_.end(), reinterpret_cast<std::uint16_t*>(out), float_to_bf16);
+  std::transform(row_.begin(), row_.end(), reinterpret_cast<std::uint16_t*>(out),
+                 [](float v) { return float_to_bf16(v); });
 }
 
 }  // namespace duplex

@@ -147,7 +147,7 @@ const void* WeightBuilder::table(const SourceTensor& tensor) {
         std::copy_n(floats_.data(), width, reinterpret_cast<float*>(at));
       else
         std::transform(floats_.begin(), floats_.end(), reinterpret_cast<std::uint16_t*>(at),
-                       float_to_bf16);
+                       [](float v) { return float_to_bf16(v); });
     }
     backend_.write(out + begin * row_bytes, rows.data(), rows.size());
     tensor.release(begin * width, end * width);
