@@ -435,9 +435,9 @@ def _formats(
     """
     packed = checkpoint.packed
     if packed is None:
-        stored = checkpoint.config.dtype or _commonest_dtype(checkpoint)
-        auto: Dtype = "bfloat16" if stored == "bfloat16" else "float32"
-        rows = auto if dtype == "auto" else cast(Dtype, dtype)
+        if dtype == "auto":
+            dtype = checkpoint.config.dtype or _commonest_dtype(checkpoint)
+        rows: Dtype = "bfloat16" if dtype == "bfloat16" else "float32"
         return rows, rows if weights == "auto" else cast(Weights, weights)
     if device != "cpu":
         raise InvalidArgument(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from bench.peers.worker import Job, Peer, Task, token_ids
@@ -18,8 +17,6 @@ class Duplex(Peer):
         super().__init__(job, option)
         options: dict[str, Any] = {}
         if job.bits != "bf16":
-            if "weights" not in inspect.signature(Engine.load).parameters:
-                raise NotImplementedError("this version of Engine.load has no `weights`")
             options["weights"] = job.bits
         self.engine = Engine.load(
             job.checkpoint,

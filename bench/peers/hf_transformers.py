@@ -21,8 +21,8 @@ from bench.peers.worker import Job, Peer, token_ids
 PREFILL_ROWS = 512
 
 
-def qwen3(job: Job) -> Any:
-    """A Qwen3 of random weights."""
+def qwen3(job: Job, **options: Any) -> Any:
+    """A Qwen3 of random weights; `options` are more keys of its config."""
     config = transformers.Qwen3Config(
         vocab_size=job.vocab_size,
         hidden_size=job.d_model,
@@ -31,8 +31,8 @@ def qwen3(job: Job) -> Any:
         num_attention_heads=job.n_heads,
         num_key_value_heads=job.n_kv_heads,
         head_dim=job.d_head,
-        max_position_embeddings=1 << 20,
         tie_word_embeddings=True,
+        **{"max_position_embeddings": 1 << 20} | options,
     )
     return transformers.Qwen3ForCausalLM(config)
 

@@ -27,22 +27,11 @@ def save_qwen3(folder: Path, job: Job) -> None:
     import transformers
     from tokenizers import Tokenizer, models
 
+    from bench.peers.hf_transformers import qwen3
+
     torch.manual_seed(0)
-    config = transformers.Qwen3Config(
-        vocab_size=job.vocab_size,
-        hidden_size=job.d_model,
-        intermediate_size=job.d_ff,
-        num_hidden_layers=job.n_layers,
-        num_attention_heads=job.n_heads,
-        num_key_value_heads=job.n_kv_heads,
-        head_dim=job.d_head,
-        max_position_embeddings=32_768,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    model: Any = transformers.Qwen3ForCausalLM(config)
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    model = qwen3(job, max_position_embeddings=32_768, **ids)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel({f"<{i}>": i for i in range(3)}, unk_token="<0>"))
     fast: Any = transformers.PreTrainedTokenizerFast

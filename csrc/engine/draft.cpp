@@ -33,20 +33,21 @@ void DraftRunner::reserve(std::size_t n_sessions) {
   if (logits_.size() < n_logits) logits_.resize(n_logits);
 }
 
-void DraftRunner::keep_embedded(Session& session, std::int32_t row_begin, std::int32_t n_rows) {
-  if (!session.drafter_) return;
+void DraftRunner::keep_rows(Session& session, float* (Drafter::*place)(std::int64_t),
+                            std::int32_t row_begin, std::int32_t n_rows) {
   for (std::int32_t i = 0; i < n_rows; ++i)
-    backend_.read(session.drafter_->embedded(session.sequence_->length() + i),
+    backend_.read(((*session.drafter_).*place)(session.sequence_->length() + i),
                   model_.rows() + (row_begin + i) * model_.row_stride(),
                   static_cast<std::size_t>(config_.d_model) * sizeof(float));
 }
 
+void DraftRunner::keep_embedded(Session& session, std::int32_t row_begin, std::int32_t n_rows) {
+  if (session.drafter_) keep_rows(session, &Drafter::embedded, row_begin, n_rows);
+}
+
 void DraftRunner::keep_hidden(Session& session, std::int32_t row_begin, std::int32_t n_rows) {
   if (!session.drafter_) return;
-  for (std::int32_t i = 0; i < n_rows; ++i)
-    backend_.read(session.drafter_->hidden(session.sequence_->length() + i),
-                  model_.rows() + (row_begin + i) * model_.row_stride(),
-                  static_cast<std::size_t>(config_.d_model) * sizeof(float));
+  keep_rows(session, &Drafter::hidden, row_begin, n_rows);
   session.drafter_->extend(session.sequence_->length() + n_rows);
 }
 

@@ -55,9 +55,9 @@ class CpuBackend final : public Backend {
 
  private:
   // Less is done before a worker would have begun: a few microseconds.
-  static constexpr std::int64_t kElementsWorthSharing = 8192;           // of rows
-  static constexpr std::int64_t kWeightBytesWorthSharing = 128 << 10;   // to read
-  static constexpr std::int64_t kProductsWorthSharing = 1'000'000 / 2;  // of rows and weights
+  static constexpr std::int64_t kElementsWorthSharing = 8192;          // of rows
+  static constexpr std::int64_t kWeightBytesWorthSharing = 128 << 10;  // to read
+  static constexpr std::int64_t kProductsWorthSharing = 500'000;       // of rows and weights
 
   // Runs fn(task, thread) for every task, on this thread alone where sharing would not pay.
   template <class Fn>

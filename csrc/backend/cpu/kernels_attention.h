@@ -188,22 +188,17 @@ inline void attention_typed(const AttentionWalk& walk) {
   QueryVector vectors[kAttentionVectors];
   for (std::int32_t v = 0; v < n_vectors; ++v)
     vectors[v] = walk.vector(walk.piece.vector_begin + v);
-  // Even tiles: five and five vectors instead of six and four.
-  const std::int32_t n_tiles = static_cast<std::int32_t>(div_up(n_vectors, kTileRows));
-  const auto first_of = [&](std::int32_t tile) { return n_vectors * tile / n_tiles; };
-  for (std::int32_t t = 0; t < n_tiles; ++t)
-    fill_bias(walk, vectors + first_of(t), first_of(t + 1) - first_of(t));
+  for_tiles(n_vectors,
+            [&](std::int32_t first, std::int32_t n) { fill_bias(walk, vectors + first, n); });
   const std::int64_t last_block = vectors[n_vectors - 1].position / kBlockPositions;
   for (std::int64_t b = vectors[0].first_visible / kBlockPositions; b <= last_block; ++b) {
     if (walk.is_forgotten(b)) continue;
-    for (std::int32_t t = 0; t < n_tiles; ++t) {
-      const std::int32_t first = first_of(t);
-      const std::int32_t next = first_of(t + 1);
-      if (vectors[next - 1].position < b * kBlockPositions ||
+    for_tiles(n_vectors, [&](std::int32_t first, std::int32_t n) {
+      if (vectors[first + n - 1].position < b * kBlockPositions ||
           vectors[first].first_visible >= (b + 1) * kBlockPositions)
-        continue;  // no vector of the tile sees the block
-      attend_tile<Tile>(walk, b, vectors + first, next - first);
-    }
+        return;  // no vector of the tile sees the block
+      attend_tile<Tile>(walk, b, vectors + first, n);
+    });
   }
   for (std::int32_t v = 0; v < n_vectors; ++v) {
     const std::int32_t index = walk.piece.vector_begin + v;

@@ -8,6 +8,7 @@
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/kernels_quantised.h"
 #include "backend/cpu/kernels_rows.h"
+#include "backend/cpu/kernels_tiles.h"
 
 namespace duplex::DUPLEX_ISA {
 
@@ -73,17 +74,8 @@ inline void run_row_group(int n_rows, const typename Tile::Element* const* x,
                           const typename Tile::Element* w, std::int64_t w_step,
                           std::int64_t n_steps, std::int32_t columns, bool continued,
                           float* const* y) {
-  static_assert(kTileRows <= 6);
-  if constexpr (kTileRows >= 6)
-    if (n_rows == 6) return run_rows<Tile, 6>(x, w, w_step, n_steps, columns, continued, y);
-  if constexpr (kTileRows >= 5)
-    if (n_rows == 5) return run_rows<Tile, 5>(x, w, w_step, n_steps, columns, continued, y);
-  if constexpr (kTileRows >= 4)
-    if (n_rows == 4) return run_rows<Tile, 4>(x, w, w_step, n_steps, columns, continued, y);
-  if constexpr (kTileRows >= 3)
-    if (n_rows == 3) return run_rows<Tile, 3>(x, w, w_step, n_steps, columns, continued, y);
-  if (n_rows == 2) return run_rows<Tile, 2>(x, w, w_step, n_steps, columns, continued, y);
-  run_rows<Tile, 1>(x, w, w_step, n_steps, columns, continued, y);
+  with_rows(n_rows,
+            [&]<int R>() { run_rows<Tile, R>(x, w, w_step, n_steps, columns, continued, y); });
 }
 
 template <class Tile>
@@ -91,14 +83,10 @@ inline void linear_panel_typed(const PanelArgs& args) {
   using Element = typename Tile::Element;
   const auto* const* rows = reinterpret_cast<const Element* const*>(args.rows);
   const auto* panel = static_cast<const Element*>(args.panel);
-  // Even groups: five and five instead of six and four.
-  const std::int32_t n_groups = static_cast<std::int32_t>(div_up(args.n_rows, kTileRows));
-  for (std::int32_t g = 0; g < n_groups; ++g) {
-    const std::int32_t begin = args.n_rows * g / n_groups;
-    const std::int32_t end = args.n_rows * (g + 1) / n_groups;
-    run_row_group<Tile>(end - begin, rows + begin, panel, kPanelOutputs * Tile::kPerStep,
+  for_tiles(args.n_rows, [&](std::int32_t begin, std::int32_t n) {
+    run_row_group<Tile>(n, rows + begin, panel, kPanelOutputs * Tile::kPerStep,
                         args.n_in / Tile::kPerStep, kPanelOutputs, false, args.y + begin);
-  }
+  });
 }
 
 inline void linear_panel(const PanelArgs& args) {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/kernels_tiles.h"
 
 namespace duplex::DUPLEX_ISA {
 
@@ -92,36 +93,11 @@ template <class Codes>
 inline void quantised_panel(const PanelArgs& args) {
   const auto* panel = static_cast<const std::byte*>(args.panel);
   const auto* const* rows = reinterpret_cast<const std::byte* const*>(args.rows);
-  // Even groups: five and five instead of six and four.
-  const std::int32_t n_tiles = static_cast<std::int32_t>(div_up(args.n_rows, kTileRows));
-  for (std::int32_t t = 0; t < n_tiles; ++t) {
-    const std::int32_t begin = args.n_rows * t / n_tiles;
-    const std::int32_t n = args.n_rows * (t + 1) / n_tiles - begin;
-    const auto run = [&]<int R>() {
-      if constexpr (R <= kTileRows)
-        quantised_rows<Codes, R>(rows + begin, panel, args.n_in, args.y + begin);
-    };
-    switch (n) {
-      case 1:
-        run.template operator()<1>();
-        break;
-      case 2:
-        run.template operator()<2>();
-        break;
-      case 3:
-        run.template operator()<3>();
-        break;
-      case 4:
-        run.template operator()<4>();
-        break;
-      case 5:
-        run.template operator()<5>();
-        break;
-      default:
-        run.template operator()<6>();
-        break;
-    }
-  }
+  for_tiles(args.n_rows, [&](std::int32_t begin, std::int32_t n) {
+    with_rows(n, [&]<int R>() {
+      quantised_rows<Codes, R>(rows + begin, panel, args.n_in, args.y + begin);
+    });
+  });
 }
 
 }  // namespace duplex::DUPLEX_ISA
