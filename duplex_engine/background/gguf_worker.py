@@ -34,7 +34,7 @@ class GgufWorker:
         grammar: str | None = None,
         max_tokens: int = 64,
         n_context: int = 2048,
-        threads: int | None = None,
+        threads: int = 1,
         temperature: float = 0.0,
     ) -> None:
         """Loads the model.
@@ -46,7 +46,8 @@ class GgufWorker:
                 few words.
             max_tokens: the longest answer.
             n_context: tokens of messages and answer together.
-            threads: of the CPU; None leaves the choice to llama.cpp.
+            threads: of the CPU. Those of llama.cpp wait for each other awake, so a second one is
+                slower than one alone where the engine keeps the cores busy.
             temperature: 0 is greedy.
 
         Raises:
@@ -70,7 +71,7 @@ class GgufWorker:
             self._model: Any = llama_cpp.Llama(
                 str(path),
                 n_ctx=integer(n_context, "n_context", 1, MAX_INT32),
-                n_threads=threads,
+                n_threads=integer(threads, "threads", 1, MAX_INT32),
                 n_threads_batch=threads,
                 verbose=False,
             )

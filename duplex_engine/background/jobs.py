@@ -174,7 +174,7 @@ class Jobs:
     def take(self, work: Work, piece: object) -> bool:
         """Text from a worker; False when no more is wanted."""
         with self.lock:
-            if not work.job.is_open:
+            if self._is_over(work):
                 return False
             if not isinstance(piece, str):
                 kind = type(piece).__name__
@@ -201,7 +201,7 @@ class Jobs:
     def finish(self, work: Work, error: BaseException | None) -> None:
         """A worker is through with its task."""
         with self.lock:
-            if not work.job.is_open:
+            if self._is_over(work):
                 if error is not None:
                     log.debug("delegation %d failed after its end", work.job.id, exc_info=error)
                 return
@@ -215,6 +215,12 @@ class Jobs:
                 return
             work.job = replace(work.job, state="done", ended_s=self._clock())
             self._changed.notify_all()
+
+    def _is_over(self, work: Work) -> bool:
+        """Whether nobody waits for a work's result, because its session was closed or otherwise."""
+        if self._session.closed:
+            self.stop(work, "cancelled")
+        return not work.job.is_open
 
     def revise(self, work: Work, text: str) -> Job:
         """Another result for a job, in place of what it has."""
