@@ -15,6 +15,7 @@ from duplex_engine.arguments import MAX_INT32, integer
 from duplex_engine.background.chat import Messages, chat_messages
 from duplex_engine.background.task import Task
 from duplex_engine.errors import BackendUnavailable, CheckpointError, InvalidArgument
+from duplex_engine.json_input import found
 
 __all__ = ["GgufWorker", "smollm2_path"]
 
@@ -79,11 +80,8 @@ class GgufWorker:
             raise CheckpointError(f"{path}: expected a GGUF model, found: {error}") from error
         self._grammar: Any = None
         if grammar is not None:
-            try:
-                self._grammar = llama_cpp.LlamaGrammar.from_string(grammar, verbose=False)
-            except ValueError as error:
-                self.close()
-                raise InvalidArgument(f"grammar: expected GBNF, found: {error}") from error
+            self._check_grammar(llama_cpp, grammar)
+            self._grammar = llama_cpp.LlamaGrammar.from_string(grammar, verbose=False)
 
     def __call__(self, task: Task) -> Iterator[str]:
         """Yields the answer, token by token.
@@ -121,6 +119,15 @@ class GgufWorker:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_grammar(self, llama_cpp: Any, grammar: str) -> None:
+        """A grammar that cannot be read ends the process when it is first used: not later then."""
+        vocabulary = llama_cpp.llama_model_get_vocab(self._model.model)
+        sampler = llama_cpp.llama_sampler_init_grammar(vocabulary, grammar.encode(), b"root")
+        if not sampler or not grammar.strip():
+            self.close()
+            raise InvalidArgument(f"grammar: expected GBNF, found {found(grammar)}")
+        llama_cpp.llama_sampler_free(sampler)
 
 
 def smollm2_path() -> Path:

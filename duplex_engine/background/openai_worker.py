@@ -1,8 +1,7 @@
 """A worker for any endpoint that speaks OpenAI's chat completions, with or without tools.
 
 Owns the streamed request and the loop in which the model calls tools and reads their results. The
-client is the `openai` package (extra `openai`), which also knows proxies, retries and the
-environment's OPENAI_API_KEY and OPENAI_BASE_URL.
+client is the `openai` package (extra `openai`), which also knows proxies and retries.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class OpenAIWorker:
         Args:
             base_url: such as "http://localhost:8000/v1"; None is OpenAI's own.
             model: as the endpoint calls it.
-            api_key: None takes OPENAI_API_KEY; with a `base_url`, none is needed.
+            api_key: None takes OPENAI_API_KEY for OpenAI's own, and sends none to a `base_url`.
             messages: a task as chat messages; None takes `chat_messages()`.
             tools: functions that the model may call.
             max_rounds: requests for one task, each after the tools that the last one called.
