@@ -61,7 +61,7 @@ class WorkerRun:
         try:
             value: Any = worker(self._task)
             if inspect.isawaitable(value) or hasattr(value, "__aiter__"):
-                self._submit(lambda _: value)  # it was asynchronous in disguise
+                self._submit(lambda _: value, getattr(value, "close", None))  # disguised till now
                 return
             if isinstance(value, Iterator):
                 with ExitStack() as stack:
@@ -78,12 +78,21 @@ class WorkerRun:
             self._sink.finish(None)
         self._sink.end()
 
-    def _submit(self, worker: Callable[[Task], Any]) -> None:
+    def _submit(
+        self, worker: Callable[[Task], Any], close: Callable[[], None] | None = None
+    ) -> None:
+        """Runs a worker on the loop; `close` ends a coroutine that was never begun."""
+
+        def end() -> None:
+            if close is not None:
+                close()
+            self._sink.end()
+
         try:
-            self._running = self._loop.submit(self._await(worker), self._sink.end)
+            self._running = self._loop.submit(self._await(worker), end)
         except RuntimeError as error:  # the program's event loop is closed
             self._sink.finish(error)
-            self._sink.end()
+            end()
         else:
             if self._task.cancelled:  # meanwhile
                 self._running.cancel()

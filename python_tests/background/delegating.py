@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pytest
 import soundfile
 from numpy.typing import NDArray
+from pydantic import Field
 
 from duplex_engine import Delegation, Engine, MicroTurn, Session
 from duplex_engine.background import Delegations, Task, Worker
 
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 TURN = 3200  # samples of a micro-turn
 SILENCE = np.zeros(TURN, np.float32)
 
@@ -115,3 +121,34 @@ def showcase_chunks() -> Iterator[NDArray[np.float32]]:
         samples, _ = soundfile.read(file, dtype="float32")
     for start in range(0, len(samples), TURN):
         yield samples[start : start + TURN]
+
+
+def answer(engine: Engine, worker: Worker, request: str = "weather paris", **options: Any) -> str:
+    """The result of one delegation; a failure is raised as its text."""
+    with streaming(engine, worker, **options) as stream:
+        stream.step(text="hello")
+        stream.step(request)
+        assert stream.background.wait(30)
+        (job,) = stream.background.jobs
+        if job.failure:
+            raise AssertionError(job.error)
+        return job.text.strip()
+
+
+def run_example(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+# ---- tools
+def weather(city: Annotated[str, Field(description="a town")], days: int = 1) -> str:
+    """The weather to come."""
+    return f"sunny {city}" if days == 1 else "rainy"
+
+
+async def price(thing: str, currency: Literal["euros", "dollars"] = "euros") -> str:
+    return f"three {currency}" if thing == "a cup" else "closed"
+
+
+def broken(number: int) -> str:
+    raise RuntimeError(f"no {number}")

