@@ -39,7 +39,7 @@ def weather(city: Annotated[str, Field(description="a city, in lower case")]) ->
 
 async def train(city: str) -> str:
     """When the next train to a city leaves."""
-    return "three oclock" if city in PLACES else "closed"
+    return "soon" if city in PLACES else "closed"
 
 
 def main() -> None:

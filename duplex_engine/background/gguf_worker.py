@@ -5,6 +5,7 @@ Owns the one model that all its tasks share, one at a time.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import threading
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ class GgufWorker:
             InvalidArgument: the grammar is none.
         """
         try:
-            import llama_cpp
+            llama_cpp: Any = importlib.import_module("llama_cpp")
         except ImportError as error:
             raise BackendUnavailable(
                 f"GgufWorker: expected the package llama-cpp-python, found: {error}; {MISSING}"
