@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from duplex_engine.aio import AsyncSession
+from duplex_engine.arguments import text as checked_text
 from duplex_engine.background.jobs import Jobs, Part
 from duplex_engine.background.policy import WORDING, Split, same_request
 from duplex_engine.background.result_text import ResultText
@@ -190,6 +191,7 @@ class Delegations:
 
     def ask(self, request: str) -> Job:
         """Starts a job as if the model had delegated `request`; call it between micro-turns."""
+        request = checked_text(request, "request")
         with self._jobs.lock:
             return self._jobs.ask(request)
 
@@ -211,6 +213,7 @@ class Delegations:
 
     def replace(self, job_id: int, request: str) -> Job:
         """Stops a job and starts another in its place; call it between micro-turns."""
+        request = checked_text(request, "request")
         with self._jobs.lock:
             self._jobs.stop(self._jobs.work(job_id), "replaced")
             return self._jobs.ask(request)
@@ -221,6 +224,7 @@ class Delegations:
         Where the first result entered already, the second enters behind it, and a model that was
         trained for that corrects itself.
         """
+        text = checked_text(text, "text")
         with self._jobs.lock:
             return self._jobs.revise(self._jobs.work(job_id), text)
 

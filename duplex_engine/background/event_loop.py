@@ -62,7 +62,8 @@ class EventLoop:
         """Runs a coroutine, from any thread.
 
         Raises:
-            RuntimeError: the caller's loop was closed; the coroutine is closed too.
+            RuntimeError: the caller's loop was closed, or no thread can be started; the coroutine
+                is closed too.
         """
 
         def ended() -> None:
@@ -70,12 +71,10 @@ class EventLoop:
             self._leave()
 
         with self._lock:
-            if self._loop is None:
-                self._start()
-            assert self._loop is not None
-            running = Running(self._loop)
             try:
-                self._loop.call_soon_threadsafe(running.start, coroutine, ended)
+                loop = self._loop or self._start()
+                running = Running(loop)
+                loop.call_soon_threadsafe(running.start, coroutine, ended)
             except RuntimeError:
                 coroutine.close()
                 raise
@@ -95,7 +94,7 @@ class EventLoop:
                 self._stop.set()
                 self._loop = self._stop = None
 
-    def _start(self) -> None:
+    def _start(self) -> asyncio.AbstractEventLoop:
         ready = threading.Event()
 
         async def serve() -> None:
@@ -109,3 +108,5 @@ class EventLoop:
         )
         self._thread.start()
         ready.wait()
+        assert self._loop is not None
+        return self._loop

@@ -48,7 +48,11 @@ class WorkerRun:
             self._submit(worker)
         else:
             name = f"duplex_engine worker {task.id}"
-            threading.Thread(target=self._call, args=(worker,), name=name, daemon=True).start()
+            try:
+                threading.Thread(target=self._call, args=(worker,), name=name, daemon=True).start()
+            except RuntimeError as error:  # the system gives no more threads
+                sink.finish(error)
+                sink.end()
 
     def cancel(self) -> None:
         """Ends a coroutine where it waits, and tells a plain function that it may end."""
@@ -90,7 +94,7 @@ class WorkerRun:
 
         try:
             self._running = self._loop.submit(self._await(worker), end)
-        except RuntimeError as error:  # the program's event loop is closed
+        except RuntimeError as error:  # the program's event loop is closed, or no thread is left
             self._sink.finish(error)
             end()
         else:

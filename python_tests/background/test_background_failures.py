@@ -309,6 +309,24 @@ def test_a_program_that_ends_in_the_middle_of_work(tmp_path: Any) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("worker", [sleeps, works_in_a_thread])
+def test_no_thread_no_work(tiny: Engine, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with streaming(tiny, worker) as stream:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            stream.step("one", "two")
+        assert [job.error for job in stream.background.jobs] == [
+            "RuntimeError: can't start new thread"
+        ] * 2
+        stream.step()
+        assert stream.told == [(1, "the background work failed")]
+        stream.step("three")  # there are threads again
+        assert stream.background.jobs[-1].state == "running"
+
+
 # ---- arguments ---------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -327,6 +345,21 @@ def test_wrong_arguments(reference: Engine, options: dict[str, Any], message: st
     worker = options.pop("worker", raises)
     with reference.open_session() as session, pytest.raises(InvalidArgument, match=message):
         Delegations(session, worker, **options)
+
+
+def test_wrong_calls(reference: Engine) -> None:
+    with streaming(reference, sleeps) as stream:
+        stream.background.ask("weather")
+        for call in (
+            lambda: stream.background.ask(3),  # type: ignore[arg-type]
+            lambda: stream.background.replace(1, None),  # type: ignore[arg-type]
+            lambda: stream.background.replace(2, "weather"),
+            lambda: stream.background.revise(1, b"x"),  # type: ignore[arg-type]
+            lambda: stream.background.revise("1", "x"),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(InvalidArgument, match="expected"):
+                call()
+        assert [job.state for job in stream.background.jobs] == ["running"]
 
 
 def test_a_checkpoint_that_cannot_delegate(tmp_path: Any) -> None:
