@@ -15,6 +15,8 @@ from delegating import Clock, Stream, streaming, until
 from duplex_engine import Engine
 from duplex_engine.background import Task, by_sentence
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 N_STEPS = 40
 
 

@@ -13,6 +13,8 @@ from delegating import SILENCE, Clock, Gate, Stream, showcase_chunks, streaming,
 from duplex_engine import AsyncEngine, Engine, InvalidArgument
 from duplex_engine.background import Delegations, Job, Task, Worker, by_sentence
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 
 async def answers(_: Task) -> str:
     return "sunny warm"

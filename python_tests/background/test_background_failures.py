@@ -18,6 +18,8 @@ from duplex_engine import Engine, InvalidArgument, SessionClosed
 from duplex_engine.background import Delegations, Task, Worker
 from duplex_engine.background import jobs as jobs_module
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 TOLD = "closed"  # the wording of an error that the reference model knows
 
 

