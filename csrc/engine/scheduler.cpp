@@ -99,7 +99,11 @@ Action next_action(const SchedulerState& state, std::int64_t now_us) {
     return action;
   }
   action.until_us = next_us;
-  if (const TaskLoad* const fits = oldest_task(state, now_us, next_us)) {
+  std::int64_t gap_end_us = kNever;  // input may come as soon as it is due
+  for (const TurnLoad& load : state.sessions)
+    gap_end_us = std::min(gap_end_us,
+                          load.due_us > now_us ? load.due_us : ready_us(load, state.patience_us));
+  if (const TaskLoad* const fits = oldest_task(state, now_us, gap_end_us)) {
     action.kind = ActionKind::kBackground;
     action.task = fits->task;
   } else if (task != nullptr) {

@@ -16,7 +16,8 @@
 //  5. Background work delays a ready session by one slice, and at most once in `max_wait_us`;
 //     a task that waits gets its slice after at most (number of tasks) * `max_wait_us`, the pass at
 //     work and the slices of older tasks.
-//  6. A slice is let run only if it ends before the next session is ready, but for rule 5.
+//  6. A slice is let run only if it ends before the next session is due, or ready if it is due
+//     already, but for rule 5.
 #pragma once
 
 #include <cstdint>

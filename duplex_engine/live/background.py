@@ -1,8 +1,7 @@
 """Work between micro-turns: tasks that compute in slices, while no session is due.
 
 A task is a generator: from one `yield` to the next is a slice, short enough to be waited for (one
-decoded token). Owns the tasks and what their slices cost; the scheduler says which runs, and until
-when. An exception ends the task, and nothing else.
+decoded token). Owns the tasks and what their slices cost; the scheduler says which runs next. An exception ends the task, and nothing else.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ class _Task:
     owner: int
     slices: Slices
     waits_since_us: int
-    slice_us: float = 0.0
+    slice_us: float = 0.0  # 0 before the first
 
 
 class Background:
-    """The tasks of all sessions. Called under the live engine's lock, `run` and `keep` by the driver."""
+    """The tasks of all sessions. `run` and `keep` belong to the driver, the rest to its lock."""
 
     def __init__(self, now_us: Callable[[], int]) -> None:
         self._now_us = now_us
@@ -66,33 +65,22 @@ class Background:
         """(task, waits_since_us, slice_us) for the scheduler."""
         return [(n, t.waits_since_us, int(t.slice_us)) for n, t in self._tasks.items()]
 
-    def run(
-        self, number: int, until_us: int | None, *, is_forced: bool
-    ) -> tuple[int, int, Exception | None]:
-        """Runs slices of a task: one, then as many as end by `until_us`.
-
-        Returns:
-            The task's owner, microseconds, and what the task raised.
-        """
+    def run(self, number: int, *, is_forced: bool) -> tuple[int, int, Exception | None]:
+        """Runs a slice of a task; returns its owner, microseconds, and what it raised."""
         task = self._tasks[number]
-        begin_us = at_us = self._now_us()
+        begin_us = self._now_us()
         failure: Exception | None = None
-        while True:
-            try:
-                next(task.slices)
-            except Exception as error:
-                failure = None if isinstance(error, StopIteration) else error
-                del self._tasks[number]
-                break
-            end_us = self._now_us()
-            task.slice_us += LEARN * (end_us - at_us - task.slice_us)
-            at_us = end_us
-            if is_forced or until_us is None or at_us + task.slice_us > until_us:
-                break
+        try:
+            next(task.slices)
+        except Exception as error:
+            failure = None if isinstance(error, StopIteration) else error
+            del self._tasks[number]
         task.waits_since_us = self._now_us()
+        us = task.waits_since_us - begin_us
+        task.slice_us += (LEARN if task.slice_us else 1.0) * (us - task.slice_us)
         if is_forced:
             self._forced_us = task.waits_since_us
-        return task.owner, task.waits_since_us - begin_us, failure
+        return task.owner, us, failure
 
     def keep(self, owners: Container[int]) -> None:
         """Ends the tasks of all other sessions."""

@@ -280,9 +280,7 @@ class LiveEngine:
 
     def _run_background(self, action: _core.Action) -> None:
         begin_us = self.now_us()
-        owner, us, error = self._background.run(
-            action.task, action.until_us, is_forced=action.is_forced
-        )
+        owner, us, error = self._background.run(action.task, is_forced=action.is_forced)
         self.trace.slice(f"s{owner}", "task", begin_us, us)
         with self._lock:
             self._count("background_us", us)

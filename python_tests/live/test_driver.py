@@ -11,6 +11,7 @@ from live_scene import TURN, Scene, drain, sound, tokens
 from duplex_engine import CapacityError, Engine, InvalidArgument, SessionClosed
 from duplex_engine.live import AudioFilled, CostModel, LiveEngine, OutputLost, Refused
 from duplex_engine.live.outbox import MAX_WAITING
+from duplex_engine.live.session import MAX_JOBS
 from duplex_engine.models.random import write_random_checkpoint
 
 pytestmark = pytest.mark.core
@@ -255,9 +256,10 @@ def test_calls_at_a_boundary(engine: Engine) -> None:
         scene.talk(session, 3)
         fork = session.at_boundary(lambda inner: inner.fork())
         failing = session.at_boundary(lambda _: 1 / 0)
-        with pytest.raises(CapacityError):
-            for _ in range(20):
-                session.at_boundary(lambda inner: inner.length)
+        for _ in range(MAX_JOBS - 2):
+            session.at_boundary(lambda inner: inner.length)
+        with pytest.raises(CapacityError, match="calls that wait"):
+            session.at_boundary(lambda inner: inner.length)
         scene.run(0)
         with pytest.raises(ZeroDivisionError):
             failing.result(0)
@@ -286,9 +288,11 @@ def test_a_closed_engine_or_driver_ends_all(tmp_path: Path) -> None:
 
 def test_a_model_that_does_not_end_its_output_is_refused(tmp_path: Path) -> None:
     write_random_checkpoint(tmp_path, interaction=False)
-    with Engine.load(tmp_path, memory="32MiB", threads=1) as engine:
-        with pytest.raises(InvalidArgument, match="interaction checkpoint"):
-            LiveEngine(engine)
+    with (
+        Engine.load(tmp_path, memory="32MiB", threads=1) as engine,
+        pytest.raises(InvalidArgument, match="interaction checkpoint"),
+    ):
+        LiveEngine(engine)
 
 
 @pytest.mark.parametrize("options", [{"patience_ms": 0}, {"lease_s": -1}, {"lease_s": "x"}])

@@ -93,6 +93,11 @@ TEST_CASE("background work fills the gaps, oldest first, if its slice fits", "[s
   action = scene.at(100);
   CHECK(action.kind == ActionKind::kWait);
   CHECK(action.until_us == 10'000);
+  scene.sessions[0].n_whole = 0;  // its input may come when it is due, or until patience ends
+  scene.tasks[0].slice_us = 9900;
+  CHECK(scene.at(100).task == 7);
+  CHECK(scene.at(101).kind == ActionKind::kWait);
+  CHECK(scene.at(10'000).task == 8);
   scene.sessions.clear();
   CHECK(scene.at(100).task == 8);
 }
@@ -220,7 +225,8 @@ struct Day {
       REQUIRE(now_us - forced_us >= scene.state.max_wait_us);
     } else {
       for (const TurnLoad& load : scene.sessions)
-        REQUIRE(ready_us(load, kPatience) >= now_us + task->slice_us);
+        REQUIRE((load.due_us > now_us ? load.due_us : ready_us(load, kPatience)) >=
+                now_us + task->slice_us);
     }
     // Nobody waits longer than rule 5 says.
     const auto n_tasks = static_cast<std::int64_t>(scene.tasks.size());
