@@ -1,8 +1,9 @@
 """The engine for asyncio: many sessions awaiting their micro-turns, one pass for all of them.
 
 Owns the dispatcher: steps that wait at the same time run as one `Engine.step_many` in a worker
-thread. A session has at most one step waiting, so the queue is bounded by the open sessions. Does
-not own any arithmetic: a session gets the same bits as it would from `Session.step`.
+thread. A session has at most one step waiting, so the queue is bounded by the open sessions. Calls
+of background sessions run one by one in a thread of their own. Does not own any arithmetic: a
+session gets the same bits as it would from `Session.step`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class AsyncEngine:
         """Takes over `engine`: `close` closes it."""
         self.engine = engine
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="duplex_engine")
+        self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="duplex_background")
         self._waiting: dict[Session, _Request] = {}
         self._wake = asyncio.Event()
         self._dispatcher: asyncio.Task[None] | None = None
@@ -63,13 +65,25 @@ class AsyncEngine:
         `await engine.run(session.sync.append, text=ids)`. A caller that is cancelled does not stop
         a call that began.
         """
+        return await self._run(self._worker, function, *args, **kwargs)
+
+    async def run_background(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Calls `function` in the thread of background sessions, which no step waits for:
+        `await engine.run_background(fork.sync.decode, 8)`."""
+        return await self._run(self._background, function, *args, **kwargs)
+
+    async def _run(
+        self, thread: ThreadPoolExecutor, function: Callable[..., T], *args: Any, **kwargs: Any
+    ) -> T:
         self._check_open()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._worker, lambda: function(*args, **kwargs))
+        return await loop.run_in_executor(thread, lambda: function(*args, **kwargs))
 
     async def step(self, session: Session, inputs: StepInput) -> MicroTurn:
         """Runs one micro-turn of `session`, together with all others that wait."""
         self._check_open()
+        if session.background:
+            return await self.run_background(session.step, **inputs)
         if session in self._waiting:
             raise SessionBusy(
                 "step: expected one step at a time, found another one of this session waiting; "
@@ -103,6 +117,7 @@ class AsyncEngine:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._worker, self.engine.close)
         self._worker.shutdown(wait=False)
+        self._background.shutdown(wait=False)
 
     async def __aenter__(self) -> Self:
         return self
@@ -199,15 +214,22 @@ class AsyncSession:
 
     async def truncate(self, length: int) -> None:
         """Drops the newest positions; see `Session.truncate`."""
-        await self._engine.run(self.sync.truncate, length)
+        await self._run(self.sync.truncate, length)
 
-    async def fork(self, max_positions: int | None = None) -> AsyncSession:
+    def interrupt(self) -> None:
+        """Raises the epoch, and ends output in progress; see `Session.interrupt`."""
+        self.sync.interrupt()
+
+    async def fork(
+        self, max_positions: int | None = None, *, background: bool = False
+    ) -> AsyncSession:
         """A second session that goes on from the same point; see `Session.fork`."""
-        return AsyncSession(self._engine, await self._engine.run(self.sync.fork, max_positions))
+        fork = await self._run(self.sync.fork, max_positions, background=background)
+        return AsyncSession(self._engine, fork)
 
     async def forget(self, begin: int, end: int) -> tuple[int, int]:
         """Hides a range of the past; see `Session.forget`."""
-        return await self._engine.run(self.sync.forget, begin, end)
+        return await self._run(self.sync.forget, begin, end)
 
     @property
     def length(self) -> int:
@@ -217,7 +239,7 @@ class AsyncSession:
     async def close(self) -> None:
         """Gives the session's memory back, after a step at work; a second call does nothing."""
         if not self._engine.closed:
-            await self._engine.run(self.sync.close)
+            await self._run(self.sync.close)
 
     async def __aenter__(self) -> Self:
         return self
@@ -229,3 +251,8 @@ class AsyncSession:
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+    async def _run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Calls a function of this session in the thread of its lane."""
+        run = self._engine.run_background if self.sync.background else self._engine.run
+        return await run(function, *args, **kwargs)

@@ -83,6 +83,7 @@ class Engine:
         rewind_rows: int = 64,
         isa: str | None = None,
         cache: bool | str | Path = False,
+        beside: Engine | None = None,
         progress: Progress = None,
     ) -> Self:
         """Loads a checkpoint.
@@ -112,6 +113,9 @@ class Engine:
             cache: keep the packed weights in a file, and load that file as long as the checkpoint
                 is the same (CPU only). True takes the folder duplex_engine in $XDG_CACHE_HOME or
                 ~/.cache; or name a folder. docs/CHECKPOINT.md says what "the same" sees.
+            beside: another engine, whose threads this one shares and to which it gives way: all
+                its sessions compute as that one's `background` sessions do. Leave out `device`,
+                `threads` and `isa`, which are the other's.
             progress: True shows a bar on stderr; a function is called with (bytes done, bytes).
 
         Raises:
@@ -132,6 +136,10 @@ class Engine:
             raise InvalidArgument(
                 f"progress: expected True, a function or None, found {found(progress)}"
             )
+        if beside is not None and (device, threads, isa) != ("cpu", None, None):
+            raise InvalidArgument(
+                "beside: expected no device, threads and isa, which are the other engine's"
+            )
         mtp_layers = integer(mtp_layers, "mtp_layers", high=MAX_INT32)
         options: dict[str, Any] = {
             "device": text(device, "device"),
@@ -141,6 +149,7 @@ class Engine:
             "max_batch_rows": integer(max_batch_rows, "max_batch_rows", 1, MAX_INT32),
             "max_positions": integer(max_positions, "max_positions", 1),
             "rewind_rows": integer(rewind_rows, "rewind_rows", high=MAX_INT32),
+            "beside": None if beside is None else beside._core,
         }
         folder = cache_folder(cache)
         if folder is not None and device != "cpu":
@@ -249,6 +258,7 @@ class Engine:
         top_p: float = 1.0,
         seed: int = 0,
         speculate: int = 0,
+        background: bool = False,
     ) -> Session:
         """Opens a session: one user's stream.
 
@@ -263,6 +273,9 @@ class Engine:
                 in the session, else from the layers loaded by `mtp_layers`; 0 is off. A guess that
                 the model does not make itself is dropped: the output is the same, sooner where
                 text repeats or the layers guess well. `MicroTurn.accepted` tells whether it pays.
+            background: compute this session on the background lane (CPU only): its calls stand
+                still while a call of an interaction session computes, and go on behind it. The
+                bits are the same. `step_many` takes sessions of one lane.
 
         Raises:
             CapacityError: the memory left cannot hold such a session.
@@ -273,6 +286,7 @@ class Engine:
         core = self._core.open_session(
             max_positions=max_positions,
             speculate=integer(speculate, "speculate", high=MAX_INT32),
+            background=bool(background),
             **sampling_options(temperature, top_k, top_p, seed),
         )
         return Session(core, self._core, self._config, self._tokenizer)

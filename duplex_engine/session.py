@@ -250,11 +250,24 @@ class Session:
             self._reader = self._readers[length].copy()
             self._readers = {at: r for at, r in self._readers.items() if at <= length}
 
-    def fork(self, max_positions: int | None = None) -> Session:
+    def interrupt(self) -> None:
+        """Raises the epoch, and ends output in progress behind its next token.
+
+        The sequence stays: the turn that was cut off ends as at its limit of tokens, `stopped` is
+        "interrupted" and its `epoch` the old one, so that a player can drop it. From any thread.
+        """
+        self._core.interrupt()
+
+    def fork(self, max_positions: int | None = None, *, background: bool = False) -> Session:
         """A second session that goes on from the same point; the prefix is shared, not copied.
 
         Queued input is taken along. The resampler is not: where sound has another rate than 16 kHz,
         the fork's begins anew, and may have a rate of its own.
+
+        Args:
+            max_positions: the longest its sequence can become; None takes this session's.
+            background: compute it on the background lane, whichever lane this session is on; see
+                `Engine.open_session`.
 
         Raises:
             CapacityError: the memory left cannot hold the fork's own part.
@@ -262,7 +275,7 @@ class Session:
         with self._exclusive():
             if max_positions is not None:
                 max_positions = integer(max_positions, "max_positions", low=1)
-            core = self._core.fork(max_positions)
+            core = self._core.fork(max_positions, bool(background))
             other = Session(core, self._engine, self._config, self._tokenizer)
             other._reader = self._reader.copy()
             other._readers = self._readers.copy()
@@ -293,6 +306,16 @@ class Session:
     def length(self) -> int:
         """Positions in the sequence."""
         return self._core.length
+
+    @property
+    def background(self) -> bool:
+        """Whether it computes on the background lane; see `Engine.open_session`."""
+        return self._core.background
+
+    @property
+    def epoch(self) -> int:
+        """How often `interrupt` and `truncate` were called: output of an older one is not valid."""
+        return self._core.epoch
 
     @property
     def marks(self) -> list[int]:

@@ -22,7 +22,7 @@ __all__ = [
     "Stopped",
 ]
 
-Stopped: TypeAlias = Literal["listen", "eos", "limit"]
+Stopped: TypeAlias = Literal["listen", "eos", "limit", "interrupted"]
 
 
 class StepInput(TypedDict, total=False):
@@ -125,7 +125,7 @@ class MicroTurn:
         memory: bytes that the session holds after it.
         input: what was appended.
         stopped: why the output ended: the model chose to "listen", wrote an end-of-sequence token
-            ("eos"), or reached the limit of tokens.
+            ("eos"), reached the "limit" of tokens, or was "interrupted".
         drafted: tokens guessed and computed ahead; see `speculate` of `Engine.open_session`.
         accepted: of those, the ones that the model then put out.
     """

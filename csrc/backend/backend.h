@@ -40,6 +40,11 @@ class Backend {
   virtual std::string name() const = 0;         // "cpu"
   virtual std::string description() const = 0;  // e.g. "cpu avx512, 2 threads"
   virtual int n_threads() const = 0;
+  // A backend for work that can wait: the same machine, threads and memory, scratch of its own.
+  // While a pass is running here, between begin_pass and end_pass, work there stands still. Any
+  // number of them, each with one caller at a time; they may outlive this one. Throws
+  // BackendUnavailable where there is none.
+  virtual std::unique_ptr<Backend> background_lane() = 0;
 
   // ---- memory
   virtual std::unique_ptr<Buffer> allocate(std::size_t bytes) = 0;

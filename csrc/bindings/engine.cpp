@@ -57,6 +57,10 @@ Image image_from(const py::array& array) {
   return image;
 }
 
+LaneKind lane_kind(bool background) {
+  return background ? LaneKind::kBackground : LaneKind::kInteraction;
+}
+
 LogitsWanted wanted_from(const std::string& name) {
   if (name == "none") return LogitsWanted::kNone;
   if (name == "last") return LogitsWanted::kLast;
@@ -133,6 +137,8 @@ const char* stop_name(StopReason reason) {
       return "eos";
     case StopReason::kLimit:
       return "limit";
+    case StopReason::kInterrupted:
+      return "interrupted";
   }
   return "limit";
 }
@@ -184,6 +190,8 @@ void bind_session(py::module_& m) {
       .def_property_readonly("length", py::cpp_function(&Session::length, Gil()))
       .def_property_readonly("turn", &Session::turn)
       .def_property_readonly("epoch", &Session::epoch)
+      .def_property_readonly(
+          "background", [](const Session& s) { return s.lane().kind() == LaneKind::kBackground; })
       .def(
           "feed_audio",
           [](Session& s, const py::array& samples) {
@@ -213,12 +221,12 @@ void bind_session(py::module_& m) {
       .def("truncate", &Session::truncate, py::arg("length"), Gil())
       .def(
           "fork",
-          [](Session& s, std::optional<std::int64_t> max_positions) {
+          [](Session& s, std::optional<std::int64_t> max_positions, bool background) {
             check(!max_positions || *max_positions > 0,
                   "max_positions: expected a positive number, found ", max_positions.value_or(0));
-            return s.fork(max_positions.value_or(0));
+            return s.fork(max_positions.value_or(0), lane_kind(background));
           },
-          py::arg("max_positions") = py::none(), Gil())
+          py::arg("max_positions") = py::none(), py::arg("background") = false, Gil())
       .def(
           "forget",
           [](Session& s, std::int64_t begin, std::int64_t end) {
@@ -258,6 +266,7 @@ void bind_session(py::module_& m) {
           },
           py::kw_only(), py::arg("seed"), py::arg("temperature"), py::arg("top_k"),
           py::arg("top_p"))
+      .def("interrupt", &Session::interrupt)
       .def("close", &Session::close, Gil());
 }
 
@@ -291,15 +300,18 @@ void bind_engine(py::module_& m) {
       .def(
           "open_session",
           [](Engine& engine, std::optional<std::int64_t> max_positions, std::uint64_t seed,
-             float temperature, std::int32_t top_k, float top_p, std::int32_t speculate) {
+             float temperature, std::int32_t top_k, float top_p, std::int32_t speculate,
+             bool background) {
             check(!max_positions || *max_positions > 0,
                   "max_positions: expected a positive number, found ", max_positions.value_or(0));
-            return engine.open_session(
-                {max_positions.value_or(0), {seed, temperature, top_k, top_p}, speculate});
+            return engine.open_session({max_positions.value_or(0),
+                                        {seed, temperature, top_k, top_p},
+                                        speculate,
+                                        lane_kind(background)});
           },
           py::kw_only(), py::arg("max_positions") = py::none(), py::arg("seed") = 0,
           py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
-          py::arg("speculate") = 0, Gil())
+          py::arg("speculate") = 0, py::arg("background") = false, Gil())
       .def(
           "step_many",
           [](Engine& engine, const std::vector<std::shared_ptr<Session>>& sessions,

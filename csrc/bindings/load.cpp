@@ -71,7 +71,8 @@ PackedArena packed_arena(const PackedReader& packed) {
 
 std::shared_ptr<Engine> load(const ConfigDict& config, const std::vector<TensorTuple>& tensors,
                              const std::optional<PackedReader>& packed,
-                             const EngineOptions& options, const py::object& progress) {
+                             const EngineOptions& options, const py::object& progress,
+                             const Engine* beside) {
   WeightSource source;
   if (packed) {
     source = packed_arena(*packed);
@@ -87,7 +88,7 @@ std::shared_ptr<Engine> load(const ConfigDict& config, const std::vector<TensorT
       progress(done, total);
     };
   const py::gil_scoped_release release;
-  return std::make_shared<Engine>(model, std::move(source), options, report);
+  return std::make_shared<Engine>(model, std::move(source), options, report, beside);
 }
 
 void write_packed(const Engine& engine, const PackedWriter& write) {
@@ -106,7 +107,8 @@ void bind_loading(py::module_& m, EngineClass& engine) {
                        const std::string& dtype, const std::string& weights,
                        std::int64_t memory_bytes, std::int32_t max_batch_rows,
                        std::int64_t max_positions, std::int32_t rewind_rows,
-                       const std::optional<PackedReader>& packed, const py::object& progress) {
+                       const std::optional<PackedReader>& packed, const py::object& progress,
+                       const Engine* beside) {
              EngineOptions options;
              options.device = device;
              options.backend = {n_threads, isa};
@@ -116,14 +118,14 @@ void bind_loading(py::module_& m, EngineClass& engine) {
              options.max_batch_rows = max_batch_rows;
              options.max_positions = max_positions;
              options.rewind_rows = rewind_rows;
-             return load(config, tensors, packed, options, progress);
+             return load(config, tensors, packed, options, progress, beside);
            }),
            py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("device") = "cpu",
            py::arg("n_threads") = 0, py::arg("isa") = "", py::arg("dtype") = "float32",
            py::arg("weights") = "", py::arg("memory_bytes") = std::int64_t{1} << 30,
            py::arg("max_batch_rows") = 256, py::arg("max_positions") = 32768,
            py::arg("rewind_rows") = 64, py::arg("packed") = py::none(),
-           py::arg("progress") = py::none())
+           py::arg("progress") = py::none(), py::arg("beside") = py::none())
       .def_property_readonly("arena_bytes", &Engine::arena_bytes)
       .def("write_arena", &write_packed, py::arg("write"),
            "Hands the packed weights to a function, piece by piece.");

@@ -47,6 +47,9 @@ template <class T>
                               : bf16_to_float(load_unaligned<std::uint16_t>(base, index));
 }
 
+// A lane of execution. The background lane stands still while the interaction lane computes.
+enum class LaneKind : std::uint8_t { kInteraction, kBackground };
+
 // Half-open range of positions.
 struct PositionRange {
   std::int64_t begin = 0;

@@ -3,11 +3,11 @@
 #include <algorithm>
 
 #include "core/error.h"
-#include "engine/engine.h"
+#include "engine/lane.h"
 
 namespace duplex {
 
-void Engine::run_rows(std::span<Session* const> sessions) {
+void Lane::run_rows(std::span<Session* const> sessions) {
   for (;;) {
     parts_.clear();
     std::int32_t n_rows = 0;
@@ -25,13 +25,13 @@ void Engine::run_rows(std::span<Session* const> sessions) {
   }
 }
 
-void Engine::run_pass() {
+void Lane::run_pass() {
   segments_.clear();
   std::int32_t row = 0;
   for (const Part& part : parts_) {
     part.session->sequence_->reserve(part.n_rows);
     segments_.push_back(part.session->sequence_->segment(row, part.n_rows));
-    embed(part.session->input_, part.first, part.n_rows, row);
+    embed_rows(part.session->input_, part.first, part.n_rows, row);
     if (drafts_ != nullptr) drafts_->keep_embedded(*part.session, row, part.n_rows);
     row += part.n_rows;
   }
@@ -46,7 +46,7 @@ void Engine::run_pass() {
 
 // All rows but the drafts are permanent. Drafts stay behind the length, where nothing is read,
 // until accept_draft; those that are not accepted are written over.
-void Engine::keep_rows(const Part& part, std::int32_t row_begin) {
+void Lane::keep_rows(const Part& part, std::int32_t row_begin) {
   Session& session = *part.session;
   if (drafts_ != nullptr) drafts_->keep_hidden(session, row_begin, part.n_rows);
   counts_.drafted += part.n_drafts;
@@ -66,8 +66,8 @@ void Engine::keep_rows(const Part& part, std::int32_t row_begin) {
 }
 
 // Cuts the rows into runs of one kind (and one picture).
-void Engine::embed(const InputRows& input, std::size_t first, std::int32_t n_rows,
-                   std::int32_t row_begin) {
+void Lane::embed_rows(const InputRows& input, std::size_t first, std::int32_t n_rows,
+                      std::int32_t row_begin) {
   const std::size_t end = first + static_cast<std::size_t>(n_rows);
   while (first < end) {
     std::size_t next = first + 1;
@@ -81,22 +81,24 @@ void Engine::embed(const InputRows& input, std::size_t first, std::int32_t n_row
   }
 }
 
-void Engine::embed_run(const InputRows& input, std::size_t first, std::int32_t n_rows,
-                       std::int32_t row_begin) {
+void Lane::embed_run(const InputRows& input, std::size_t first, std::int32_t n_rows,
+                     std::int32_t row_begin) {
   float* out = model_->rows() + row_begin * model_->row_stride();
   const InputRow& head = input.rows[first];
   switch (head.kind) {
     case RowKind::kText:
       for (std::int32_t i = 0; i < n_rows; ++i)
         ids_[static_cast<std::size_t>(i)] = input.rows[first + static_cast<std::size_t>(i)].value;
-      backend_->embed_text({ids_.data(), weights_.embed, weights_.dtype, weights_.embed_norm,
-                            config_.norm_eps, config_.d_model, n_rows, out, model_->row_stride()});
+      backend_->embed_text({ids_.data(), loaded_.weights.embed, loaded_.weights.dtype,
+                            loaded_.weights.embed_norm, config_.norm_eps, config_.d_model, n_rows,
+                            out, model_->row_stride()});
       return;
     case RowKind::kAudio:  // frames of a run follow one another
       backend_->embed_audio({input.frames.data() + std::int64_t{head.value} * config_.audio->n_mels,
-                             config_.audio->n_mels, config_.audio->n_levels, weights_.audio_table,
-                             weights_.dtype, weights_.audio_norm, kTowerNormEps, config_.d_model,
-                             n_rows, out, model_->row_stride()});
+                             config_.audio->n_mels, config_.audio->n_levels,
+                             loaded_.weights.audio_table, loaded_.weights.dtype,
+                             loaded_.weights.audio_norm, kTowerNormEps, config_.d_model, n_rows,
+                             out, model_->row_stride()});
       return;
     case RowKind::kImage:
       vision_->encode(input.images[static_cast<std::size_t>(head.image)].view(), head.value, n_rows,
@@ -105,7 +107,7 @@ void Engine::embed_run(const InputRows& input, std::size_t first, std::int32_t n
   }
 }
 
-void Engine::collect_logits() {
+void Lane::collect_logits() {
   std::int32_t n_rows = 0;
   for (const Segment& segment : segments_) n_rows += segment.n_rows;
   std::vector<std::byte> rows(static_cast<std::size_t>(n_rows) * head_row_bytes());
@@ -121,13 +123,15 @@ void Engine::collect_logits() {
   model_->logits(head_rows_, all_logits_->data() + begin);
 }
 
-std::vector<float> Engine::embed_all(const InputRows& input) {
+std::vector<float> Lane::embed(const InputRows& input) {
   const auto width = static_cast<std::size_t>(config_.d_model);
   std::vector<float> rows(input.rows.size() * width);
+  const std::lock_guard lock(mutex_);
+  check_open();
   for (std::size_t first = 0; first < input.rows.size();) {
     const auto n = static_cast<std::int32_t>(std::min<std::size_t>(
         input.rows.size() - first, static_cast<std::size_t>(model_->max_rows())));
-    embed(input, first, n, 0);
+    embed_rows(input, first, n, 0);
     for (std::int32_t i = 0; i < n; ++i, ++first)
       backend_->read(rows.data() + first * width, model_->rows() + i * model_->row_stride(),
                      width * sizeof(float));

@@ -21,16 +21,8 @@ Drafter DraftRunner::make_drafter(PagePool& pool, std::int64_t max_positions) co
                  {.max_positions = max_positions,
                   .n_depths = n_depths(),
                   .d_model = config_.d_model,
-                  // what waits and what a rewind makes wait, beside the rows of a pass
-                  .kept_rows = model_.max_rows() + layout_.limits.rewind_rows});
-}
-
-void DraftRunner::reserve(std::size_t n_sessions) {
-  parts_.reserve(n_sessions);
-  segments_.reserve(n_sessions);
-  head_rows_.reserve(n_sessions);
-  const std::size_t n_logits = n_sessions * static_cast<std::size_t>(config_.unpadded_vocab_size);
-  if (logits_.size() < n_logits) logits_.resize(n_logits);
+                  // what waits and what a rewind makes wait, beside the rows of the longest pass
+                  .kept_rows = layout_.limits.pending_rows + layout_.limits.rewind_rows});
 }
 
 void DraftRunner::keep_rows(Session& session, float* (Drafter::*place)(std::int64_t),
@@ -150,6 +142,8 @@ void DraftRunner::guess(std::int32_t depth) {
     head_rows_.push_back(head_row);
   }
   if (head_rows_.empty()) return;
+  const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
+  if (logits_.size() < head_rows_.size() * n_vocab) logits_.resize(head_rows_.size() * n_vocab);
   model_.logits(head_rows_, logits_.data());
   const float* logits = logits_.data();
   for (const Part& part : parts_) {

@@ -26,8 +26,6 @@ class DraftRunner {
   const Mtp& layers() const { return mtp_; }
   // Of a new session.
   Drafter make_drafter(PagePool& pool, std::int64_t max_positions) const;
-  // So that so many sessions can guess at once without an allocation.
-  void reserve(std::size_t n_sessions);
 
   // Copies rows of the model, the next of the session, to its drafter: as they were embedded before
   // a pass, and what it made of them. Sessions without a drafter are passed over.

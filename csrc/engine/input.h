@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
+#include "core/config.h"
 #include "encoders/dmel.h"
 #include "encoders/hmlp.h"
 
@@ -55,5 +57,10 @@ struct InputPlan {
   std::int64_t n_turns = 0;  // micro-turns, merged ones included
   std::int64_t missing_samples = 0;
 };
+
+// Throw InvalidArgument for what the model cannot read; the image comes back with its patches
+// counted.
+void check_ids(const ModelConfig& config, std::span<const std::int32_t> ids);
+Image check_image(const ModelConfig& config, Image image);
 
 }  // namespace duplex

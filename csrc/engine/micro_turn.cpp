@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "core/error.h"
-#include "engine/engine.h"
+#include "engine/lane.h"
 
 namespace duplex {
 namespace {
@@ -44,7 +44,7 @@ class PassScope {
 
 }  // namespace
 
-std::vector<Turn> Engine::step(std::span<const StepRequest> requests) {
+std::vector<Turn> Lane::step(std::span<const StepRequest> requests) {
   std::vector<Session*> sessions;
   for (const StepRequest& request : requests) sessions.push_back(request.session);
   const BusyGuard busy(sessions);
@@ -89,12 +89,12 @@ std::vector<Turn> Engine::step(std::span<const StepRequest> requests) {
   return turns;
 }
 
-std::int32_t Engine::token_limit(std::int32_t max_tokens) const {
+std::int32_t Lane::token_limit(std::int32_t max_tokens) const {
   if (max_tokens >= 0) return max_tokens;
   return config_.interaction ? std::max(config_.interaction->max_output_tokens, 1) : kDefaultTokens;
 }
 
-void Engine::begin_turn(const StepRequest& request, Turn& turn) {
+void Lane::begin_turn(const StepRequest& request, Turn& turn) {
   Session& session = *request.session;
   session.check_open();
   const std::int32_t limit = token_limit(request.max_tokens);
@@ -104,6 +104,7 @@ void Engine::begin_turn(const StepRequest& request, Turn& turn) {
   check(plan.n_rows > 0 || limit == 0 || session.has_head_row_,
         "step: nothing was fed and the session is empty; feed audio, an image or text first");
   session.sequence_->check_room(plan.n_rows + std::max(limit - 1, 0));
+  session.is_interrupted_.store(false);  // what comes from here on interrupts this turn
   Inbox inbox = std::exchange(session.inbox_, {});
   inbox_lock.unlock();
   compose_input(session, plan, std::move(inbox));
@@ -116,7 +117,7 @@ void Engine::begin_turn(const StepRequest& request, Turn& turn) {
   turn.stopped = StopReason::kLimit;
 }
 
-InputPlan Engine::plan_input(const Session& session) const {
+InputPlan Lane::plan_input(const Session& session) const {
   InputPlan plan;
   const Inbox& inbox = session.inbox_;
   const auto bracketed = [&](const std::vector<std::int32_t>& ids) {
@@ -144,7 +145,7 @@ InputPlan Engine::plan_input(const Session& session) const {
 }
 
 // Turns the inbox into rows, in the order in which the model was trained to read them.
-void Engine::compose_input(Session& session, const InputPlan& plan, Inbox inbox) {
+void Lane::compose_input(Session& session, const InputPlan& plan, Inbox inbox) {
   InputRows& input = session.input_;
   input.clear();
   if (session.audio_) {
@@ -181,18 +182,20 @@ void Engine::compose_input(Session& session, const InputPlan& plan, Inbox inbox)
   add_frames(newest, plan.n_frames);
 }
 
-bool Engine::is_last(std::int32_t token, const StepRequest& request, Turn& turn) const {
+bool Lane::is_last(std::int32_t token, const StepRequest& request, Turn& turn) const {
   if (config_.interaction) {
     if (token == config_.interaction->listen) turn.stopped = StopReason::kListen;
   } else if (std::find(config_.eos_ids.begin(), config_.eos_ids.end(), token) !=
              config_.eos_ids.end()) {
     turn.stopped = StopReason::kEndOfText;
   }
+  if (turn.stopped == StopReason::kLimit && request.session->is_interrupted_.load())
+    turn.stopped = StopReason::kInterrupted;
   return turn.stopped != StopReason::kLimit ||
          static_cast<std::int32_t>(turn.token_ids.size()) >= token_limit(request.max_tokens);
 }
 
-void Engine::decode_turns(std::span<const StepRequest> requests, std::span<Turn> turns) {
+void Lane::decode_turns(std::span<const StepRequest> requests, std::span<Turn> turns) {
   std::vector<std::size_t> speaking;
   for (std::size_t i = 0; i < requests.size(); ++i)
     if (!turns[i].error && token_limit(requests[i].max_tokens) > 0) speaking.push_back(i);
@@ -218,7 +221,7 @@ void Engine::decode_turns(std::span<const StepRequest> requests, std::span<Turn>
   }
 }
 
-bool Engine::take_tokens(const StepRequest& request, Turn& turn) {
+bool Lane::take_tokens(const StepRequest& request, Turn& turn) {
   for (;;) {
     turn.token_ids.push_back(sample(*request.session));
     if (is_last(turn.token_ids.back(), request, turn)) return true;
@@ -227,8 +230,8 @@ bool Engine::take_tokens(const StepRequest& request, Turn& turn) {
   }
 }
 
-std::vector<std::int32_t> Engine::decode(Session& session, std::int32_t n,
-                                         std::span<const std::int32_t> stop) {
+std::vector<std::int32_t> Lane::decode(Session& session, std::int32_t n,
+                                       std::span<const std::int32_t> stop) {
   check(n >= 0, "decode: expected 0 tokens or more, found ", n);
   const Call call(*this, session);
   check(n == 0 || session.has_head_row_ || session.pending_token_ != kNoToken,

@@ -9,11 +9,11 @@
 #include <utility>
 
 #include "core/error.h"
-#include "engine/engine.h"
+#include "engine/lane.h"
 
 namespace duplex {
 
-void Engine::continue_output(Session& session, std::int64_t max_drafts) {
+void Lane::continue_output(Session& session, std::int64_t max_drafts) {
   InputRows& input = session.input_;
   const std::int32_t token = std::exchange(session.pending_token_, kNoToken);
   input.clear();
@@ -31,7 +31,7 @@ void Engine::continue_output(Session& session, std::int64_t max_drafts) {
     session.n_wanted_ = static_cast<std::int32_t>(std::min(n, std::int64_t{drafts_->n_depths()}));
 }
 
-std::vector<float> Engine::draft_logits(Session& session) {
+std::vector<float> Lane::draft_logits(Session& session) {
   const Call call(*this, session);
   check(session.drafter_.has_value(),
         "draft_logits: load the engine with mtp_layers and open the session with speculate");
@@ -45,7 +45,7 @@ std::vector<float> Engine::draft_logits(Session& session) {
   return logits;
 }
 
-void Engine::score(std::span<Session* const> sessions) {
+void Lane::score(std::span<Session* const> sessions) {
   head_rows_.clear();
   for (Session* session : sessions) {
     session->logits_row_ = head_rows_.size();
@@ -53,10 +53,12 @@ void Engine::score(std::span<Session* const> sessions) {
     for (std::size_t i = 0; i < session->input_.n_drafts; ++i)
       head_rows_.push_back(session->draft_head_rows_.data() + i * head_row_bytes());
   }
+  const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
+  if (logits_.size() < head_rows_.size() * n_vocab) logits_.resize(head_rows_.size() * n_vocab);
   model_->logits(head_rows_, logits_.data());
 }
 
-std::int32_t Engine::sample(Session& session) {
+std::int32_t Lane::sample(Session& session) {
   const std::size_t begin =
       session.logits_row_ * static_cast<std::size_t>(config_.unpadded_vocab_size);
   session.pending_token_ =
@@ -64,7 +66,7 @@ std::int32_t Engine::sample(Session& session) {
   return session.pending_token_;
 }
 
-bool Engine::accept_draft(Session& session) {
+bool Lane::accept_draft(Session& session) {
   InputRows& input = session.input_;
   if (input.n_drafts == 0) return false;
   const std::size_t row = input.rows.size() - input.n_drafts;

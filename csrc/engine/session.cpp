@@ -24,19 +24,20 @@ void check_inbox(const char* what, std::size_t waiting, std::size_t added, std::
 
 }  // namespace
 
-Session::Session(std::shared_ptr<Engine> engine, Sequence sequence, std::optional<Drafter> drafter,
-                 const SamplingParams& sampling, std::int32_t max_drafts)
+Session::Session(std::shared_ptr<Engine> engine, Lane& lane, Sequence sequence,
+                 std::optional<Drafter> drafter, const SessionOptions& options)
     : engine_(std::move(engine)),
+      lane_(lane),
       sequence_(std::move(sequence)),
-      sampling_(sampling),
-      max_drafts_(max_drafts),
-      n_drafts_(max_drafts),
+      sampling_(options.sampling),
+      max_drafts_(options.max_drafts),
+      n_drafts_(options.max_drafts),
       drafter_(std::move(drafter)) {
   if (engine_->analyzer() != nullptr) audio_.emplace(*engine_->analyzer());
-  head_row_.resize(engine_->head_row_bytes());
-  if (max_drafts > 0) lookup_.emplace();
-  draft_head_rows_.resize(static_cast<std::size_t>(max_drafts) * engine_->head_row_bytes());
-  input_.rows.reserve(static_cast<std::size_t>(max_drafts) + 1);
+  head_row_.resize(lane_.head_row_bytes());
+  if (max_drafts_ > 0) lookup_.emplace();
+  draft_head_rows_.resize(static_cast<std::size_t>(max_drafts_) * lane_.head_row_bytes());
+  input_.rows.reserve(static_cast<std::size_t>(max_drafts_) + 1);
   marks_.reserve(kMarks);
   set_mark();
 }
@@ -45,7 +46,7 @@ Session::~Session() { close(); }
 
 void Session::close() {
   if (is_closed_.exchange(true)) return;
-  const std::lock_guard lock(engine_->mutex());  // waits for a step in progress
+  const std::lock_guard lock(lane_.mutex());  // waits for a step in progress
   engine_->unregister(*this);
   drop();
 }
@@ -54,6 +55,12 @@ void Session::drop() noexcept {
   is_closed_.store(true);
   sequence_.reset();
   drafter_.reset();
+}
+
+void Session::interrupt() {
+  check_open();
+  ++epoch_;
+  is_interrupted_.store(true);
 }
 
 void Session::check_open() const {
@@ -80,7 +87,7 @@ void Session::feed_audio(std::span<const float> samples) {
 
 void Session::feed_image(Image image) {
   check_open();
-  image = engine_->check_image(std::move(image));
+  image = check_image(engine_->config(), std::move(image));
   const std::lock_guard lock(inbox_mutex_);
   check_inbox("images", inbox_.images.size(), 1, kMaxWaitingImages);
   inbox_.images.push_back(std::move(image));
@@ -88,7 +95,7 @@ void Session::feed_image(Image image) {
 
 void Session::feed_text(std::span<const std::int32_t> ids) {
   check_open();
-  engine_->check_ids(ids);
+  check_ids(engine_->config(), ids);
   const std::lock_guard lock(inbox_mutex_);
   check_inbox("token ids", inbox_.text.size(), ids.size(), kMaxWaitingIds);
   inbox_.text.insert(inbox_.text.end(), ids.begin(), ids.end());
@@ -98,7 +105,7 @@ void Session::feed_result(std::span<const std::int32_t> ids) {
   check_open();
   check(engine_->config().interaction.has_value(),
         "result: this checkpoint has no interaction block, so it knows no result tokens");
-  engine_->check_ids(ids);
+  check_ids(engine_->config(), ids);
   const std::lock_guard lock(inbox_mutex_);
   check_inbox("token ids", inbox_.result.size(), ids.size(), kMaxWaitingIds);
   inbox_.result.insert(inbox_.result.end(), ids.begin(), ids.end());
@@ -134,7 +141,7 @@ void Session::remember(std::int32_t id) {
 }
 
 std::vector<std::int64_t> Session::marks() const {
-  const std::lock_guard lock(engine_->mutex());
+  const std::lock_guard lock(lane_.mutex());
   check_open();
   std::vector<std::int64_t> positions;
   for (const Mark& mark : marks_)
@@ -149,7 +156,7 @@ void Session::truncate(std::int64_t position) {
   const BusyGuard busy(*this);
   std::string held;
   for (const std::int64_t p : marks()) held += (held.empty() ? "" : ", ") + std::to_string(p);
-  const std::lock_guard lock(engine_->mutex());
+  const std::lock_guard lock(lane_.mutex());
   check_open();
   const auto found = std::find_if(marks_.begin(), marks_.end(), [position](const Mark& mark) {
     return mark.position == position;
@@ -172,18 +179,19 @@ void Session::truncate(std::int64_t position) {
   if (audio_) audio_->restore(mark.audio, mark.waiting_frames);
 }
 
-std::shared_ptr<Session> Session::fork(std::int64_t max_positions) {
+std::shared_ptr<Session> Session::fork(std::int64_t max_positions, LaneKind lane) {
   const BusyGuard busy(*this);
-  const std::lock_guard lock(engine_->mutex());
+  const std::lock_guard lock(lane_.mutex());
   check_open();
   if (max_positions <= 0) max_positions = sequence_->max_positions();
   Sequence sequence = sequence_->fork(max_positions);
   std::optional<Drafter> drafter;
   if (drafter_) drafter = drafter_->fork(max_positions);
-  auto child = engine_->adopt(std::move(sequence), std::move(drafter), sampling_, max_drafts_);
+  auto child = engine_->adopt(std::move(sequence), std::move(drafter),
+                              {max_positions, sampling_, max_drafts_, lane});
   child->audio_ = audio_;
   child->turn_ = turn_;
-  child->epoch_ = epoch_;
+  child->epoch_ = epoch_.load();
   child->pending_token_ = pending_token_;
   child->lookup_ = lookup_;
   child->has_head_row_ = has_head_row_;
@@ -198,7 +206,7 @@ std::shared_ptr<Session> Session::fork(std::int64_t max_positions) {
 
 PositionRange Session::forget(std::int64_t begin, std::int64_t end) {
   const BusyGuard busy(*this);
-  const std::lock_guard lock(engine_->mutex());
+  const std::lock_guard lock(lane_.mutex());
   check_open();
   const PositionRange forgotten = sequence_->forget(begin, end);
   if (drafter_) drafter_->restart(sequence_->length());
@@ -213,25 +221,25 @@ void Session::set_sampling(const SamplingParams& params) {
 }
 
 std::int64_t Session::length() const {
-  const std::lock_guard lock(engine_->mutex());
+  const std::lock_guard lock(lane_.mutex());
   check_open();
   return sequence_->length();
 }
 
 SequenceUsage Session::usage() const {
-  const std::lock_guard lock(engine_->mutex());
+  const std::lock_guard lock(lane_.mutex());
   check_open();
   return sequence_->usage();
 }
 
 std::int64_t Session::draft_bytes() const {
-  const std::lock_guard lock(engine_->mutex());
+  const std::lock_guard lock(lane_.mutex());
   check_open();
   return drafter_ ? drafter_->held_bytes() : 0;
 }
 
 std::vector<std::tuple<std::int32_t, std::int64_t, std::uint64_t>> Session::digests() const {
-  const std::lock_guard lock(engine_->mutex());
+  const std::lock_guard lock(lane_.mutex());
   check_open();
   std::vector<std::tuple<std::int32_t, std::int64_t, std::uint64_t>> digests;
   for (const BlockDigest& digest : sequence_->digests())

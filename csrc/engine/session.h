@@ -25,6 +25,7 @@
 namespace duplex {
 
 class Engine;
+class Lane;
 
 inline constexpr std::int32_t kNoToken = -1;
 inline constexpr std::int32_t kMaxDrafts = 64;  // of one session in a pass
@@ -45,12 +46,14 @@ struct SessionOptions {
   std::int64_t max_positions = 0;  // 0 = the engine's default
   SamplingParams sampling;
   std::int32_t max_drafts = 0;  // tokens guessed ahead in one pass; 0 = no speculation
+  LaneKind lane = LaneKind::kInteraction;
 };
 
 class Session {
  public:
-  Session(std::shared_ptr<Engine> engine, Sequence sequence, std::optional<Drafter> drafter,
-          const SamplingParams& sampling, std::int32_t max_drafts);
+  // Engine::open_session and fork make it.
+  Session(std::shared_ptr<Engine> engine, Lane& lane, Sequence sequence,
+          std::optional<Drafter> drafter, const SessionOptions& options);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -62,24 +65,28 @@ class Session {
   void feed_result(std::span<const std::int32_t> ids);
   bool is_closed() const { return is_closed_.load(); }
   void close();
+  // Raises the epoch. Output in progress ends behind its next token, as if its limit were reached.
+  void interrupt();
 
   // ---- by one caller at a time
   std::int64_t length() const;
   std::int64_t turn() const { return turn_; }
-  std::int64_t epoch() const { return epoch_; }
+  std::int64_t epoch() const { return epoch_.load(); }
   SequenceUsage usage() const;
   std::int64_t draft_bytes() const;  // held for drafts, beside usage()
   std::vector<std::tuple<std::int32_t, std::int64_t, std::uint64_t>> digests() const;
   std::vector<std::int64_t> marks() const;  // positions that truncate accepts, ascending
   void truncate(std::int64_t position);
-  std::shared_ptr<Session> fork(std::int64_t max_positions);
+  std::shared_ptr<Session> fork(std::int64_t max_positions, LaneKind lane = LaneKind::kInteraction);
   PositionRange forget(std::int64_t begin, std::int64_t end);
   void set_sampling(const SamplingParams& params);
   Engine& engine() const { return *engine_; }
+  Lane& lane() const { return lane_; }
 
  private:
   friend class Engine;
   friend class DraftRunner;
+  friend class Lane;
   friend class BusyGuard;
 
   static constexpr std::size_t kMarks = 32;
@@ -87,18 +94,20 @@ class Session {
   void check_open() const;
   // Throws CapacityError unless `n_rows` and the token that waits fit; no rows need no room.
   void check_room(std::int64_t n_rows) const;
-  // Drops the sequence; the engine's mutex is held.
+  // Drops the sequence; the lane's mutex is held.
   void drop() noexcept;
   void set_mark();
   // Text that later drafts may be taken from.
   void remember(std::int32_t id);
 
   std::shared_ptr<Engine> engine_;
+  Lane& lane_;
   std::optional<Sequence> sequence_;  // empty once closed
   SamplingParams sampling_;
   std::optional<DmelStream> audio_;
   std::int64_t turn_ = 0;
-  std::int64_t epoch_ = 0;
+  std::atomic<std::int64_t> epoch_{0};
+  std::atomic<bool> is_interrupted_{false};
   std::int32_t pending_token_ = kNoToken;  // sampled, and appended with the next input
   bool has_head_row_ = false;
   std::vector<std::byte> head_row_;  // the last row of the sequence, ready for the head

@@ -34,7 +34,7 @@ struct StepRequest {
   std::int32_t max_tokens = -1;  // below 0: the checkpoint's limit
 };
 
-enum class StopReason : std::uint8_t { kListen, kEndOfText, kLimit };
+enum class StopReason : std::uint8_t { kListen, kEndOfText, kLimit, kInterrupted };
 
 struct TurnTiming {
   std::int64_t encode_us = 0;  // taking the input and cutting it into rows

@@ -9,7 +9,9 @@ Promise::Promise(PagePool& pool, std::int64_t growth_pages, std::int64_t window_
     : pool_(&pool), growth_pages_(growth_pages), window_pages_(window_pages) {}
 
 Promise::~Promise() {
-  if (pool_ != nullptr) pool_->n_promised_ -= growth_pages_ + window_pages_;
+  if (pool_ == nullptr) return;
+  const PagePool::Lock lock(pool_->mutex_);
+  pool_->n_promised_ -= growth_pages_ + window_pages_;
 }
 
 void Promise::swap(Promise& other) noexcept {
@@ -19,16 +21,19 @@ void Promise::swap(Promise& other) noexcept {
 }
 
 void Promise::extend(std::int64_t growth_pages, const char* why) {
+  const PagePool::Lock lock(pool_->mutex_);
   pool_->charge(growth_pages, why);
   growth_pages_ += growth_pages;
 }
 
 void Promise::give_up(std::int64_t growth_pages) noexcept {
+  const PagePool::Lock lock(pool_->mutex_);
   growth_pages_ -= growth_pages;
   pool_->n_promised_ -= growth_pages;
 }
 
 PageId Promise::take(PageUse use) {
+  const PagePool::Lock lock(pool_->mutex_);
   if (use == PageUse::kWindow) return pool_->acquire(use);
   check<CapacityError>(growth_pages_ > 0,
                        "page pool: a sequence has taken all pages promised to it");
@@ -38,6 +43,7 @@ PageId Promise::take(PageUse use) {
 }
 
 void Promise::give_back(PageId page) noexcept {
+  const PagePool::Lock lock(pool_->mutex_);
   const PageUse use = pool_->pages_[static_cast<std::size_t>(page)].use;
   if (!pool_->release(page) || use != PageUse::kGrowth) return;
   // The page was counted as used a moment ago, so promising it again always fits.
@@ -58,10 +64,12 @@ Promise PagePool::promise(std::int64_t growth_pages, std::int64_t window_pages, 
 }
 
 std::int64_t PagePool::n_unpromised() const {
+  const Lock lock(mutex_);
   return memory_->n_pages() - n_growth_used_ - n_promised_;
 }
 
 void PagePool::charge(std::int64_t n_pages, const char* why) {
+  const Lock lock(mutex_);
   const auto bytes = static_cast<std::int64_t>(page_bytes());
   check<CapacityError>(n_pages <= n_unpromised(), why, ": needs ", n_pages * bytes, " bytes, ",
                        n_unpromised() * bytes, " of ", memory_->n_pages() * bytes,
@@ -70,6 +78,7 @@ void PagePool::charge(std::int64_t n_pages, const char* why) {
 }
 
 PageId PagePool::acquire(PageUse use) {
+  const Lock lock(mutex_);
   // Promises make this impossible; without the check a mistake there would corrupt a session.
   check<CapacityError>(!free_.empty(), "page pool: all ", memory_->n_pages(), " pages are in use");
   const PageId page = free_.back();
@@ -79,13 +88,18 @@ PageId PagePool::acquire(PageUse use) {
   return page;
 }
 
-void PagePool::add_ref(PageId page) noexcept { ++pages_[static_cast<std::size_t>(page)].n_holders; }
+void PagePool::add_ref(PageId page) noexcept {
+  const Lock lock(mutex_);
+  ++pages_[static_cast<std::size_t>(page)].n_holders;
+}
 
 bool PagePool::is_shared(PageId page) const {
+  const Lock lock(mutex_);
   return pages_[static_cast<std::size_t>(page)].n_holders > 1;
 }
 
 bool PagePool::release(PageId page) noexcept {
+  const Lock lock(mutex_);
   Page& entry = pages_[static_cast<std::size_t>(page)];
   if (--entry.n_holders > 0) return false;
   // Window pages stay warm: the same window takes one again within a few micro-turns.
@@ -98,6 +112,7 @@ bool PagePool::release(PageId page) noexcept {
 }
 
 PoolStats PagePool::stats() const {
+  const Lock lock(mutex_);
   PoolStats stats;
   stats.page_bytes = static_cast<std::int64_t>(page_bytes());
   stats.n_pages = memory_->n_pages();

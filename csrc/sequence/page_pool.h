@@ -6,11 +6,15 @@
 //     growth pages in use + growth pages promised + window pages promised <= all pages.
 // A *growth* page holds positions that are kept (global layers) and is counted once however many
 // forks share it; a *window* page belongs to a tape that drops what it no longer reads, and each
-// sequence is charged for the most it can hold. Not thread safe: the engine serialises its callers.
+// sequence is charged for the most it can hold.
+//
+// Sequences of both lanes share a pool, so every call is safe from any thread. Who decides by what
+// it sees here, as a sequence does that pays again for pages it shares, holds the mutex meanwhile.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -72,6 +76,8 @@ class PagePool {
   PagePool(const PagePool&) = delete;
   PagePool& operator=(const PagePool&) = delete;
 
+  using Lock = std::lock_guard<std::recursive_mutex>;
+  std::recursive_mutex& mutex() const { return mutex_; }
   PageMemory& memory() const { return *memory_; }
   std::size_t page_bytes() const { return memory_->page_bytes(); }
 
@@ -96,6 +102,7 @@ class PagePool {
   void charge(std::int64_t n_pages, const char* why);
   PageId acquire(PageUse use);
 
+  mutable std::recursive_mutex mutex_;
   std::unique_ptr<PageMemory> memory_;
   std::vector<Page> pages_;   // (n_pages)
   std::vector<PageId> free_;  // a stack, with room for every page: release never allocates

@@ -21,6 +21,7 @@ struct Admission {
 
 // Takes the promise of a new sequence; a refusal says what would fit.
 Promise admit(PagePool& pool, const SequenceLayout& layout, const Admission& wish) {
+  const PagePool::Lock lock(pool.mutex());
   check<CapacityError>(wish.max_positions <= layout.lifetime_positions(), wish.what,
                        " with max_positions = ", wish.max_positions, ": the addresses reach ",
                        layout.lifetime_positions(), "; ask for fewer positions");
@@ -61,6 +62,7 @@ Sequence Sequence::open(PagePool& pool, const SequenceLayout& layout, std::int64
 }
 
 Sequence Sequence::fork(std::int64_t max_positions) const {
+  const PagePool::Lock lock(pool_->mutex());
   check(max_positions >= held_positions(), "fork: expected max_positions of at least the ",
         held_positions(), " positions it inherits, found ", max_positions);
   const std::int64_t shared_pages =
@@ -161,6 +163,7 @@ void Sequence::commit() noexcept {
 }
 
 void Sequence::truncate(std::int64_t n_rows) {
+  const PagePool::Lock lock(pool_->mutex());
   const std::int64_t lowest = lowest_truncation();
   check(n_rows >= lowest && n_rows <= length_, "truncate: expected ", lowest, " to ", length_,
         " rows, found ", n_rows);
@@ -184,6 +187,7 @@ void Sequence::truncate(std::int64_t n_rows) {
 }
 
 PositionRange Sequence::forget(std::int64_t begin, std::int64_t end) {
+  const PagePool::Lock lock(pool_->mutex());
   const std::int64_t limit = std::max<std::int64_t>(committed_ - layout_->longest_window(), 0);
   check(begin >= 0 && begin <= end && end <= limit, "forget: expected 0 <= begin <= end <= ", limit,
         " (the committed length without the window that stays), found ", begin, " to ", end);

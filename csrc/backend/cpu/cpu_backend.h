@@ -1,4 +1,5 @@
-// The CPU backend: memory on large pages, kernels chosen for the machine, one thread pool.
+// The CPU backend: memory on large pages, kernels chosen for the machine, one thread pool for both
+// lanes.
 //
 // cpu_ops.cpp cuts operations into pieces for the threads, cpu_moe.cpp does so for the experts,
 // pack.cpp holds the weight layout, kernels.h what a piece is.
@@ -20,7 +21,8 @@ class CpuBackend final : public Backend {
 
   std::string name() const override { return "cpu"; }
   std::string description() const override;
-  int n_threads() const override { return pool_.n_threads(); }
+  int n_threads() const override { return pool_->n_threads(); }
+  std::unique_ptr<Backend> background_lane() override;
 
   std::unique_ptr<Buffer> allocate(std::size_t bytes) override;
   void write(void* destination, const void* source, std::size_t bytes) override {
@@ -38,8 +40,8 @@ class CpuBackend final : public Backend {
                     void* destination) override;
   std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
                                 std::int64_t max_rows) const override;
-  void begin_pass() override { pool_.begin_pass(); }
-  void end_pass() override { pool_.end_pass(); }
+  void begin_pass() override { pool_->begin_pass(lane_); }
+  void end_pass() override { pool_->end_pass(lane_); }
 
  protected:
   void do_embed_text(const EmbedTextArgs& args) override;
@@ -54,18 +56,21 @@ class CpuBackend final : public Backend {
   void do_fold(const FoldArgs& args) override;
 
  private:
+  CpuBackend(const CpuKernels& kernels, std::shared_ptr<ThreadPool> pool, LaneKind lane);
+
   // Less is done before a worker would have begun: a few microseconds.
   static constexpr std::int64_t kElementsWorthSharing = 8192;          // of rows
   static constexpr std::int64_t kWeightBytesWorthSharing = 128 << 10;  // to read
   static constexpr std::int64_t kProductsWorthSharing = 500'000;       // of rows and weights
+  // Of one piece of attention in the background lane: about half a millisecond.
+  static constexpr std::int64_t kVectorPositionsAtOnce = 96 * 1024;
 
   // Runs fn(task, thread) for every task, on this thread alone where sharing would not pay.
   template <class Fn>
   void for_tasks(std::int64_t n_tasks, bool is_worth_sharing, const Fn& fn) {
-    if (is_worth_sharing)
-      pool_.parallel_for(n_tasks, fn);
-    else
-      for (std::int64_t task = 0; task < n_tasks; ++task) fn(task, 0);
+    if (is_worth_sharing) return pool_->parallel_for(lane_, n_tasks, fn);
+    pool_->give_way(lane_);
+    for (std::int64_t task = 0; task < n_tasks; ++task) fn(task, 0);
   }
   // Runs fn(row) for every row of so many elements.
   template <class Fn>
@@ -88,10 +93,12 @@ class CpuBackend final : public Backend {
     std::int64_t stride_bytes;
     const std::byte* at(std::int64_t row) const { return data + row * stride_bytes; }
   };
+  std::int32_t vectors_at_once(const AttentionArgs& args) const;
   PanelRows panel_rows(const Rows& x, std::int32_t n_rows, std::int64_t n_in, DType format);
 
   const CpuKernels& kernels_;
-  ThreadPool pool_;
+  std::shared_ptr<ThreadPool> pool_;
+  LaneKind lane_;
   std::vector<float> attention_scratch_;  // n_threads slices
   std::int64_t attention_scratch_stride_;
   std::vector<float> bias_scratch_;   // n_threads slices

@@ -118,7 +118,7 @@ void CpuBackend::do_moe(const MoeArgs& args) {
   const std::int64_t up_panels = div_up(args.gate_up.n_out, kPanelOutputs);
   const auto up_bytes =
       static_cast<std::int64_t>(packed_bytes(1, args.gate_up.n_in, args.gate_up.dtype));
-  pool_.parallel_for(n_touched * up_panels, [&](std::int64_t task, int) {
+  pool_->parallel_for(lane_, n_touched * up_panels, [&](std::int64_t task, int) {
     run_panel(
         kernels_, args.gate_up, args.gate_up_stride_bytes, up_bytes, scratch,
         scratch.touched[task / up_panels], task % up_panels,
@@ -133,7 +133,7 @@ void CpuBackend::do_moe(const MoeArgs& args) {
   const std::int64_t down_panels = div_up(args.down.n_out, kPanelOutputs);
   const auto down_bytes =
       static_cast<std::int64_t>(packed_bytes(1, args.down.n_in, args.down.dtype));
-  pool_.parallel_for(n_touched * down_panels, [&](std::int64_t task, int) {
+  pool_->parallel_for(lane_, n_touched * down_panels, [&](std::int64_t task, int) {
     run_panel(
         kernels_, args.down, args.down_stride_bytes, down_bytes, scratch,
         scratch.touched[task / down_panels], task % down_panels,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <thread>
+#include <utility>
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/isa.h"
@@ -25,17 +26,26 @@ int thread_count(int wanted) {
 }  // namespace
 
 CpuBackend::CpuBackend(const BackendOptions& options)
-    : kernels_(choose_kernels(options.isa)), pool_(thread_count(options.n_threads)) {
+    : CpuBackend(choose_kernels(options.isa),
+                 std::make_shared<ThreadPool>(thread_count(options.n_threads)),
+                 LaneKind::kInteraction) {}
+
+CpuBackend::CpuBackend(const CpuKernels& kernels, std::shared_ptr<ThreadPool> pool, LaneKind lane)
+    : kernels_(kernels), pool_(std::move(pool)), lane_(lane) {
   // out, scores and weights of AttentionScratch
   attention_scratch_stride_ =
       kAttentionVectors * kMaxHeadWidth + 2 * kScratchRows * kBlockPositions;
   attention_scratch_.resize(static_cast<std::size_t>(attention_scratch_stride_) *
-                            static_cast<std::size_t>(pool_.n_threads()));
+                            static_cast<std::size_t>(pool_->n_threads()));
+}
+
+std::unique_ptr<Backend> CpuBackend::background_lane() {
+  return std::unique_ptr<Backend>(new CpuBackend(kernels_, pool_, LaneKind::kBackground));
 }
 
 std::string CpuBackend::description() const {
-  return std::string("cpu ") + kernels_.name + ", " + std::to_string(pool_.n_threads()) +
-         (pool_.n_threads() == 1 ? " thread" : " threads");
+  return std::string("cpu ") + kernels_.name + ", " + std::to_string(pool_->n_threads()) +
+         (pool_->n_threads() == 1 ? " thread" : " threads");
 }
 
 void CpuBackend::do_embed_text(const EmbedTextArgs& args) {
@@ -110,19 +120,33 @@ void CpuBackend::do_linear(const LinearArgs& args) {
   });
 }
 
+// More vectors share a reading of the keys; in the background lane, which gives way between pieces,
+// a piece must not take long.
+std::int32_t CpuBackend::vectors_at_once(const AttentionArgs& args) const {
+  if (lane_ == LaneKind::kInteraction) return kAttentionVectors;
+  std::int64_t longest = 1;
+  for (std::int32_t s = 0; s < args.segments.count; ++s) {
+    const Segment& segment = args.segments.data[s];
+    longest = std::max(longest, segment.position + segment.n_rows);
+  }
+  if (args.shape.window > 0) longest = std::min<std::int64_t>(longest, args.shape.window);
+  return static_cast<std::int32_t>(
+      std::clamp<std::int64_t>(kVectorPositionsAtOnce / longest, 1, kAttentionVectors));
+}
+
 void CpuBackend::do_attention(const AttentionArgs& args) {
   const std::int32_t group = args.shape.n_heads / args.shape.n_kv_heads;
   // Whole rows per piece, so that the count does not depend on the batch.
-  const std::int32_t rows_per_piece = std::max(1, kAttentionVectors / group);
+  const std::int32_t rows_per_piece = std::max(1, vectors_at_once(args) / group);
   const std::int32_t vectors_per_piece = std::min(kAttentionVectors, rows_per_piece * group);
   std::int64_t n_pieces = 0;
   for (std::int32_t s = 0; s < args.segments.count; ++s)
     n_pieces += div_up(std::int64_t{args.segments.data[s].n_rows} * group, vectors_per_piece);
   n_pieces *= args.shape.n_kv_heads;
   const std::int64_t bias_size = kAttentionVectors * args.rel_stride;
-  const auto needed = static_cast<std::size_t>(bias_size * pool_.n_threads());
+  const auto needed = static_cast<std::size_t>(bias_size * pool_->n_threads());
   if (bias_scratch_.size() < needed) bias_scratch_.resize(needed);  // to the widest layer
-  pool_.parallel_for(n_pieces, [&](std::int64_t index, int thread) {
+  pool_->parallel_for(lane_, n_pieces, [&](std::int64_t index, int thread) {
     const auto kv_head = static_cast<std::int32_t>(index % args.shape.n_kv_heads);
     std::int64_t chunk = index / args.shape.n_kv_heads;
     const Segment* segment = args.segments.data;

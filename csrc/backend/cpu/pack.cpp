@@ -171,7 +171,7 @@ std::int64_t CpuBackend::pack(const PackSource& source, const PackShape& shape,
   const std::int64_t first_panel = first_out / kPanelOutputs;
   const std::int64_t n_panels = div_up(first_out + source.n_rows, kPanelOutputs) - first_panel;
   std::atomic<std::int64_t> first_bad{std::numeric_limits<std::int64_t>::max()};
-  pool_.parallel_for(n_panels, [&](std::int64_t panel, int) {
+  pool_->parallel_for(lane_, n_panels, [&](std::int64_t panel, int) {
     const std::int64_t begin = std::max(first_out, (first_panel + panel) * kPanelOutputs);
     const std::int64_t end =
         std::min(first_out + source.n_rows, (first_panel + panel + 1) * kPanelOutputs);

@@ -1,4 +1,4 @@
-// Worker threads that spin while a pass is running and sleep between passes.
+// Worker threads that spin while a pass is running and sleep between passes, for two lanes.
 //
 // A job's tasks are cut into one run per thread: memory that lies in order is read fastest in order
 // (two threads that take every other 64 KiB reach half the bandwidth of two that take halves). Who
@@ -6,13 +6,20 @@
 // task computes is not, so results do not depend on the number of threads. The caller works too and
 // waits only for tasks that a worker has begun: a worker that the system keeps from running delays
 // nobody.
+//
+// The background lane stands still while a pass of the interaction lane is running: a thread that
+// is at work for it finishes its task and takes no other. Its caller sleeps meanwhile.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <thread>
 #include <vector>
+
+#include "core/types.h"
 
 namespace duplex {
 
@@ -25,21 +32,30 @@ class ThreadPool {
 
   int n_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Between begin_pass and end_pass idle workers spin instead of sleeping.
-  void begin_pass();
-  void end_pass();
+  // Between begin_pass and end_pass idle workers spin instead of sleeping. Passes of the background
+  // lane may overlap; those of the interaction lane may not.
+  void begin_pass(LaneKind lane);
+  void end_pass(LaneKind lane);
+  // Where the background lane waits for the interaction lane's pass to end.
+  void give_way(LaneKind lane) const {
+    if (lane == LaneKind::kBackground && is_interacting_.load() != 0) park();
+  }
 
   // Calls task(index, thread) for every index in [0, n_tasks); returns when all are done. One
-  // caller at a time; tasks must not throw.
+  // caller at a time in the interaction lane, in the background lane they take turns; tasks must
+  // not throw.
   template <class Task>
-  void parallel_for(std::int64_t n_tasks, const Task& task) {
+  void parallel_for(LaneKind lane, std::int64_t n_tasks, const Task& task) {
     if (n_tasks <= 1 || workers_.empty()) {
-      for (std::int64_t i = 0; i < n_tasks; ++i) task(i, 0);
+      for (std::int64_t i = 0; i < n_tasks; ++i) {
+        give_way(lane);
+        task(i, 0);
+      }
       return;
     }
     for (std::int64_t begin = 0; begin < n_tasks; begin += kMaxTasks) {
       const auto part = [&task, begin](std::int64_t i, int thread) { task(begin + i, thread); };
-      run(std::min(n_tasks - begin, kMaxTasks), &part,
+      run(lane, std::min(n_tasks - begin, kMaxTasks), &part,
           [](const void* context, std::int64_t index, int thread) {
             (*static_cast<const decltype(part)*>(context))(index, thread);
           });
@@ -62,25 +78,37 @@ class ThreadPool {
   struct alignas(64) Run {
     std::atomic<std::uint64_t> word{0};
   };
+  // What a lane is working at. Context and function are written before the runs announce them, read
+  // by who has taken a task: the job cannot end meanwhile.
+  struct Job {
+    LaneKind lane;
+    std::vector<Run> runs;  // one a thread
+    std::atomic<const void*> context{nullptr};
+    std::atomic<TaskFn> fn{nullptr};
+    std::uint64_t generation = 0;
+    alignas(64) std::atomic<std::int64_t> n_done{0};
+    bool is_taken() const;
+  };
 
-  void run(std::int64_t n_tasks, const void* context, TaskFn fn);
+  Job& job(LaneKind lane) { return jobs_[static_cast<std::size_t>(lane)]; }
+  bool may_run(const Job& job) const {
+    return job.lane == LaneKind::kInteraction || is_interacting_.load() == 0;
+  }
+  void park() const;
+  void run(LaneKind lane, std::int64_t n_tasks, const void* context, TaskFn fn);
   void work(int thread);
-  // Runs tasks of the current job until none is left to take: first those of its own run.
-  void take_tasks(int thread);
-  void take_from(Run& run, int thread);
-  bool is_idle() const;
+  // Runs tasks of a job until none is left to take: first those of its own run.
+  void take_tasks(Job& job, int thread);
+  void take_from(Job& job, Run& run, int thread);
+  Job* next_job();  // nullptr: nothing to do
 
   std::vector<std::thread> workers_;
-  std::vector<Run> runs_;  // one a thread
-  // Written before the runs announce them, read by who has taken a task: the job cannot end
-  // meanwhile.
-  std::atomic<const void*> context_{nullptr};
-  std::atomic<TaskFn> fn_{nullptr};
-  std::uint64_t generation_ = 0;
-  alignas(64) std::atomic<std::int64_t> n_done_{0};
+  std::array<Job, 2> jobs_;
+  std::mutex background_;                           // held by the caller of its job
+  std::atomic<std::uint32_t> is_interacting_{0};    // a pass of the interaction lane is running
   alignas(64) std::atomic<std::uint32_t> bell_{0};  // rung for sleepers
   std::atomic<int> sleepers_{0};
-  std::atomic<bool> pass_active_{false};
+  std::atomic<int> n_passes_{0};  // of both lanes
   std::atomic<bool> stop_{false};
 };
 

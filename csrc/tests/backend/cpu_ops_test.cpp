@@ -25,7 +25,7 @@ struct Work {
             {.row_begin = half, .n_rows = kRows - half, .global = b, .local = b, .conv = b_conv}};
   }
   // Every result of every operation, as bytes.
-  std::vector<std::byte> run(CpuBackend& backend) {
+  std::vector<std::byte> run(Backend& backend) {
     std::vector<std::byte> packed(backend.packed_bytes(kProjected, kWidth, DType::kF32));
     backend.pack({weights.address(0), DType::kF32, kProjected, kWidth},
                  {kWidth, kWidth, kWidth, DType::kF32}, 0, packed.data());
@@ -108,6 +108,7 @@ TEST_CASE("any number of threads gives the same bytes", "[threads]") {
   for (const int n_threads : {2, 3, 4}) {
     CpuBackend backend({n_threads, isa});
     for (int i = 0; i < 3; ++i) CHECK((Work(Random(18)).run(backend) == expected));
+    CHECK((Work(Random(18)).run(*backend.background_lane()) == expected));
   }
 }
 

@@ -32,6 +32,7 @@ class PlainBackend : public Backend {
   std::string name() const override { return "plain"; }
   std::string description() const override { return "plain"; }
   int n_threads() const override { return 1; }
+  std::unique_ptr<Backend> background_lane() override { fail("not used here"); }
   std::unique_ptr<Buffer> allocate(std::size_t bytes) override {
     return std::make_unique<HostBuffer>(bytes);
   }

@@ -102,6 +102,12 @@ void CudaBackend::grow(std::unique_ptr<Buffer>& buffer, std::size_t bytes) {
 // The first pass of its kind is launched as it is, and finds the buffers' sizes; the second is
 // recorded, and from then on the record is played. Its kind is all that launches depend on: rows of
 // each segment, and how far attention may reach.
+std::unique_ptr<Backend> CudaBackend::background_lane() {
+  fail<BackendUnavailable>(
+      "background: expected device 'cpu', found 'cuda', which has one lane so far; let the "
+      "background work on another engine");
+}
+
 void CudaBackend::run_layers(const Segments& segments, const std::function<void()>& layers) {
   staged(segments);
   kind_.assign(1, attention_reach(segments));

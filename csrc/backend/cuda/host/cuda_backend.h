@@ -22,6 +22,7 @@ class CudaBackend final : public Backend {
   std::string name() const override { return "cuda"; }
   std::string description() const override { return "cuda " + runtime_.device_name(); }
   int n_threads() const override { return 1; }
+  std::unique_ptr<Backend> background_lane() override;
 
   std::unique_ptr<Buffer> allocate(std::size_t bytes) override;
   void write(void* destination, const void* source, std::size_t bytes) override;

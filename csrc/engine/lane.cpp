@@ -1,0 +1,147 @@
+// What a lane is made of, and the calls that append outside a micro-turn.
+#include "engine/lane.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/error.h"
+#include "engine/engine.h"
+
+namespace duplex {
+namespace {
+
+// Patches that the vision tower keeps buffers for.
+constexpr std::int64_t kMaxPatchesAtOnce = 64;
+
+}  // namespace
+
+Lane::Lane(LaneKind kind, const LoadedModel& model, std::unique_ptr<Backend> backend,
+           std::int32_t max_rows)
+    : kind_(kind),
+      loaded_(model),
+      config_(model.config),
+      backend_(std::move(backend)),
+      model_(std::make_unique<Inkling>(config_, model.weights, model.layout, *backend_, max_rows)),
+      sampler_(config_.unpadded_vocab_size),
+      ids_(static_cast<std::size_t>(max_rows)) {
+  if (!config_.mtp.layers.empty())
+    drafts_ = std::make_unique<DraftRunner>(config_, model.weights, model.mtp_layout, *backend_,
+                                            *model_, sampler_);
+  if (config_.vision)
+    vision_ = std::make_unique<HmlpEncoder>(
+        *config_.vision,
+        HmlpWeights{model.weights.vision.linear, model.weights.vision.norm,
+                    model.weights.vision.final_norm, kTowerNormEps},
+        *backend_, std::min<std::int64_t>(max_rows, kMaxPatchesAtOnce));
+}
+
+void Lane::check_open() const {
+  check<SessionClosed>(!is_closed_, "engine: it is closed; load it again");
+}
+
+Lane::Call::Call(Lane& lane, Session& session) : busy(session), lock(lane.mutex_) {
+  lane.check_open();
+  session.check_open();
+}
+
+std::optional<Drafter> Lane::make_drafter(PagePool& pool, std::int64_t max_positions) const {
+  if (drafts_ == nullptr) return std::nullopt;
+  return drafts_->make_drafter(pool, max_positions);
+}
+
+// A session at its limit is left alone here: it hears of it when it really needs the row.
+void Lane::back_ahead(Session& session, std::int64_t n_rows) {
+  n_rows = std::min<std::int64_t>(n_rows, loaded_.options.max_batch_rows);
+  try {
+    session.sequence_->reserve(n_rows);
+    if (session.drafter_) session.drafter_->reserve(n_rows, session.sequence_->length());
+  } catch (const CapacityError&) {
+  }
+}
+
+void Lane::add_counts(EngineStats& stats) const {
+  stats.passes += counts_.passes;
+  stats.rows += counts_.rows;
+  stats.drafted += counts_.drafted;
+  stats.accepted += counts_.accepted;
+}
+
+void Lane::add_plan(const std::string& prefix,
+                    std::vector<std::pair<std::string, std::int64_t>>& plan) const {
+  for (const auto& [name, bytes] : model_->plan())
+    plan.emplace_back(prefix + name, static_cast<std::int64_t>(bytes));
+  if (drafts_ == nullptr) return;
+  for (const auto& [name, bytes] : drafts_->layers().plan())
+    plan.emplace_back(prefix + name, static_cast<std::int64_t>(bytes));
+}
+
+std::vector<float> Lane::append_text(Session& session, std::span<const std::int32_t> ids,
+                                     LogitsWanted wanted) {
+  check_ids(config_, ids);
+  const Call call(*this, session);
+  session.input_.clear();
+  for (const std::int32_t id : ids) session.input_.add_text(id);
+  return append_input(session, wanted);
+}
+
+std::vector<float> Lane::append_audio(Session& session, std::span<const float> samples,
+                                      bool is_end_of_audio, LogitsWanted wanted) {
+  const Call call(*this, session);
+  check(session.audio_.has_value(), "audio: this checkpoint has no audio tower (no audio_config)");
+  DmelStream& audio = *session.audio_;
+  const auto n_samples = static_cast<std::int64_t>(samples.size()) + audio.state().n_partial;
+  const auto n_new = is_end_of_audio ? div_up(n_samples, kHopSamples) : n_samples / kHopSamples;
+  const auto n_rows = static_cast<std::int64_t>(audio.frames_ready()) + n_new;
+  session.check_room(n_rows);
+  audio.push(samples);
+  if (is_end_of_audio) audio.pad_to_frame();
+  session.input_.clear();
+  session.input_.add_frames(audio);
+  return append_input(session, wanted);
+}
+
+std::vector<float> Lane::append_image(Session& session, Image image, LogitsWanted wanted) {
+  image = check_image(config_, std::move(image));
+  const Call call(*this, session);
+  session.input_.clear();
+  session.input_.add_image(std::move(image));
+  return append_input(session, wanted);
+}
+
+// Appends session.input_ behind the pending token; the logits are those of session.input_ alone.
+std::vector<float> Lane::append_input(Session& session, LogitsWanted wanted) {
+  InputRows& input = session.input_;
+  const bool has_pending = session.pending_token_ != kNoToken;
+  session.check_room(static_cast<std::int64_t>(input.rows.size()));
+  std::vector<float> logits;
+  if (input.rows.empty()) {
+    session.set_mark();  // sound that waits for the rest of its frame
+    return logits;
+  }
+  if (has_pending) input.rows.insert(input.rows.begin(), {RowKind::kText, session.pending_token_});
+  session.pending_token_ = kNoToken;
+  const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
+  Session* const only[] = {&session};
+  all_logits_ = wanted == LogitsWanted::kAll ? &logits : nullptr;
+  backend_->begin_pass();
+  try {
+    run_rows(only);
+  } catch (...) {
+    all_logits_ = nullptr;
+    backend_->end_pass();
+    throw;
+  }
+  all_logits_ = nullptr;
+  if (wanted == LogitsWanted::kAll && has_pending)
+    logits.erase(logits.begin(), logits.begin() + static_cast<std::ptrdiff_t>(n_vocab));
+  if (wanted == LogitsWanted::kLast) {
+    const void* const row[] = {session.head_row_.data()};
+    logits.resize(n_vocab);
+    model_->logits(row, logits.data());
+  }
+  backend_->end_pass();
+  session.set_mark();
+  return logits;
+}
+
+}  // namespace duplex

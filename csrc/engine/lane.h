@@ -1,0 +1,143 @@
+// One lane of execution: a backend, the working buffers of a pass, and the way of rows and tokens
+// through them.
+//
+// An engine has an interaction lane, whose micro-turns have a deadline, and makes a background lane
+// when a session first asks for one: that one stands still while the first computes (thread_pool.h)
+// and gives the same bits. step() runs one micro-turn for any number of sessions together
+// (micro_turn.cpp tells the story); append and decode are the finer tools underneath. One call
+// computes at a time in a lane; a second caller waits.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "backend/backend.h"
+#include "core/config.h"
+#include "engine/draft.h"
+#include "engine/session.h"
+#include "engine/turn.h"
+#include "model/inkling.h"
+#include "model/weights.h"
+
+namespace duplex {
+
+// What all lanes of an engine compute with; it changes no more once it is loaded.
+struct LoadedModel {
+  ModelConfig config;
+  EngineOptions options;
+  Weights weights;
+  SequenceLayout layout;
+  SequenceLayout mtp_layout;  // of the layers that draft
+};
+
+class Lane {
+ public:
+  // `model` outlives it. `max_rows`: the most rows of one pass.
+  Lane(LaneKind kind, const LoadedModel& model, std::unique_ptr<Backend> backend,
+       std::int32_t max_rows);
+
+  LaneKind kind() const { return kind_; }
+
+  std::vector<Turn> step(std::span<const StepRequest> requests);
+  std::vector<float> append_text(Session& session, std::span<const std::int32_t> ids,
+                                 LogitsWanted wanted);
+  std::vector<float> append_audio(Session& session, std::span<const float> samples,
+                                  bool is_end_of_audio, LogitsWanted wanted);
+  std::vector<float> append_image(Session& session, Image image, LogitsWanted wanted);
+  std::vector<float> embed(const InputRows& input);
+  std::vector<std::int32_t> decode(Session& session, std::int32_t n,
+                                   std::span<const std::int32_t> stop);
+  std::vector<float> draft_logits(Session& session);
+
+  Backend& backend() const { return *backend_; }
+  std::size_t head_row_bytes() const { return model_->head_row_bytes(); }
+  // Of a new session; empty where no layers for it were loaded.
+  std::optional<Drafter> make_drafter(PagePool& pool, std::int64_t max_positions) const;
+  // Maps pages for rows that will come, so that none is mapped inside a turn.
+  void back_ahead(Session& session, std::int64_t n_rows);
+  void add_counts(EngineStats& stats) const;
+  void add_plan(const std::string& prefix,
+                std::vector<std::pair<std::string, std::int64_t>>& plan) const;
+  std::mutex& mutex() const { return mutex_; }
+  void close() { is_closed_ = true; }  // later calls throw SessionClosed; mutex() is held
+
+ private:
+  // Consecutive rows of one session in a pass.
+  struct Part {
+    Session* session;
+    std::size_t first;  // of session->input_.rows
+    std::int32_t n_rows;
+    std::int32_t n_drafts;  // of the rows, the last
+  };
+  // One caller of one open session, for as long as it lives.
+  struct Call {
+    Call(Lane& lane, Session& session);
+    BusyGuard busy;
+    std::lock_guard<std::mutex> lock;
+  };
+  void check_open() const;
+  std::vector<float> append_input(Session& session, LogitsWanted wanted);
+
+  // ---- micro_turn.cpp
+  InputPlan plan_input(const Session& session) const;
+  void compose_input(Session& session, const InputPlan& plan, Inbox inbox);
+  void begin_turn(const StepRequest& request, Turn& turn);
+  void decode_turns(std::span<const StepRequest> requests, std::span<Turn> turns);
+  // Samples for as long as the tokens were drafted; true when one of them ends the turn.
+  bool take_tokens(const StepRequest& request, Turn& turn);
+  std::int32_t token_limit(std::int32_t max_tokens) const;
+  // Whether the token ends its turn; notes why.
+  bool is_last(std::int32_t token, const StepRequest& request, Turn& turn) const;
+
+  // ---- batch.cpp
+  // Appends session->input_ of every session, in as many passes as that takes.
+  void run_rows(std::span<Session* const> sessions);
+  void run_pass();
+  void keep_rows(const Part& part, std::int32_t row_begin);
+  // Writes rows [first, first + n_rows) of the input into the model's rows from row_begin on.
+  void embed_rows(const InputRows& input, std::size_t first, std::int32_t n_rows,
+                  std::int32_t row_begin);
+  void embed_run(const InputRows& input, std::size_t first, std::int32_t n_rows,
+                 std::int32_t row_begin);
+  void collect_logits();
+
+  // ---- output.cpp
+  // Makes the pending token the input, and behind it at most `max_drafts` looked-up guesses.
+  void continue_output(Session& session, std::int64_t max_drafts);
+  void score(std::span<Session* const> sessions);  // logits of last rows, and of drafts
+  // Samples the next token behind the last row; it becomes the pending token.
+  std::int32_t sample(Session& session);
+  // Whether the pending token is the next draft: then its row is the last one now.
+  bool accept_draft(Session& session);
+
+  LaneKind kind_;
+  const LoadedModel& loaded_;
+  const ModelConfig& config_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Inkling> model_;
+  std::unique_ptr<HmlpEncoder> vision_;
+  Sampler sampler_;
+  std::unique_ptr<DraftRunner> drafts_;  // where layers for it were loaded
+
+  mutable std::mutex mutex_;  // one computing call at a time; guards all below
+  bool is_closed_ = false;
+  std::vector<Part> parts_;  // of the pass in progress, and the buffers it fills
+  std::vector<Segment> segments_;
+  std::vector<std::int32_t> ids_;
+  std::vector<Session*> active_;
+  std::vector<const void*> head_rows_;
+  std::vector<float> logits_;
+  std::vector<float>* all_logits_ = nullptr;  // where append wants the logits of every row
+  struct {
+    std::atomic<std::int64_t> passes, rows, drafted, accepted;
+  } counts_{};
+};
+
+}  // namespace duplex
