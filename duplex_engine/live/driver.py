@@ -89,7 +89,7 @@ class LiveEngine:
         self._wake = threading.Event()
         self._sessions: dict[int, LiveSession] = {}
         self._n_opened = 0
-        self._background = Background(self.now_us)
+        self._background = Background(self.now_us, self._slice_done)
         self._leases = Leases(self, None if folder is None else Path(folder))
         self._metrics = metrics
         self._on_journal = journal
@@ -172,14 +172,19 @@ class LiveEngine:
         self._count("restored")
         return live
 
-    def background(self, session: LiveSession, slices: Slices) -> None:
-        """Runs a generator in the gaps between micro-turns; see `background.py`.
+    def background(self, session: LiveSession, slices: Slices, *, gives_way: bool = False) -> None:
+        """Runs a generator in the gaps between micro-turns; it ends with its session.
 
-        It ends with its session. Raises CapacityError if the session has too many.
+        Args:
+            slices: from one `yield` to the next is what a session may have to wait for.
+            gives_way: whatever it computes is on the background lane, so that nobody waits for it.
+
+        Raises:
+            CapacityError: the session has too many already.
         """
         with self._lock:
             session._check_open()
-            self._background.add(session._number, slices)
+            self._background.add(session._number, slices, gives_way=gives_way)
             self._wake.set()
 
     @property
@@ -205,7 +210,7 @@ class LiveEngine:
             run_turns(self, action.turns)
             return 0.0
         if action.kind == "background":
-            self._run_background(action)
+            self._background.run(action.task, is_forced=action.is_forced)
             return 0.0
         ends = [at for at in (action.until_us, self._leases.next_us()) if at is not None]
         return max(min(ends) - now_us, 0) / 1e6 if ends else None
@@ -213,6 +218,7 @@ class LiveEngine:
     def start(self) -> Self:
         """Starts the driver's thread."""
         if self._thread is None:
+            self._background.start()
             self._thread = threading.Thread(target=self._drive, name="duplex_live", daemon=True)
             self._thread.start()
         return self
@@ -226,7 +232,7 @@ class LiveEngine:
             self._thread.join()
         for session in self.sessions:
             self._end(session, "closed")
-        self._background.keep({})
+        self._background.close()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -278,10 +284,10 @@ class LiveEngine:
             forced_us=self._background.forced_us,
         )
 
-    def _run_background(self, action: _core.Action) -> None:
-        begin_us = self.now_us()
-        owner, us, error = self._background.run(action.task, is_forced=action.is_forced)
-        self.trace.slice(f"s{owner}", "task", begin_us, us)
+    def _slice_done(self, owner: int, us: int, error: BaseException | None) -> None:
+        """A slice of a task of session `owner` has ended."""
+        self.trace.slice(f"s{owner}", "task", self.now_us() - us, us)
+        self._wake.set()
         with self._lock:
             self._count("background_us", us)
             if error is not None and (session := self._sessions.get(owner)) is not None:

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -172,8 +173,8 @@ class LiveSession:
                 self._events.append(Interrupted(self._epoch))
                 self._outbox.drop_before(self._epoch)
                 self._live._count("interrupts")
-                if (stop := getattr(self._inner, "interrupt", None)) is not None:
-                    stop()
+                with suppress(SessionClosed):  # the engine may be closed, and the driver not know
+                    self._inner.interrupt()  # a step at work ends behind its next token
             return self._epoch
 
     def playback_ack(self, turn: int, epoch: int | None = None) -> bool:

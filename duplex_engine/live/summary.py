@@ -9,10 +9,12 @@ sequence's holes are in `csrc/sequence/`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from duplex_engine.errors import DuplexError, InvalidArgument
+from duplex_engine.errors import BackendUnavailable, DuplexError, InvalidArgument
 from duplex_engine.live.background import Slices
 from duplex_engine.live.journal import Entry
 from duplex_engine.live.types import Summarised, SummaryFailed
@@ -80,12 +82,13 @@ def begin_summary(live: LiveEngine, session: LiveSession, policy: Summary) -> No
     session._is_summarising = True
     try:
         ids = inner._ids(policy.prompt, "prompt")
-        fork = inner.fork(length + len(ids) + policy.max_tokens + SLACK)
+        fork = _fork(inner, length + len(ids) + policy.max_tokens + SLACK)
     except DuplexError as error:
         _shorten(live, session, policy, end, [], error)
         return
     try:
-        live.background(session, _write(live, session, policy, fork, ids, end))
+        slices = _write(live, session, policy, fork, ids, end)
+        live.background(session, slices, gives_way=fork.background)
     except DuplexError as error:
         fork.close()
         _shorten(live, session, policy, end, [], error)
@@ -111,7 +114,18 @@ def _write(
                 yield
         except Exception as error:  # whatever the writer does, the session goes on
             failure = error
-    _shorten(live, session, policy, end, summary, failure)
+    job = partial(_shorten, live, session, policy, end, summary, failure)
+    with live._lock:
+        session._jobs.append((lambda _: job(), Future()))  # between two micro-turns
+        live._wake.set()
+
+
+def _fork(session: Session, max_positions: int) -> Session:
+    """On the background lane, where the device has one."""
+    try:
+        return session.fork(max_positions, background=True)
+    except BackendUnavailable:
+        return session.fork(max_positions)
 
 
 def _decode(fork: Session, policy: Summary, prompt: list[int]) -> Iterable[list[int] | None]:

@@ -136,7 +136,7 @@ def _finish(live: LiveEngine, part: _Part, answer: MicroTurn | Exception, begin_
         live._end_with(session, answer)
         return
     inputs = part.inputs
-    if answer.stopped not in ("listen", "limit", "eos"):  # cut short by an interruption
+    if answer.stopped == "interrupted":
         inputs = {**inputs, "max_tokens": len(answer.token_ids)}
     live._journal(session, Entry("step", inputs))
     turn = dataclasses.replace(answer, epoch=part.epoch)

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.core
 
 def work(scene: Scene, slice_us: int, n: int, done: list[int]) -> Slices:
     for i in range(n):
-        scene.clock.us += slice_us
-        done.append(scene.clock.us)
+        scene.now_us += slice_us
+        done.append(scene.now_us)
         yield
         assert i < n
 
@@ -51,7 +51,7 @@ def test_a_slice_that_fits_no_gap_runs_once_a_second(engine: Engine) -> None:
         assert seconds / 1.5 - 1 <= len(done) <= seconds + 1
         out = drain(session)
         assert sum(o.turn.input.merged_turns + 1 for o in out) >= 50
-        assert tokens(out) == scene.recomputed(session.id)[1:]
+        assert tokens(out) == scene.tokens_again(session.id)[1:]
 
 
 def test_tasks_take_turns_oldest_first(engine: Engine) -> None:
@@ -61,7 +61,7 @@ def test_tasks_take_turns_oldest_first(engine: Engine) -> None:
     def named(name: str) -> Slices:
         for _ in range(3):
             order.append(name)
-            scene.clock.us += 60_000
+            scene.now_us += 60_000
             yield
 
     with scene.live.open() as session:
@@ -88,7 +88,7 @@ def test_a_task_that_fails_harms_nobody(engine: Engine) -> None:
         out = drain(session)
         events = [event for o in out for event in o.events]
         assert events == [BackgroundFailed("OSError: no such tool")]
-        assert tokens(out) == tokens(drain(other)) == scene.recomputed(other.id)
+        assert tokens(out) == tokens(drain(other)) == scene.tokens_again(other.id)
         assert scene.live.counters["background_failed"] == 1
 
 
@@ -99,7 +99,7 @@ def test_a_session_has_a_few_tasks_and_takes_them_with_it(engine: Engine) -> Non
     def waits(n: int) -> Slices:
         try:
             while True:
-                scene.clock.us += 1000
+                scene.now_us += 1000
                 yield
         finally:
             ended.append(n)

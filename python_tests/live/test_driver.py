@@ -27,7 +27,7 @@ def test_a_live_stream_equals_the_same_stream_stepped(engine: Engine) -> None:
     assert any(len(ids) > 1 for ids in stepped)
     assert [out.turn.index for out in live] == list(range(8))
     assert all(out.late_us == 0 and out.events == () for out in live)
-    assert scene.recomputed(session.id) == stepped
+    assert scene.tokens_again(session.id) == stepped
 
 
 def test_any_cut_of_the_sound_gives_the_same_output(engine: Engine) -> None:
@@ -85,7 +85,7 @@ def test_a_slow_machine_merges_turns_and_drops_none(engine: Engine) -> None:
     with scene.live.open() as session:
         for n in range(10):
             session.push_audio(sound(n))
-            scene.clock.us += 200_000
+            scene.now_us += 200_000
             if n % 5 == 4:
                 scene.live.poll()
         out = drain(session)
@@ -94,7 +94,7 @@ def test_a_slow_machine_merges_turns_and_drops_none(engine: Engine) -> None:
         assert scene.live.counters["merged_turns"] == 8
         heard = [e.value["audio"] for e in scene.entries[session.id]]
     assert np.array_equal(np.concatenate(heard), np.concatenate([sound(n) for n in range(10)]))
-    assert tokens(out) == scene.recomputed(session.id)
+    assert tokens(out) == scene.tokens_again(session.id)
 
 
 def test_all_kinds_of_input_and_op_ids(engine: Engine) -> None:
@@ -153,7 +153,7 @@ def test_bad_input_is_the_caller_s_alone(engine: Engine) -> None:
             other.push_audio(sound(n))
             session.push_audio(sound(n + 50))
             scene.run(200)
-        assert tokens(drain(session)) == scene.recomputed(session.id)
+        assert tokens(drain(session)) == scene.tokens_again(session.id)
         with engine.open_session() as offline:
             expected = [offline.step(sound(n)).token_ids for n in range(3)]
         assert tokens(drain(other)) == expected
@@ -206,11 +206,11 @@ def test_an_exception_in_a_callback_ends_that_session(engine: Engine) -> None:
 def test_an_error_of_the_pass_ends_its_sessions_and_no_more(engine: Engine) -> None:
     scene = Scene(engine)
     session = scene.live.open()
-    good, scene._step_many = scene._step_many, lambda _: 1 / 0
+    good, scene.step_many = scene.step_many, lambda _: 1 / 0
     session.push_audio(sound(0))
     scene.run(0)
     assert (session.ended, type(session.error)) == ("error", ZeroDivisionError)
-    scene._step_many = good
+    scene.step_many = good
     with scene.live.open() as other:
         assert len(scene.talk(other, 2)) == 2
 
@@ -233,7 +233,7 @@ def test_nobody_reads(engine: Engine) -> None:
 def test_closing_in_the_middle_of_a_step(engine: Engine) -> None:
     scene = Scene(engine)
     session, other = scene.live.open(), scene.live.open()
-    good = scene._step_many
+    good = scene.step_many
 
     def close_then_step(requests: object) -> object:
         session.close()
@@ -241,7 +241,7 @@ def test_closing_in_the_middle_of_a_step(engine: Engine) -> None:
 
     for s in (session, other):
         s.push_audio(sound(0))
-    scene._step_many = close_then_step
+    scene.step_many = close_then_step
     scene.run(0)
     assert drain(session) == []
     assert session.ended == "closed"

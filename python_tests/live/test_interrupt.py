@@ -40,7 +40,7 @@ def test_what_was_not_heard_is_taken_back_and_its_input_kept(engine: Engine) -> 
                 offline.feed(sound(n))
             assert offline.step(sound(90)).token_ids == out.turn.token_ids
         more = scene.talk(session, 3, seed=7)
-        assert tokens([*turns, out, *more]) == scene.recomputed(session.id)
+        assert tokens([*turns, out, *more]) == scene.tokens_again(session.id)
 
 
 def test_without_acks_the_context_stays(engine: Engine) -> None:
@@ -59,23 +59,23 @@ def test_output_of_older_epochs_is_not_delivered(engine: Engine) -> None:
         for n in range(3):
             session.push_audio(sound(n))
             scene.run(200)
-        good = scene._step_many
+        good = scene.step_many
 
         def interrupt_then_step(requests: object) -> object:
             session.interrupt()
             return good(requests)
 
-        scene._step_many = interrupt_then_step
+        scene.step_many = interrupt_then_step
         session.push_audio(sound(3))
         scene.run(0)
-        scene._step_many = good
+        scene.step_many = good
         assert drain(session) == []  # three that nobody read, and one that was at work
         assert scene.live.counters["stale_turns"] == 1
         session.push_audio(sound(4))
         scene.run(0)
         (out,) = drain(session)
         assert (out.epoch, out.turn.index) == (1, 4)
-        assert len(scene.recomputed(session.id)) == 5
+        assert len(scene.tokens_again(session.id)) == 5
 
 
 def test_a_repeated_interrupt_raises_the_epoch_once(engine: Engine) -> None:
@@ -98,7 +98,7 @@ def test_late_and_absurd_acks_change_nothing(engine: Engine) -> None:
         session.interrupt()
         assert not session.playback_ack(5, epoch=0)  # too late to count
         turns += scene.talk(session, 2, seed=1)
-        assert tokens(turns) == scene.recomputed(session.id)
+        assert tokens(turns) == scene.tokens_again(session.id)
     assert not session.playback_ack(5)
 
 
@@ -118,7 +118,7 @@ def test_too_old_to_take_back_stays_and_says_so(engine: Engine) -> None:
         session.interrupt()
         turns += scene.talk(session, 1, seed=3)
         assert turns[-1].events == (Interrupted(2),)
-        assert tokens(turns) == scene.recomputed(session.id)
+        assert tokens(turns) == scene.tokens_again(session.id)
 
 
 def test_interrupting_again_and_again(engine: Engine) -> None:
@@ -131,6 +131,6 @@ def test_interrupting_again_and_again(engine: Engine) -> None:
             turns += scene.talk(session, 1, seed=10 + n)
             session.interrupt()
         turns += scene.talk(session, 2, seed=40)
-        assert tokens(turns) == scene.recomputed(session.id)
+        assert tokens(turns) == scene.tokens_again(session.id)
         assert turns[-1].turn.index == 16
         assert scene.live.counters["rewound"] > 3

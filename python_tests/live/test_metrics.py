@@ -67,7 +67,7 @@ def test_the_trace_nests_stages_in_turns(engine: Engine, tmp_path: Path) -> None
     scene = Scene(engine)
 
     def task() -> Any:
-        scene.clock.us += 2000
+        scene.now_us += 2000
         yield
 
     with scene.live.open() as session, scene.live.open() as other:
@@ -76,7 +76,7 @@ def test_the_trace_nests_stages_in_turns(engine: Engine, tmp_path: Path) -> None
             session.push_audio(sound(n))
             scene.run(200)
         scene.live._begin_delegation(session)
-        scene.clock.us += 1000
+        scene.now_us += 1000
         session.push_result([300])
     scene.live.trace.save(tmp_path / "trace.json")
     saved = json.loads((tmp_path / "trace.json").read_text())

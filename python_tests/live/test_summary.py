@@ -33,7 +33,7 @@ def test_a_session_goes_on_for_ever_in_constant_memory(engine: Engine) -> None:
         # The summary is what a fork says to the prompt, and enters with the next micro-turn.
         first = next(n for n, e in enumerate(scene.entries[session.id]) if e.call == "forget")
         assert scene.entries[session.id][first + 1].value["result"] is not None
-        assert tokens(turns) == scene.recomputed(session.id)
+        assert tokens(turns) == scene.tokens_again(session.id)
     assert scene.live.counters["summaries"] == len(done)
 
 
@@ -54,7 +54,7 @@ def test_a_summary_of_one_s_own(engine: Engine) -> None:
         assert lengths[0] >= AT
         given = [e.value["result"] for e in scene.entries[session.id] if e.call == "step"]
         assert [ids for ids in given if ids] == [[310, 311, 312]]
-        assert tokens(turns) == scene.recomputed(session.id)
+        assert tokens(turns) == scene.tokens_again(session.id)
 
 
 def test_a_failing_summary_forgets_all_the_same(engine: Engine) -> None:
@@ -71,7 +71,7 @@ def test_a_failing_summary_forgets_all_the_same(engine: Engine) -> None:
         assert len(failed) >= 2
         assert failed[0].error == "the summariser is down"
         assert failed[0].end > failed[0].begin
-        assert tokens(turns) == scene.recomputed(session.id)
+        assert tokens(turns) == scene.tokens_again(session.id)
 
 
 def test_an_empty_summary_and_one_too_long_are_failures(engine: Engine) -> None:
@@ -106,7 +106,7 @@ def test_closing_while_a_summary_is_written(engine: Engine) -> None:
 
     def write(_: Session) -> Iterator[None]:
         while True:
-            scene.clock.us += 1000
+            scene.now_us += 1000
             yield None
 
     session = scene.live.open(summary=Summary(at=AT, write=write))
