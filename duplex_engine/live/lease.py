@@ -66,7 +66,9 @@ class Leases:
             session._is_attached = True
             session._intake.restart_numbering()
             session._touched_us = self._live.now_us()
-            session._due_us = session._touched_us + session._period_us
+            session._due_us = session._touched_us
+            if session._intake.n_whole == 0:
+                session._due_us += session._period_us
             return session
         path = self._parked.get(token)
         if path is None:
