@@ -72,7 +72,7 @@ PackedArena packed_arena(const PackedReader& packed) {
 std::shared_ptr<Engine> load(const ConfigDict& config, const std::vector<TensorTuple>& tensors,
                              const std::optional<PackedReader>& packed,
                              const EngineOptions& options, const py::object& progress,
-                             const Engine* beside) {
+                             const std::shared_ptr<Engine>& beside) {
   WeightSource source;
   if (packed) {
     source = packed_arena(*packed);
@@ -88,7 +88,7 @@ std::shared_ptr<Engine> load(const ConfigDict& config, const std::vector<TensorT
       progress(done, total);
     };
   const py::gil_scoped_release release;
-  return std::make_shared<Engine>(model, std::move(source), options, report, beside);
+  return std::make_shared<Engine>(model, std::move(source), options, report, beside.get());
 }
 
 void write_packed(const Engine& engine, const PackedWriter& write) {
@@ -108,7 +108,7 @@ void bind_loading(py::module_& m, EngineClass& engine) {
                        std::int64_t memory_bytes, std::int32_t max_batch_rows,
                        std::int64_t max_positions, std::int32_t rewind_rows,
                        const std::optional<PackedReader>& packed, const py::object& progress,
-                       const Engine* beside) {
+                       const std::optional<std::shared_ptr<Engine>>& beside) {
              EngineOptions options;
              options.device = device;
              options.backend = {n_threads, isa};
@@ -118,7 +118,7 @@ void bind_loading(py::module_& m, EngineClass& engine) {
              options.max_batch_rows = max_batch_rows;
              options.max_positions = max_positions;
              options.rewind_rows = rewind_rows;
-             return load(config, tensors, packed, options, progress, beside);
+             return load(config, tensors, packed, options, progress, beside.value_or(nullptr));
            }),
            py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("device") = "cpu",
            py::arg("n_threads") = 0, py::arg("isa") = "", py::arg("dtype") = "float32",

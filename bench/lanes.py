@@ -1,0 +1,127 @@
+"""What background work costs the micro-turns, and what they leave to it.
+
+    python -m bench.lanes --shape M --bits int8
+
+A session steps every 200 ms, five rows and one token, first alone, then while a background session
+of the same engine decodes without a pause, then while one reads a long text. Weights are random.
+The share of the idle time is the background's own rate against what it reaches with no micro-turns
+beside it, divided by the part of the time that micro-turns leave over.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bench.shapes import DEFAULT_CACHE, SHAPES
+from duplex_engine import DuplexError, Engine, Session
+
+PERIOD_S = 0.2
+TURN = [11, 12, 13, 14]  # and the token of the turn before: five rows
+CONTEXT = 1024  # positions before anything is measured
+ROOM = 12_288  # positions of a background session
+WORK: dict[str, Callable[[Session], Any]] = {
+    "decoding": lambda session: session.decode(4),
+    "reading": lambda session: session.append(text=[7] * 64),
+}
+
+
+class Worker:
+    """Runs a background session without a pause, and counts the positions it adds."""
+
+    def __init__(self, engine: Engine, work: Callable[[Session], Any]) -> None:
+        self._work = work
+        self._session = engine.open_session(background=True, max_positions=ROOM)
+        self._session.append(text=[5] * CONTEXT)
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.error: Exception | None = None
+
+    def _run(self) -> None:
+        try:
+            while not self._is_over.is_set():
+                self._work(self._session)
+        except DuplexError as error:
+            self.error = error
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def finish(self, seconds: float) -> float:
+        """Positions a second; the session is closed."""
+        if self.error is not None:
+            raise self.error
+        rate = (self._session.length - CONTEXT) / seconds
+        self._session.close()
+        return rate
+
+
+def micro_turns(session: Session, n: int, name: str) -> tuple[NDArray[np.float64], float]:
+    """Milliseconds of each of n micro-turns, one every 200 ms, and the seconds of all."""
+    times = np.zeros(n)
+    start = time.perf_counter()
+    for turn in track(range(n), description=name, transient=True):
+        time.sleep(max(0.0, start + turn * PERIOD_S - time.perf_counter()))
+        begin = time.perf_counter()
+        session.step(text=TURN, max_tokens=1)
+        times[turn] = 1e3 * (time.perf_counter() - begin)
+    time.sleep(max(0.0, start + n * PERIOD_S - time.perf_counter()))
+    return times, time.perf_counter() - start
+
+
+def main(
+    shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}, reference.")] = "M",
+    bits: Annotated[str, typer.Option(help="bf16, int8 or int4.")] = "int8",
+    n: Annotated[int, typer.Option("--turns", help="Micro-turns of each kind.")] = 150,
+    cache: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = DEFAULT_CACHE,
+) -> None:
+    """Measures the micro-turns alone and beside background work, in turns, in one process."""
+    options: dict[str, Any] = {} if bits == "bf16" else {"weights": bits}
+    path = "reference" if shape == "reference" else SHAPES[shape].checkpoint(cache)
+    table = Table("beside", "median ms", "p99 ms", "p99 / alone", "background /s", "of idle time")
+    with Engine.load(path, memory="6GiB", progress=True, **options) as engine:
+        session = engine.open_session(max_positions=CONTEXT + 20 * n)
+        session.append(text=[3] * CONTEXT)
+        micro_turns(session, 10, "warming up")
+        alone, _ = micro_turns(session, n, "alone")
+        p99 = float(np.quantile(alone, 0.99))
+        table.add_row("nothing", f"{np.median(alone):.2f}", f"{p99:.2f}", "1.00", "", "")
+        for name, work in WORK.items():
+            seconds = n * PERIOD_S / 4
+            with Worker(engine, work) as worker:
+                time.sleep(seconds)
+            free = worker.finish(seconds)
+            with Worker(engine, work) as worker:
+                times, seconds = micro_turns(session, n, name)
+            rate = worker.finish(seconds)
+            idle = 1 - times.sum() / 1e3 / seconds
+            beside = float(np.quantile(times, 0.99))
+            table.add_row(
+                name,
+                f"{np.median(times):.2f}",
+                f"{beside:.2f}",
+                f"{beside / p99:.2f}",
+                f"{rate:.0f} of {free:.0f}",
+                f"{rate / free / idle:.0%}",
+            )
+        table.title = f"{shape} {bits}, {engine.description}, {n} micro-turns of 200 ms"
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
