@@ -125,7 +125,7 @@ class Chaos:
             self.sim.run(max(at_us - self.sim.now_us, 0) / 1000)
             act()
         self.sim.step_many = self._step_many  # quiet: what was pushed last gets in
-        self.sim.run(1500)
+        self.sim.run(3000)
         self._check(verify)
         return self.seen
 

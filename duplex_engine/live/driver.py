@@ -94,6 +94,7 @@ class LiveEngine:
         self._metrics = metrics
         self._on_journal = journal
         self._thread: threading.Thread | None = None
+        self.error: BaseException | None = None  # what ended the driver, and with it all sessions
         self._is_closed = False
         if cost is None:
             self._measure_steps()
@@ -257,10 +258,9 @@ class LiveEngine:
                 if wait_s is None or wait_s > 0:
                     self._wake.wait(wait_s)
         except BaseException as error:  # nobody should wait for a driver that is gone
-            self._is_closed = True
+            self.error, self._is_closed = error, True
             for session in self.sessions:
                 self._end(session, "error", error)
-            raise
 
     def _next_action(self, now_us: int) -> _core.Action:
         """The scheduler's answer to how things are now."""

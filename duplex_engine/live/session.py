@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["LiveSession"]
 
 MAX_EVENTS = 256  # that wait for the next output
+# Sound may come in chunks of a second; one that came earlier still does not hold up the rest.
+MAX_AHEAD_TURNS = 5
 MAX_JOBS = 16  # of `at_boundary` that wait
 T = TypeVar("T")
 
@@ -320,7 +322,8 @@ class LiveSession:
         audio, filled_ms = self._intake.take(n_turns)
         given = TurnInput(n_turns, audio, filled_ms=filled_ms)
         self._mailbox.take(given)
-        self._due_us += n_turns * self._period_us
+        ahead_us = now_us + MAX_AHEAD_TURNS * self._period_us
+        self._due_us = min(self._due_us + n_turns * self._period_us, ahead_us)
         if self._intake.n_whole > 0:
             self._due_us = min(self._due_us, now_us)
         if filled_ms > 0:

@@ -65,6 +65,21 @@ def test_a_turn_runs_as_soon_as_its_sound_is_whole(engine: Engine) -> None:
         assert out.late_us == 100_000
 
 
+def test_long_chunks_and_bursts_get_no_silence_between_them(engine: Engine) -> None:
+    scene = Scene(engine)
+    with scene.live.open() as session:
+        for n in range(4):
+            session.push_audio(sound(n, 3 * TURN))
+            scene.run(600)
+        assert [out.turn.input.merged_turns for out in drain(session)] == [2] * 4
+        session.push_audio(sound(9, 20 * TURN))  # four seconds at once
+        scene.run(0)
+        session.push_text([300])
+        scene.run(1100)  # what is typed waits a second for more sound, and no longer
+        assert scene.entries[session.id][-1].value["text"] == [300]
+        assert scene.live.counters["filled_ms"] == 200
+
+
 def test_sessions_due_together_run_in_one_pass(engine: Engine) -> None:
     scene = Scene(engine)
     sessions = [scene.live.open() for _ in range(3)]
