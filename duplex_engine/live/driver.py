@@ -367,11 +367,10 @@ class LiveEngine:
         with self._lock:
             self.counters[name] += n
 
-    def _measure(self, turn: MicroTurn, late_us: int, filled_ms: float) -> None:
+    def _measure(self, turn: MicroTurn, late_us: int) -> None:
         self.counters["turns"] += 1
         self.counters["tokens"] += len(turn.token_ids)
         self.counters["merged_turns"] += turn.input.merged_turns
-        self.counters["filled_ms"] += round(filled_ms)
         if self._metrics is not None:
             self._metrics.observe(turn, late_us)
 

@@ -71,9 +71,7 @@ class Heard:
     def take_back(self, n_records: int) -> TurnInput:
         """Drops the newest records; returns their inputs as one."""
         taken = [self._records.pop() for _ in range(n_records)]
-        given = merge_inputs([record.given for record in reversed(taken)])
-        given.filled_ms = 0.0  # that was said when it happened
-        return given
+        return merge_inputs([record.given for record in reversed(taken)])
 
     def settle(self) -> None:
         """Lets the past be: what was put out until now counts as heard."""
@@ -83,12 +81,10 @@ class Heard:
 
 def merge_inputs(inputs: list[TurnInput]) -> TurnInput:
     """Several steps' inputs as one step that appends all of them."""
-    sounds = [given.audio for given in inputs if given.audio is not None]
     return TurnInput(
         n_turns=sum(given.n_turns for given in inputs),
-        audio=np.concatenate(sounds) if sounds else None,
+        audio=np.concatenate([given.audio for given in inputs]),
         text=[token for given in inputs for token in given.text],
         result=[token for given in inputs for token in given.result],
         images=[image for given in inputs for image in given.images],
-        filled_ms=sum(given.filled_ms for given in inputs),
     )

@@ -318,16 +318,16 @@ class LiveSession:
         return late + self._mailbox.n_ids + pictures
 
     def _take(self, n_turns: int, now_us: int) -> TurnInput:
-        """The input of the next step; the session's time goes on by as many micro-turns."""
+        """The input of the next step: `n_turns` micro-turns, or more if more are whole by now."""
+        n_turns = max(n_turns, self._intake.n_whole)
         audio, filled_ms = self._intake.take(n_turns)
-        given = TurnInput(n_turns, audio, filled_ms=filled_ms)
+        given = TurnInput(n_turns, audio)
         self._mailbox.take(given)
         ahead_us = now_us + MAX_AHEAD_TURNS * self._period_us
         self._due_us = min(self._due_us + n_turns * self._period_us, ahead_us)
-        if self._intake.n_whole > 0:
-            self._due_us = min(self._due_us, now_us)
         if filled_ms > 0:
             self._events.append(AudioFilled(filled_ms))
+            self._live._count("filled_ms", round(filled_ms))
         return given
 
     def _check_open(self) -> None:

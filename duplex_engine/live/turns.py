@@ -149,7 +149,7 @@ def _finish(live: LiveEngine, part: _Part, answer: MicroTurn | Exception, begin_
         for event in turn.events:
             if isinstance(event, Delegation):
                 live._begin_delegation(session)
-        live._measure(turn, part.late_us, part.given.filled_ms)
+        live._measure(turn, part.late_us)
         if session._ended is not None or part.epoch < session._epoch:
             live._count("stale_turns")
             return

@@ -162,10 +162,8 @@ class TurnInput:
     """What one step is given: `n_turns` micro-turns of sound and everything else that waited.
 
     Attributes:
-        audio: float32 (n_turns * samples of a micro-turn,) at 16 kHz, or None for a model that
-            hears nothing.
+        audio: float32 (n_turns * samples of a micro-turn,) at 16 kHz.
         text, result: token ids.
-        filled_ms: of the sound, the silence in place of what did not come.
     """
 
     n_turns: int
@@ -173,4 +171,3 @@ class TurnInput:
     text: list[int] = field(default_factory=list)
     result: list[int] = field(default_factory=list)
     images: list[Any] = field(default_factory=list)
-    filled_ms: float = 0.0

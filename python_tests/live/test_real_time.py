@@ -110,6 +110,32 @@ def test_slices_run_in_the_background_and_turns_go_on(live: LiveEngine) -> None:
     assert live.counters["background_us"] > 0
 
 
+def test_a_session_that_ends_during_a_slice(live: LiveEngine) -> None:
+    at_work, go_on = threading.Event(), threading.Event()
+
+    def slices() -> Slices:
+        at_work.set()
+        go_on.wait(10)
+        yield
+        raise AssertionError("it has ended")
+
+    with live.open() as other:
+        session = live.open()
+        live.background(session, slices())
+        assert at_work.wait(5)
+        session.close()
+        other.push_audio(sound(0))
+        assert other.get(5) is not None  # the driver goes on, and asks for no second slice
+        worker = live._background._worker
+        assert worker is not None
+        assert worker._work_queue.qsize() == 0
+        go_on.set()
+        other.push_audio(sound(1))
+        assert other.get(5) is not None
+    assert live.error is None
+    assert live.counters["background_failed"] == 0
+
+
 def test_a_summary_is_written_beside_the_turns(engine: Engine) -> None:
     policy = Summary(at=480, prompt=[300, 301], max_tokens=4)
     clock = lambda: 200 * time.monotonic()  # noqa: E731  sound may come 200 times as fast
