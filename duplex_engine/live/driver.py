@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from duplex_engine import _core
 from duplex_engine.arguments import number
 from duplex_engine.engine import Engine
-from duplex_engine.errors import CapacityError, DuplexError, InvalidArgument, SessionClosed
+from duplex_engine.errors import CapacityError, InvalidArgument, SessionClosed
 from duplex_engine.live.background import Background, Slices
 from duplex_engine.live.cost import CostModel
 from duplex_engine.live.journal import Entry
@@ -118,23 +118,29 @@ class LiveEngine:
         with self._lock:
             self._check_time()
         session = self.engine.open_session(**options)  # waits for a step at work
-        try:
-            return self.adopt(session, lease_s=lease_s, summary=summary)
-        except DuplexError:
-            session.close()
-            raise
+        return self._admit(session, lease_s=lease_s, summary=summary)
 
     def adopt(
         self, session: Session, *, lease_s: float | None = None, summary: Summary | None = None
     ) -> LiveSession:
         """Makes a session of this engine live: one that was forked, restored or stepped before.
 
-        It belongs to the live engine from here on. Raises as `open`; a session that is refused is
-        left as it is.
+        It belongs to the live engine from here on. A session that is refused is left as it is.
+
+        Raises:
+            CapacityError: there is no time for one more session.
+            InvalidArgument: it is another engine's, on the background lane, or live already.
         """
+        if session._engine is not self.engine._core or session.background:
+            raise InvalidArgument(
+                "adopt: expected a session of this engine on its interaction lane, found another; "
+                "fork it without background=True, or migrate it"
+            )
         with self._lock:
             if self._is_closed:
                 raise SessionClosed("LiveEngine: it is closed; make another")
+            if any(held._inner is session for held in self._sessions.values()):
+                raise InvalidArgument("adopt: expected a session once, found it live already")
             self._check_time()
             if summary is not None:
                 summary.recent(self.engine)
@@ -162,14 +168,12 @@ class LiveEngine:
                 self._count("resumed")
                 self._wake.set()
                 return held
-        restore: Any = getattr(self.engine, "restore", None)
-        session = restore(held)
         try:
-            live = self.adopt(session)
-        except DuplexError:
-            session.close()
+            live = self._admit(self.engine.restore(held))
+        except BaseException:
+            self._leases.put_back(token, held)
             raise
-        self._leases.unpark(token)
+        held.unlink(missing_ok=True)
         self._count("restored")
         return live
 
@@ -207,13 +211,14 @@ class LiveEngine:
         self._leases.reap(now_us)
         with self._lock:
             action = self._next_action(now_us)
+            lease_us = self._leases.next_us()
         if action.kind == "turns":
             run_turns(self, action.turns)
             return 0.0
         if action.kind == "background":
             self._background.run(action.task, is_forced=action.is_forced)
             return 0.0
-        ends = [at for at in (action.until_us, self._leases.next_us()) if at is not None]
+        ends = [at for at in (action.until_us, lease_us) if at is not None]
         return max(min(ends) - now_us, 0) / 1e6 if ends else None
 
     def start(self) -> Self:
@@ -295,6 +300,14 @@ class LiveEngine:
                 session._events.append(BackgroundFailed(f"{type(error).__name__}: {error}"))
 
     # ---- admission
+
+    def _admit(self, session: Session, **options: Any) -> LiveSession:
+        """Adopts a session that was made for that, or closes it."""
+        try:
+            return self.adopt(session, **options)
+        except BaseException:
+            session.close()
+            raise
 
     def _check_time(self) -> None:
         """Raises CapacityError if one session more could not be served when it is due."""

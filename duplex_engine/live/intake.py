@@ -21,7 +21,8 @@ __all__ = ["BURST_MS", "MAX_WAITING_IDS", "MAX_WAITING_IMAGES", "AudioIntake", "
 
 BURST_MS = 5_000.0  # sound that may come ahead of real time, and so the most that waits
 PACE = 1.05  # of real time: a client's clock may be a little fast
-WINDOW_MS = 1_000.0  # how far ahead of a missing chunk others are kept
+WINDOW_MS = 1_000.0  # how far ahead of a missing chunk others are kept,
+MAX_AHEAD = 64  # and how many
 MAX_REMEMBERED = 1_024  # numbers and op ids that are recognised when they come again
 MAX_WAITING_IDS = 2_048
 MAX_WAITING_IMAGES = 4
@@ -144,7 +145,8 @@ class AudioIntake:
         return self._level_ms + ms <= BURST_MS
 
     def _place(self, samples: Floats, seq: int) -> Status:
-        window = max(int(WINDOW_MS * self._rate_hz / 1000) // len(samples), 1) * len(samples)
+        n_ahead = int(WINDOW_MS * self._rate_hz / 1000) // len(samples)
+        window = min(max(n_ahead, 1), MAX_AHEAD) * len(samples)
         if self._chunk == 0:
             self._chunk = len(samples)
             self._origin = self._end

@@ -70,14 +70,15 @@ class Leases:
             if session._intake.n_whole == 0:
                 session._due_us += session._period_us
             return session
-        path = self._parked.get(token)
+        path = self._parked.pop(token, None)
         if path is None:
             raise SessionClosed("resume: the session is not there any more; open a new one")
         return path
 
-    def unpark(self, token: str) -> None:
-        """The session of this file is running again."""
-        self._parked.pop(token).unlink(missing_ok=True)
+    def put_back(self, token: str, path: Path) -> None:
+        """The session of this file could not be run again."""
+        with self._live._lock:
+            self._parked[token] = path
 
     def forget(self, session: LiveSession) -> None:
         """The session has ended."""

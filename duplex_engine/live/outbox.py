@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import threading
 from collections import deque
+from contextlib import suppress
 
 from duplex_engine.live.types import LiveTurn, OutputLost
 
@@ -87,6 +88,6 @@ class Outbox:
     def _notify(self) -> None:
         self._changed.notify_all()
         for loop, ready in self._waiters:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop was closed, and its reader is gone
                 loop.call_soon_threadsafe(ready.set)
         self._waiters.clear()

@@ -288,6 +288,28 @@ def test_calls_at_a_boundary(engine: Engine) -> None:
         waiting.result(0)
 
 
+def test_a_session_that_would_break_the_pass_is_not_adopted(engine: Engine, tmp_path: Path) -> None:
+    scene = Scene(engine)
+    with scene.live.open() as session:
+        scene.talk(session, 1)
+        future = session.at_boundary(
+            lambda inner: (inner, inner.fork(background=True), inner.fork())
+        )
+        scene.run(0)
+        inner, background, fork = future.result(0)
+        write_random_checkpoint(tmp_path)
+        with Engine.load(tmp_path, memory="32MiB", threads=1) as other:
+            for wrong in (inner, background, other.open_session()):
+                with pytest.raises(InvalidArgument, match="adopt"):
+                    scene.live.adopt(wrong)
+        with pytest.raises(InvalidArgument, match="adopt"):
+            scene.live.open(background=True)
+        background.close()
+        with scene.live.adopt(fork):
+            pass
+        assert len(scene.talk(session, 2)) == 2
+
+
 def test_a_closed_engine_or_driver_ends_all(tmp_path: Path) -> None:
     with Engine.load(write_random_checkpoint(tmp_path), memory="32MiB", threads=1) as engine:
         scene = Scene(engine)

@@ -83,6 +83,16 @@ def test_a_reader_that_is_cancelled_leaves_nothing_behind(live: LiveEngine) -> N
         assert session._outbox._waiters == []
 
 
+def test_a_reader_whose_loop_is_closed_harms_nobody(live: LiveEngine) -> None:
+    with live.open() as session:
+        loop = asyncio.new_event_loop()
+        loop.close()
+        session._outbox._waiters.append((loop, asyncio.Event()))
+        session.push_audio(sound(0))
+        assert session.get(5) is not None
+    assert live.error is None
+
+
 def test_slices_run_in_the_background_and_turns_go_on(live: LiveEngine) -> None:
     threads: set[str] = set()
     stop = threading.Event()
