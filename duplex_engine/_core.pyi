@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['BackendUnavailable', 'CapacityError', 'CheckpointError', 'DuplexError', 'Engine', 'InvalidArgument', 'PACKING_VERSION', 'Session', 'SessionBusy', 'SessionClosed', 'Turn', 'backend_names', 'dmel_bins', 'encoder_names']
+__all__: list[str] = ['Action', 'BackendUnavailable', 'CapacityError', 'CheckpointError', 'DuplexError', 'Engine', 'InvalidArgument', 'PACKING_VERSION', 'Session', 'SessionBusy', 'SessionClosed', 'Turn', 'backend_names', 'dmel_bins', 'encoder_names', 'next_action']
 class DuplexError(Exception):
     """
     Base of everything that duplex_engine raises on purpose.
@@ -169,6 +169,31 @@ class Engine:
     @property
     def arena_bytes(self) -> int:
         ...
+class Action:
+    """
+    What to do next.
+    """
+    @property
+    def is_forced(self) -> bool:
+        ...
+    @property
+    def kind(self) -> str:
+        """
+        "turns", "background" or "wait".
+        """
+    @property
+    def task(self) -> int:
+        ...
+    @property
+    def turns(self) -> list[tuple[int, int]]:
+        """
+        (session, micro-turns to append), of one pass.
+        """
+    @property
+    def until_us(self) -> int | None:
+        """
+        None: until something new comes.
+        """
 def backend_names() -> list[str]:
     """
     Devices that this build knows.
@@ -180,5 +205,9 @@ def dmel_bins(samples: numpy.ndarray, n_mels: typing.SupportsInt | typing.Suppor
 def encoder_names() -> list[str]:
     """
     Encoders that turn raw input into rows.
+    """
+def next_action(now_us: typing.SupportsInt | typing.SupportsIndex, sessions: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]], tasks: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]], *, period_us: typing.SupportsInt | typing.SupportsIndex, patience_us: typing.SupportsInt | typing.SupportsIndex, pass_us: typing.SupportsInt | typing.SupportsIndex, row_ns: typing.SupportsInt | typing.SupportsIndex, max_wait_us: typing.SupportsInt | typing.SupportsIndex, forced_us: typing.SupportsInt | typing.SupportsIndex) -> Action:
+    """
+    What an engine's driver does next: csrc/engine/scheduler.h. A session is (id, due_us, whole micro-turns, rows), a task (id, waits_since_us, slice_us).
     """
 PACKING_VERSION: int = 1

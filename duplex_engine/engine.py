@@ -57,8 +57,10 @@ class Engine:
         dtype: Dtype,
         weights: Weights,
         mtp_layers: int = 0,
+        rewind_rows: int = 0,
     ) -> None:
         self._core = core
+        self._rewind_rows = rewind_rows
         self._mtp_layers = mtp_layers
         self._dtype = dtype
         self._weights: Weights = weights
@@ -196,7 +198,8 @@ class Engine:
                 )
             else:
                 core = from_tensors()
-        return cls(core, config, tokenizer, row_dtype, matrices, mtp_layers)
+        rewind_rows = options["rewind_rows"]
+        return cls(core, config, tokenizer, row_dtype, matrices, mtp_layers, rewind_rows)
 
     def write_weights(
         self, path: Path, *, progress: Callable[[int, int], None] | None = None
@@ -235,6 +238,11 @@ class Engine:
     def weights(self) -> Weights:
         """Format of the layers' matrices and the head: `dtype`, "int8" or "int4"."""
         return self._weights
+
+    @property
+    def rewind_rows(self) -> int:
+        """How far back `Session.truncate` can always go, in rows."""
+        return self._rewind_rows
 
     @property
     def interaction(self) -> bool:

@@ -69,6 +69,21 @@ class Preset:
 
 _LOCAL_THEN_GLOBAL = "ld ld ld gd"
 PRESETS: dict[str, Preset] = {
+    "smallest": Preset(
+        vocab_size=384,
+        d_model=32,
+        d_ff=64,
+        layers="ld gd",
+        heads=(2, 1),
+        local_heads=(2, 1),
+        d_head=16,
+        d_rel=4,
+        rel_extent=64,
+        window=64,
+        patch_size=16,
+        vision_layers=2,
+        max_output_tokens=6,
+    ),
     "tiny": Preset(
         vocab_size=640,
         d_model=128,
@@ -130,8 +145,8 @@ def write_random_checkpoint(
 
     Args:
         directory: where to write; files of these names are replaced.
-        preset: "tiny" (about 1 M parameters), "small" (about 29 M), "moe" (about 2 M), or sizes of
-            your own.
+        preset: "smallest" (where the model does not matter), "tiny" (about 1 M parameters), "small"
+            (about 29 M), "moe" (about 2 M), or sizes of your own.
         seed: of the weights.
         dtype: of the weights in the file.
         interaction: with the block that makes it an interaction checkpoint, or without.

@@ -1,0 +1,406 @@
+"""The live engine: the one thread that runs every session's micro-turns when they are due.
+
+Owns who is open, what time it is and the loop around the scheduler (`csrc/engine/scheduler.h`),
+whose decisions it carries out: a pass of turns, a slice of background work, or waiting. All of it
+is in `poll`, which a test calls with a clock of its own. Read `turns.py` for what a pass does and
+`session.py` for what clients do meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from duplex_engine import _core
+from duplex_engine.arguments import number
+from duplex_engine.engine import Engine
+from duplex_engine.errors import CapacityError, InvalidArgument, SessionClosed
+from duplex_engine.live.background import Background, Slices
+from duplex_engine.live.cost import CostModel
+from duplex_engine.live.journal import Entry
+from duplex_engine.live.lease import Leases
+from duplex_engine.live.session import LiveSession
+from duplex_engine.live.summary import Summary, begin_summary
+from duplex_engine.live.trace import Trace
+from duplex_engine.live.turns import run_jobs, run_turns
+from duplex_engine.live.types import BackgroundFailed, EndReason
+from duplex_engine.session import Session
+from duplex_engine.types import MicroTurn
+
+if TYPE_CHECKING:
+    from duplex_engine.live.metrics import Metrics
+
+__all__ = ["LiveEngine"]
+
+MAX_BACKGROUND_WAIT_US = 1_000_000  # then a slice is run even if a session has to wait for it
+MEASURED_STEPS = 6  # before the first session is admitted
+
+
+class LiveEngine:
+    """Runs an `Engine` in real time. Use it as a context manager: it starts and closes its thread.
+
+    Without a thread, call `poll` yourself.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        patience_ms: float = 100.0,
+        lease_s: float = 60.0,
+        folder: str | Path | None = None,
+        cost: CostModel | None = None,
+        metrics: Metrics | None = None,
+        journal: Callable[[str, Entry], None] | None = None,
+    ) -> None:
+        """Measures what a step costs, unless `cost` says it.
+
+        Args:
+            engine: an interaction checkpoint; the live engine does not close it.
+            clock: seconds, never going back.
+            patience_ms: how long sound may be late before silence takes its place.
+            lease_s: a session that nobody touches is detached after it, and ended after it again.
+            folder: where sessions are parked whose lease ended; None closes them.
+            metrics: `Metrics` to keep up to date.
+            journal: is told all that the model is given; see `journal.py`.
+
+        Raises:
+            InvalidArgument: not an interaction checkpoint, or a number out of range.
+        """
+        if engine.config.interaction is None:
+            raise InvalidArgument(
+                "LiveEngine: expected an interaction checkpoint, found one that does not end its "
+                "own output; step its sessions yourself"
+            )
+        self.engine = engine
+        self.cost = CostModel() if cost is None else cost
+        self.trace = Trace()
+        self.counters: Counter[str] = Counter()
+        self._clock = clock
+        self._patience_us = int(_positive(patience_ms, "patience_ms") * 1000)
+        self._lease_s = _positive(lease_s, "lease_s")
+        self._lock = threading.RLock()
+        self._wake = threading.Event()
+        self._sessions: dict[int, LiveSession] = {}
+        self._n_opened = 0
+        self._background = Background(self.now_us, self._slice_done)
+        self._leases = Leases(self, None if folder is None else Path(folder))
+        self._metrics = metrics
+        self._on_journal = journal
+        self._thread: threading.Thread | None = None
+        self.error: BaseException | None = None  # what ended the driver, and with it all sessions
+        self._is_closed = False
+        if cost is None:
+            self._measure_steps()
+        if metrics is not None:
+            metrics.watch(self)
+
+    # ---- sessions
+
+    def open(
+        self, *, lease_s: float | None = None, summary: Summary | None = None, **options: Any
+    ) -> LiveSession:
+        """Opens a session; `options` are those of `Engine.open_session`.
+
+        Args:
+            lease_s: its own lease, in seconds.
+            summary: how to go on for ever; see `Summary`.
+
+        Raises:
+            CapacityError: no memory or no time for one more session; says what would fit.
+        """
+        with self._lock:
+            self._check_time()
+        session = self.engine.open_session(**options)  # waits for a step at work
+        return self._admit(session, lease_s=lease_s, summary=summary)
+
+    def adopt(
+        self, session: Session, *, lease_s: float | None = None, summary: Summary | None = None
+    ) -> LiveSession:
+        """Makes a session of this engine live: one that was forked, restored or stepped before.
+
+        It belongs to the live engine from here on. A session that is refused is left as it is.
+
+        Raises:
+            CapacityError: there is no time for one more session.
+            InvalidArgument: it is another engine's, on the background lane, or live already.
+        """
+        if session._engine is not self.engine._core or session.background:
+            raise InvalidArgument(
+                "adopt: expected a session of this engine on its interaction lane, found another; "
+                "fork it without background=True, or migrate it"
+            )
+        with self._lock:
+            if self._is_closed:
+                raise SessionClosed("LiveEngine: it is closed; make another")
+            if any(held._inner is session for held in self._sessions.values()):
+                raise InvalidArgument("adopt: expected a session once, found it live already")
+            self._check_time()
+            if summary is not None:
+                summary.recent(self.engine)
+            lease = self._lease_s if lease_s is None else _positive(lease_s, "lease_s")
+            self._n_opened += 1
+            live = LiveSession(self, self._n_opened, session, lease, summary)
+            self._sessions[self._n_opened] = live
+            self._count("opened")
+            self._wake.set()
+            return live
+
+    def resume(self, token: str) -> LiveSession:
+        """The session that was detached with this token, running again.
+
+        A client begins to number its sound anew.
+
+        Raises:
+            SessionClosed: its lease ended, and it was not parked.
+            CapacityError: there is no memory or no time for it now; try again later.
+        """
+        with self._lock:
+            self._check_time()
+            held = self._leases.resume(token)
+            if isinstance(held, LiveSession):
+                self._count("resumed")
+                self._wake.set()
+                return held
+        try:
+            live = self._admit(self.engine.restore(held))
+        except BaseException:
+            self._leases.put_back(token, held)
+            raise
+        held.unlink(missing_ok=True)
+        self._count("restored")
+        return live
+
+    def background(self, session: LiveSession, slices: Slices, *, gives_way: bool = False) -> None:
+        """Runs a generator in the gaps between micro-turns; it ends with its session.
+
+        Args:
+            slices: from one `yield` to the next is what a session may have to wait for.
+            gives_way: whatever it computes is on the background lane, so that nobody waits for it.
+
+        Raises:
+            CapacityError: the session has too many already.
+        """
+        with self._lock:
+            session._check_open()
+            self._background.add(session._number, slices, gives_way=gives_way)
+            self._wake.set()
+
+    @property
+    def sessions(self) -> list[LiveSession]:
+        """Those that have not ended."""
+        with self._lock:
+            return list(self._sessions.values())
+
+    # ---- the loop
+
+    def poll(self) -> float | None:
+        """Does the one thing that is due; returns the seconds until there will be another.
+
+        0: at once. None: until somebody pushes, opens or asks.
+        """
+        run_jobs(self)
+        self._background.keep(self._sessions)
+        now_us = self.now_us()
+        self._leases.reap(now_us)
+        with self._lock:
+            action = self._next_action(now_us)
+            lease_us = self._leases.next_us()
+        if action.kind == "turns":
+            run_turns(self, action.turns)
+            return 0.0
+        if action.kind == "background":
+            self._background.run(action.task, is_forced=action.is_forced)
+            return 0.0
+        ends = [at for at in (action.until_us, lease_us) if at is not None]
+        return max(min(ends) - now_us, 0) / 1e6 if ends else None
+
+    def start(self) -> Self:
+        """Starts the driver's thread."""
+        if self._thread is None:
+            self._background.start()
+            self._thread = threading.Thread(target=self._drive, name="duplex_live", daemon=True)
+            self._thread.start()
+        return self
+
+    def close(self) -> None:
+        """Stops the thread after the step at work and ends every session."""
+        with self._lock:
+            self._is_closed = True
+            self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        for session in self.sessions:
+            self._end(session, "closed")
+        self._background.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def now_us(self) -> int:
+        """The clock in microseconds."""
+        return int(self._clock() * 1e6)
+
+    def _drive(self) -> None:
+        try:
+            while not self._is_closed:
+                self._wake.clear()
+                wait_s = self.poll()
+                if wait_s is None or wait_s > 0:
+                    self._wake.wait(wait_s)
+        except BaseException as error:  # nobody should wait for a driver that is gone
+            self.error, self._is_closed = error, True
+            for session in self.sessions:
+                self._end(session, "error", error)
+
+    def _next_action(self, now_us: int) -> _core.Action:
+        """The scheduler's answer to how things are now."""
+        layout = self.engine.config.interaction
+        assert layout is not None
+        turn_rows = self.cost.turn_rows(self.engine.config)
+        loads = [
+            (number, s._due_us, s._intake.n_whole, turn_rows + s._waiting_rows(layout))
+            for number, s in self._sessions.items()
+            if s.attached
+        ]
+        return _core.next_action(
+            now_us,
+            loads,
+            self._background.loads(),
+            period_us=layout.micro_turn_ms * 1000,
+            patience_us=self._patience_us,
+            pass_us=int(self.cost.step_us(self.engine.config, 0)),
+            row_ns=int(self.cost.row_us * 1000),
+            max_wait_us=MAX_BACKGROUND_WAIT_US,
+            forced_us=self._background.forced_us,
+        )
+
+    def _slice_done(self, owner: int, us: int, error: BaseException | None) -> None:
+        """A slice of a task of session `owner` has ended."""
+        self.trace.slice(f"s{owner}", "task", self.now_us() - us, us)
+        self._wake.set()
+        with self._lock:
+            self._count("background_us", us)
+            if error is not None and (session := self._sessions.get(owner)) is not None:
+                self._count("background_failed")
+                session._events.append(BackgroundFailed(f"{type(error).__name__}: {error}"))
+
+    # ---- admission
+
+    def _admit(self, session: Session, **options: Any) -> LiveSession:
+        """Adopts a session that was made for that, or closes it."""
+        try:
+            return self.adopt(session, **options)
+        except BaseException:
+            session.close()
+            raise
+
+    def _check_time(self) -> None:
+        """Raises CapacityError if one session more could not be served when it is due."""
+        config = self.engine.config
+        n = sum(session.attached for session in self._sessions.values()) + 1
+        estimate, budget = self.cost.step_us(config, n), self.cost.budget_us(config)
+        if estimate > budget:
+            self._count("refused_time")
+            raise CapacityError(
+                f"open: a step of {n} sessions is estimated at {estimate / 1000:.1f} ms, expected "
+                f"at most {budget / 1000:.0f} ms, half a micro-turn; "
+                f"{self.cost.most_sessions(config)} would fit on this machine: close one first, or "
+                "take a smaller model or quantised weights"
+            )
+
+    def _measure_steps(self) -> None:
+        """Steps a session of its own through silence, short and long, to know what a step costs."""
+        rows = self.cost.turn_rows(self.engine.config) + 64
+        session = self.engine.open_session(max_positions=MEASURED_STEPS * rows)
+        with session:
+            for n in range(MEASURED_STEPS):
+                turn = session.step(text=[0] * (16 * (n % 3)) or None)
+                rows = turn.input.rows + len(turn.token_ids) - 1
+                if n > 0:  # the first touches memory for the first time
+                    self.cost.observe(len(turn.token_ids), rows, turn.timing.total_us)
+
+    # ---- for sessions and turns
+
+    def _detach(self, session: LiveSession) -> str:
+        return self._leases.detach(session)
+
+    def _end(
+        self, session: LiveSession, reason: EndReason, error: BaseException | None = None
+    ) -> None:
+        """Ends a session: once, from any thread."""
+        with self._lock:
+            if session._ended is not None:
+                return
+            session._ended, session._error = reason, error
+            self._sessions.pop(session._number, None)
+            self._leases.forget(session)
+            jobs = [future for _, future in session._jobs]
+            session._jobs.clear()
+            session._outbox.close()
+            self._count(f"ended_{reason.replace(' ', '_')}")
+            self._wake.set()
+        for future in jobs:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(SessionClosed(f"session {session.id}: it ended ({reason})"))
+        session._inner.close()
+
+    def _end_with(self, session: LiveSession, error: Exception) -> None:
+        """Ends a session that cannot go on."""
+        reason: EndReason = "error"
+        if isinstance(error, CapacityError):
+            reason = "capacity"
+        elif isinstance(error, SessionClosed):
+            reason = "engine closed"
+        self._end(session, reason, error)
+
+    def _after_turn(self, session: LiveSession) -> None:
+        if session._summary is not None:
+            begin_summary(self, session, session._summary)
+
+    def _journal(self, session: LiveSession, entry: Entry) -> None:
+        if self._on_journal is not None:
+            self._on_journal(session.id, entry)
+
+    def _count(self, name: str, n: int = 1) -> None:
+        with self._lock:
+            self.counters[name] += n
+
+    def _measure(self, turn: MicroTurn, late_us: int) -> None:
+        self.counters["turns"] += 1
+        self.counters["tokens"] += len(turn.token_ids)
+        self.counters["merged_turns"] += turn.input.merged_turns
+        if self._metrics is not None:
+            self._metrics.observe(turn, late_us)
+
+    def _begin_delegation(self, session: LiveSession) -> None:
+        self.counters["delegations"] += 1
+        key = f"{session.id}-{self.counters['delegations']}"
+        session._delegations.append(key)
+        self.trace.delegation(session.id, key, self.now_us(), begins=True)
+
+    def _end_delegation(self, session: LiveSession) -> None:
+        if session._delegations:
+            key = session._delegations.popleft()
+            self.trace.delegation(session.id, key, self.now_us(), begins=False)
+
+
+def _positive(value: object, name: str) -> float:
+    result = number(value, name)
+    if not 0 < result < 1e9:
+        raise InvalidArgument(f"{name}: expected more than 0, found {value}")
+    return result

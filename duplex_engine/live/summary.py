@@ -1,0 +1,176 @@
+"""A session that never ends: when it has grown long, a summary takes the place of its middle.
+
+A fork of the session writes the summary in the background, token by token in the gaps between
+micro-turns; then the old middle is forgotten and the summary enters as a background result. If no
+summary comes, the middle is forgotten all the same, and an event says so. Owns the policy; the
+sequence's holes are in `csrc/sequence/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from duplex_engine.errors import BackendUnavailable, DuplexError, InvalidArgument
+from duplex_engine.live.background import Slices
+from duplex_engine.live.journal import Entry
+from duplex_engine.live.types import Summarised, SummaryFailed
+from duplex_engine.session import Session
+
+if TYPE_CHECKING:
+    from duplex_engine.engine import Engine
+    from duplex_engine.live.driver import LiveEngine
+    from duplex_engine.live.session import LiveSession
+
+__all__ = ["Summary"]
+
+BLOCK = 64  # positions; holes begin and end on them
+SLACK = 64  # positions of a fork beyond what it needs
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How to shorten a session.
+
+    Attributes:
+        at: positions held at which a summary begins. The session needs room for it, for what comes
+            while it is written, and for the summary.
+        keep_head: positions at the beginning that always stay.
+        keep_recent: positions at the end that stay; at least those stay that sliding windows and
+            rewinding need, the model's `sliding_window_size` and `Engine.rewind_rows`.
+        prompt: text or token ids that the fork is given in order to write the summary.
+        max_tokens: of the summary.
+        write: instead of prompt and max_tokens: is given the fork and yields None between pieces of
+            work and text or token ids of the summary in any number of parts.
+    """
+
+    at: int
+    keep_head: int = 0
+    keep_recent: int = 0
+    prompt: str | list[int] = ""
+    max_tokens: int = 128
+    write: Callable[[Session], Iterable[str | list[int] | None]] | None = None
+
+    def recent(self, engine: Engine) -> int:
+        """Positions at the end that stay.
+
+        Raises:
+            InvalidArgument: that leaves nothing to forget.
+        """
+        recent = max(self.keep_recent, engine.config.text.sliding_window_size + engine.rewind_rows)
+        if self.keep_head < 0 or self.at < self.keep_head + recent + 2 * BLOCK:
+            raise InvalidArgument(
+                f"Summary: expected keep_head >= 0 and at >= keep_head + {recent} recent positions "
+                f"+ {2 * BLOCK}, found {self.keep_head} and {self.at}"
+            )
+        return recent
+
+
+def begin_summary(live: LiveEngine, session: LiveSession, policy: Summary) -> None:
+    """Starts a summary if the session has grown long. The driver calls it after each turn."""
+    inner = session._inner
+    if session._is_summarising or session._ended is not None:
+        return
+    length = inner.length
+    first = -(-policy.keep_head // BLOCK) * BLOCK
+    if length - max(session._hidden_end - first, 0) < policy.at:
+        return
+    end = length - policy.recent(live.engine)
+    session._is_summarising = True
+    try:
+        ids = inner._ids(policy.prompt, "prompt")
+        fork = _fork(inner, length + len(ids) + policy.max_tokens + SLACK)
+    except DuplexError as error:
+        _shorten(live, session, policy, end, [], error)
+        return
+    try:
+        slices = _write(live, session, policy, fork, ids, end)
+        live.background(session, slices, gives_way=fork.background)
+    except DuplexError as error:
+        fork.close()
+        _shorten(live, session, policy, end, [], error)
+
+
+def _write(
+    live: LiveEngine,
+    session: LiveSession,
+    policy: Summary,
+    fork: Session,
+    prompt: list[int],
+    end: int,
+) -> Slices:
+    """The task: slices until the summary is written."""
+    summary: list[int] = []
+    failure: Exception | None = None
+    with fork:
+        try:
+            pieces = _decode(fork, policy, prompt) if policy.write is None else policy.write(fork)
+            for piece in pieces:
+                if piece is not None:
+                    summary += fork._ids(piece, "summary")
+                yield
+        except Exception as error:  # whatever the writer does, the session goes on
+            failure = error
+    job = partial(_shorten, live, session, policy, end, summary, failure)
+    with live._lock:
+        session._jobs.append((lambda _: job(), Future()))  # between two micro-turns
+        live._wake.set()
+
+
+def _fork(session: Session, max_positions: int) -> Session:
+    """On the background lane, where the device has one."""
+    try:
+        return session.fork(max_positions, background=True)
+    except BackendUnavailable:
+        return session.fork(max_positions)
+
+
+def _decode(fork: Session, policy: Summary, prompt: list[int]) -> Iterable[list[int] | None]:
+    """Reads the prompt and writes up to `max_tokens`, a token a slice."""
+    config = fork._config
+    stop = set(config.text.eos_token_ids)
+    if config.interaction is not None:
+        stop.add(config.interaction.listen)
+    if prompt:
+        fork.append(text=prompt)
+        yield None
+    for _ in range(policy.max_tokens):
+        token = fork.decode(1)
+        if token[0] in stop:
+            return
+        yield token
+
+
+def _shorten(
+    live: LiveEngine,
+    session: LiveSession,
+    policy: Summary,
+    end: int,
+    summary: list[int],
+    failure: Exception | None,
+) -> None:
+    """Forgets the middle up to `end`, and queues the summary in its place."""
+    session._is_summarising = False
+    if session._ended is not None:
+        return
+    if failure is None and not summary:
+        failure = InvalidArgument("summary: expected text, found none")
+    try:
+        hidden = session._inner.forget(policy.keep_head, end)
+        live._journal(session, Entry("forget", hidden))
+    except DuplexError as error:
+        failure = error
+        hidden = (policy.keep_head, policy.keep_head)
+    with live._lock:
+        session._hidden_end = max(session._hidden_end, hidden[1])
+        if failure is None and session._mailbox.push_ids("result", summary, None) == "full":
+            failure = InvalidArgument(f"summary: {len(summary)} tokens do not fit beside the input")
+        if failure is None:
+            session._events.append(Summarised(*hidden, len(summary)))
+            live._count("summaries")
+        else:
+            session._events.append(SummaryFailed(*hidden, str(failure)))
+            live._count("summaries_failed")
