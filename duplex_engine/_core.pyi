@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['BackendUnavailable', 'CapacityError', 'CheckpointError', 'DuplexError', 'Engine', 'InvalidArgument', 'PACKING_VERSION', 'Session', 'SessionBusy', 'SessionClosed', 'Turn', 'backend_names', 'dmel_bins', 'encoder_names']
+__all__: list[str] = ['BackendUnavailable', 'CapacityError', 'CheckpointError', 'DuplexError', 'Engine', 'InvalidArgument', 'PACKING_VERSION', 'Session', 'SessionBusy', 'SessionClosed', 'Turn', 'backend_names', 'copy_session', 'dmel_bins', 'encoder_names', 'read_snapshot', 'weights_hash', 'write_snapshot']
 class DuplexError(Exception):
     """
     Base of everything that duplex_engine raises on purpose.
@@ -165,6 +165,10 @@ def backend_names() -> list[str]:
     """
     Devices that this build knows.
     """
+def copy_session(session: Session, engine: Engine) -> Session:
+    """
+    A session of `engine` that goes on where another engine's session is.
+    """
 def dmel_bins(samples: numpy.ndarray, n_mels: typing.SupportsInt | typing.SupportsIndex = 80, n_levels: typing.SupportsInt | typing.SupportsIndex = 16) -> numpy.typing.NDArray[numpy.uint8]:
     """
     dMel bins of a whole 16 kHz recording: (frames, n_mels) uint8.
@@ -172,5 +176,15 @@ def dmel_bins(samples: numpy.ndarray, n_mels: typing.SupportsInt | typing.Suppor
 def encoder_names() -> list[str]:
     """
     Encoders that turn raw input into rows.
+    """
+def read_snapshot(engine: Engine, state: bytes, read: collections.abc.Callable[[memoryview], None], max_positions: typing.SupportsInt | typing.SupportsIndex | None = None) -> Session:
+    """
+    A session from its state and a function that fills buffers with the blocks' bytes.
+    """
+def weights_hash(engine: Engine) -> int:
+    ...
+def write_snapshot(session: Session, begin: collections.abc.Callable[[bytes, int], None], write: collections.abc.Callable[[memoryview], None]) -> None:
+    """
+    Calls begin(state, bytes of blocks), then write with those bytes, piece by piece.
     """
 PACKING_VERSION: int = 1

@@ -8,6 +8,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core of duplex_engine.";
   bind_errors(m);
   bind_engine(m);
+  bind_snapshot(m);
   m.def("backend_names", &backend_names, "Devices that this build knows.");
   m.def(
       "encoder_names",

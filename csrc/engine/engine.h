@@ -1,8 +1,7 @@
 // The engine: one checkpoint, one backend, one page pool, and the sessions they serve.
 //
 // step() runs one micro-turn for any number of sessions together (micro_turn.cpp tells the story);
-// append() and decode() are the finer tools underneath. One call computes at a time; a second
-// caller waits.
+// append() and decode() are the finer tools. One call computes at a time; a second one waits.
 #pragma once
 
 #include <cstdint>
@@ -70,6 +69,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void unregister(Session& session);
 
  private:
+  friend class SessionState;  // snapshot.cpp
   // Consecutive rows of one session in a pass.
   struct Part {
     Session* session;

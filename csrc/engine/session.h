@@ -81,6 +81,7 @@ class Session {
   friend class Engine;
   friend class DraftRunner;
   friend class BusyGuard;
+  friend class SessionState;  // snapshot.cpp
 
   static constexpr std::size_t kMarks = 32;
 

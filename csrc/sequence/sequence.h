@@ -14,6 +14,7 @@
 #include "sequence/forgotten.h"
 #include "sequence/layout.h"
 #include "sequence/page_pool.h"
+#include "sequence/snapshot.h"
 #include "sequence/tape.h"
 
 namespace duplex {
@@ -45,6 +46,11 @@ class Sequence {
   // A second sequence with the same rows: full pages are shared, unfinished ones copied. It pays
   // for its windows and for the growth beyond the shared pages.
   Sequence fork(std::int64_t max_positions) const;
+  // A sequence where `state` left off. Its pages are backed; the bytes of held_blocks() are still
+  // to be written. Throws as open does, or CheckpointError for a state of another layout.
+  static Sequence restore(PagePool& pool, const SequenceLayout& layout, const SequenceState& state,
+                          std::int64_t max_positions);
+  SequenceState state() const;
 
   std::int64_t length() const { return length_; }
   std::int64_t committed() const { return committed_; }
