@@ -52,6 +52,9 @@ class Turn:
     def epoch(self) -> int:
         ...
     @property
+    def forgotten(self) -> tuple[int, int]:
+        ...
+    @property
     def kv_bytes(self) -> int:
         ...
     @property
@@ -112,6 +115,8 @@ class Session:
         ...
     def forget(self, begin: typing.SupportsInt | typing.SupportsIndex, end: typing.SupportsInt | typing.SupportsIndex) -> tuple[int, int]:
         ...
+    def forgotten(self) -> list[tuple[int, int]]:
+        ...
     def fork(self, max_positions: typing.SupportsInt | typing.SupportsIndex | None = None) -> Session:
         ...
     def marks(self) -> list[int]:
@@ -125,6 +130,11 @@ class Session:
     @property
     def closed(self) -> bool:
         ...
+    @property
+    def endless(self) -> tuple[int, int] | None:
+        """
+        (head, recent) in positions
+        """
     @property
     def epoch(self) -> int:
         ...
@@ -148,8 +158,10 @@ class Engine:
         ...
     def memory_plan(self) -> list[tuple[str, int]]:
         ...
-    def open_session(self, *, max_positions: typing.SupportsInt | typing.SupportsIndex | None = None, seed: typing.SupportsInt | typing.SupportsIndex = 0, temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0, top_k: typing.SupportsInt | typing.SupportsIndex = 0, top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0, speculate: typing.SupportsInt | typing.SupportsIndex = 0) -> Session:
-        ...
+    def open_session(self, *, max_positions: typing.SupportsInt | typing.SupportsIndex | None = None, seed: typing.SupportsInt | typing.SupportsIndex = 0, temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0, top_k: typing.SupportsInt | typing.SupportsIndex = 0, top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0, speculate: typing.SupportsInt | typing.SupportsIndex = 0, endless: bool | tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex] | None = None) -> Session:
+        """
+        endless: None, True for parts that suit most, or (head, recent) in positions.
+        """
     def stats(self) -> dict[str, int]:
         ...
     def step_many(self, sessions: collections.abc.Sequence[Session], max_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> list[typing.Any]:

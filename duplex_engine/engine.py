@@ -29,7 +29,7 @@ from duplex_engine.progress import progress_bar
 from duplex_engine.session import Session, step_together
 from duplex_engine.snapshot import ModelIdentity, open_snapshot
 from duplex_engine.text import Tokenizer
-from duplex_engine.types import MicroTurn, StepInput
+from duplex_engine.types import MicroTurn, StepInput, Window
 
 __all__ = ["Engine", "parse_bytes"]
 
@@ -244,12 +244,13 @@ class Engine:
         top_p: float = 1.0,
         seed: int = 0,
         speculate: int = 0,
+        endless: Window | Literal["auto"] | None = "auto",
     ) -> Session:
         """Opens a session: one user's stream.
 
         Args:
-            max_positions: the longest its sequence can become; its memory is promised here, so
-                that no other session can take it away. None takes the engine's.
+            max_positions: most positions that its sequence can hold; their memory is promised here,
+                so that no other session can take it away. None takes the engine's.
             temperature: 0 is greedy.
             top_k: sample among the k most likely tokens; 0 among all.
             top_p: sample among the most likely tokens that reach this probability together.
@@ -258,6 +259,11 @@ class Engine:
                 in the session, else from the layers loaded by `mtp_layers`; 0 is off. A guess that
                 the model does not make itself is dropped: the output is the same, sooner where
                 text repeats or the layers guess well. `MicroTurn.accepted` tells whether it pays.
+            endless: what to keep when all positions are taken: the oldest of the rest is forgotten,
+                and `MicroTurn.events` says so (`Forgot`). "auto" keeps an eighth at the beginning
+                and the newest half in sessions of interaction checkpoints, where half is no less
+                than the longest window and `rewind_rows`; `Session.endless` tells. None: the
+                session ends with a CapacityError.
 
         Raises:
             CapacityError: the memory left cannot hold such a session.
@@ -268,6 +274,7 @@ class Engine:
         core = self._core.open_session(
             max_positions=max_positions,
             speculate=integer(speculate, "speculate", high=MAX_INT32),
+            endless=self._endless(endless),
             **sampling_options(temperature, top_k, top_p, seed),
         )
         return Session(core, self._core, self._config, self._tokenizer, self._model)
@@ -277,7 +284,7 @@ class Engine:
 
         Args:
             path: a file that `Session.snapshot` wrote, here or elsewhere.
-            max_positions: the longest its sequence can become; None takes that of the snapshot.
+            max_positions: most positions that its sequence can hold; None takes the snapshot's.
 
         Raises:
             CheckpointError: no such file, another file, a damaged one, or one of another model,
@@ -301,6 +308,18 @@ class Engine:
                 raise CheckpointError(
                     f"{path}: expected a snapshot's header, found: {error!r}"
                 ) from error
+
+    def _endless(self, endless: object) -> bool | tuple[int, int] | None:
+        """The policy in the core's words."""
+        if endless == "auto":
+            return self.interaction
+        if endless is None:
+            return None
+        if not isinstance(endless, Window):
+            raise InvalidArgument(
+                f"endless: expected a Window, 'auto' or None, found {found(endless)}"
+            )
+        return integer(endless.head, "endless: head"), integer(endless.recent, "endless: recent")
 
     def _adopt(self, core: _core.Session, carried: dict[str, Any]) -> Session:
         """The session of a core's session that goes on from another."""

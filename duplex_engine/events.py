@@ -17,6 +17,7 @@ from duplex_engine.text import TextStream, Tokenizer
 from duplex_engine.types import (
     Delegation,
     Event,
+    Forgot,
     InputSummary,
     MemoryUse,
     MergedTurns,
@@ -101,6 +102,9 @@ def micro_turn(turn: _core.Turn, text: str, delegations: Iterable[Delegation]) -
     """The core's turn as a caller gets it, with what its tokens mean."""
     missing_ms = turn.missing_samples / SAMPLES_PER_MS
     events: list[Event] = []
+    begin, end = turn.forgotten
+    if begin < end:
+        events.append(Forgot(begin, end))
     if turn.merged_turns:
         events.append(MergedTurns(turn.merged_turns))
     if turn.missing_samples:

@@ -26,7 +26,7 @@ from duplex_engine.events import OutputReader, micro_turn
 from duplex_engine.json_input import found
 from duplex_engine.snapshot import ModelIdentity, write_snapshot
 from duplex_engine.text import Tokenizer
-from duplex_engine.types import MicroTurn, StepInput
+from duplex_engine.types import MicroTurn, StepInput, Window
 
 if TYPE_CHECKING:
     from duplex_engine.engine import Engine
@@ -95,7 +95,8 @@ class Session:
 
         Raises:
             InvalidArgument: an input is not as above; nothing was taken.
-            CapacityError: the sequence is full; truncate, forget, or open a longer session.
+            CapacityError: the sequence is full and not `endless`, or these rows alone are too many
+                for it; truncate, forget, or open a longer session.
             SessionBusy: another thread is at work on this session.
         """
         inputs: StepInput = {
@@ -320,6 +321,17 @@ class Session:
     def length(self) -> int:
         """Positions in the sequence."""
         return self._core.length
+
+    @property
+    def forgotten(self) -> list[tuple[int, int]]:
+        """The ranges of positions that the model no longer sees, in order."""
+        return list(self._core.forgotten())
+
+    @property
+    def endless(self) -> Window | None:
+        """What is kept when the session is full; None where it ends then."""
+        window = self._core.endless
+        return None if window is None else Window(*window)
 
     @property
     def marks(self) -> list[int]:

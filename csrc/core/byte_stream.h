@@ -38,8 +38,9 @@ class ByteWriter {
 
  private:
   void append(const void* data, std::size_t n) {
-    const auto* from = static_cast<const std::byte*>(data);
-    bytes_.insert(bytes_.end(), from, from + n);
+    const std::size_t at = bytes_.size();
+    bytes_.resize(at + n);
+    if (n > 0) std::memcpy(bytes_.data() + at, data, n);
   }
 
   std::vector<std::byte> bytes_;

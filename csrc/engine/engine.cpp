@@ -116,11 +116,16 @@ std::shared_ptr<Session> Engine::open_session(const SessionOptions& options) {
   check_open();
   const std::int64_t max_positions =
       options.max_positions > 0 ? options.max_positions : options_.max_positions;
-  Sequence sequence = Sequence::open(*pool_, layout_, max_positions);
+  const std::optional<Endless> endless = options.endless.resolve(max_positions, layout_);
+  Sequence sequence =
+      Sequence::open(*pool_, layout_, endless ? endless->held_positions(layout_) : max_positions);
   std::optional<Drafter> drafter;
   if (drafts_ != nullptr && options.max_drafts > 0)
     drafter = drafts_->make_drafter(*pool_, max_positions);
-  return adopt(std::move(sequence), std::move(drafter), options.sampling, options.max_drafts);
+  auto session =
+      adopt(std::move(sequence), std::move(drafter), options.sampling, options.max_drafts);
+  session->endless_ = endless;
+  return session;
 }
 
 std::shared_ptr<Session> Engine::adopt(Sequence sequence, std::optional<Drafter> drafter,

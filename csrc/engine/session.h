@@ -18,6 +18,7 @@
 #include "encoders/dmel.h"
 #include "engine/draft_lookup.h"
 #include "engine/drafter.h"
+#include "engine/endless.h"
 #include "engine/input.h"
 #include "model/sampler.h"
 #include "sequence/sequence.h"
@@ -45,6 +46,7 @@ struct SessionOptions {
   std::int64_t max_positions = 0;  // 0 = the engine's default
   SamplingParams sampling;
   std::int32_t max_drafts = 0;  // tokens guessed ahead in one pass; 0 = no speculation
+  EndlessOptions endless = {};
 };
 
 class Session {
@@ -74,6 +76,8 @@ class Session {
   void truncate(std::int64_t position);
   std::shared_ptr<Session> fork(std::int64_t max_positions);
   PositionRange forget(std::int64_t begin, std::int64_t end);
+  std::vector<PositionRange> forgotten() const;  // ascending
+  const std::optional<Endless>& endless() const { return endless_; }
   void set_sampling(const SamplingParams& params);
   Engine& engine() const { return *engine_; }
 
@@ -86,8 +90,10 @@ class Session {
   static constexpr std::size_t kMarks = 32;
 
   void check_open() const;
-  // Throws CapacityError unless `n_rows` and the token that waits fit; no rows need no room.
-  void check_room(std::int64_t n_rows) const;
+  // For `n_rows` and the token that waits; no rows need no room.
+  void check_room(std::int64_t n_rows);
+  // Throws CapacityError unless `n_rows` fit. An endless session forgets for them what it returns.
+  PositionRange make_room(std::int64_t n_rows);
   // Drops the sequence; the engine's mutex is held.
   void drop() noexcept;
   void set_mark();
@@ -96,6 +102,7 @@ class Session {
 
   std::shared_ptr<Engine> engine_;
   std::optional<Sequence> sequence_;  // empty once closed
+  std::optional<Endless> endless_;
   SamplingParams sampling_;
   std::optional<DmelStream> audio_;
   std::int64_t turn_ = 0;

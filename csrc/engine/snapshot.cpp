@@ -39,14 +39,9 @@ class SessionState {
 // A sequence that no session has yet: it is filled outside the engine's lock, a piece at a time.
 class SessionState::Arrival {
  public:
-  Arrival(Engine& engine, const SequenceState& state, std::int64_t max_positions)
-      : engine_(engine) {
-    const std::lock_guard lock(engine_.mutex());
-    engine_.check_open();
-    sequence_ = Sequence::restore(*engine_.pool_, engine_.layout_, state,
-                                  max_positions > 0 ? max_positions : state.max_positions);
-    runs_ = held_blocks(*sequence_, state);
-  }
+  // `max_positions` 0 takes those of the state.
+  Arrival(Engine& engine, const SequenceState& state, std::optional<Endless> endless,
+          std::int64_t max_positions);
   ~Arrival() {
     const std::lock_guard lock(engine_.mutex());
     sequence_.reset();
@@ -59,6 +54,7 @@ class SessionState::Arrival {
 
  private:
   Engine& engine_;
+  std::optional<Endless> endless_;
   std::optional<Sequence> sequence_;
   std::vector<BlockRun> runs_;
 };
@@ -66,6 +62,24 @@ class SessionState::Arrival {
 namespace {
 
 constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
+
+void write_endless(const std::optional<Endless>& endless, ByteWriter& to) {
+  to.put(endless.has_value());
+  if (!endless) return;
+  to.put(endless->head);
+  to.put(endless->recent);
+  to.put(endless->is_automatic);
+}
+
+// The limit is that of the sequence.
+std::optional<Endless> read_endless(ByteReader& from) {
+  if (!from.get_bool()) return std::nullopt;
+  Endless endless;
+  endless.head = from.get<std::int64_t>();
+  endless.recent = from.get<std::int64_t>();
+  endless.is_automatic = from.get_bool();
+  return endless;
+}
 
 void write_sampling(const SamplingParams& params, ByteWriter& to) {
   to.put(params.seed);
@@ -225,14 +239,28 @@ class BlockReader {
 std::pair<ByteWriter, std::vector<BlockRun>> capture(const Session& session) {
   const std::lock_guard lock(SessionState::mutex(session));
   SessionState::check_open(session);
-  const SequenceState state = SessionState::sequence_state(session);
+  SequenceState state = SessionState::sequence_state(session);
+  if (session.endless()) state.max_positions = session.endless()->max_positions;
   ByteWriter bytes;
+  write_endless(session.endless(), bytes);
   state.write(bytes);
   SessionState::write(session, bytes);
   return {std::move(bytes), SessionState::blocks(session, state)};
 }
 
 }  // namespace
+
+SessionState::Arrival::Arrival(Engine& engine, const SequenceState& state,
+                               std::optional<Endless> endless, std::int64_t max_positions)
+    : engine_(engine), endless_(endless) {
+  const std::lock_guard lock(engine_.mutex());
+  engine_.check_open();
+  if (max_positions <= 0) max_positions = state.max_positions;
+  if (endless_) endless_ = endless_->with_limit(max_positions, engine_.layout_);
+  if (endless_) max_positions = endless_->held_positions(engine_.layout_);
+  sequence_ = Sequence::restore(*engine_.pool_, engine_.layout_, state, max_positions);
+  runs_ = held_blocks(*sequence_, state);
+}
 
 void SessionState::Arrival::fill(const SnapshotReader& read) {
   std::vector<std::byte> piece(kPieceBytes);
@@ -261,7 +289,9 @@ std::shared_ptr<Session> SessionState::Arrival::become_session(ByteReader& from)
   }
   Sequence sequence = std::move(*sequence_);
   sequence_.reset();
-  return engine_.adopt(std::move(sequence), std::move(drafter), sampling, max_drafts);
+  auto session = engine_.adopt(std::move(sequence), std::move(drafter), sampling, max_drafts);
+  session->endless_ = endless_;
+  return session;
 }
 
 void SessionState::write(const Session& session, ByteWriter& to) {
@@ -329,7 +359,8 @@ void write_snapshot(Session& session, const SnapshotWriter& writer) {
 std::shared_ptr<Session> read_snapshot(Engine& engine, std::span<const std::byte> state,
                                        const SnapshotReader& read, std::int64_t max_positions) {
   ByteReader from(state);
-  SessionState::Arrival arrival(engine, SequenceState::read(from), max_positions);
+  const std::optional<Endless> endless = read_endless(from);
+  SessionState::Arrival arrival(engine, SequenceState::read(from), endless, max_positions);
   arrival.fill(read);
   try {
     auto session = arrival.become_session(from);

@@ -57,6 +57,7 @@ class Sequence {
   std::int64_t backed() const { return backed_; }  // rows up to here can be written
   std::int64_t mapped() const;                     // rows up to here take no further page
   std::int64_t max_positions() const { return max_positions_; }
+  const SequenceLayout& layout() const { return *layout_; }
   std::int64_t held_positions() const;  // what counts against max_positions
   std::span<const PositionRange> forgotten() const { return forgotten_.ranges(); }
   std::int64_t lowest_truncation() const;

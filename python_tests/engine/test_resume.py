@@ -71,14 +71,20 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
 @pytest.mark.parametrize("speculate", [0, 3])
 @pytest.mark.parametrize("model", ["dense", "moe", "local"])
 @examples(60)
-@given(before=st.lists(OPS, max_size=25), after=st.lists(OPS, max_size=12))
+@given(
+    before=st.lists(OPS, max_size=25),
+    after=st.lists(OPS, max_size=12),
+    max_positions=st.sampled_from([None, 400]),  # 400 are soon full: the session forgets
+)
 def test_any_stream_goes_on_anywhere(
     engines: Callable[[str], Engines], model: str, speculate: int, tmp_path: Path, before: Any,
-    after: Any,
+    after: Any, max_positions: int | None,
 ) -> None:  # fmt: skip
     pair = engines(model)
     with closing_all() as opened:
-        start = pair["one"].open_session(speculate=speculate, **SAMPLING)
+        start = pair["one"].open_session(
+            max_positions=max_positions, speculate=speculate, **SAMPLING
+        )
         opened.append(start)
         session, _ = play(start, before, opened)
         session.snapshot(tmp_path / "snapshot")
@@ -172,7 +178,7 @@ class TestRoom:
         self, engines: Callable[[str], Engines], tmp_path: Path
     ) -> None:
         pair = engines("moe")
-        with pair["one"].open_session(max_positions=1000) as session:
+        with pair["one"].open_session(max_positions=1000, endless=None) as session:
             session.append(text=words(300))
             session.snapshot(tmp_path / "a")
             expected = room(pair["one"], session)
@@ -186,7 +192,7 @@ class TestRoom:
         self, engines: Callable[[str], Engines], tmp_path: Path
     ) -> None:
         engine = engines("moe")["one"]
-        with engine.open_session(max_positions=200) as session:
+        with engine.open_session(max_positions=200, endless=None) as session:
             session.append(text=words(150))
             session.snapshot(tmp_path / "a")
         with engine.restore(tmp_path / "a", max_positions=1000) as session:
