@@ -26,8 +26,9 @@ from duplex_engine.errors import CheckpointError, DuplexError, InvalidArgument
 from duplex_engine.json_input import found
 from duplex_engine.packed import Dtype, PackedFile, Weights, layout_digest, write_packed
 from duplex_engine.progress import progress_bar
-from duplex_engine.session import Session, step_together
+from duplex_engine.session import Session
 from duplex_engine.snapshot import ModelIdentity, open_snapshot
+from duplex_engine.step import step_together
 from duplex_engine.text import Tokenizer
 from duplex_engine.types import MicroTurn, StepInput, Window
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -25,13 +25,14 @@ from duplex_engine.errors import DuplexError, InvalidArgument, SessionBusy, Sess
 from duplex_engine.events import OutputReader, micro_turn
 from duplex_engine.json_input import found
 from duplex_engine.snapshot import ModelIdentity, write_snapshot
+from duplex_engine.step import step_together
 from duplex_engine.text import Tokenizer
 from duplex_engine.types import MicroTurn, StepInput, Window
 
 if TYPE_CHECKING:
     from duplex_engine.engine import Engine
 
-__all__ = ["DEFAULT_MAX_TOKENS", "Session", "feed_from", "step_together"]
+__all__ = ["DEFAULT_MAX_TOKENS", "Session"]
 
 MAX_READERS = 64  # kept for `truncate`: more than the core keeps marks
 DEFAULT_MAX_TOKENS = 16  # tokens per step of a checkpoint that does not end its own output
@@ -484,47 +485,3 @@ class Session:
         text, delegations = self._reader.read(turn.token_ids)
         self._remember_reader(turn.position)
         return micro_turn(turn, text, delegations)
-
-
-def step_together(
-    engine: _core.Engine, requests: Sequence[tuple[Session, StepInput]]
-) -> list[MicroTurn | DuplexError]:
-    """One micro-turn of each session, in one pass; see `Engine.step_many`."""
-    if len({session for session, _ in requests}) < len(requests):
-        raise InvalidArgument("step_many: expected each session once, found one of them twice")
-    if any(session._engine is not engine for session, _ in requests):
-        raise InvalidArgument("step_many: expected sessions of this engine, found another's")
-    answers: dict[Session, MicroTurn | DuplexError] = {}
-    ready: list[Session] = []
-    limits: list[int] = []
-    with ExitStack() as stack:
-        for session, inputs in requests:
-            try:
-                limit = session._token_limit(inputs.get("max_tokens"))
-                stack.enter_context(session._exclusive())
-                feed_from(session, inputs)
-            except DuplexError as error:
-                answers[session] = error
-            else:
-                ready.append(session)
-                limits.append(limit)
-        turns = engine.step_many([session._core for session in ready], limits)
-        for session, turn in zip(ready, turns, strict=True):
-            answers[session] = turn if isinstance(turn, DuplexError) else session._finish(turn)
-    return [answers[session] for session, _ in requests]
-
-
-def feed_from(session: Session, inputs: StepInput) -> None:
-    """Feeds what a `StepInput` holds; raises as `Session.feed`."""
-    if unknown := inputs.keys() - StepInput.__annotations__.keys():
-        raise InvalidArgument(
-            f"step: expected {', '.join(StepInput.__annotations__)}, "
-            f"found {', '.join(sorted(unknown))}"
-        )
-    session.feed(
-        inputs.get("audio"),
-        inputs.get("image"),
-        inputs.get("text"),
-        result=inputs.get("result"),
-        sample_rate=inputs.get("sample_rate"),
-    )

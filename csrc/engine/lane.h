@@ -20,6 +20,7 @@
 
 #include "backend/backend.h"
 #include "core/config.h"
+#include "engine/busy_guard.h"
 #include "engine/draft.h"
 #include "engine/session.h"
 #include "engine/turn.h"

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "engine/busy_guard.h"
 #include "engine/engine.h"
 
 namespace duplex {

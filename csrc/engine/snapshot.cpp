@@ -10,6 +10,7 @@
 #include "core/byte_stream.h"
 #include "core/error.h"
 #include "core/hash.h"
+#include "engine/busy_guard.h"
 #include "sequence/snapshot.h"
 
 namespace duplex {

@@ -1,0 +1,63 @@
+"""One micro-turn of several sessions: input to the core, one pass, output from it.
+
+`Session.step` and `Engine.step_many` are this function; what a session is: `session.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from duplex_engine import _core
+from duplex_engine.errors import DuplexError, InvalidArgument
+from duplex_engine.types import MicroTurn, StepInput
+
+if TYPE_CHECKING:
+    from duplex_engine.session import Session
+
+__all__ = ["feed_from", "step_together"]
+
+
+def step_together(
+    engine: _core.Engine, requests: Sequence[tuple[Session, StepInput]]
+) -> list[MicroTurn | DuplexError]:
+    """One micro-turn of each session, in one pass; see `Engine.step_many`."""
+    if len({session for session, _ in requests}) < len(requests):
+        raise InvalidArgument("step_many: expected each session once, found one of them twice")
+    if any(session._engine is not engine for session, _ in requests):
+        raise InvalidArgument("step_many: expected sessions of this engine, found another's")
+    answers: dict[Session, MicroTurn | DuplexError] = {}
+    ready: list[Session] = []
+    limits: list[int] = []
+    with ExitStack() as stack:
+        for session, inputs in requests:
+            try:
+                limit = session._token_limit(inputs.get("max_tokens"))
+                stack.enter_context(session._exclusive())
+                feed_from(session, inputs)
+            except DuplexError as error:
+                answers[session] = error
+            else:
+                ready.append(session)
+                limits.append(limit)
+        turns = engine.step_many([session._core for session in ready], limits)
+        for session, turn in zip(ready, turns, strict=True):
+            answers[session] = turn if isinstance(turn, DuplexError) else session._finish(turn)
+    return [answers[session] for session, _ in requests]
+
+
+def feed_from(session: Session, inputs: StepInput) -> None:
+    """Feeds what a `StepInput` holds; raises as `Session.feed`."""
+    if unknown := inputs.keys() - StepInput.__annotations__.keys():
+        raise InvalidArgument(
+            f"step: expected {', '.join(StepInput.__annotations__)}, "
+            f"found {', '.join(sorted(unknown))}"
+        )
+    session.feed(
+        inputs.get("audio"),
+        inputs.get("image"),
+        inputs.get("text"),
+        result=inputs.get("result"),
+        sample_rate=inputs.get("sample_rate"),
+    )
