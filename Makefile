@@ -21,7 +21,7 @@ PEERS := .venv-peers/.peers
 BUILD := build/dev
 # Folders are included, so that a deleted file is noticed too.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc)
-PYTHON_FILES := duplex_engine python_tests .ci $(wildcard bench)
+PYTHON_FILES := duplex_engine python_tests .ci $(wildcard bench docs/examples)
 CPP_FILES := $(shell find csrc bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 WITH_TESTS := -Ccmake.define.DUPLEX_TESTS=ON
 CPP_TESTS := ctest --no-tests=error --output-on-failure --test-dir

@@ -137,6 +137,9 @@ class Session:
     def length(self) -> int:
         ...
     @property
+    def max_positions(self) -> int:
+        ...
+    @property
     def turn(self) -> int:
         ...
 class Engine:

@@ -318,6 +318,21 @@ class Session:
         return self._core.epoch
 
     @property
+    def max_positions(self) -> int:
+        """The longest its sequence can become."""
+        return self._core.max_positions
+
+    @property
+    def config(self) -> ModelConfig:
+        """The checkpoint's validated `config.json`."""
+        return self._config
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The checkpoint's tokenizer, or None; see `Engine.tokenizer`."""
+        return self._tokenizer
+
+    @property
     def marks(self) -> list[int]:
         """The lengths that `truncate` accepts."""
         return list(self._core.marks())

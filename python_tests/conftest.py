@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,8 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from transformers import InklingForConditionalGeneration
+
+    from duplex_engine import Engine
 
 # By the environment, so that tests without the oracle need not wait for torch. The models are too
 # small for a second thread to help, and with one the oracle always adds in the same order.
@@ -67,3 +71,39 @@ def oracle_checkpoint(
         return folder, oracle.build(name, folder, seed, getattr(torch, dtype))
 
     return checkpoint
+
+
+@pytest.fixture(scope="session")
+def reference() -> Iterator[Engine]:
+    """The model that comes with the package; its vocabulary is 296 words."""
+    from duplex_engine import Engine
+
+    with Engine.load("reference", threads=1, memory="256MiB") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random interaction checkpoint, whose tokenizer can spell anything."""
+    from duplex_engine.models import write_random_checkpoint
+
+    return write_random_checkpoint(tmp_path_factory.mktemp("tiny"), seed=2)
+
+
+@pytest.fixture
+def tiny(tiny_folder: Path) -> Iterator[Engine]:
+    """An engine of that checkpoint, for one test."""
+    from duplex_engine import Engine
+
+    with Engine.load(tiny_folder, threads=1, memory="64MiB") as engine:
+        yield engine
+
+
+@pytest.fixture
+def nothing_is_left() -> Iterator[None]:
+    """The test may leave no thread of the package behind."""
+    yield
+    deadline = time.monotonic() + 5
+    while names := [t.name for t in threading.enumerate() if t.name.startswith("duplex_engine")]:
+        assert time.monotonic() < deadline, names
+        time.sleep(0.005)

@@ -188,6 +188,7 @@ void bind_session(py::module_& m) {
   py::class_<Session, std::shared_ptr<Session>>(m, "Session", "One user's stream.")
       .def_property_readonly("closed", &Session::is_closed)
       .def_property_readonly("length", py::cpp_function(&Session::length, Gil()))
+      .def_property_readonly("max_positions", py::cpp_function(&Session::max_positions, Gil()))
       .def_property_readonly("turn", &Session::turn)
       .def_property_readonly("epoch", &Session::epoch)
       .def_property_readonly(

@@ -226,6 +226,12 @@ std::int64_t Session::length() const {
   return sequence_->length();
 }
 
+std::int64_t Session::max_positions() const {
+  const std::lock_guard lock(engine_->mutex());
+  check_open();
+  return sequence_->max_positions();
+}
+
 SequenceUsage Session::usage() const {
   const std::lock_guard lock(lane_.mutex());
   check_open();

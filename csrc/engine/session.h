@@ -70,6 +70,7 @@ class Session {
 
   // ---- by one caller at a time
   std::int64_t length() const;
+  std::int64_t max_positions() const;
   std::int64_t turn() const { return turn_; }
   std::int64_t epoch() const { return epoch_.load(); }
   SequenceUsage usage() const;

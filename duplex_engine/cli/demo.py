@@ -80,7 +80,7 @@ def demo(
             log = run_stream(
                 session,
                 showcase.audio,
-                agent=lambda request: showcase.script.background.get(request, "unknown"),
+                agent=lambda request: showcase.script.background.get(request, "closed"),
                 agent_delay_s=showcase.script.background_s,
                 realtime=realtime,
                 turn_s=turn_s,

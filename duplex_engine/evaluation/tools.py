@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from duplex_engine.arrays import SAMPLE_RATE
+from duplex_engine.background.tools import Tools
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.evaluation.estimates import Estimate, mean, share
 from duplex_engine.evaluation.streams import Agent, Audio, StreamLog, read_audio
@@ -61,21 +62,22 @@ class ToolBox:
     """The tools of one conversation; it keeps a record of the calls."""
 
     def __init__(self, tools: Mapping[str, Callable[..., Any]]) -> None:
-        self._tools = tools
+        self._tools = Tools(tools)
         self.calls: list[ToolCall] = []
 
     def call(self, name: str, **arguments: Any) -> Any:
         """Calls a tool; returns its result.
 
         Raises:
-            InvalidArgument: no tool of this name. The attempt is recorded all the same.
+            InvalidArgument: no tool of this name, or arguments that it does not take. The attempt
+                is recorded all the same.
         """
-        if name not in self._tools:
+        try:
+            call = self._tools.bind(name, arguments)
+        except InvalidArgument:
             self.calls.append(ToolCall(name, arguments))
-            raise InvalidArgument(
-                f"tool: expected one of {', '.join(sorted(self._tools))}, found '{name}'"
-            )
-        result = self._tools[name](**arguments)
+            raise
+        result = call()
         self.calls.append(ToolCall(name, arguments, result))
         return result
 
