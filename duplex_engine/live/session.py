@@ -21,6 +21,7 @@ from duplex_engine.arguments import MAX_INT32, integer
 from duplex_engine.arrays import INT16_SCALE, SAMPLE_RATE, rgb_image, samples_1d
 from duplex_engine.config import InteractionConfig
 from duplex_engine.errors import CapacityError, InvalidArgument, SessionClosed
+from duplex_engine.live.delegating import note_result
 from duplex_engine.live.heard import Heard
 from duplex_engine.live.intake import AudioIntake, Mailbox
 from duplex_engine.live.outbox import Outbox
@@ -38,6 +39,7 @@ from duplex_engine.live.types import (
 from duplex_engine.session import Session
 
 if TYPE_CHECKING:
+    from duplex_engine.background import Delegations
     from duplex_engine.live.driver import LiveEngine
     from duplex_engine.live.summary import Summary
 
@@ -57,6 +59,10 @@ class LiveSession:
     `async for`, for its outputs: a `LiveTurn` for every step, until the session ends.
 
     Once the session has ended, methods that push raise SessionClosed.
+
+    Attributes:
+        id: its name in outputs, metrics and traces.
+        delegations: what `LiveEngine.open` was given to answer the model's delegations, or None.
     """
 
     def __init__(
@@ -66,6 +72,8 @@ class LiveSession:
         assert layout is not None  # LiveEngine takes no other model
         self.id = f"s{number}"
         self.lease_s = lease_s
+        self.delegations: Delegations | None = None
+        self._is_client_s_result = False  # that the next step is given
         self._live = live
         self._number = number
         self._inner = inner
@@ -136,7 +144,7 @@ class LiveSession:
         receipt = self._push_ids("result", result, op_id)
         if receipt.status == "queued":
             with self._live._lock:
-                self._live._end_delegation(self)
+                note_result(self)
         return receipt
 
     def push_image(self, image: object, op_id: str | None = None) -> Receipt:
