@@ -227,7 +227,7 @@ std::int64_t Session::length() const {
 }
 
 std::int64_t Session::max_positions() const {
-  const std::lock_guard lock(engine_->mutex());
+  const std::lock_guard lock(lane_.mutex());
   check_open();
   return sequence_->max_positions();
 }

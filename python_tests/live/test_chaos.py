@@ -31,6 +31,7 @@ def chaos() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_random_schedules_keep_every_promise(tmp_path: Path) -> None:
     script = chaos()
     with script.load(tmp_path) as engine:
