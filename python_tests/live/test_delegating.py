@@ -168,8 +168,9 @@ def test_closing_stops_the_workers(engine: Engine) -> None:
     scene.talk(session, 1)
     until(lambda: len(tasks) == 1)
     session.close()
-    assert tasks[0].cancelled
     assert session.delegations is not None
+    assert [job.state for job in session.delegations.jobs] == ["cancelled"]
+    assert tasks[0].cancelled
     session.delegations.close()
 
 
