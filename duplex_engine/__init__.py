@@ -28,6 +28,7 @@ from duplex_engine.session import Session
 from duplex_engine.types import (
     Delegation,
     Event,
+    Forgot,
     InputSummary,
     MemoryUse,
     MergedTurns,
@@ -35,6 +36,7 @@ from duplex_engine.types import (
     MissingAudio,
     StageTiming,
     StepInput,
+    Window,
 )
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "DuplexError",
     "Engine",
     "Event",
+    "Forgot",
     "InputSummary",
     "InvalidArgument",
     "MemoryUse",
@@ -59,4 +62,5 @@ __all__ = [
     "SessionClosed",
     "StageTiming",
     "StepInput",
+    "Window",
 ]

@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['Action', 'BackendUnavailable', 'CapacityError', 'CheckpointError', 'DuplexError', 'Engine', 'InvalidArgument', 'PACKING_VERSION', 'Session', 'SessionBusy', 'SessionClosed', 'Turn', 'backend_names', 'dmel_bins', 'encoder_names', 'next_action']
+__all__: list[str] = ['Action', 'BackendUnavailable', 'CapacityError', 'CheckpointError', 'DuplexError', 'Engine', 'InvalidArgument', 'PACKING_VERSION', 'Session', 'SessionBusy', 'SessionClosed', 'Turn', 'backend_names', 'copy_session', 'dmel_bins', 'encoder_names', 'next_action', 'read_snapshot', 'weights_hash', 'write_snapshot']
 class DuplexError(Exception):
     """
     Base of everything that duplex_engine raises on purpose.
@@ -50,6 +50,9 @@ class Turn:
         ...
     @property
     def epoch(self) -> int:
+        ...
+    @property
+    def forgotten(self) -> tuple[int, int]:
         ...
     @property
     def kv_bytes(self) -> int:
@@ -112,6 +115,8 @@ class Session:
         ...
     def forget(self, begin: typing.SupportsInt | typing.SupportsIndex, end: typing.SupportsInt | typing.SupportsIndex) -> tuple[int, int]:
         ...
+    def forgotten(self) -> list[tuple[int, int]]:
+        ...
     def fork(self, max_positions: typing.SupportsInt | typing.SupportsIndex | None = None, background: bool = False) -> Session:
         ...
     def interrupt(self) -> None:
@@ -130,6 +135,11 @@ class Session:
     @property
     def closed(self) -> bool:
         ...
+    @property
+    def endless(self) -> tuple[int, int] | None:
+        """
+        (head, recent) in positions
+        """
     @property
     def epoch(self) -> int:
         ...
@@ -156,8 +166,10 @@ class Engine:
         ...
     def memory_plan(self) -> list[tuple[str, int]]:
         ...
-    def open_session(self, *, max_positions: typing.SupportsInt | typing.SupportsIndex | None = None, seed: typing.SupportsInt | typing.SupportsIndex = 0, temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0, top_k: typing.SupportsInt | typing.SupportsIndex = 0, top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0, speculate: typing.SupportsInt | typing.SupportsIndex = 0, background: bool = False) -> Session:
-        ...
+    def open_session(self, *, max_positions: typing.SupportsInt | typing.SupportsIndex | None = None, seed: typing.SupportsInt | typing.SupportsIndex = 0, temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0, top_k: typing.SupportsInt | typing.SupportsIndex = 0, top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0, speculate: typing.SupportsInt | typing.SupportsIndex = 0, background: bool = False, endless: bool | tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex] | None = None) -> Session:
+        """
+        endless: None, True for parts that suit most, or (head, recent) in positions.
+        """
     def stats(self) -> dict[str, int]:
         ...
     def step_many(self, sessions: collections.abc.Sequence[Session], max_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> list[typing.Any]:
@@ -198,6 +210,10 @@ def backend_names() -> list[str]:
     """
     Devices that this build knows.
     """
+def copy_session(session: Session, engine: Engine) -> Session:
+    """
+    A session of `engine` that goes on where another engine's session is.
+    """
 def dmel_bins(samples: numpy.ndarray, n_mels: typing.SupportsInt | typing.SupportsIndex = 80, n_levels: typing.SupportsInt | typing.SupportsIndex = 16) -> numpy.typing.NDArray[numpy.uint8]:
     """
     dMel bins of a whole 16 kHz recording: (frames, n_mels) uint8.
@@ -209,5 +225,15 @@ def encoder_names() -> list[str]:
 def next_action(now_us: typing.SupportsInt | typing.SupportsIndex, sessions: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]], tasks: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]], *, period_us: typing.SupportsInt | typing.SupportsIndex, patience_us: typing.SupportsInt | typing.SupportsIndex, pass_us: typing.SupportsInt | typing.SupportsIndex, row_ns: typing.SupportsInt | typing.SupportsIndex, max_wait_us: typing.SupportsInt | typing.SupportsIndex, forced_us: typing.SupportsInt | typing.SupportsIndex) -> Action:
     """
     What an engine's driver does next: csrc/engine/scheduler.h. A session is (id, due_us, whole micro-turns, rows), a task (id, waits_since_us, slice_us).
+    """
+def read_snapshot(engine: Engine, state: bytes, read: collections.abc.Callable[[memoryview], None], max_positions: typing.SupportsInt | typing.SupportsIndex | None = None) -> Session:
+    """
+    A session from its state and a function that fills buffers with the blocks' bytes.
+    """
+def weights_hash(engine: Engine) -> int:
+    ...
+def write_snapshot(session: Session, begin: collections.abc.Callable[[bytes, int], None], write: collections.abc.Callable[[memoryview], None]) -> None:
+    """
+    Calls begin(state, bytes of blocks), then write with those bytes, piece by piece.
     """
 PACKING_VERSION: int = 1

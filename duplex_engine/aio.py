@@ -58,6 +58,11 @@ class AsyncEngine:
         """Opens a session; the arguments are those of `Engine.open_session`."""
         return AsyncSession(self, await self.run(self.engine.open_session, **options))
 
+    async def restore(self, path: str | Path, *, max_positions: int | None = None) -> AsyncSession:
+        """Goes on from a snapshot; see `Engine.restore`."""
+        restore = self.engine.restore
+        return AsyncSession(self, await self.run(restore, path, max_positions=max_positions))
+
     async def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Calls `function` in the worker thread, where it never meets a step at work.
 
@@ -230,6 +235,14 @@ class AsyncSession:
     async def forget(self, begin: int, end: int) -> tuple[int, int]:
         """Hides a range of the past; see `Session.forget`."""
         return await self._run(self.sync.forget, begin, end)
+
+    async def snapshot(self, path: str | Path) -> None:
+        """Writes the session to a file; see `Session.snapshot`. Steps wait until it is written."""
+        await self._engine.run(self.sync.snapshot, path)
+
+    async def migrate(self, engine: AsyncEngine) -> AsyncSession:
+        """Moves the session to another engine; see `Session.migrate`."""
+        return AsyncSession(engine, await self._engine.run(self.sync.migrate, engine.engine))
 
     @property
     def length(self) -> int:

@@ -7,11 +7,12 @@ that a wrong one is an InvalidArgument like any other. Arrays are the business o
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.json_input import found
 
-__all__ = ["MAX_INT32", "MAX_INT64", "MAX_UINT64", "integer", "number", "text"]
+__all__ = ["MAX_INT32", "MAX_INT64", "MAX_UINT64", "integer", "number", "sampling_options", "text"]
 
 MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
@@ -47,3 +48,13 @@ def text(value: object, name: str) -> str:
     if not isinstance(value, str):
         raise InvalidArgument(f"{name}: expected a string, found {found(value)}")
     return value
+
+
+def sampling_options(temperature: float, top_k: int, top_p: float, seed: int) -> dict[str, Any]:
+    """The options as the core takes them; raises InvalidArgument. The core checks their ranges."""
+    return {
+        "temperature": number(temperature, "temperature"),
+        "top_k": integer(top_k, "top_k", high=MAX_INT32),
+        "top_p": number(top_p, "top_p"),
+        "seed": integer(seed, "seed", high=MAX_UINT64),
+    }

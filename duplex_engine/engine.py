@@ -16,19 +16,20 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, cast
 
 from duplex_engine import _core
-from duplex_engine.arguments import MAX_INT32, MAX_INT64, integer, text
+from duplex_engine.arguments import MAX_INT32, MAX_INT64, integer, sampling_options, text
 from duplex_engine.arrays import SAMPLE_RATE
 from duplex_engine.cache import cache_folder, load_cached
 from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.config import ModelConfig
+from duplex_engine.core_config import core_config
 from duplex_engine.errors import CheckpointError, DuplexError, InvalidArgument
 from duplex_engine.json_input import found
 from duplex_engine.packed import Dtype, PackedFile, Weights, layout_digest, write_packed
 from duplex_engine.progress import progress_bar
-from duplex_engine.reference import hmlp
-from duplex_engine.session import Session, sampling_options, step_together
+from duplex_engine.session import Session, step_together
+from duplex_engine.snapshot import ModelIdentity, open_snapshot
 from duplex_engine.text import Tokenizer
-from duplex_engine.types import MicroTurn, StepInput
+from duplex_engine.types import MicroTurn, StepInput, Window
 
 __all__ = ["Engine", "parse_bytes"]
 
@@ -66,6 +67,8 @@ class Engine:
         self._weights: Weights = weights
         self._config = config
         self._tokenizer = tokenizer
+        sizes = core_config(config, mtp_layers)
+        self._model = ModelIdentity(core, sizes, dtype, weights, mtp_layers)
 
     @classmethod
     def load(
@@ -259,12 +262,13 @@ class Engine:
         seed: int = 0,
         speculate: int = 0,
         background: bool = False,
+        endless: Window | Literal["auto"] | None = "auto",
     ) -> Session:
         """Opens a session: one user's stream.
 
         Args:
-            max_positions: the longest its sequence can become; its memory is promised here, so
-                that no other session can take it away. None takes the engine's.
+            max_positions: most positions that its sequence can hold; their memory is promised here,
+                so that no other session can take it away. None takes the engine's.
             temperature: 0 is greedy.
             top_k: sample among the k most likely tokens; 0 among all.
             top_p: sample among the most likely tokens that reach this probability together.
@@ -276,6 +280,11 @@ class Engine:
             background: compute this session on the background lane (CPU only): its calls stand
                 still while a call of an interaction session computes, and go on behind it. The
                 bits are the same. `step_many` takes sessions of one lane.
+            endless: what to keep when all positions are taken: the oldest of the rest is forgotten,
+                and `MicroTurn.events` says so (`Forgot`). "auto" keeps an eighth at the beginning
+                and the newest half in sessions of interaction checkpoints, where half is no less
+                than the longest window and `rewind_rows`; `Session.endless` tells. None: the
+                session ends with a CapacityError.
 
         Raises:
             CapacityError: the memory left cannot hold such a session.
@@ -287,9 +296,58 @@ class Engine:
             max_positions=max_positions,
             speculate=integer(speculate, "speculate", high=MAX_INT32),
             background=bool(background),
+            endless=self._endless(endless),
             **sampling_options(temperature, top_k, top_p, seed),
         )
-        return Session(core, self._core, self._config, self._tokenizer)
+        return Session(core, self._core, self._config, self._tokenizer, self._model)
+
+    def restore(self, path: str | Path, *, max_positions: int | None = None) -> Session:
+        """Opens a session that goes on bit for bit where `Session.snapshot` was called.
+
+        Args:
+            path: a file that `Session.snapshot` wrote, here or elsewhere.
+            max_positions: most positions that its sequence can hold; None takes the snapshot's.
+
+        Raises:
+            CheckpointError: no such file, another file, a damaged one, or one of another model,
+                other options of `load`, or another kind of machine; the message says which.
+            CapacityError: the memory left cannot hold the session; the message says what would fit.
+            InvalidArgument: `max_positions` is less than the snapshot holds.
+        """
+        path = Path(path)
+        if max_positions is not None:
+            max_positions = integer(max_positions, "max_positions", low=1)
+        with open_snapshot(path) as snapshot:
+            self._model.check(snapshot.model, str(path))
+            core = _core.read_snapshot(self._core, snapshot.state, snapshot.read, max_positions)
+            try:
+                snapshot.check_at_end()
+                return self._adopt(core, snapshot.carried)
+            except (KeyError, TypeError, ValueError) as error:
+                core.close()
+                if isinstance(error, CheckpointError):
+                    raise
+                raise CheckpointError(
+                    f"{path}: expected a snapshot's header, found: {error!r}"
+                ) from error
+
+    def _endless(self, endless: object) -> bool | tuple[int, int] | None:
+        """The policy in the core's words."""
+        if endless == "auto":
+            return self.interaction
+        if endless is None:
+            return None
+        if not isinstance(endless, Window):
+            raise InvalidArgument(
+                f"endless: expected a Window, 'auto' or None, found {found(endless)}"
+            )
+        return integer(endless.head, "endless: head"), integer(endless.recent, "endless: recent")
+
+    def _adopt(self, core: _core.Session, carried: dict[str, Any]) -> Session:
+        """The session of a core's session that goes on from another."""
+        session = Session(core, self._core, self._config, self._tokenizer, self._model)
+        session._resume(carried)
+        return session
 
     def step_many(
         self,
@@ -355,96 +413,6 @@ def parse_bytes(value: int | str) -> int:
             f"memory: expected a number of bytes or a string like '512MiB', found {found(value)}"
         )
     return n_bytes
-
-
-def core_config(config: ModelConfig, mtp_layers: int = 0) -> dict[str, Any]:
-    """The model's sizes in the core's words (`csrc/core/config.h`).
-
-    Raises:
-        CheckpointError: the vision tower's sizes cannot be planned.
-    """
-    text = config.text
-    values: dict[str, Any] = {
-        "vocab_size": text.vocab_size,
-        "unpadded_vocab_size": text.n_logits,
-        "d_model": text.hidden_size,
-        "d_rel": text.d_rel,
-        "d_ff": text.intermediate_size,
-        "conv_kernel": text.conv_kernel_size,
-        "norm_eps": text.rms_norm_eps,
-        "logit_divisor": text.logits_mup_width_multiplier,
-        "log_scaling_floor": text.log_scaling_n_floor or 0,
-        "log_scaling_alpha": text.log_scaling_alpha,
-        "global": {
-            "n_heads": text.num_attention_heads,
-            "n_kv_heads": text.num_key_value_heads,
-            "d_head": text.head_dim,
-            "rel_extent": text.rel_extent,
-            "window": 0,
-        },
-        "local": {
-            "n_heads": text.swa_num_attention_heads,
-            "n_kv_heads": text.swa_num_key_value_heads,
-            "d_head": text.swa_head_dim,
-            "rel_extent": text.sliding_window_size,
-            "window": text.sliding_window_size,
-        },
-        "moe": None,
-        "layers": list(zip(text.is_local, text.is_moe, strict=True)),
-        "mtp": {
-            "is_local": list(config.mtp_is_local[:mtp_layers]),
-            "has_chain_norm": mtp_layers > 0 and config.has_mtp_chain_norm,
-        },
-        "eos_ids": list(text.eos_token_ids),
-        "audio": None,
-        "vision": None,
-        "interaction": None,
-    }
-    if any(text.is_moe):
-        values["moe"] = {
-            "n_experts": text.n_routed_experts,
-            "n_shared": text.n_shared_experts,
-            "top_k": text.num_experts_per_tok,
-            "d_expert": text.moe_intermediate_size,
-            "route_scale": text.route_scale,
-        }
-    if config.audio is not None:
-        values["audio"] = {
-            "n_mels": config.audio.n_mel_bins,
-            "n_levels": config.audio.mel_vocab_size,
-        }
-    if (vision := config.vision) is not None:
-        values["vision"] = {
-            "patch_size": vision.patch_size,
-            "temporal_patch_size": vision.temporal_patch_size,
-            "n_channels": vision.num_channels,
-            "stages": vision_stages(config),
-        }
-    if (layout := config.interaction) is not None:
-        keys = ("audio_frames", "max_output_tokens", "max_image_patches", *layout.token_keys)
-        values["interaction"] = {key: getattr(layout, key) for key in keys}
-    return values
-
-
-def vision_stages(config: ModelConfig) -> list[tuple[int, int, int, int]]:
-    """The stages of the vision tower: (frames folded, side folded, values in, values out).
-
-    Raises:
-        CheckpointError: a patch of one pixel cannot be folded.
-    """
-    vision = config.vision
-    if vision is None:
-        return []
-    try:
-        stages = hmlp.plan(
-            vision.patch_size,
-            vision.temporal_patch_size,
-            vision.num_hidden_layers,
-            vision.num_channels,
-        )
-    except ValueError as error:
-        raise CheckpointError(f"vision_config: {error}") from error
-    return [(s.t_fold, s.hw_fold, s.d_in, s.d_out or config.text.hidden_size) for s in stages]
 
 
 def _formats(

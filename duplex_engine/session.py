@@ -10,36 +10,31 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from duplex_engine import _core
-from duplex_engine.arguments import MAX_INT32, MAX_UINT64, integer, number
+from duplex_engine.arguments import MAX_INT32, integer, sampling_options
 from duplex_engine.arrays import SAMPLE_RATE, Resampler, Samples, rgb_image, samples_1d, token_ids
 from duplex_engine.config import ModelConfig
 from duplex_engine.errors import DuplexError, InvalidArgument, SessionBusy, SessionClosed
-from duplex_engine.events import OutputReader
+from duplex_engine.events import OutputReader, micro_turn
 from duplex_engine.json_input import found
+from duplex_engine.snapshot import ModelIdentity, write_snapshot
 from duplex_engine.text import Tokenizer
-from duplex_engine.types import (
-    Event,
-    InputSummary,
-    MemoryUse,
-    MergedTurns,
-    MicroTurn,
-    MissingAudio,
-    StageTiming,
-    StepInput,
-)
+from duplex_engine.types import MicroTurn, StepInput, Window
 
-__all__ = ["DEFAULT_MAX_TOKENS", "Session", "feed_from", "sampling_options", "step_together"]
+if TYPE_CHECKING:
+    from duplex_engine.engine import Engine
+
+__all__ = ["DEFAULT_MAX_TOKENS", "Session", "feed_from", "step_together"]
 
 MAX_READERS = 64  # kept for `truncate`: more than the core keeps marks
 DEFAULT_MAX_TOKENS = 16  # tokens per step of a checkpoint that does not end its own output
-SAMPLES_PER_MS = SAMPLE_RATE // 1000
 
 
 class Session:
@@ -57,9 +52,11 @@ class Session:
         engine: _core.Engine,
         config: ModelConfig,
         tokenizer: Tokenizer | None,
+        model: ModelIdentity,
     ) -> None:
         self._core = core
         self._engine = engine
+        self._model = model
         self._config = config
         self._tokenizer = tokenizer
         self._reader = OutputReader(config, tokenizer)
@@ -98,7 +95,8 @@ class Session:
 
         Raises:
             InvalidArgument: an input is not as above; nothing was taken.
-            CapacityError: the sequence is full; truncate, forget, or open a longer session.
+            CapacityError: the sequence is full and not `endless`, or these rows alone are too many
+                for it; truncate, forget, or open a longer session.
             SessionBusy: another thread is at work on this session.
         """
         inputs: StepInput = {
@@ -276,7 +274,7 @@ class Session:
             if max_positions is not None:
                 max_positions = integer(max_positions, "max_positions", low=1)
             core = self._core.fork(max_positions, bool(background))
-            other = Session(core, self._engine, self._config, self._tokenizer)
+            other = Session(core, self._engine, self._config, self._tokenizer, self._model)
             other._reader = self._reader.copy()
             other._readers = self._readers.copy()
             return other
@@ -301,6 +299,36 @@ class Session:
         """Replaces the sampling options, and starts the random numbers again from `seed`."""
         with self._exclusive():
             self._core.set_sampling(**sampling_options(temperature, top_k, top_p, seed))
+
+    def snapshot(self, path: str | Path) -> None:
+        """Writes the session to a file, from which `Engine.restore` goes on bit for bit.
+
+        Whoever opens `path` sees the whole file, the one before it, or none, also when the process
+        is killed or the power fails. Queued input is taken along. The resampler is not: as in a
+        `fork`, sound of another rate than 16 kHz begins anew. Other sessions go on meanwhile.
+
+        Raises:
+            OSError: the folder cannot be written, or the disk is full.
+        """
+        with self._exclusive():
+            write_snapshot(Path(path), self._core, self._model, self._carried())
+
+    def migrate(self, engine: Engine) -> Session:
+        """Moves the session to another engine of this process, and closes it here.
+
+        Where that fails the session stays as it was. `feed` waits meanwhile.
+
+        Raises:
+            CheckpointError: the other engine has other weights or other options.
+            CapacityError: its memory cannot hold the session.
+        """
+        with self._exclusive(), self._feeding:
+            engine._model.check(self._model.fields, "migrate")
+            core = _core.copy_session(self._core, engine._core)
+            other = engine._adopt(core, self._carried())
+            other._resampler, other._input_rate = self._resampler, self._input_rate
+            self._core.close()
+            return other
 
     @property
     def length(self) -> int:
@@ -331,6 +359,17 @@ class Session:
     def tokenizer(self) -> Tokenizer | None:
         """The checkpoint's tokenizer, or None; see `Engine.tokenizer`."""
         return self._tokenizer
+
+    @property
+    def forgotten(self) -> list[tuple[int, int]]:
+        """The ranges of positions that the model no longer sees, in order."""
+        return list(self._core.forgotten())
+
+    @property
+    def endless(self) -> Window | None:
+        """What is kept when the session is full; None where it ends then."""
+        window = self._core.endless
+        return None if window is None else Window(*window)
 
     @property
     def marks(self) -> list[int]:
@@ -421,6 +460,19 @@ class Session:
         if len(self._readers) > MAX_READERS:
             del self._readers[next(iter(self._readers))]
 
+    def _carried(self) -> dict[str, Any]:
+        """What Python carries from call to call, as plain JSON; the resampler is left out."""
+        readers = [[length, reader.state()] for length, reader in self._readers.items()]
+        return {"reader": self._reader.state(), "readers": readers}
+
+    def _resume(self, carried: dict[str, Any]) -> None:
+        """Goes on with what `_carried` gave; raises KeyError, TypeError, ValueError otherwise."""
+        self._reader = self._reader.restored(carried["reader"])
+        self._readers = {
+            integer(length, "length"): self._reader.restored(state)
+            for length, state in carried["readers"]
+        }
+
     def _token_limit(self, max_tokens: int | None) -> int:
         """The core's spelling: negative for the checkpoint's own limit."""
         if max_tokens is None:
@@ -431,36 +483,7 @@ class Session:
         """Reads what the core's turn means."""
         text, delegations = self._reader.read(turn.token_ids)
         self._remember_reader(turn.position)
-        missing_ms = turn.missing_samples / SAMPLES_PER_MS
-        events: list[Event] = []
-        if turn.merged_turns:
-            events.append(MergedTurns(turn.merged_turns))
-        if turn.missing_samples:
-            events.append(MissingAudio(missing_ms))
-        stopped: Any = turn.stopped
-        return MicroTurn(
-            index=turn.turn - 1,
-            epoch=turn.epoch,
-            token_ids=tuple(turn.token_ids),
-            text=text,
-            events=(*events, *delegations),
-            timing=StageTiming(turn.encode_us, turn.append_us, turn.decode_us, turn.total_us),
-            memory=MemoryUse(turn.kv_bytes),
-            input=InputSummary(turn.n_rows, turn.merged_turns, missing_ms),
-            stopped=stopped,
-            drafted=turn.n_drafted,
-            accepted=turn.n_accepted,
-        )
-
-
-def sampling_options(temperature: float, top_k: int, top_p: float, seed: int) -> dict[str, Any]:
-    """The options as the core takes them; raises InvalidArgument. The core checks their ranges."""
-    return {
-        "temperature": number(temperature, "temperature"),
-        "top_k": integer(top_k, "top_k", high=MAX_INT32),
-        "top_p": number(top_p, "top_p"),
-        "seed": integer(seed, "seed", high=MAX_UINT64),
-    }
+        return micro_turn(turn, text, delegations)
 
 
 def step_together(

@@ -7,7 +7,7 @@ not own which tokens are text: see `events.py`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
@@ -66,6 +66,20 @@ class TextStream:
         other._pending, other._n_shown = self._pending.copy(), self._n_shown
         other._letter = self._letter
         return other
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs, as plain JSON."""
+        return {"pending": self._pending, "shown": self._n_shown, "begun": bool(self._letter)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on where another stream of the same tokenizer left off.
+
+        Raises:
+            KeyError, TypeError, ValueError: not what `state` gave.
+        """
+        self._pending = [int(i) for i in state["pending"]]
+        self._n_shown = int(state["shown"])
+        self._letter = self._tokenizer.encode("a") if state["begun"] else []
 
     def push(self, token_id: int) -> str:
         """Takes one token; returns the text that became certain, often ""."""

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, TypedDict
 __all__ = [
     "Delegation",
     "Event",
+    "Forgot",
     "InputSummary",
     "MemoryUse",
     "MergedTurns",
@@ -20,6 +21,7 @@ __all__ = [
     "StageTiming",
     "StepInput",
     "Stopped",
+    "Window",
 ]
 
 Stopped: TypeAlias = Literal["listen", "eos", "limit", "interrupted"]
@@ -63,7 +65,36 @@ class MergedTurns:
     count: int
 
 
-Event: TypeAlias = Delegation | MissingAudio | MergedTurns
+@dataclass(frozen=True, slots=True)
+class Forgot:
+    """The session was full: positions [begin, end) were forgotten before the micro-turn.
+
+    What lies behind keeps its numbers. See `Window`.
+    """
+
+    begin: int
+    end: int
+
+
+Event: TypeAlias = Delegation | MissingAudio | MergedTurns | Forgot
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What an endless session remembers: the rest is forgotten when `max_positions` are full.
+
+    The oldest middle goes, in blocks of 64 positions, before a call whose rows would not fit, and
+    as much of it that head and recent part are left. A row is a token, 50 ms of sound or a patch of
+    a picture, so a silent micro-turn takes 5 positions, and an hour of them 90,000.
+
+    Attributes:
+        head: positions from the beginning that stay for ever, rounded up to 64.
+        recent: newest positions that stay. Where one call brings more rows than there is room
+            for, fewer do, down to the longest window of the model.
+    """
+
+    head: int
+    recent: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,8 @@ class PageMemory {
   virtual void copy(std::byte* destination, const std::byte* source, std::size_t bytes) = 0;
   // To the host's memory, after all that was asked for before.
   virtual void read(void* host, const std::byte* source, std::size_t bytes) const = 0;
+  // From the host's memory, before all that is asked for afterwards.
+  virtual void write(std::byte* destination, const void* host, std::size_t bytes) = 0;
   // The page's memory may go back to the system; its content is lost.
   virtual void discard(PageId page) noexcept = 0;
 };

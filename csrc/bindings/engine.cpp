@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "bindings/bindings.h"
@@ -129,6 +130,19 @@ py::object append(Session& session, const std::string& kind, const py::object& d
   return rows_array(std::move(values), engine.config().unpadded_vocab_size);
 }
 
+using EndlessChoiceName = std::optional<std::variant<bool, std::pair<std::int64_t, std::int64_t>>>;
+
+EndlessOptions endless_from(const EndlessChoiceName& choice) {
+  if (!choice) return {};
+  if (const auto* window = std::get_if<std::pair<std::int64_t, std::int64_t>>(&*choice))
+    return {EndlessChoice::kWindow, window->first, window->second};
+  return {std::get<bool>(*choice) ? EndlessChoice::kAutomatic : EndlessChoice::kNone, 0, 0};
+}
+
+std::pair<std::int64_t, std::int64_t> pair_from(const PositionRange& range) {
+  return {range.begin, range.end};
+}
+
 const char* stop_name(StopReason reason) {
   switch (reason) {
     case StopReason::kListen:
@@ -173,6 +187,7 @@ void bind_turn(py::module_& m) {
       .def_readonly("n_rows", &Turn::n_rows)
       .def_readonly("merged_turns", &Turn::merged_turns)
       .def_readonly("missing_samples", &Turn::missing_samples)
+      .def_property_readonly("forgotten", [](const Turn& t) { return pair_from(t.forgotten); })
       .def_readonly("kv_bytes", &Turn::kv_bytes)
       .def_readonly("n_drafted", &Turn::n_drafted)
       .def_readonly("n_accepted", &Turn::n_accepted)
@@ -231,10 +246,24 @@ void bind_session(py::module_& m) {
       .def(
           "forget",
           [](Session& s, std::int64_t begin, std::int64_t end) {
-            const PositionRange range = s.forget(begin, end);
-            return std::pair{range.begin, range.end};
+            return pair_from(s.forget(begin, end));
           },
           py::arg("begin"), py::arg("end"), Gil())
+      .def(
+          "forgotten",
+          [](const Session& s) {
+            std::vector<std::pair<std::int64_t, std::int64_t>> ranges;
+            for (const PositionRange& range : s.forgotten()) ranges.push_back(pair_from(range));
+            return ranges;
+          },
+          Gil())
+      .def_property_readonly(
+          "endless",
+          [](const Session& s) -> std::optional<std::pair<std::int64_t, std::int64_t>> {
+            if (!s.endless()) return std::nullopt;
+            return std::pair{s.endless()->head, s.endless()->recent};
+          },
+          "(head, recent) in positions")
       .def("marks", &Session::marks, Gil())
       .def(
           "draft_logits",
@@ -302,17 +331,19 @@ void bind_engine(py::module_& m) {
           "open_session",
           [](Engine& engine, std::optional<std::int64_t> max_positions, std::uint64_t seed,
              float temperature, std::int32_t top_k, float top_p, std::int32_t speculate,
-             bool background) {
+             bool background, const EndlessChoiceName& endless) {
             check(!max_positions || *max_positions > 0,
                   "max_positions: expected a positive number, found ", max_positions.value_or(0));
             return engine.open_session({max_positions.value_or(0),
                                         {seed, temperature, top_k, top_p},
                                         speculate,
-                                        lane_kind(background)});
+                                        lane_kind(background),
+                                        endless_from(endless)});
           },
           py::kw_only(), py::arg("max_positions") = py::none(), py::arg("seed") = 0,
           py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
-          py::arg("speculate") = 0, py::arg("background") = false, Gil())
+          py::arg("speculate") = 0, py::arg("background") = false, py::arg("endless") = py::none(),
+          Gil(), "endless: None, True for parts that suit most, or (head, recent) in positions.")
       .def(
           "step_many",
           [](Engine& engine, const std::vector<std::shared_ptr<Session>>& sessions,

@@ -9,6 +9,7 @@ PYBIND11_MODULE(_core, m) {
   bind_errors(m);
   bind_engine(m);
   bind_scheduler(m);
+  bind_snapshot(m);
   m.def("backend_names", &backend_names, "Devices that this build knows.");
   m.def(
       "encoder_names",

@@ -8,6 +8,17 @@ DraftLookup::DraftLookup()
     : ids_(static_cast<std::size_t>(kCapacity)),
       behind_(static_cast<std::size_t>(kLongest - kShortest + 1) << kSlotBits, -1) {}
 
+DraftLookup::DraftLookup(std::int64_t size, std::span<const std::int32_t> newest) : DraftLookup() {
+  lost_ = size_ = size - static_cast<std::int64_t>(newest.size());
+  for (const std::int32_t id : newest) push(id);
+}
+
+std::vector<std::int32_t> DraftLookup::newest() const {
+  std::vector<std::int32_t> ids;
+  for (std::int64_t place = oldest(); place < size_; ++place) ids.push_back(id(place));
+  return ids;
+}
+
 std::int64_t DraftLookup::oldest() const { return std::max(lost_, size_ - kCapacity); }
 
 std::uint64_t DraftLookup::mix(std::uint64_t hash, std::int32_t id) {
@@ -23,7 +34,7 @@ void DraftLookup::index(std::int64_t place) {
   std::uint64_t hash = 0;
   for (std::int64_t n = 1; n <= kLongest && place - n >= oldest(); ++n) {
     hash = mix(hash, id(place - n));
-    if (n >= kShortest) behind_[slot(n, hash)] = static_cast<std::int32_t>(place);
+    if (n >= kShortest) behind_[slot(n, hash)] = place;
   }
 }
 

@@ -18,8 +18,11 @@ class DraftLookup {
   static constexpr std::int64_t kCapacity = 8192;  // ids
 
   DraftLookup();
+  // Of `size` ids, the newest: what newest() gave.
+  DraftLookup(std::int64_t size, std::span<const std::int32_t> newest);
 
   std::int64_t size() const { return size_; }  // ids pushed and not truncated
+  std::vector<std::int32_t> newest() const;    // those that are not lost
   void push(std::int32_t id);
   // Drops ids down to `size`; what the ring has lost meanwhile stays lost.
   void truncate(std::int64_t size);
@@ -42,7 +45,7 @@ class DraftLookup {
   bool is_match(std::int64_t place, std::int64_t n_ids, std::int32_t newest) const;
 
   std::vector<std::int32_t> ids_;     // (kCapacity), a ring
-  std::vector<std::int32_t> behind_;  // (lengths, slots): place behind the newest such run, or -1
+  std::vector<std::int64_t> behind_;  // (lengths, slots): place behind the newest such run, or -1
   std::int64_t size_ = 0;
   std::int64_t lost_ = 0;  // places before it were overwritten by ids that truncate dropped
 };

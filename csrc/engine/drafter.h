@@ -51,6 +51,8 @@ class Drafter {
   void truncate(std::int64_t length) noexcept;
   // Starts afresh, in a session of `length` rows.
   void restart(std::int64_t length) noexcept;
+  // For a new drafter of a session that has `length` rows, none of which it saw.
+  void start_at(std::int64_t length) { begin_ = first_ = end_ = length; }
 
   std::int64_t held_bytes() const { return sequence_ ? sequence_->usage().held_bytes() : 0; }
 

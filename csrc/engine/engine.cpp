@@ -125,10 +125,15 @@ std::shared_ptr<Session> Engine::open_session(const SessionOptions& options) {
         "speculate: expected 0 (off) to ", kMaxDrafts, " tokens, found ", options.max_drafts);
   const std::int64_t max_positions =
       options.max_positions > 0 ? options.max_positions : model_.options.max_positions;
-  Sequence sequence = Sequence::open(*pool_, model_.layout, max_positions);
+  const SequenceLayout& layout = model_.layout;
+  const std::optional<Endless> endless = options.endless.resolve(max_positions, layout);
+  Sequence sequence =
+      Sequence::open(*pool_, layout, endless ? endless->held_positions(layout) : max_positions);
   std::optional<Drafter> drafter;
   if (options.max_drafts > 0) drafter = interaction_->make_drafter(*pool_, max_positions);
-  return adopt(std::move(sequence), std::move(drafter), options);
+  auto session = adopt(std::move(sequence), std::move(drafter), options);
+  session->endless_ = endless;
+  return session;
 }
 
 std::shared_ptr<Session> Engine::adopt(Sequence sequence, std::optional<Drafter> drafter,

@@ -58,6 +58,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void close();
 
   // ---- for sessions
+  std::size_t head_row_bytes() const { return interaction_->head_row_bytes(); }
   const DmelAnalyzer* analyzer() const { return analyzer_.get(); }
   // A session around a sequence, which may share pages with another.
   std::shared_ptr<Session> adopt(Sequence sequence, std::optional<Drafter> drafter,
@@ -65,7 +66,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void unregister(Session& session);
 
  private:
-  void check_open() const;  // mutex_ is held
+  friend class SessionState;  // snapshot.cpp
+  void check_open() const;    // mutex_ is held
   Lane& lane(LaneKind kind);
 
   LoadedModel model_;

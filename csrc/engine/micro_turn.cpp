@@ -103,7 +103,7 @@ void Lane::begin_turn(const StepRequest& request, Turn& turn) {
   const InputPlan plan = plan_input(session);
   check(plan.n_rows > 0 || limit == 0 || session.has_head_row_,
         "step: nothing was fed and the session is empty; feed audio, an image or text first");
-  session.sequence_->check_room(plan.n_rows + std::max(limit - 1, 0));
+  turn.forgotten = session.make_room(plan.n_rows + std::max(limit - 1, 0));
   session.is_interrupted_.store(false);  // what comes from here on interrupts this turn
   Inbox inbox = std::exchange(session.inbox_, {});
   inbox_lock.unlock();
@@ -237,7 +237,7 @@ std::vector<std::int32_t> Lane::decode(Session& session, std::int32_t n,
   check(n == 0 || session.has_head_row_ || session.pending_token_ != kNoToken,
         "decode: the session is empty; append something first");
   // The last token waits for the next input, as one may be waiting now.
-  session.sequence_->check_room(session.pending_token_ == kNoToken ? std::max(n - 1, 0) : n);
+  session.make_room(session.pending_token_ == kNoToken ? std::max(n - 1, 0) : n);
   const PassScope pass(*backend_);
   std::vector<std::int32_t> tokens;
   Session* const only[] = {&session};

@@ -67,8 +67,8 @@ void Session::check_open() const {
   check<SessionClosed>(!is_closed_.load(), "session: it is closed; open a new one");
 }
 
-void Session::check_room(std::int64_t n_rows) const {
-  if (n_rows > 0) sequence_->check_room(n_rows + (pending_token_ != kNoToken ? 1 : 0));
+void Session::check_room(std::int64_t n_rows) {
+  if (n_rows > 0) make_room(n_rows + (pending_token_ != kNoToken ? 1 : 0));
 }
 
 // ---- input from any thread
@@ -183,12 +183,17 @@ std::shared_ptr<Session> Session::fork(std::int64_t max_positions, LaneKind lane
   const BusyGuard busy(*this);
   const std::lock_guard lock(lane_.mutex());
   check_open();
+  std::optional<Endless> endless = endless_;
+  if (endless && max_positions > 0)
+    endless = endless->with_limit(max_positions, sequence_->layout());
+  if (endless) max_positions = endless->held_positions(sequence_->layout());
   if (max_positions <= 0) max_positions = sequence_->max_positions();
   Sequence sequence = sequence_->fork(max_positions);
   std::optional<Drafter> drafter;
   if (drafter_) drafter = drafter_->fork(max_positions);
   auto child = engine_->adopt(std::move(sequence), std::move(drafter),
-                              {max_positions, sampling_, max_drafts_, lane});
+                              {max_positions, sampling_, max_drafts_, lane, {}});
+  child->endless_ = endless;
   child->audio_ = audio_;
   child->turn_ = turn_;
   child->epoch_ = epoch_.load();
@@ -208,6 +213,7 @@ PositionRange Session::forget(std::int64_t begin, std::int64_t end) {
   const BusyGuard busy(*this);
   const std::lock_guard lock(lane_.mutex());
   check_open();
+  if (endless_) endless_->check_forget(*sequence_, begin, end);
   const PositionRange forgotten = sequence_->forget(begin, end);
   if (drafter_) drafter_->restart(sequence_->length());
   return forgotten;
@@ -226,10 +232,17 @@ std::int64_t Session::length() const {
   return sequence_->length();
 }
 
+std::vector<PositionRange> Session::forgotten() const {
+  const std::lock_guard lock(lane_.mutex());
+  check_open();
+  const auto holes = sequence_->forgotten();
+  return {holes.begin(), holes.end()};
+}
+
 std::int64_t Session::max_positions() const {
   const std::lock_guard lock(lane_.mutex());
   check_open();
-  return sequence_->max_positions();
+  return endless_ ? endless_->max_positions : sequence_->max_positions();
 }
 
 SequenceUsage Session::usage() const {

@@ -18,6 +18,7 @@
 #include "encoders/dmel.h"
 #include "engine/draft_lookup.h"
 #include "engine/drafter.h"
+#include "engine/endless.h"
 #include "engine/input.h"
 #include "model/sampler.h"
 #include "sequence/sequence.h"
@@ -47,6 +48,7 @@ struct SessionOptions {
   SamplingParams sampling;
   std::int32_t max_drafts = 0;  // tokens guessed ahead in one pass; 0 = no speculation
   LaneKind lane = LaneKind::kInteraction;
+  EndlessOptions endless = {};
 };
 
 class Session {
@@ -80,6 +82,8 @@ class Session {
   void truncate(std::int64_t position);
   std::shared_ptr<Session> fork(std::int64_t max_positions, LaneKind lane = LaneKind::kInteraction);
   PositionRange forget(std::int64_t begin, std::int64_t end);
+  std::vector<PositionRange> forgotten() const;  // ascending
+  const std::optional<Endless>& endless() const { return endless_; }
   void set_sampling(const SamplingParams& params);
   Engine& engine() const { return *engine_; }
   Lane& lane() const { return lane_; }
@@ -89,12 +93,15 @@ class Session {
   friend class DraftRunner;
   friend class Lane;
   friend class BusyGuard;
+  friend class SessionState;  // snapshot.cpp
 
   static constexpr std::size_t kMarks = 32;
 
   void check_open() const;
-  // Throws CapacityError unless `n_rows` and the token that waits fit; no rows need no room.
-  void check_room(std::int64_t n_rows) const;
+  // For `n_rows` and the token that waits; no rows need no room.
+  void check_room(std::int64_t n_rows);
+  // Throws CapacityError unless `n_rows` fit. An endless session forgets for them what it returns.
+  PositionRange make_room(std::int64_t n_rows);
   // Drops the sequence; the lane's mutex is held.
   void drop() noexcept;
   void set_mark();
@@ -104,6 +111,7 @@ class Session {
   std::shared_ptr<Engine> engine_;
   Lane& lane_;
   std::optional<Sequence> sequence_;  // empty once closed
+  std::optional<Endless> endless_;
   SamplingParams sampling_;
   std::optional<DmelStream> audio_;
   std::int64_t turn_ = 0;

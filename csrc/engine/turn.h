@@ -51,6 +51,7 @@ struct Turn {
   std::int64_t n_rows = 0;    // appended from the input, the pending token included
   std::int64_t merged_turns = 0;
   std::int64_t missing_samples = 0;
+  PositionRange forgotten;  // before the turn, for its rows
   StopReason stopped = StopReason::kListen;
   TurnTiming timing;  // of the whole step: sessions of one step share it
   std::int64_t kv_bytes = 0;

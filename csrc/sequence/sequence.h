@@ -14,6 +14,7 @@
 #include "sequence/forgotten.h"
 #include "sequence/layout.h"
 #include "sequence/page_pool.h"
+#include "sequence/snapshot.h"
 #include "sequence/tape.h"
 
 namespace duplex {
@@ -45,12 +46,18 @@ class Sequence {
   // A second sequence with the same rows: full pages are shared, unfinished ones copied. It pays
   // for its windows and for the growth beyond the shared pages.
   Sequence fork(std::int64_t max_positions) const;
+  // A sequence where `state` left off. Its pages are backed; the bytes of held_blocks() are still
+  // to be written. Throws as open does, or CheckpointError for a state of another layout.
+  static Sequence restore(PagePool& pool, const SequenceLayout& layout, const SequenceState& state,
+                          std::int64_t max_positions);
+  SequenceState state() const;
 
   std::int64_t length() const { return length_; }
   std::int64_t committed() const { return committed_; }
   std::int64_t backed() const { return backed_; }  // rows up to here can be written
   std::int64_t mapped() const;                     // rows up to here take no further page
   std::int64_t max_positions() const { return max_positions_; }
+  const SequenceLayout& layout() const { return *layout_; }
   std::int64_t held_positions() const;  // what counts against max_positions
   std::span<const PositionRange> forgotten() const { return forgotten_.ranges(); }
   std::int64_t lowest_truncation() const;

@@ -170,4 +170,15 @@ void Tape::fork_from(const Tape& source, std::int64_t length, Promise& promise) 
                        static_cast<std::size_t>(n_blocks * layout_.block_bytes));
 }
 
+void Tape::resume(PositionRange range, std::span<const PositionRange> holes, Promise& promise) {
+  if (layout_.is_inert()) return;
+  const std::int64_t page = layout_.page_positions();
+  first_page_ = range.begin / page;
+  for (const PositionRange& hole : holes) {
+    grow_to(std::min(round_up(hole.begin, page), range.end), promise);
+    while (held().end + page <= hole.end) append(kNoPage);
+  }
+  grow_to(range.end, promise);
+}
+
 }  // namespace duplex

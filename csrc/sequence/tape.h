@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <span>
 
 #include "backend/op_args.h"
 #include "core/types.h"
@@ -59,6 +60,9 @@ class Tape {
   // Fills this empty tape with the first `length` positions of `source`: full pages are shared, the
   // unfinished one is copied. After an exception the tape is only good for destruction.
   void fork_from(const Tape& source, std::int64_t length, Promise& promise);
+  // Backs the pages of this empty tape that hold positions of `range`, without those that lie
+  // wholly inside a hole. After an exception the tape is only good for destruction.
+  void resume(PositionRange range, std::span<const PositionRange> holes, Promise& promise);
 
  private:
   std::int64_t end_page() const { return first_page_ + static_cast<std::int64_t>(pages_.size()); }

@@ -22,7 +22,13 @@ from duplex_engine.background.result_text import MAX_RESULT_CHARS, ResultText
 from duplex_engine.background.task import Failure, Job, State, Task, Worker
 from duplex_engine.background.transcript import Transcript
 from duplex_engine.background.worker_run import Sink, WorkerRun
-from duplex_engine.errors import CapacityError, DuplexError, InvalidArgument, SessionClosed
+from duplex_engine.errors import (
+    BackendUnavailable,
+    CapacityError,
+    DuplexError,
+    InvalidArgument,
+    SessionClosed,
+)
 from duplex_engine.json_input import found
 from duplex_engine.session import Session
 
@@ -155,9 +161,14 @@ class Jobs:
             return []
 
     def _fork(self) -> Session | None:
-        """The fork that the worker wants. The one place where a session is forked for that."""
+        """The fork that the worker wants: on the background lane, where the device has one."""
         extra = integer(getattr(self._worker, "fork_positions", 0), "fork_positions")
-        return self._session.fork(self._session.length + extra) if extra else None
+        if extra == 0:
+            return None
+        try:
+            return self._session.fork(self._session.length + extra, background=True)
+        except BackendUnavailable:
+            return self._session.fork(self._session.length + extra)
 
     def _start_waiting(self) -> None:
         while self._waiting and len(self._running) < self._max_running:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
-from duplex_engine.types import Delegation, Event, MergedTurns, MicroTurn, MissingAudio
+from duplex_engine.types import Delegation, Event, Forgot, MergedTurns, MicroTurn, MissingAudio
 
 __all__ = ["JsonView", "LineView", "View", "level_db"]
 
@@ -145,3 +145,5 @@ def _described(event: Event) -> str:
             return f"{ms:.0f} ms of sound missing"
         case MergedTurns(count=count):
             return f"{count} earlier turns merged"
+        case Forgot(begin=begin, end=end):
+            return f"positions {begin} to {end} forgotten"

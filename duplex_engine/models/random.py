@@ -22,7 +22,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from duplex_engine.checkpoint import MTP_FILE, SINGLE_FILE
 from duplex_engine.config import ModelConfig, TextConfig
-from duplex_engine.engine import vision_stages
+from duplex_engine.core_config import vision_stages
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.json_input import found
 

@@ -97,7 +97,7 @@ class SequenceRules(RuleBasedStateMachine):
     def open(self, max_positions: int, prompt: int, temperature: float) -> Any:
         sampling = {"seed": prompt, "temperature": temperature, "top_k": 30}
         session = self.attempt(
-            lambda: self.engine.open_session(max_positions=max_positions, **sampling)
+            lambda: self.engine.open_session(max_positions=max_positions, endless=None, **sampling)
         )
         if session is None:
             return multiple()
@@ -335,7 +335,9 @@ class SequenceRules(RuleBasedStateMachine):
             other = stack.enter_context(
                 load(self.folder, memory="8MiB", max_batch_rows=64, threads=2)
             )
-            again = stack.enter_context(other.open_session(max_positions=4000, **twin.sampling))
+            again = stack.enter_context(
+                other.open_session(max_positions=4000, endless=None, **twin.sampling)
+            )
             # Smaller pieces leave more marks, which could push out the one a truncation needs.
             in_pieces = all(what != "truncate" for what, *_ in twin.history)
             for entry in twin.history:

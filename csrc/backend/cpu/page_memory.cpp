@@ -102,6 +102,10 @@ class CpuPageMemory final : public PageMemory {
     std::memcpy(host, source, bytes);
   }
 
+  void write(std::byte* destination, const void* host, std::size_t bytes) override {
+    std::memcpy(destination, host, bytes);
+  }
+
   void discard(PageId page) noexcept override {
     ::fallocate(file_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                 static_cast<off_t>(page_bytes_) * page, static_cast<off_t>(page_bytes_));

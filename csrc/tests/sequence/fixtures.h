@@ -53,6 +53,9 @@ class FlakyMemory final : public PageMemory {
   void read(void* host, const std::byte* source, std::size_t bytes) const override {
     pages_->read(host, source, bytes);
   }
+  void write(std::byte* destination, const void* host, std::size_t bytes) override {
+    pages_->write(destination, host, bytes);
+  }
   void discard(PageId page) noexcept override { pages_->discard(page); }
 
   std::int64_t fail_at = -1;  // -1 = never
@@ -126,13 +129,23 @@ inline bool is_dropped(const Sequence& sequence, std::int64_t position) {
   return false;
 }
 
-// Every row that is still held reads as it was written; values[i] is the row at position i.
-inline bool holds(const Sequence& sequence, const std::vector<std::uint64_t>& values) {
+inline bool is_hidden(const Sequence& sequence, std::int64_t position) {
+  for (const PositionRange& hole : sequence.forgotten())
+    if (hole.begin <= position && position < hole.end) return true;
+  return false;
+}
+
+// Every row that is still held reads as it was written; values[i] is the row at position i. Of a
+// restored sequence the hidden blocks of pages that stay are left out: they were not stored.
+inline bool holds(const Sequence& sequence, const std::vector<std::uint64_t>& values,
+                  bool is_restored = false) {
   const Segment segment = sequence.segment(0, 0);
   if (sequence.length() != static_cast<std::int64_t>(values.size())) return false;
   for (std::int64_t position = 0; position < sequence.length(); ++position) {
     const std::uint64_t value = values[static_cast<std::size_t>(position)];
-    if (!sequence.global().layout().is_inert() && !is_dropped(sequence, position) &&
+    const bool is_gone =
+        is_dropped(sequence, position) || (is_restored && is_hidden(sequence, position));
+    if (!sequence.global().layout().is_inert() && !is_gone &&
         !has_mark(segment.global, kBlockPositions, position, value))
       return false;
     if (!sequence.local().layout().is_inert() && position >= sequence.local().held().begin &&

@@ -137,6 +137,9 @@ class CudaPageMemory final : public PageMemory {
   void read(void* host, const std::byte* source, std::size_t bytes) const override {
     runtime_.read(host, source, bytes);
   }
+  void write(std::byte* destination, const void* host, std::size_t bytes) override {
+    runtime_.write(destination, host, bytes);
+  }
   // The page stays with the engine: to take it back from the driver could fail.
   void discard(PageId) noexcept override {}
 

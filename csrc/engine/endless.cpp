@@ -1,0 +1,116 @@
+#include "engine/endless.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "engine/session.h"
+
+namespace duplex {
+namespace {
+
+// Rows that must fit after all that can be forgotten was: of a turn, at the very least.
+constexpr std::int64_t kLeastRoom = kBlockPositions;
+
+std::int64_t round_down(std::int64_t position) {
+  return position / kBlockPositions * kBlockPositions;
+}
+
+// The hole at the end of the head; empty where nothing was forgotten there.
+PositionRange middle_hole(std::span<const PositionRange> holes, std::int64_t head) {
+  const std::int64_t begin = round_up(head, kBlockPositions);
+  for (const PositionRange& hole : holes)
+    if (hole.begin <= begin && begin <= hole.end) return hole;
+  return {begin, begin};
+}
+
+}  // namespace
+
+std::optional<Endless> Endless::automatic(std::int64_t max_positions,
+                                          const SequenceLayout& layout) {
+  const Endless endless{max_positions / 8, max_positions / 2, max_positions, true};
+  try {
+    endless.validate(layout);
+  } catch (const InvalidArgument&) {
+    return std::nullopt;
+  }
+  return endless;
+}
+
+void Endless::validate(const SequenceLayout& layout) const {
+  check(head >= 0, "endless: head: expected 0 positions or more, found ", head);
+  check(recent >= layout.longest_window(), "endless: recent: expected at least ",
+        layout.longest_window(),
+        " positions (the longest window and what truncate can take back), found ", recent);
+  const std::int64_t most = max_positions - kBlockPositions - kLeastRoom;  // rounding, and room
+  check(head <= most && recent <= most && round_up(head, kBlockPositions) + recent <= most,
+        "endless: expected head + recent of at most ", most,
+        " with max_positions = ", max_positions, ", found ", head, " + ", recent,
+        "; ask for less or open with more");
+}
+
+std::optional<Endless> Endless::with_limit(std::int64_t other_max_positions,
+                                           const SequenceLayout& layout) const {
+  if (is_automatic) return automatic(other_max_positions, layout);
+  Endless other = *this;
+  other.max_positions = other_max_positions;
+  other.validate(layout);
+  return other;
+}
+
+std::int64_t Endless::held_positions(const SequenceLayout& layout) const {
+  const bool is_refused = max_positions > layout.lifetime_positions();  // by the sequence
+  if (layout.global.is_inert() || is_refused) return max_positions;
+  return max_positions + 2 * (layout.global.page_positions() - kBlockPositions);
+}
+
+// Other holes than the one at the head do not count as room until it reaches them: they may leave
+// parts of pages at their edges too.
+PositionRange Endless::to_forget(const Sequence& sequence, std::int64_t n_rows) const {
+  const SequenceLayout& layout = sequence.layout();
+  const PositionRange hole = middle_hole(sequence.forgotten(), head);
+  const std::int64_t seen = sequence.length() - (hole.end - hole.begin);
+  if (layout.global.is_inert() || seen + n_rows <= max_positions) return {};
+  const std::int64_t wanted = round_down(sequence.length() - recent);
+  const std::int64_t needed = hole.end + round_up(seen + n_rows - max_positions, kBlockPositions);
+  const std::int64_t last =
+      std::max(round_down(sequence.committed() - layout.longest_window()), hole.end);
+  const std::int64_t end = std::max(wanted, needed);
+  check<CapacityError>(end <= last, "reserve: ", n_rows, " rows wanted, ",
+                       max_positions - seen + last - hole.end,
+                       " can be had of max_positions = ", max_positions,
+                       " beside the head and the windows; append fewer at once or open with more");
+  return {hole.end, end};
+}
+
+void Endless::check_forget(const Sequence& sequence, std::int64_t begin, std::int64_t end) const {
+  const PositionRange hidden{round_up(begin, kBlockPositions), round_down(end)};
+  if (hidden.end <= hidden.begin) return;
+  ForgottenRanges holes;
+  for (const PositionRange& hole : sequence.forgotten()) holes.add(hole);
+  holes.add(hidden);
+  const PositionRange middle = middle_hole(holes.ranges(), head);
+  check(holes.ranges().size() < ForgottenRanges::kMaxHoles || middle.begin < middle.end,
+        "forget: expected at most ", ForgottenRanges::kMaxHoles - 1,
+        " separate holes in an endless session, which needs one itself, found one more at ", begin,
+        " to ", end);
+}
+
+std::optional<Endless> EndlessOptions::resolve(std::int64_t max_positions,
+                                               const SequenceLayout& layout) const {
+  if (choice == EndlessChoice::kNone) return std::nullopt;
+  if (choice == EndlessChoice::kAutomatic) return Endless::automatic(max_positions, layout);
+  return Endless{head, recent}.with_limit(max_positions, layout);
+}
+
+PositionRange Session::make_room(std::int64_t n_rows) {
+  PositionRange forgotten;
+  if (endless_) forgotten = endless_->to_forget(*sequence_, n_rows);
+  if (forgotten.begin < forgotten.end) {
+    sequence_->forget(forgotten.begin, forgotten.end);
+    if (drafter_) drafter_->restart(sequence_->length());
+  }
+  sequence_->check_room(n_rows);
+  return forgotten;
+}
+
+}  // namespace duplex

@@ -1,0 +1,51 @@
+// Sessions that do not end: when one is full, the oldest middle of its past is forgotten.
+//
+// The head of the sequence stays (a system prompt, an introduction), and so do the newest
+// positions; what lies between becomes one growing hole. This happens before a call that would not
+// fit, in whole blocks, and depends on the calls of the session alone: neither on the size of pages
+// nor on what shares its passes. For that, a sequence is opened with room for the parts of pages
+// that a hole leaves at its edges.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "core/types.h"
+#include "sequence/sequence.h"
+
+namespace duplex {
+
+struct Endless {
+  std::int64_t head = 0;           // positions that stay from the beginning
+  std::int64_t recent = 0;         // newest positions that stay
+  std::int64_t max_positions = 0;  // seen at once, at most
+  bool is_automatic = false;       // head and recent follow from max_positions
+
+  // An eighth and a half of max_positions. Nothing where the windows leave no room for that.
+  static std::optional<Endless> automatic(std::int64_t max_positions, const SequenceLayout& layout);
+  // Throws InvalidArgument where a sequence of this layout cannot forget so.
+  void validate(const SequenceLayout& layout) const;
+  // The policy of a session that goes on with another limit. Throws as validate does.
+  std::optional<Endless> with_limit(std::int64_t other_max_positions,
+                                    const SequenceLayout& layout) const;
+  // What a sequence is opened with.
+  std::int64_t held_positions(const SequenceLayout& layout) const;
+  // What goes before `n_rows` rows more; empty where they fit. Throws CapacityError where nothing
+  // that may be forgotten makes room for them.
+  PositionRange to_forget(const Sequence& sequence, std::int64_t n_rows) const;
+  // Throws InvalidArgument where [begin, end) would take the hole that this policy needs.
+  void check_forget(const Sequence& sequence, std::int64_t begin, std::int64_t end) const;
+};
+
+// The policy that a session asks for.
+enum class EndlessChoice : std::uint8_t { kNone, kAutomatic, kWindow };
+struct EndlessOptions {
+  EndlessChoice choice = EndlessChoice::kNone;
+  std::int64_t head = 0;  // of kWindow
+  std::int64_t recent = 0;
+
+  // Throws InvalidArgument.
+  std::optional<Endless> resolve(std::int64_t max_positions, const SequenceLayout& layout) const;
+};
+
+}  // namespace duplex

@@ -1,0 +1,390 @@
+// What a session carries, field by field, and its way to other engines. Engines are locked for a
+// piece at a time and never two of them at once.
+#include "engine/snapshot.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+#include <vector>
+
+#include "core/byte_stream.h"
+#include "core/error.h"
+#include "core/hash.h"
+#include "sequence/snapshot.h"
+
+namespace duplex {
+
+// The one place that knows every field of a session. A new field is written and read here.
+class SessionState {
+ public:
+  class Arrival;
+
+  static void write(const Session& session, ByteWriter& to);
+  // Of the session that the options made.
+  static void read(ByteReader& from, Session& session);
+  static SequenceState sequence_state(const Session& session) { return session.sequence_->state(); }
+  static std::vector<BlockRun> blocks(const Session& session, const SequenceState& state) {
+    return held_blocks(*session.sequence_, state);
+  }
+  static void read_memory(const Session& session, std::byte* to, const std::byte* from,
+                          std::size_t n) {
+    session.check_open();
+    session.engine_->pool_->memory().read(to, from, n);
+  }
+  // Calls what needs the session's sequence to stay where it is.
+  static std::mutex& mutex(const Session& session) { return session.lane_.mutex(); }
+  static void check_open(const Session& session) { session.check_open(); }
+};
+
+// A sequence that no session has yet: it is filled outside the engine's lock, a piece at a time.
+class SessionState::Arrival {
+ public:
+  // `max_positions` 0 takes those of the state.
+  Arrival(Engine& engine, const SequenceState& state, std::optional<Endless> endless,
+          std::int64_t max_positions);
+  ~Arrival() {
+    const std::lock_guard lock(mutex());
+    sequence_.reset();
+  }
+  Arrival(const Arrival&) = delete;
+  Arrival& operator=(const Arrival&) = delete;
+
+  void fill(const SnapshotReader& read);
+  std::shared_ptr<Session> become_session(ByteReader& from);
+
+ private:
+  // Whoever writes to memory that a lane may be computing with waits for that lane.
+  std::mutex& mutex() const { return engine_.interaction_->mutex(); }
+
+  Engine& engine_;
+  std::optional<Endless> endless_;
+  std::optional<Sequence> sequence_;
+  std::vector<BlockRun> runs_;
+};
+
+namespace {
+
+constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
+
+void write_endless(const std::optional<Endless>& endless, ByteWriter& to) {
+  to.put(endless.has_value());
+  if (!endless) return;
+  to.put(endless->head);
+  to.put(endless->recent);
+  to.put(endless->is_automatic);
+}
+
+// The limit is that of the sequence.
+std::optional<Endless> read_endless(ByteReader& from) {
+  if (!from.get_bool()) return std::nullopt;
+  Endless endless;
+  endless.head = from.get<std::int64_t>();
+  endless.recent = from.get<std::int64_t>();
+  endless.is_automatic = from.get_bool();
+  return endless;
+}
+
+void write_sampling(const SamplingParams& params, ByteWriter& to) {
+  to.put(params.seed);
+  to.put(params.temperature);
+  to.put(params.top_k);
+  to.put(params.top_p);
+}
+
+SamplingParams read_sampling(ByteReader& from) {
+  SamplingParams params;
+  params.seed = from.get<std::uint64_t>();
+  params.temperature = from.get<float>();
+  params.top_k = from.get<std::int32_t>();
+  params.top_p = from.get<float>();
+  params.validate();
+  return params;
+}
+
+void write_audio(const DmelState& state, std::span<const std::uint8_t> waiting, ByteWriter& to) {
+  to.put(state.n_partial);
+  to.put_all(std::span<const float>(state.samples));
+  to.put_all(waiting);
+}
+
+std::vector<std::uint8_t> read_audio(ByteReader& from, DmelState& state) {
+  state.n_partial = from.get<std::int32_t>();
+  const auto samples = from.get_all<float>();
+  check<CheckpointError>(samples.size() == state.samples.size(), "snapshot: audio: expected ",
+                         state.samples.size(), " samples, found ", samples.size());
+  std::copy(samples.begin(), samples.end(), state.samples.begin());
+  return from.get_all<std::uint8_t>();
+}
+
+void write_inbox(const Inbox& inbox, ByteWriter& to) {
+  to.put_all(std::span<const float>(inbox.samples));
+  to.put_all(std::span<const std::int32_t>(inbox.text));
+  to.put_all(std::span<const std::int32_t>(inbox.result));
+  to.put(static_cast<std::uint64_t>(inbox.images.size()));
+  for (const Image& image : inbox.images) {
+    to.put(image.height);
+    to.put(image.width);
+    to.put_all(std::span<const std::uint8_t>(image.pixels));
+  }
+}
+
+// By the front door, where everything is checked.
+void read_inbox(ByteReader& from, Session& session) {
+  const auto samples = from.get_all<float>();
+  if (!samples.empty()) session.feed_audio(samples);
+  const auto text = from.get_all<std::int32_t>();
+  if (!text.empty()) session.feed_text(text);
+  const auto result = from.get_all<std::int32_t>();
+  if (!result.empty()) session.feed_result(result);
+  for (auto n_images = from.get<std::uint64_t>(); n_images > 0; --n_images) {
+    Image image;
+    image.height = from.get<std::int32_t>();
+    image.width = from.get<std::int32_t>();
+    image.pixels = from.get_all<std::uint8_t>();
+    check<CheckpointError>(
+        image.height > 0 && image.width > 0 &&
+            static_cast<std::int64_t>(image.pixels.size()) / 3 / image.height == image.width &&
+            image.pixels.size() % 3 == 0,
+        "snapshot: image: expected ", image.height, "x", image.width, " pixels, found ",
+        image.pixels.size(), " bytes");
+    session.feed_image(std::move(image));
+  }
+}
+
+std::int32_t read_token(ByteReader& from, const Engine& engine) {
+  const auto token = from.get<std::int32_t>();
+  check<CheckpointError>(token >= kNoToken && token < engine.config().vocab_size,
+                         "snapshot: expected token ids below ", engine.config().vocab_size,
+                         ", found ", token);
+  return token;
+}
+
+std::vector<std::byte> read_head_row(ByteReader& from, const Engine& engine) {
+  auto row = from.get_all<std::byte>();
+  check<CheckpointError>(row.size() == engine.head_row_bytes(), "snapshot: expected a row of ",
+                         engine.head_row_bytes(), " bytes, found ", row.size());
+  return row;
+}
+
+void write_lookup(const DraftLookup& lookup, ByteWriter& to) {
+  to.put(lookup.size());
+  to.put_all(std::span<const std::int32_t>(lookup.newest()));
+}
+
+DraftLookup read_lookup(ByteReader& from, const Engine& engine) {
+  const auto size = from.get<std::int64_t>();
+  const auto newest = from.get_all<std::int32_t>();
+  check<CheckpointError>(
+      size >= 0 && std::ssize(newest) <= size && std::ssize(newest) <= DraftLookup::kCapacity,
+      "snapshot: expected ", size, " looked-up ids or fewer, found ", newest.size());
+  check_ids(engine.config(), newest);
+  return DraftLookup(size, newest);
+}
+
+void write_mark(const Mark& mark, bool has_audio, ByteWriter& to) {
+  to.put(mark.position);
+  to.put(mark.turn);
+  to.put(mark.pending_token);
+  to.put(mark.n_looked_up);
+  to.put(mark.has_head_row);
+  to.put_all(std::span<const std::byte>(mark.head_row));
+  if (has_audio) write_audio(mark.audio, mark.waiting_frames, to);
+}
+
+Mark read_mark(ByteReader& from, const Engine& engine) {
+  Mark mark;
+  mark.position = from.get<std::int64_t>();
+  mark.turn = from.get<std::int64_t>();
+  mark.pending_token = read_token(from, engine);
+  mark.n_looked_up = from.get<std::int64_t>();
+  mark.has_head_row = from.get_bool();
+  mark.head_row = read_head_row(from, engine);
+  if (engine.analyzer() == nullptr) return mark;
+  mark.waiting_frames = read_audio(from, mark.audio);
+  DmelStream(*engine.analyzer()).restore(mark.audio, mark.waiting_frames);  // throws if it is none
+  return mark;
+}
+
+std::int64_t n_bytes(const std::vector<BlockRun>& runs) {
+  std::int64_t n = 0;
+  for (const BlockRun& run : runs) n += static_cast<std::int64_t>(run.bytes);
+  return n;
+}
+
+// Hands out the bytes of a session's blocks, however many are asked for.
+class BlockReader {
+ public:
+  BlockReader(Session& session, std::vector<BlockRun> runs)
+      : session_(session), runs_(std::move(runs)) {}
+
+  void read(std::span<std::byte> to) {
+    const std::lock_guard lock(SessionState::mutex(session_));
+    while (!to.empty()) {
+      const BlockRun& run = runs_[at_];
+      const std::size_t n = std::min(to.size(), run.bytes - n_done_);
+      SessionState::read_memory(session_, to.data(), run.data + n_done_, n);
+      to = to.subspan(n);
+      n_done_ += n;
+      if (n_done_ < run.bytes) continue;
+      ++at_;
+      n_done_ = 0;
+    }
+  }
+
+ private:
+  Session& session_;
+  std::vector<BlockRun> runs_;
+  std::size_t at_ = 0;
+  std::size_t n_done_ = 0;  // of runs_[at_]
+};
+
+// The state of a session that the caller holds busy, and where its blocks lie.
+std::pair<ByteWriter, std::vector<BlockRun>> capture(const Session& session) {
+  const std::lock_guard lock(SessionState::mutex(session));
+  SessionState::check_open(session);
+  SequenceState state = SessionState::sequence_state(session);
+  if (session.endless()) state.max_positions = session.endless()->max_positions;
+  ByteWriter bytes;
+  write_endless(session.endless(), bytes);
+  state.write(bytes);
+  SessionState::write(session, bytes);
+  return {std::move(bytes), SessionState::blocks(session, state)};
+}
+
+}  // namespace
+
+SessionState::Arrival::Arrival(Engine& engine, const SequenceState& state,
+                               std::optional<Endless> endless, std::int64_t max_positions)
+    : engine_(engine), endless_(endless) {
+  const std::lock_guard lock(mutex());
+  if (max_positions <= 0) max_positions = state.max_positions;
+  if (endless_) endless_ = endless_->with_limit(max_positions, engine_.model_.layout);
+  if (endless_) max_positions = endless_->held_positions(engine_.model_.layout);
+  sequence_ = Sequence::restore(*engine_.pool_, engine_.model_.layout, state, max_positions);
+  runs_ = held_blocks(*sequence_, state);
+}
+
+void SessionState::Arrival::fill(const SnapshotReader& read) {
+  std::vector<std::byte> piece(kPieceBytes);
+  for (const BlockRun& run : runs_) {
+    for (std::size_t at = 0; at < run.bytes; at += kPieceBytes) {
+      const auto part = std::span(piece).first(std::min(kPieceBytes, run.bytes - at));
+      read(part);
+      if (run.data == nullptr) continue;
+      const std::lock_guard lock(mutex());
+      engine_.pool_->memory().write(run.data + at, part.data(), part.size());
+    }
+  }
+}
+
+std::shared_ptr<Session> SessionState::Arrival::become_session(ByteReader& from) {
+  const auto max_drafts = from.get<std::int32_t>();
+  check<CheckpointError>(max_drafts >= 0 && max_drafts <= kMaxDrafts, "snapshot: expected 0 to ",
+                         kMaxDrafts, " drafts, found ", max_drafts);
+  const SamplingParams sampling = read_sampling(from);
+  const LaneKind lane = from.get_bool() ? LaneKind::kBackground : LaneKind::kInteraction;
+  std::optional<Drafter> drafter;
+  if (max_drafts > 0)
+    drafter = engine_.interaction_->make_drafter(*engine_.pool_, sequence_->max_positions());
+  if (drafter) drafter->start_at(sequence_->length());
+  Sequence sequence = std::move(*sequence_);
+  sequence_.reset();
+  auto session =
+      engine_.adopt(std::move(sequence), std::move(drafter), {0, sampling, max_drafts, lane, {}});
+  session->endless_ = endless_;
+  return session;
+}
+
+void SessionState::write(const Session& session, ByteWriter& to) {
+  to.put(session.max_drafts_);
+  write_sampling(session.sampling_, to);
+  to.put(session.lane_.kind() == LaneKind::kBackground);
+  to.put(session.audio_.has_value());
+  if (session.audio_) write_audio(session.audio_->state(), session.audio_->waiting(), to);
+  to.put(session.turn_);
+  to.put(session.epoch_.load());
+  to.put(session.pending_token_);
+  to.put(session.has_head_row_);
+  to.put_all(std::span<const std::byte>(session.head_row_));
+  to.put(session.n_drafts_);
+  if (session.lookup_) write_lookup(*session.lookup_, to);
+  to.put(static_cast<std::uint64_t>(session.next_mark_));
+  to.put(static_cast<std::uint64_t>(session.marks_.size()));
+  for (const Mark& mark : session.marks_) write_mark(mark, session.audio_.has_value(), to);
+  const std::lock_guard lock(session.inbox_mutex_);
+  write_inbox(session.inbox_, to);
+}
+
+void SessionState::read(ByteReader& from, Session& session) {
+  const Engine& engine = session.engine();
+  check<CheckpointError>(from.get_bool() == session.audio_.has_value(),
+                         "snapshot: expected one of a model that hears like this one");
+  if (session.audio_) {
+    DmelState state;
+    const auto waiting = read_audio(from, state);
+    session.audio_->restore(state, waiting);
+  }
+  session.turn_ = from.get<std::int64_t>();
+  session.epoch_ = from.get<std::int64_t>();
+  session.pending_token_ = read_token(from, engine);
+  session.has_head_row_ = from.get_bool();
+  session.head_row_ = read_head_row(from, engine);
+  session.n_drafts_ = std::clamp(from.get<std::int32_t>(), 0, session.max_drafts_);
+  if (session.lookup_) session.lookup_ = read_lookup(from, engine);
+  const auto next_mark = from.get<std::uint64_t>();
+  const auto n_marks = from.get<std::uint64_t>();
+  check<CheckpointError>(n_marks >= 1 && n_marks <= Session::kMarks && next_mark <= n_marks &&
+                             next_mark < Session::kMarks + (n_marks < Session::kMarks ? 1 : 0),
+                         "snapshot: expected 1 to ", Session::kMarks, " marks, found ", n_marks);
+  session.marks_.clear();
+  for (std::uint64_t i = 0; i < n_marks; ++i) session.marks_.push_back(read_mark(from, engine));
+  session.next_mark_ = static_cast<std::size_t>(next_mark);
+  read_inbox(from, session);
+}
+
+void write_snapshot(Session& session, const SnapshotWriter& writer) {
+  const BusyGuard busy(session);
+  auto [state, runs] = capture(session);
+  std::int64_t n_left = n_bytes(runs);
+  writer.begin(state.bytes(), n_left);
+  BlockReader reader(session, std::move(runs));
+  std::vector<std::byte> piece(kPieceBytes);
+  while (n_left > 0) {
+    const auto n = std::min<std::int64_t>(n_left, kPieceBytes);
+    const auto part = std::span(piece).first(static_cast<std::size_t>(n));
+    reader.read(part);
+    writer.write(part);
+    n_left -= n;
+  }
+}
+
+std::shared_ptr<Session> read_snapshot(Engine& engine, std::span<const std::byte> state,
+                                       const SnapshotReader& read, std::int64_t max_positions) {
+  ByteReader from(state);
+  const std::optional<Endless> endless = read_endless(from);
+  SessionState::Arrival arrival(engine, SequenceState::read(from), endless, max_positions);
+  arrival.fill(read);
+  try {
+    auto session = arrival.become_session(from);
+    SessionState::read(from, *session);
+    from.check_at_end();
+    return session;
+  } catch (const InvalidArgument& error) {
+    fail<CheckpointError>("snapshot: ", error.what());
+  }
+}
+
+std::shared_ptr<Session> copy_session(Session& session, Engine& engine) {
+  const BusyGuard busy(session);
+  auto [state, runs] = capture(session);
+  BlockReader reader(session, std::move(runs));
+  return read_snapshot(engine, state.bytes(), [&](std::span<std::byte> to) { reader.read(to); }, 0);
+}
+
+std::uint64_t weights_hash(const Engine& engine) {
+  FastHash hash;
+  engine.write_arena([&](const std::byte* from, std::size_t n) { hash.add(from, n); });
+  return hash.value();
+}
+
+}  // namespace duplex
