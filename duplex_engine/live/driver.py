@@ -182,9 +182,8 @@ class LiveEngine:
                 self._count("resumed")
                 self._wake.set()
                 return held
-        engine: Any = self.engine
         try:
-            live = self._admit(engine.restore(held))
+            live = self._admit(self.engine.restore(held))
         except BaseException:
             self._leases.put_back(token, held)
             raise

@@ -109,11 +109,10 @@ class Leases:
     def _park(self, session: LiveSession) -> None:
         """Writes the session to the folder, if there is one, and ends it."""
         token = session._token
-        snapshot = getattr(session._inner, "snapshot", None)
-        if self._folder is not None and token is not None and snapshot is not None:
+        if self._folder is not None and token is not None:
             path = self._folder / f"{token}.snapshot"
             try:
-                snapshot(path)
+                session._inner.snapshot(path)
             except (DuplexError, OSError) as error:
                 self._live._count("park_failed")
                 self._live._end(session, "lease", error)

@@ -7,13 +7,10 @@ from pathlib import Path
 import pytest
 from live_scene import Scene, drain, sound, tokens
 
-from duplex_engine import Engine, Session, SessionClosed
+from duplex_engine import Engine, SessionClosed
 from duplex_engine.live import lease
 
-pytestmark = [
-    pytest.mark.core,
-    pytest.mark.skipif(not hasattr(Session, "snapshot"), reason="sessions cannot be written yet"),
-]
+pytestmark = pytest.mark.core
 
 
 def test_a_parked_session_goes_on_bit_for_bit(engine: Engine, tmp_path: Path) -> None:
