@@ -4,17 +4,19 @@
 
 Eight clients talk without a pause: late and lost chunks, typed text, interruptions with honest
 acknowledgements, delegations that are answered, forks that talk for a while, clients that come and
-go. Every session is summarised when it grows long. A twin of each session, in another engine, is
-given the same without a clock, and every output must be the same, token for token. Printed for
-each tenth of the time: memory of the process, pages in use, and how long steps took. The exit
-status is 1 if an output differed or a page was lost.
+go, sessions that are written to a file and read again. Every session is summarised when it grows
+long. A twin of each session, in another engine, is given the same without a clock, and every output
+must be the same, token for token. Printed for each tenth of the time: memory of the process, pages
+in use, and how long steps took. The exit status is 1 if an output differed or a page was lost.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter, deque
 from collections.abc import Iterator
 from importlib import resources
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -36,7 +38,8 @@ MAX_POSITIONS = 3000
 FIRST_WORD = 20  # token ids before it control the stream
 PROMPT = list(range(20, 24))
 # Chances in one micro-turn of one client.
-LOST, LATE, TEXT, INTERRUPT, FORK, LEAVE = 0.01, 0.02, 0.02, 1 / 150, 1 / 1000, 1 / 500
+LOST, LATE, TEXT, INTERRUPT = 0.01, 0.02, 0.02, 1 / 150
+FORK, LEAVE, FILE = 1 / 1000, 1 / 500, 1 / 1000
 FORK_TURNS = 25
 
 
@@ -111,7 +114,9 @@ class Client:
 class Soak:
     """All clients."""
 
-    def __init__(self, model: str, n_sessions: int) -> None:
+    def __init__(self, model: str, n_sessions: int, folder: Path) -> None:
+        self.folder = folder
+        self.n_files = 0
         options: dict[str, Any] = {"memory": "256MiB", "threads": 1, "rewind_rows": 128}
         self.engine = Engine.load(model, **options)
         self.twins = Engine.load(model, **options)
@@ -147,6 +152,8 @@ class Soak:
             client.talk(self.sound)
             if client.turns_left > FORK_TURNS and client.rng.random() < FORK:
                 self._fork(client)
+            if client.rng.random() < FILE:
+                self._through_a_file(client)
             if client.rng.random() < LEAVE:
                 token = client.session.detach()
                 self.sim.run(1)
@@ -187,6 +194,23 @@ class Soak:
         child.turns_left = FORK_TURNS
         self.clients[session.id] = child
 
+    def _through_a_file(self, client: Client) -> None:
+        """Writes the session, closes it, and goes on with what is read; the twin just goes on."""
+        old, path = client.session, self.folder / "session"
+
+        def write(inner: Session) -> None:
+            inner.snapshot(path)
+            old.close()  # before it steps again
+
+        written = old.at_boundary(write)
+        self.sim.live.poll()
+        written.result()
+        assert client.listen()
+        client.session = self.sim.live.adopt(self.engine.restore(path), summary=old._summary)
+        self.clients[client.session.id] = self.clients.pop(old.id)
+        client.seq, client.late = 0, []
+        self.n_files += 1
+
     def _leave(self, name: str) -> None:
         client = self.clients.pop(name)
         self.n_compared += client.n_compared
@@ -200,7 +224,12 @@ def main(
     model: Annotated[str, typer.Option(help="a checkpoint's folder")] = "reference",
 ) -> None:
     """Runs the clients and prints a row for each tenth of the time."""
-    soak = Soak(model, sessions)
+    with tempfile.TemporaryDirectory() as folder:
+        soak_for(hours, Soak(model, sessions, Path(folder)))
+
+
+def soak_for(hours: float, soak: Soak) -> None:
+    """Lets the hours pass, prints the table, and exits."""
     process = psutil.Process()
     n_ticks = int(hours * 3600 * 5) // TENTHS * TENTHS
     table = Table("tenth", "RSS MiB", "pages", "trace", "step ms p50", "p99", "p99.9")
@@ -220,6 +249,7 @@ def main(
     left = soak.close()
     Console().print(table)
     print(f"{soak.n_compared} micro-turns equal to their twins'; {left} pages left")
+    print(f"{soak.n_files:12d}  files")
     for name, count in sorted(counters.items()):
         print(f"{count:12d}  {name}")
     raise typer.Exit(1 if left else 0)

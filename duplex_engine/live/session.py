@@ -92,7 +92,6 @@ class LiveSession:
         self._events: deque[LiveEvent] = deque(maxlen=MAX_EVENTS)
         self._jobs: deque[tuple[Callable[[Session], Any], Future[Any]]] = deque()
         self._delegations: deque[str] = deque(maxlen=MAX_EVENTS)  # open ones, for the trace
-        self._hidden_end = 0  # positions before it were forgotten for a summary
         self._is_summarising = False
         self._outbox = Outbox()
         self._ended: EndReason | None = None

@@ -75,8 +75,7 @@ def begin_summary(live: LiveEngine, session: LiveSession, policy: Summary) -> No
     if session._is_summarising or session._ended is not None:
         return
     length = inner.length
-    first = -(-policy.keep_head // BLOCK) * BLOCK
-    if length - max(session._hidden_end - first, 0) < policy.at:
+    if length - sum(end - begin for begin, end in inner.forgotten) < policy.at:
         return
     end = length - policy.recent(live.engine)
     session._is_summarising = True
@@ -157,7 +156,6 @@ def _shorten(
         failure = error
         hidden = (policy.keep_head, policy.keep_head)
     with live._lock:
-        session._hidden_end = max(session._hidden_end, hidden[1])
         if failure is None and session._mailbox.push_ids("result", summary, None) == "full":
             failure = InvalidArgument(f"summary: {len(summary)} tokens do not fit beside the input")
         if failure is None:
