@@ -167,14 +167,15 @@ class LiveEngine:
             return live
 
     def resume(self, token: str) -> LiveSession:
-        """The session that was detached with this token, running again.
+        """The session that had this token when it was detached, running again.
 
-        A client begins to number its sound anew.
+        It has another token now, and its client begins to number the sound anew.
 
         Raises:
             SessionClosed: its lease ended, and it was not parked.
             CapacityError: there is no memory or no time for it now; try again later.
         """
+        self._leases.wait(token)
         with self._lock:
             self._check_time()
             held = self._leases.resume(token)
@@ -239,6 +240,7 @@ class LiveEngine:
         """Starts the driver's thread."""
         if self._thread is None:
             self._background.start()
+            self._leases.start()
             self._thread = threading.Thread(target=self._drive, name="duplex_live", daemon=True)
             self._thread.start()
         return self
@@ -250,6 +252,7 @@ class LiveEngine:
             self._wake.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        self._leases.close()
         for session in self.sessions:
             self._end(session, "closed")
         self._background.close()

@@ -7,6 +7,7 @@ micro-turn does with what is queued here.
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -43,13 +44,18 @@ if TYPE_CHECKING:
     from duplex_engine.live.driver import LiveEngine
     from duplex_engine.live.summary import Summary
 
-__all__ = ["LiveSession"]
+__all__ = ["LiveSession", "new_token"]
 
 MAX_EVENTS = 256  # that wait for the next output
 # Sound may come in chunks of a second; one that came earlier still does not hold up the rest.
 MAX_AHEAD_TURNS = 5
 MAX_JOBS = 16  # of `at_boundary` that wait
 T = TypeVar("T")
+
+
+def new_token() -> str:
+    """22 characters that nobody guesses."""
+    return secrets.token_urlsafe(16)
 
 
 class LiveSession:
@@ -82,7 +88,7 @@ class LiveSession:
         self._epoch = 0
         self._is_interrupted = False
         self._is_attached = True
-        self._token: str | None = None
+        self._token = new_token()
         self._period_us = layout.micro_turn_ms * 1000
         self._due_us = live.now_us() + self._period_us
         self._touched_us = live.now_us()
@@ -207,10 +213,7 @@ class LiveSession:
             self._touch()
 
     def detach(self) -> str:
-        """The client goes: time stops for the session. Returns the token for `LiveEngine.resume`.
-
-        A second call returns the same token.
-        """
+        """The client goes: time stops for the session. Returns its token; twice does no harm."""
         with self._live._lock:
             self._check_open()
             return self._live._detach(self)
@@ -281,6 +284,11 @@ class LiveSession:
     def epoch(self) -> int:
         """Raised by every interruption."""
         return self._epoch
+
+    @property
+    def token(self) -> str:
+        """What `LiveEngine.resume` takes when the client comes back; another one after that."""
+        return self._token
 
     @property
     def ended(self) -> EndReason | None:

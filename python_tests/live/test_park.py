@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 from live_scene import Scene, drain, sound, tokens
 
-from duplex_engine import Engine, SessionClosed
-from duplex_engine.live import lease
+from duplex_engine import Engine, Session, SessionClosed
+from duplex_engine.live import CostModel, LiveEngine, lease
 
 pytestmark = pytest.mark.core
 
@@ -81,3 +82,30 @@ def test_a_folder_that_cannot_be_written_ends_the_session(engine: Engine, tmp_pa
     assert session.error is not None
     assert drain(session) == []
     assert scene.live.counters["park_failed"] == 1
+
+
+def test_a_lease_that_ends_by_itself_and_a_disk_that_takes_its_time(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, go_on = threading.Event(), threading.Event()
+    write = Session.snapshot
+
+    def slowly(session: Session, path: Path) -> None:
+        writing.set()
+        assert go_on.wait(10)
+        write(session, path)
+
+    monkeypatch.setattr(Session, "snapshot", slowly)
+    with LiveEngine(engine, cost=CostModel(learn=False), folder=tmp_path) as live:
+        gone, other = live.open(lease_s=0.02), live.open()
+        token = gone.token
+        assert writing.wait(10)
+        other.push_audio(sound(0))
+        assert other.get(5) is not None  # turns go on while the file is written
+        threading.Timer(0.02, go_on.set).start()
+        with live.resume(token) as back:  # waits for the file
+            assert back.token != token
+            back.push_audio(sound(1))
+            assert back.get(5) is not None
+        assert gone.ended == "lease"
+    assert list(tmp_path.iterdir()) == []
