@@ -17,7 +17,7 @@ from duplex_engine.live import CostModel, Entry, LiveEngine, LiveSession, LiveTu
 
 pytestmark = pytest.mark.core
 
-N_SCHEDULES = 200
+N_SCHEDULES = 150
 N_THREADED = 20
 
 
