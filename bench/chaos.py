@@ -48,9 +48,10 @@ SECONDS = 3.0
 class Client:
     """One user: what it sends, what it was answered, what it heard."""
 
-    def __init__(self, chaos: Chaos, session: LiveSession) -> None:
+    def __init__(self, chaos: Chaos, session: LiveSession, max_positions: int) -> None:
         self.chaos = chaos
         self.session = session
+        self.max_positions = max_positions  # they decide what an endless session forgets
         self.heard: list[LiveTurn] = []
         self.marks: dict[int, str] = {}  # what was queued: token -> kind
         self.token: str | None = None
@@ -124,6 +125,9 @@ class Chaos:
         for at_us, _, act in self.events:
             self.sim.run(max(at_us - self.sim.now_us, 0) / 1000)
             act()
+        for client in self.clients:
+            if client.token is not None and self.chance(0.6):
+                self._come_and_go(client)
         self.sim.step_many = self._step_many  # quiet: what was pushed last gets in
         self.sim.run(3000)
         self._check(verify)
@@ -132,8 +136,9 @@ class Chaos:
     # ---- what happens
 
     def _open(self) -> Client:
-        session = self.sim.live.open(max_positions=int(self.rng.choice([60, 400, 400])))
-        return Client(self, session)
+        max_positions = int(self.rng.choice([60, 400, 400]))
+        session = self.sim.live.open(max_positions=max_positions)
+        return Client(self, session, max_positions)
 
     def _at(self, at_s: float, act: Callable[[], None]) -> None:
         self.events.append((self.sim.now_us + int(at_s * 1e6), len(self.events), act))
@@ -237,7 +242,8 @@ class Chaos:
         if not future.done() or future.exception() is not None:
             self.seen["fork refused"] += 1
             return
-        other = Client(self, self.sim.live.adopt(future.result()))
+        session = self.sim.live.adopt(future.result())
+        other = Client(self, session, client.max_positions)
         entries[other.session.id] = copy
         self.clients.append(other)
         self.seen["forked"] += 1
@@ -276,7 +282,7 @@ class Chaos:
         entries = self.sim.entries.get(client.session.id, [])
         marks: list[tuple[int, list[int]]] = []  # of steps that still stand: length before, marks
         turns: list[tuple[int, tuple[int, ...]]] = []
-        with self.engine.open_session(max_positions=1000) as again:
+        with self.engine.open_session(max_positions=client.max_positions) as again:
             for entry in entries:
                 if entry.call == "truncate":
                     marks = [step for step in marks if step[0] < entry.value]

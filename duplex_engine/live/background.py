@@ -17,9 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from duplex_engine.errors import CapacityError
+from duplex_engine.errors import BackendUnavailable, CapacityError
+from duplex_engine.session import Session
 
-__all__ = ["MAX_TASKS", "MAX_TASKS_PER_SESSION", "Background", "Slices"]
+__all__ = ["MAX_TASKS", "MAX_TASKS_PER_SESSION", "Background", "Slices", "fork_in_background"]
 
 MAX_TASKS = 256
 MAX_TASKS_PER_SESSION = 4
@@ -28,6 +29,14 @@ QUANTUM_US = 5_000  # nobody waits for slices that give way: so many are run at 
 
 Slices: TypeAlias = Generator[None, None, None]
 Done: TypeAlias = Callable[[int, int, BaseException | None], None]
+
+
+def fork_in_background(session: Session, max_positions: int | None = None) -> Session:
+    """A fork on the background lane, or on the only one that the device has."""
+    try:
+        return session.fork(max_positions, background=True)
+    except BackendUnavailable:
+        return session.fork(max_positions)
 
 
 @dataclass(slots=True)

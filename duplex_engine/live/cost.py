@@ -7,12 +7,15 @@ Owns the two numbers of the model (a pass, a row) and the budget. A step is time
 from __future__ import annotations
 
 from duplex_engine.config import ModelConfig
+from duplex_engine.engine import Engine
+from duplex_engine.errors import CapacityError
 
 __all__ = ["CostModel"]
 
 FORGET = 0.99  # weight of the past with each step
 OUTLIER = 4.0  # times what was expected: the machine was away, and not for the model's sake
 LEARNED = 8  # steps before outliers are told
+MEASURED_STEPS = 6  # before the first session is admitted
 # A session that becomes due waits at most for the step at work and for its own.
 SHARE = 0.5  # of the period that one step may take
 
@@ -51,6 +54,27 @@ class CostModel:
         elif pass_us < 0:
             pass_us, row_us = 0.0, self._ry / self._rr
         self.pass_us, self.row_us = pass_us, row_us
+
+    def measure(self, engine: Engine) -> None:
+        """Steps a session of its own through short and long input."""
+        rows = self.turn_rows(engine.config) + 64
+        with engine.open_session(max_positions=MEASURED_STEPS * rows) as session:
+            for n in range(MEASURED_STEPS):
+                turn = session.step(text=[0] * (16 * (n % 3)) or None)
+                rows = turn.input.rows + len(turn.token_ids) - 1
+                if n > 0:  # the first touches memory for the first time
+                    self.observe(len(turn.token_ids), rows, turn.timing.total_us)
+
+    def check(self, config: ModelConfig, n_sessions: int) -> None:
+        """Raises CapacityError if so many sessions are too much for this machine."""
+        estimate, budget = self.step_us(config, n_sessions), self.budget_us(config)
+        if estimate > budget:
+            raise CapacityError(
+                f"open: a step of {n_sessions} sessions is estimated at {estimate / 1000:.1f} ms, "
+                f"expected at most {budget / 1000:.0f} ms, half a micro-turn; "
+                f"{self.most_sessions(config)} would fit on this machine: close one first, or take "
+                "a smaller model or quantised weights"
+            )
 
     def turn_rows(self, config: ModelConfig) -> int:
         """Rows of one session's micro-turn with all the output that the checkpoint allows."""

@@ -22,6 +22,7 @@ from duplex_engine.engine import Engine
 from duplex_engine.errors import CapacityError, InvalidArgument, SessionClosed
 from duplex_engine.live.background import Background, Slices
 from duplex_engine.live.cost import CostModel
+from duplex_engine.live.delegating import MakeDelegations, begin, stop
 from duplex_engine.live.journal import Entry
 from duplex_engine.live.lease import Leases
 from duplex_engine.live.session import LiveSession
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["LiveEngine"]
 
 MAX_BACKGROUND_WAIT_US = 1_000_000  # then a slice is run even if a session has to wait for it
-MEASURED_STEPS = 6  # before the first session is admitted
 
 
 class LiveEngine:
@@ -97,20 +97,27 @@ class LiveEngine:
         self.error: BaseException | None = None  # what ended the driver, and with it all sessions
         self._is_closed = False
         if cost is None:
-            self._measure_steps()
+            self.cost.measure(engine)
         if metrics is not None:
             metrics.watch(self)
 
     # ---- sessions
 
     def open(
-        self, *, lease_s: float | None = None, summary: Summary | None = None, **options: Any
+        self,
+        *,
+        lease_s: float | None = None,
+        summary: Summary | None = None,
+        delegations: MakeDelegations | None = None,
+        **options: Any,
     ) -> LiveSession:
         """Opens a session; `options` are those of `Engine.open_session`.
 
         Args:
             lease_s: its own lease, in seconds.
             summary: how to go on for ever; see `Summary`.
+            delegations: makes the `Delegations` that answer the model, of the session that it is
+                given: `lambda session: Delegations(session, worker)`.
 
         Raises:
             CapacityError: no memory or no time for one more session; says what would fit.
@@ -118,10 +125,15 @@ class LiveEngine:
         with self._lock:
             self._check_time()
         session = self.engine.open_session(**options)  # waits for a step at work
-        return self._admit(session, lease_s=lease_s, summary=summary)
+        return self._admit(session, lease_s=lease_s, summary=summary, delegations=delegations)
 
     def adopt(
-        self, session: Session, *, lease_s: float | None = None, summary: Summary | None = None
+        self,
+        session: Session,
+        *,
+        lease_s: float | None = None,
+        summary: Summary | None = None,
+        delegations: MakeDelegations | None = None,
     ) -> LiveSession:
         """Makes a session of this engine live: one that was forked, restored or stepped before.
 
@@ -147,20 +159,23 @@ class LiveEngine:
             lease = self._lease_s if lease_s is None else _positive(lease_s, "lease_s")
             self._n_opened += 1
             live = LiveSession(self, self._n_opened, session, lease, summary)
+            if delegations is not None:
+                live.delegations = begin(live, delegations)
             self._sessions[self._n_opened] = live
             self._count("opened")
             self._wake.set()
             return live
 
     def resume(self, token: str) -> LiveSession:
-        """The session that was detached with this token, running again.
+        """The session that had this token when it was detached, running again.
 
-        A client begins to number its sound anew.
+        It has another token now, and its client begins to number the sound anew.
 
         Raises:
             SessionClosed: its lease ended, and it was not parked.
             CapacityError: there is no memory or no time for it now; try again later.
         """
+        self._leases.wait(token)
         with self._lock:
             self._check_time()
             held = self._leases.resume(token)
@@ -225,6 +240,7 @@ class LiveEngine:
         """Starts the driver's thread."""
         if self._thread is None:
             self._background.start()
+            self._leases.start()
             self._thread = threading.Thread(target=self._drive, name="duplex_live", daemon=True)
             self._thread.start()
         return self
@@ -236,6 +252,7 @@ class LiveEngine:
             self._wake.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        self._leases.close()
         for session in self.sessions:
             self._end(session, "closed")
         self._background.close()
@@ -311,28 +328,12 @@ class LiveEngine:
 
     def _check_time(self) -> None:
         """Raises CapacityError if one session more could not be served when it is due."""
-        config = self.engine.config
-        n = sum(session.attached for session in self._sessions.values()) + 1
-        estimate, budget = self.cost.step_us(config, n), self.cost.budget_us(config)
-        if estimate > budget:
+        n_sessions = sum(session.attached for session in self._sessions.values()) + 1
+        try:
+            self.cost.check(self.engine.config, n_sessions)
+        except CapacityError:
             self._count("refused_time")
-            raise CapacityError(
-                f"open: a step of {n} sessions is estimated at {estimate / 1000:.1f} ms, expected "
-                f"at most {budget / 1000:.0f} ms, half a micro-turn; "
-                f"{self.cost.most_sessions(config)} would fit on this machine: close one first, or "
-                "take a smaller model or quantised weights"
-            )
-
-    def _measure_steps(self) -> None:
-        """Steps a session of its own through silence, short and long, to know what a step costs."""
-        rows = self.cost.turn_rows(self.engine.config) + 64
-        session = self.engine.open_session(max_positions=MEASURED_STEPS * rows)
-        with session:
-            for n in range(MEASURED_STEPS):
-                turn = session.step(text=[0] * (16 * (n % 3)) or None)
-                rows = turn.input.rows + len(turn.token_ids) - 1
-                if n > 0:  # the first touches memory for the first time
-                    self.cost.observe(len(turn.token_ids), rows, turn.timing.total_us)
+            raise
 
     # ---- for sessions and turns
 
@@ -354,6 +355,7 @@ class LiveEngine:
             session._outbox.close()
             self._count(f"ended_{reason.replace(' ', '_')}")
             self._wake.set()
+        stop(session)
         for future in jobs:
             if future.set_running_or_notify_cancel():
                 future.set_exception(SessionClosed(f"session {session.id}: it ended ({reason})"))
@@ -386,17 +388,6 @@ class LiveEngine:
         self.counters["merged_turns"] += turn.input.merged_turns
         if self._metrics is not None:
             self._metrics.observe(turn, late_us)
-
-    def _begin_delegation(self, session: LiveSession) -> None:
-        self.counters["delegations"] += 1
-        key = f"{session.id}-{self.counters['delegations']}"
-        session._delegations.append(key)
-        self.trace.delegation(session.id, key, self.now_us(), begins=True)
-
-    def _end_delegation(self, session: LiveSession) -> None:
-        if session._delegations:
-            key = session._delegations.popleft()
-            self.trace.delegation(session.id, key, self.now_us(), begins=False)
 
 
 def _positive(value: object, name: str) -> float:

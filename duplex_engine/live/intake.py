@@ -235,6 +235,11 @@ class Mailbox:
         return True
 
     @property
+    def has_result(self) -> bool:
+        """Whether a result waits."""
+        return bool(self._result)
+
+    @property
     def n_ids(self) -> int:
         """Token ids that wait."""
         return len(self._text) + len(self._result)

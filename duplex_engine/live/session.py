@@ -7,6 +7,7 @@ micro-turn does with what is queued here.
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,6 +22,7 @@ from duplex_engine.arguments import MAX_INT32, integer
 from duplex_engine.arrays import INT16_SCALE, SAMPLE_RATE, rgb_image, samples_1d
 from duplex_engine.config import InteractionConfig
 from duplex_engine.errors import CapacityError, InvalidArgument, SessionClosed
+from duplex_engine.live.delegating import note_result
 from duplex_engine.live.heard import Heard
 from duplex_engine.live.intake import AudioIntake, Mailbox
 from duplex_engine.live.outbox import Outbox
@@ -38,16 +40,22 @@ from duplex_engine.live.types import (
 from duplex_engine.session import Session
 
 if TYPE_CHECKING:
+    from duplex_engine.background import Delegations
     from duplex_engine.live.driver import LiveEngine
     from duplex_engine.live.summary import Summary
 
-__all__ = ["LiveSession"]
+__all__ = ["LiveSession", "new_token"]
 
 MAX_EVENTS = 256  # that wait for the next output
 # Sound may come in chunks of a second; one that came earlier still does not hold up the rest.
 MAX_AHEAD_TURNS = 5
 MAX_JOBS = 16  # of `at_boundary` that wait
 T = TypeVar("T")
+
+
+def new_token() -> str:
+    """22 characters that nobody guesses."""
+    return secrets.token_urlsafe(16)
 
 
 class LiveSession:
@@ -57,6 +65,10 @@ class LiveSession:
     `async for`, for its outputs: a `LiveTurn` for every step, until the session ends.
 
     Once the session has ended, methods that push raise SessionClosed.
+
+    Attributes:
+        id: its name in outputs, metrics and traces.
+        delegations: what `LiveEngine.open` was given to answer the model's delegations, or None.
     """
 
     def __init__(
@@ -66,6 +78,8 @@ class LiveSession:
         assert layout is not None  # LiveEngine takes no other model
         self.id = f"s{number}"
         self.lease_s = lease_s
+        self.delegations: Delegations | None = None
+        self._is_client_s_result = False  # that the next step is given
         self._live = live
         self._number = number
         self._inner = inner
@@ -74,7 +88,7 @@ class LiveSession:
         self._epoch = 0
         self._is_interrupted = False
         self._is_attached = True
-        self._token: str | None = None
+        self._token = new_token()
         self._period_us = layout.micro_turn_ms * 1000
         self._due_us = live.now_us() + self._period_us
         self._touched_us = live.now_us()
@@ -84,7 +98,6 @@ class LiveSession:
         self._events: deque[LiveEvent] = deque(maxlen=MAX_EVENTS)
         self._jobs: deque[tuple[Callable[[Session], Any], Future[Any]]] = deque()
         self._delegations: deque[str] = deque(maxlen=MAX_EVENTS)  # open ones, for the trace
-        self._hidden_end = 0  # positions before it were forgotten for a summary
         self._is_summarising = False
         self._outbox = Outbox()
         self._ended: EndReason | None = None
@@ -136,7 +149,7 @@ class LiveSession:
         receipt = self._push_ids("result", result, op_id)
         if receipt.status == "queued":
             with self._live._lock:
-                self._live._end_delegation(self)
+                note_result(self)
         return receipt
 
     def push_image(self, image: object, op_id: str | None = None) -> Receipt:
@@ -200,10 +213,7 @@ class LiveSession:
             self._touch()
 
     def detach(self) -> str:
-        """The client goes: time stops for the session. Returns the token for `LiveEngine.resume`.
-
-        A second call returns the same token.
-        """
+        """The client goes: time stops for the session. Returns its token; twice does no harm."""
         with self._live._lock:
             self._check_open()
             return self._live._detach(self)
@@ -274,6 +284,11 @@ class LiveSession:
     def epoch(self) -> int:
         """Raised by every interruption."""
         return self._epoch
+
+    @property
+    def token(self) -> str:
+        """What `LiveEngine.resume` takes when the client comes back; another one after that."""
+        return self._token
 
     @property
     def ended(self) -> EndReason | None:

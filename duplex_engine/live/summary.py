@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from duplex_engine.errors import BackendUnavailable, DuplexError, InvalidArgument
-from duplex_engine.live.background import Slices
+from duplex_engine.errors import DuplexError, InvalidArgument
+from duplex_engine.live.background import Slices, fork_in_background
 from duplex_engine.live.journal import Entry
 from duplex_engine.live.types import Summarised, SummaryFailed
 from duplex_engine.session import Session
@@ -75,14 +75,13 @@ def begin_summary(live: LiveEngine, session: LiveSession, policy: Summary) -> No
     if session._is_summarising or session._ended is not None:
         return
     length = inner.length
-    first = -(-policy.keep_head // BLOCK) * BLOCK
-    if length - max(session._hidden_end - first, 0) < policy.at:
+    if length - sum(end - begin for begin, end in inner.forgotten) < policy.at:
         return
     end = length - policy.recent(live.engine)
     session._is_summarising = True
     try:
         ids = inner._ids(policy.prompt, "prompt")
-        fork = _fork(inner, length + len(ids) + policy.max_tokens + SLACK)
+        fork = fork_in_background(inner, length + len(ids) + policy.max_tokens + SLACK)
     except DuplexError as error:
         _shorten(live, session, policy, end, [], error)
         return
@@ -118,14 +117,6 @@ def _write(
     with live._lock:
         session._jobs.append((lambda _: job(), Future()))  # between two micro-turns
         live._wake.set()
-
-
-def _fork(session: Session, max_positions: int) -> Session:
-    """On the background lane, where the device has one."""
-    try:
-        return session.fork(max_positions, background=True)
-    except BackendUnavailable:
-        return session.fork(max_positions)
 
 
 def _decode(fork: Session, policy: Summary, prompt: list[int]) -> Iterable[list[int] | None]:
@@ -165,7 +156,6 @@ def _shorten(
         failure = error
         hidden = (policy.keep_head, policy.keep_head)
     with live._lock:
-        session._hidden_end = max(session._hidden_end, hidden[1])
         if failure is None and session._mailbox.push_ids("result", summary, None) == "full":
             failure = InvalidArgument(f"summary: {len(summary)} tokens do not fit beside the input")
         if failure is None:

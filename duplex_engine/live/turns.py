@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from duplex_engine.errors import DuplexError
+from duplex_engine.live.delegating import after_step, before_step, note_request, take_back
 from duplex_engine.live.heard import Record, merge_inputs
 from duplex_engine.live.journal import Entry
 from duplex_engine.live.session import LiveSession
@@ -80,6 +81,7 @@ def _prepare(live: LiveEngine, number: int, n_turns: int, now_us: int) -> _Part 
     try:
         again = _rewind(live, session) if is_interrupted else None
         begin = session._inner.length
+        before_step(session)
         with live._lock:
             late_us = max(now_us - session._due_us, 0)
             given = session._take(n_turns, now_us)
@@ -117,6 +119,7 @@ def _rewind(live: LiveEngine, session: LiveSession) -> TurnInput | None:
     with live._lock:
         again = session._heard.take_back(len(records))
         session._events.append(Rewound(first, again.n_turns))
+    take_back(session, first)
     live._count("rewound")
     return again
 
@@ -139,6 +142,7 @@ def _finish(live: LiveEngine, part: _Part, answer: MicroTurn | Exception, begin_
     if answer.stopped == "interrupted":
         inputs = {**inputs, "max_tokens": len(answer.token_ids)}
     live._journal(session, Entry("step", inputs))
+    after_step(session, answer, inputs)
     turn = dataclasses.replace(answer, epoch=part.epoch)
     layout = live.engine.config.interaction
     assert layout is not None
@@ -148,7 +152,7 @@ def _finish(live: LiveEngine, part: _Part, answer: MicroTurn | Exception, begin_
         live.trace.turn(session.id, begin_us, turn, part.late_us)
         for event in turn.events:
             if isinstance(event, Delegation):
-                live._begin_delegation(session)
+                note_request(session)
         live._measure(turn, part.late_us)
         if session._ended is not None or part.epoch < session._epoch:
             live._count("stale_turns")

@@ -17,7 +17,7 @@ from duplex_engine.live import CostModel, Entry, LiveEngine, LiveSession, LiveTu
 
 pytestmark = pytest.mark.core
 
-N_SCHEDULES = 200
+N_SCHEDULES = 150
 N_THREADED = 20
 
 
@@ -31,6 +31,7 @@ def chaos() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_random_schedules_keep_every_promise(tmp_path: Path) -> None:
     script = chaos()
     with script.load(tmp_path) as engine:

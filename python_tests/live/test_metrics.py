@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from duplex_engine import Engine, InvalidArgument
 from duplex_engine.live import Metrics
+from duplex_engine.live.delegating import note_request
 from duplex_engine.live.trace import MAX_EVENTS, Trace
 from duplex_engine.types import MicroTurn
 
@@ -75,7 +76,7 @@ def test_the_trace_nests_stages_in_turns(engine: Engine, tmp_path: Path) -> None
         for n in range(3):
             session.push_audio(sound(n))
             scene.run(200)
-        scene.live._begin_delegation(session)
+        note_request(session)
         scene.now_us += 1000
         session.push_result([300])
     scene.live.trace.save(tmp_path / "trace.json")

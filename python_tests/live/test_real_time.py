@@ -115,6 +115,7 @@ def test_slices_run_in_the_background_and_turns_go_on(live: LiveEngine) -> None:
             session.push_audio(sound(n))
             assert session.get(5) is not None
         stop.set()
+    live.close()  # waits for the slice at work
     assert threads == {"duplex_background_0"}
     assert live.counters["background_failed"] == 0
     assert live.counters["background_us"] > 0

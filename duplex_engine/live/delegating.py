@@ -1,0 +1,109 @@
+"""Background workers of a live session: what they find waits with its other input.
+
+Owns the seam to `duplex_engine.background`: `Delegations` is called at every micro-turn boundary,
+by the driver, and sees the session through `Stream`, whose `feed` queues where clients' results do,
+so that a result is journalled, and taken back after an interruption, like all input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from duplex_engine.background import Delegations
+from duplex_engine.errors import CapacityError
+from duplex_engine.live.background import fork_in_background
+from duplex_engine.session import Session
+from duplex_engine.types import MicroTurn, StepInput
+
+if TYPE_CHECKING:
+    from duplex_engine.live.session import LiveSession
+
+__all__ = [
+    "MakeDelegations",
+    "after_step",
+    "before_step",
+    "begin",
+    "note_request",
+    "note_result",
+    "stop",
+    "take_back",
+]
+
+MakeDelegations: TypeAlias = Callable[[Session], Delegations]
+
+
+class Stream:
+    """A live session's `Session`, but for what is fed to it."""
+
+    def __init__(self, session: LiveSession) -> None:
+        self._live_session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._live_session._inner, name)
+
+    def fork(self, max_positions: int | None = None, **_: Any) -> Session:
+        """On the background lane, where the device has one."""
+        return fork_in_background(self._live_session._inner, max_positions)
+
+    def feed(self, *, result: list[int]) -> None:
+        """Queues a result; raises CapacityError where too many wait."""
+        session = self._live_session
+        with session._live._lock:
+            if session._mailbox.push_ids("result", result, None) == "full":
+                raise CapacityError("feed: too many results wait already; step the session")
+            note_result(session)
+
+
+def begin(session: LiveSession, make: MakeDelegations) -> Delegations:
+    """The delegations of a session that was just opened."""
+    return make(cast(Session, Stream(session)))
+
+
+def before_step(session: LiveSession) -> None:
+    """Lets a result that is due into the mailbox, unless a client's waits there."""
+    if session.delegations is not None:
+        session._is_client_s_result = session._mailbox.has_result
+        waiting = {"result": True} if session._is_client_s_result else None
+        session.delegations.before_step(waiting)
+
+
+def after_step(session: LiveSession, turn: MicroTurn, inputs: StepInput) -> None:
+    """Starts what the micro-turn delegates."""
+    if session.delegations is not None:
+        given = dict(inputs)
+        if not session._is_client_s_result:
+            given["result"] = None  # its own, which it knows
+        session.delegations.after_step(turn, given)
+
+
+def note_request(session: LiveSession) -> None:
+    """For the trace: the model has delegated something."""
+    live = session._live
+    live._count("delegations")
+    key = f"{session.id}-{live.counters['delegations']}"
+    session._delegations.append(key)
+    live.trace.delegation(session.id, key, live.now_us(), begins=True)
+
+
+def note_result(session: LiveSession) -> None:
+    """For the trace: a result has come, of the oldest that is open."""
+    live = session._live
+    if session._delegations:
+        key = session._delegations.popleft()
+        live.trace.delegation(session.id, key, live.now_us(), begins=False)
+
+
+def take_back(session: LiveSession, first: int) -> None:
+    """Cancels what was delegated from micro-turn `first` on: that output is out of the context."""
+    if session.delegations is None:
+        return
+    for job in session.delegations.jobs:
+        if job.is_open and job.turn >= first:
+            session.delegations.cancel(job.id)
+
+
+def stop(session: LiveSession) -> None:
+    """Cancels everything, and waits for nobody."""
+    if session.delegations is not None:
+        session.delegations.cancel_all()
