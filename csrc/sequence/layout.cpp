@@ -12,10 +12,14 @@ constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
 constexpr std::size_t kHugeFromBytes = std::size_t{1} << 20;
 constexpr std::int64_t kMinConvPagePositions = 8;
 
-// Addresses cost nothing until they are backed, but a process has only 2^47 bytes of them. At 50
-// rows a second 2^24 positions last four days; 2^42 bytes leave room for 30 sessions of any model.
-constexpr std::int64_t kMaxLifetimePositions = std::int64_t{1} << 24;
-constexpr std::int64_t kMaxRangeBytes = std::int64_t{1} << 42;
+// Addresses cost nothing until they are backed, but a process has only 2^47 bytes of them. The
+// global tape begins with few and doubles them as the sequence lives; at most a quarter is its own.
+constexpr std::int64_t kFirstRangePositions = std::int64_t{1} << 18;
+constexpr std::int64_t kMaxRangeBytes = std::int64_t{1} << 45;
+// A thousand years at 25 rows a second. No sum of positions or bytes comes near an overflow.
+constexpr std::int64_t kMaxLifetimePositions = std::int64_t{1} << 40;
+// Of a tape with a window: how many times what it holds. At its end all of that is mapped again.
+constexpr std::int64_t kWindowsInRange = 16;
 
 std::int64_t head_columns(const AttentionShape& shape) {
   return shape.n_kv_heads * round_up(shape.d_head, kColumnAlign);
@@ -73,14 +77,10 @@ SequenceLayout SequenceLayout::make(const ModelConfig& config, DType kv_dtype,
   return layout;
 }
 
-std::int64_t SequenceLayout::window_pages() const {
-  std::int64_t n_pages = 0;
-  for (const TapeLayout* tape : {&local, &conv}) {
-    // A span that starts anywhere in a page touches one page more than it fills.
-    const std::int64_t span = tape->window + limits.pending_rows;
-    if (!tape->is_inert()) n_pages += div_up(span - 1, tape->page_positions()) + 1;
-  }
-  return n_pages;
+std::int64_t SequenceLayout::window_pages(const TapeLayout& tape) const {
+  if (tape.is_inert()) return 0;
+  // A span that starts anywhere in a page touches one page more than it fills.
+  return div_up(tape.window + limits.pending_rows - 1, tape.page_positions()) + 1;
 }
 
 std::int64_t SequenceLayout::growth_pages(std::int64_t max_positions) const {
@@ -92,10 +92,14 @@ std::int64_t SequenceLayout::longest_window() const {
 }
 
 std::int64_t SequenceLayout::lifetime_positions() const {
-  std::int64_t bytes_per_position = 0;
-  for (const TapeLayout* tape : {&global, &local, &conv})
-    if (!tape->is_inert()) bytes_per_position += div_up(tape->page_bytes, tape->page_positions());
-  return std::min(kMaxLifetimePositions, kMaxRangeBytes / bytes_per_position);
+  if (global.is_inert()) return kMaxLifetimePositions;
+  const std::int64_t n_pages = kMaxRangeBytes / global.page_bytes;
+  return std::min(kMaxLifetimePositions, n_pages * global.page_positions());
+}
+
+std::int64_t SequenceLayout::range_positions(const TapeLayout& tape) const {
+  if (tape.window == 0) return std::min(kFirstRangePositions, lifetime_positions());
+  return kWindowsInRange * window_pages(tape) * tape.page_positions();
 }
 
 }  // namespace duplex

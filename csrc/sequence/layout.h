@@ -43,14 +43,17 @@ struct SequenceLayout {
                              std::size_t page_granularity, RowLimits limits);
 
   // Most pages that the windowed tapes of one sequence hold at once.
-  std::int64_t window_pages() const;
+  std::int64_t window_pages() const { return window_pages(local) + window_pages(conv); }
+  std::int64_t window_pages(const TapeLayout& tape) const;
   // Pages that hold `max_positions` of the global tape.
   std::int64_t growth_pages(std::int64_t max_positions) const;
   // The longest window: forget stays behind it.
   std::int64_t longest_window() const;
-  // Positions that one sequence can have in its whole life, forgotten ones included: the range of
-  // addresses is finite.
+  // Positions that one sequence can have in its whole life, forgotten ones included: the global
+  // tape's range of addresses is finite.
   std::int64_t lifetime_positions() const;
+  // Addresses that a tape reserves to begin with.
+  std::int64_t range_positions(const TapeLayout& tape) const;
 };
 
 }  // namespace duplex

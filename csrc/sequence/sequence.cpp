@@ -16,9 +16,9 @@ Sequence::Sequence(PagePool& pool, const SequenceLayout& layout, std::int64_t ma
       layout_(&layout),
       max_positions_(max_positions),
       promise_(std::move(promise)),
-      global_(pool, layout.global, layout.lifetime_positions()),
-      local_(pool, layout.local, layout.lifetime_positions()),
-      conv_(pool, layout.conv, layout.lifetime_positions()) {}
+      global_(pool, layout.global, layout.range_positions(layout.global)),
+      local_(pool, layout.local, layout.range_positions(layout.local)),
+      conv_(pool, layout.conv, layout.range_positions(layout.conv)) {}
 
 Sequence Sequence::open(PagePool& pool, const SequenceLayout& layout, std::int64_t max_positions) {
   check(max_positions > 0, "max_positions: expected a positive number, found ", max_positions);

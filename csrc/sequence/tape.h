@@ -1,13 +1,17 @@
 // A tape: one address range, reserved once and backed page by page as a sequence grows.
 //
-// Addresses never move, so kernels see plain memory. Pages can be shared with the tape of a fork; a
-// shared page is never written, because a tape replaces it by a copy first (make_private). The tape
-// does not know about commits, holes or limits: that is sequence/sequence.h.
+// Kernels see plain memory: the address of a position is a base and an offset. At the end of the
+// range the pages that are held are mapped again and the base moves: those of a tape with a window
+// at the beginning of the same range, those of a tape that keeps everything in one twice as long.
+// Pages can
+// be shared with the tape of a fork; a shared page is never written, because a tape replaces it by
+// a copy first (make_private). The tape does not know about commits, holes or limits: that is
+// sequence/sequence.h.
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <span>
+#include <vector>
 
 #include "backend/op_args.h"
 #include "core/types.h"
@@ -48,7 +52,7 @@ class Tape {
   // Pages with a position of `range` that another tape holds too.
   std::int64_t n_shared_pages(PositionRange range) const;
 
-  // Backs positions up to `end`. Throws CapacityError, nothing changed.
+  // Backs positions up to `end`; view() may be another then. Throws CapacityError, nothing changed.
   void grow_to(std::int64_t end, Promise& promise);
   // Lets go of the pages that lie wholly before / from / inside.
   void release_before(std::int64_t position, Promise& promise) noexcept;
@@ -65,24 +69,34 @@ class Tape {
   void resume(PositionRange range, std::span<const PositionRange> holes, Promise& promise);
 
  private:
-  std::int64_t end_page() const { return first_page_ + static_cast<std::int64_t>(pages_.size()); }
+  struct HeldPage {
+    std::int64_t index = 0;  // in the tape
+    PageId page = kNoPage;
+  };
+  using Pages = std::vector<HeldPage>;
+
   std::byte* address(std::int64_t page_index) const {
-    return base_ + page_index * layout_.page_bytes;
+    return base_ + (page_index - origin_page_) * layout_.page_bytes;
   }
-  PageId& page(std::int64_t page_index) {
-    return pages_[static_cast<std::size_t>(page_index - first_page_)];
-  }
+  // The first page held at `page_index` or behind it.
+  Pages::const_iterator from(std::int64_t page_index) const;
   PageUse use() const { return layout_.window > 0 ? PageUse::kWindow : PageUse::kGrowth; }
   void swap(Tape& other) noexcept;
   void append(PageId page);
-  void drop(std::int64_t page_index, Promise& promise) noexcept;
+  void skip_to(std::int64_t page_index);
+  void rebase();
+  void widen(std::int64_t n_pages);
+  // Lets go of the pages held in [begin, end).
+  void drop(std::int64_t begin, std::int64_t end, Promise& promise) noexcept;
 
   PagePool* pool_ = nullptr;
   TapeLayout layout_;
   std::byte* base_ = nullptr;
   std::int64_t range_pages_ = 0;  // and one more behind them: a place to write a copy of a page
+  std::int64_t origin_page_ = 0;  // the page whose place is the beginning of the range
   std::int64_t first_page_ = 0;
-  std::deque<PageId> pages_;  // of pages first_page_ and up; kNoPage = forgotten
+  std::int64_t end_page_ = 0;
+  Pages pages_;  // ascending, in [first_page_, end_page_); the forgotten ones are missing
 };
 
 }  // namespace duplex

@@ -55,7 +55,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
         if model not in made:
             mtp_layers = 2 if model == "dense" else 0
             folder = write(tmp_path_factory.mktemp(model), model, mtp_layers=mtp_layers)
-            options = {"mtp_layers": mtp_layers, "memory": "32MiB"}
+            options = {"mtp_layers": mtp_layers, "memory": "64MiB"}
             made[model] = {
                 "one": load(folder, **options),
                 "other": load(folder, threads=3, max_batch_rows=19, **options),
@@ -70,7 +70,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
 
 @pytest.mark.parametrize("speculate", [0, 3])
 @pytest.mark.parametrize("model", ["dense", "moe", "local"])
-@examples(60)
+@examples(40)
 @given(
     before=st.lists(OPS, max_size=25),
     after=st.lists(OPS, max_size=12),
