@@ -2,7 +2,7 @@
 
 The machine is measured in the same run: how fast it reads as many bytes as a pass does
 (bench/native's reader), and how long single operations of the backend take away from any model: a
-product for 1, 5 and 20 rows, attention for as many at the context, and the operations on rows. A
+product for 1, 5 and 21 rows, attention for as many at the context, and the operations on rows. A
 pass is then predicted as the sum of its operations, each reading or computing, whichever takes
 longer. Nothing is fitted to the micro-turns.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bench.native import Bits, Kernel, Reader
-from bench.shapes import SHAPES, Shape
+from bench.shapes import KV_BYTES, SHAPES, Shape
 from duplex_engine import Engine, Session
 from duplex_engine.config import ModelConfig
 from duplex_engine.evaluation.work import FORMATS, RECIPES, Op, Pass, pass_work
@@ -26,7 +26,7 @@ from duplex_engine.models.random import preset_config
 
 CONTEXT = 1024
 TURN_ROWS = 4  # of a silent micro-turn, with the token of the turn before a fifth
-ROWS = (1, 5, 20)  # for which operations are timed alone
+ROWS = (1, 5, 21)  # for which operations are timed alone
 ROUNDS, READS = 15, 9
 MAX_READ_BYTES = 1 << 30
 RECIPE: dict[Bits, str] = {"bf16": "bfloat16", "int8": "int8", "int4": "int4"}
@@ -37,7 +37,7 @@ class Cpu:
     """Operations of one shape in one format on this machine in this minute.
 
     For each count of ROWS: microseconds of one weight in a product, and of attention of one layer
-    that sees CONTEXT; microseconds of each operation on rows, a row.
+    that sees CONTEXT; microseconds of operations on rows, for each byte that they state.
     """
 
     product_us: Sequence[float]
@@ -88,17 +88,23 @@ def measure_cpu(shape: Shape, bits: Bits) -> Cpu:
         "kv_append": heads | {"context": CONTEXT},
         "conv_add_norm": {"n_in": p.d_model},
         "norm": {"n_in": p.d_model},
-        "silu_mul": {"n_in": n_out // 2},
+        "silu_mul": {"n_in": p.d_ff},
     }
     rows = ROWS[1]
+    stated = {op.name: op.row_bytes for op in _ops(shape, "bf16", Pass(text=rows))}
     return Cpu(
         [_kernel_us("linear", bits, rows=n, n_out=n_out, n_in=n_in) / (n_out * n_in) for n in ROWS],
         [_kernel_us("attention", "bf16", rows=n, context=CONTEXT, **heads) for n in ROWS],
         {
-            name: _kernel_us(name, "bf16", rows=rows, **given) / rows
+            name: _kernel_us(name, "bf16", rows=rows, **given) / stated[name]
             for name, given in sizes.items()
         },
     )
+
+
+def _ops(shape: Shape, bits: Bits, p: Pass) -> list[Op]:
+    config = ModelConfig.from_dict(preset_config(shape.preset))
+    return pass_work(config, RECIPES[RECIPE[bits]], p)
 
 
 def read_per_s(n_bytes: float) -> float:
@@ -110,7 +116,7 @@ def read_per_s(n_bytes: float) -> float:
 def _op_us(op: Op, n_rows: int, cpu: Cpu, per_s: float, seen: float) -> float:
     """`seen`: keys and values of a layer that sees CONTEXT, in bytes."""
     if op.kind in ("rows", "encoders"):
-        return n_rows * cpu.row_us.get(op.name, cpu.row_us["norm"])
+        return op.row_bytes * cpu.row_us.get(op.name.split()[0], cpu.row_us["norm"])
     read_us = 1e6 * (op.weight_bytes + op.cache_bytes) / per_s
     if op.kind == "attention":
         work_us = float(np.interp(n_rows, ROWS, cpu.attention_us)) * op.cache_bytes / seen
@@ -124,21 +130,20 @@ def _op_us(op: Op, n_rows: int, cpu: Cpu, per_s: float, seen: float) -> float:
 
 
 def predict_ms(
-    config: ModelConfig, bits: Bits, cpu: Cpu, per_s: float, passes: list[tuple[Pass, int]]
+    shape: Shape, bits: Bits, cpu: Cpu, per_s: float, passes: list[tuple[Pass, int]]
 ) -> dict[str, float]:
     """Milliseconds by kind of operation; the head once for every pass."""
     parts: dict[str, float] = {}
-    text = config.text
-    seen = 2 * CONTEXT * text.num_key_value_heads * text.head_dim * 2
+    seen = 2 * CONTEXT * shape.preset.heads[1] * shape.preset.d_head * KV_BYTES
     for p, times in passes:
-        for op in pass_work(config, RECIPES[RECIPE[bits]], p):
+        for op in _ops(shape, bits, p):
             us = times * op.n * _op_us(op, p.n_rows, cpu, per_s, seen)
             parts[op.kind] = parts.get(op.kind, 0.0) + us / 1000
     return parts
 
 
 def _tasks(session: Session) -> Iterator[tuple[str, list[tuple[Pass, int]], Callable[[], Any]]]:
-    """Name, passes, and the call; both begin in mid-turn: a newest token waits to be fed."""
+    """Name, passes, and the call, which begins in mid-turn: a newest token waits to be fed."""
     rows = np.random.default_rng(0).integers(300, 4096, 20).tolist()
 
     def turn() -> None:
@@ -153,15 +158,16 @@ def _tasks(session: Session) -> Iterator[tuple[str, list[tuple[Pass, int]], Call
     yield "20+5", [(Pass(text=21, context=CONTEXT), 1), (Pass(context=CONTEXT), 4)], turn
 
 
-def _measure_ms(session: Session, call: Callable[[], Any]) -> float:
+def _measure_ms(session: Session, call: Callable[[], Any], n_rows: int) -> float:
+    """Turns of `n_rows` one after the other, as in a stream, with CONTEXT behind the middle one."""
+    session.truncate(CONTEXT - ROUNDS // 2 * n_rows)
+    session.decode(1)
+
     def once() -> float:
-        session.truncate(CONTEXT)
-        session.decode(1)
         begin = time.perf_counter()
         call()
         return 1e3 * (time.perf_counter() - begin)
 
-    once()
     return _median(once)
 
 
@@ -169,7 +175,6 @@ def compare(name: str, bits: Bits, folder: Path) -> Iterator[Comparison]:
     """Measures one shape in one format, and the machine before and after, and predicts it."""
     options: dict[str, Any] = {} if bits == "bf16" else {"weights": bits}
     shape = SHAPES[name]
-    config = ModelConfig.from_dict(preset_config(shape.preset))
     memory = (64 << 20) + 2 * shape.tape_bytes(CONTEXT + 256)
     with (
         Engine.load(
@@ -179,10 +184,10 @@ def compare(name: str, bits: Bits, folder: Path) -> Iterator[Comparison]:
     ):
         session.append(text=np.random.default_rng(1).integers(300, 4096, CONTEXT).tolist())
         for task, passes, call in _tasks(session):
-            ops = pass_work(config, RECIPES[RECIPE[bits]], passes[-1][0])
+            ops = _ops(shape, bits, passes[-1][0])
             n_bytes = sum(op.n * (op.weight_bytes + op.cache_bytes) for op in ops)
             before, cpu = read_per_s(n_bytes), measure_cpu(shape, bits)
-            ms = _measure_ms(session, call)
+            ms = _measure_ms(session, call, sum(p.n_rows * n for p, n in passes))
             per_s = (before + read_per_s(n_bytes)) / 2
-            parts = predict_ms(config, bits, cpu, per_s, passes)
+            parts = predict_ms(shape, bits, cpu, per_s, passes)
             yield Comparison(name, bits, task, ms, sum(parts.values()), per_s / 1e9, parts)

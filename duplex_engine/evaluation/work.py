@@ -298,7 +298,9 @@ def _moe(text: TextConfig, format: Format, n_rows: int, tp: int) -> Iterator[Op]
         one = _linear(name, "weights", format, shape, n_pairs, nodes)
         yield replace(one, weight_bytes=n_read * one.weight_bytes)
         if name == "experts_up":
-            yield Op("silu_mul", "rows", "float32", row_bytes=n_pairs * d_ff * 10, nodes=0)
+            yield Op(
+                "silu_mul in experts", "rows", "float32", row_bytes=n_pairs * d_ff * 10, nodes=0
+            )
     yield Op("combine", "rows", "float32", row_bytes=(n_pairs + n_rows) * d * 4, nodes=0)
     yield from _add_and_norm(text, n_rows, tp)
 

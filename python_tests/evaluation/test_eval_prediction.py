@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -49,6 +50,37 @@ def test_the_arena_is_the_engines(preset: str, tmp_path: Path) -> None:
             recipe = RECIPES[dtype if weights == "auto" else weights]
             stated = arena_bytes(engine.config, recipe, 4 if dtype == "float32" else 2)
             assert stated == dict(engine.memory_plan)["weights"]
+
+
+def test_the_operations_are_the_engines() -> None:
+    source = (ROOT / "csrc" / "model" / "inkling.cpp").read_text(encoding="utf-8")
+    bodies = re.split(r"^\S.*Inkling::(\w+)\(", source, flags=re.MULTILINE)[1:]
+    ops = {
+        name: re.findall(
+            r"backend_\.(norm|linear|kv_append|attention|silu_mul|moe|conv\w+)\(", body
+        )
+        for name, body in zip(bodies[::2], bodies[1::2], strict=True)
+    }
+    experts, *dense = ops["mlp_half"]
+    last = ops["add_and_norm"]
+    # "moe" has a dense layer of local attention, then experts with local and with global.
+    expected = list(ops["run_blocks"])
+    for mlp in (dense, [experts], [experts]):
+        expected += [*ops["attention_half"], *last, *mlp, *last]
+    expected += ops["logits"]
+
+    def called(name: str) -> str:
+        if name in ("router", "experts_up", "silu_mul in experts", "experts_down", "combine"):
+            return "moe"
+        return "linear" if name in ("qkvr", "out", "gate_up", "down", "head") else name
+
+    config = ModelConfig.from_dict(preset_config(PRESETS["moe"]))
+    names = [op.name for op in pass_work(config, RECIPES["bfloat16"], Pass())]
+    stated = [called(name) for name in names if not name.startswith("embed")]
+    assert [name for name, _ in groupby(stated) if name != "linear"] == [
+        name for name, _ in groupby(expected) if name != "linear"
+    ]
+    assert stated.count("linear") == expected.count("linear")
 
 
 def test_a_pass_is_that_of_the_floor_program(monkeypatch: pytest.MonkeyPatch) -> None:
