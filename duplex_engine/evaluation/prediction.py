@@ -73,7 +73,6 @@ class Setup:
     tp: int = 1
     recipe: str = "bfloat16"
     variant: Variant = "design"
-    node_us: float = NODE_US
 
     @property
     def formats(self) -> Recipe:
@@ -141,7 +140,7 @@ def _start_us(op: Op, setup: Setup) -> float:
     if op.kind == "all-reduce":
         return 0.0  # part of its fit
     if setup.variant == "design":
-        return op.nodes * setup.node_us
+        return op.nodes * NODE_US
     if setup.variant == "today":
         return sum(n * us for n, us in zip(counts_today(op, machine), TODAY, strict=True))
     if op.name in ("qkvr", "out", "gate_up", "down", "experts_up", "attention"):

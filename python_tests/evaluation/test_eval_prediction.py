@@ -116,6 +116,19 @@ def test_the_published_model_has_its_published_size() -> None:
     assert per_position == 1000 * 28 * 1024
 
 
+def test_patches_go_through_the_tower() -> None:
+    seeing = Pass(audio=4, patches=12)
+    encoders = [
+        op for op in pass_work(INKLING_SMALL, RECIPES["nvfp4"], seeing) if op.kind == "encoders"
+    ]
+    stages = [(128, 75), (320, 512), (4800, 5120), (4096, 9600)]
+    assert sum(op.weight_bytes for op in encoders) == 2 * sum(a * b for a, b in stages)
+    # Of 2 frames of 40 x 40 pixels: 8 x 8, 4 x 4 and one cell, then both frames in one.
+    cells = [2 * 64, 2 * 16, 2, 1]
+    products = sum(n * a * b for n, (a, b) in zip(cells, stages, strict=True))
+    assert sum(op.operations for op in encoders) == 12 * 2 * products
+
+
 @pytest.mark.parametrize("tp", [2, 4, 8])
 def test_ranks_share_the_work(tp: int) -> None:
     p = Pass(audio=4, context=32_768)
