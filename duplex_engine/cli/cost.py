@@ -1,14 +1,16 @@
 """What one micro-turn costs: bytes to read and operations to do, from the sizes alone.
 
-Owns the arithmetic of `duplex-engine inspect`. A pass reads every weight that it uses once and
-every visible key and value once, however many rows it has; that is the floor, not a forecast.
+Owns the figures of `duplex-engine inspect`; what a pass consists of says `evaluation/work.py`. It
+reads every weight that it uses once and every visible key and value once, however many rows it has;
+that is the floor, not a forecast.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from duplex_engine.config import ModelConfig, TextConfig
+from duplex_engine.config import ModelConfig
+from duplex_engine.evaluation.work import Format, Pass, Recipe, pass_work
 
 __all__ = ["Cost", "Machine", "pass_cost", "turn_passes"]
 
@@ -54,42 +56,8 @@ def pass_cost(
 
     cache_bytes, weight_bytes: of one element of the cache and of one weight.
     """
-    text = config.text
-    n_weights = text.n_logits * text.hidden_size  # first the head, for one row
-    n_multiplies = n_weights
-    n_cached = 0
-    for is_local, is_moe in zip(text.is_local, text.is_moe, strict=True):
-        weights, cached, multiplies = _attention(text, is_local, n_rows, context)
-        n_weights, n_multiplies = n_weights + weights, n_multiplies + multiplies
-        n_cached += cached
-        weights, multiplies = _mlp(text, is_moe, n_rows)
-        n_weights, n_multiplies = n_weights + weights, n_multiplies + multiplies
-    return Cost(round(n_weights * weight_bytes) + n_cached * cache_bytes, 2 * n_multiplies)
-
-
-def _attention(text: TextConfig, is_local: bool, n_rows: int, context: int) -> tuple[int, int, int]:
-    """Weights read, cached elements read, multiplications."""
-    n_heads = text.swa_num_attention_heads if is_local else text.num_attention_heads
-    n_kv_heads = text.swa_num_key_value_heads if is_local else text.num_key_value_heads
-    d_head = text.swa_head_dim if is_local else text.head_dim
-    extent = text.sliding_window_size if is_local else text.rel_extent
-    n_keys = min(context, text.sliding_window_size) if is_local else context
-    outputs = 2 * n_heads * d_head + 2 * n_kv_heads * d_head + n_heads * text.d_rel
-    weights = outputs * text.hidden_size
-    keys_and_values = 2 * n_keys * n_kv_heads * d_head
-    profiles = text.d_rel * extent
-    per_row = 2 * n_keys * n_heads * d_head + n_heads * text.d_rel * min(n_keys, extent)
-    return weights + profiles, keys_and_values, n_rows * (weights + per_row)
-
-
-def _mlp(text: TextConfig, is_moe: bool, n_rows: int) -> tuple[int, int]:
-    if not is_moe:
-        weights = 3 * text.hidden_size * text.intermediate_size
-        return weights, n_rows * weights
-    expert = 3 * text.hidden_size * text.moe_intermediate_size
-    router = (text.n_routed_experts + text.n_shared_experts) * text.hidden_size
-    # Rows that choose independently touch this many different experts on average.
-    missed = (1 - text.num_experts_per_tok / text.n_routed_experts) ** n_rows
-    touched = text.n_routed_experts * (1 - missed) + text.n_shared_experts
-    per_row = router + (text.num_experts_per_tok + text.n_shared_experts) * expert
-    return router + round(touched * expert), n_rows * per_row
+    format = Format("given", weight_bytes)
+    rows = Pass(text=n_rows, context=context)
+    ops = pass_work(config, Recipe(*[format] * 4), rows, cache_bytes=cache_bytes)
+    n_bytes = sum(op.n * (op.weight_bytes + op.cache_bytes) for op in ops)
+    return Cost(round(n_bytes), round(sum(op.n * op.operations for op in ops)))

@@ -14,8 +14,10 @@ from rich.table import Table
 
 from duplex_engine.cli.run import DeviceOption
 from duplex_engine.engine import Engine
-from duplex_engine.errors import InvalidArgument
+from duplex_engine.errors import BackendUnavailable, InvalidArgument
 from duplex_engine.evaluation import gpu_check as suite
+from duplex_engine.evaluation.prediction_tables import cases, turn_table
+from duplex_engine.evaluation.work import INKLING_SMALL
 
 __all__ = ["gpu_check"]
 
@@ -39,7 +41,8 @@ def gpu_check(
 
     In float32 everything that a session holds in the GPU's memory must equal the CPU's; in bfloat16
     the tokens must, and the memory must not depend on chunks or on other sessions. Ends with status
-    1 if a comparison fails. Needs a GPU of compute capability 9.0 or newer, and a build with CUDA.
+    1 if a comparison fails. Needs a GPU of compute capability 9.0 or newer, and a build with CUDA;
+    where one is missing, prints what is predicted for several GPUs, and then what is missing.
 
     Examples:
 
@@ -52,8 +55,12 @@ def gpu_check(
         if name not in suite.SHAPES:
             known = ", ".join(suite.SHAPES)
             raise InvalidArgument(f"--shape: expected one of {known}, found {name!r}")
-    with Engine.load(checkpoint, device=device, memory="64MiB") as engine:
-        description = engine.description
+    try:
+        with Engine.load(checkpoint, device=device, memory="64MiB") as engine:
+            description = engine.description
+    except BackendUnavailable:
+        _print_prediction(console)
+        raise
     console.print(description, markup=False)
     report: dict[str, Any] = {"date": date.today().isoformat(), "device": description}
     checks = _compare(console, device, checkpoint, turns)
@@ -66,6 +73,16 @@ def gpu_check(
     if failed:
         console.print(f"{failed} of {len(checks)} comparisons failed", style="red")
         raise typer.Exit(EXIT_FAILED)
+
+
+def _print_prediction(console: Console) -> None:
+    """What published kernels and our design should make of the published model."""
+    found = list(cases(INKLING_SMALL, "nvfp4", ("design", "public"), contexts=[32_768]))
+    console.print(turn_table("predicted, not measured: Inkling-Small, experts in NVFP4, ms", found))
+    console.print(
+        "design: our kernels as planned; public: each operation as fast as the best published "
+        "kernel. docs/GPU.md says how this was calibrated, and how far such predictions are off."
+    )
 
 
 def _compare(console: Console, device: str, checkpoint: str, turns: int) -> list[suite.Check]:

@@ -26,7 +26,7 @@ from duplex_engine.core_config import vision_stages
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.json_input import found
 
-__all__ = ["PRESETS", "write_random_checkpoint"]
+__all__ = ["PRESETS", "Preset", "preset_config", "write_random_checkpoint"]
 
 Dtype: TypeAlias = Literal["float32", "bfloat16"]
 Array: TypeAlias = NDArray[Any]
@@ -164,7 +164,7 @@ def write_random_checkpoint(
         raise InvalidArgument(f"dtype: expected float32 or bfloat16, found {found(dtype)}")
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    values = _config_json(sizes, dtype, interaction)
+    values = preset_config(sizes, dtype, interaction)
     if mtp_layers > 0:
         values["mtp_config"] = {
             "num_nextn_predict_layers": mtp_layers,
@@ -181,7 +181,10 @@ def write_random_checkpoint(
     return folder
 
 
-def _config_json(preset: Preset, dtype: Dtype, interaction: bool) -> dict[str, Any]:
+def preset_config(
+    preset: Preset, dtype: Dtype = "bfloat16", interaction: bool = True
+) -> dict[str, Any]:
+    """The content of config.json of a model of these sizes."""
     words = preset.layers.split()
     ids = {token: id_ for id_, token in enumerate(CONTROL_TOKENS)}
     text = {
