@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "backend/views.h"
 #include "core/error.h"
 
 namespace duplex {
@@ -17,20 +18,17 @@ constexpr std::int64_t kMinConvPagePositions = 8;
 constexpr std::int64_t kMaxLifetimePositions = std::int64_t{1} << 24;
 constexpr std::int64_t kMaxRangeBytes = std::int64_t{1} << 42;
 
-std::int64_t head_columns(const AttentionShape& shape) {
-  return shape.n_kv_heads * round_up(shape.d_head, kColumnAlign);
-}
-
 // Gives every layer its place and sets the block_bytes of the three tapes.
-void place_layers(const ModelConfig& config, DType kv_dtype, SequenceLayout& layout) {
+void place_layers(const ModelConfig& config, SequenceLayout& layout) {
   const std::int64_t model_bytes = round_up(config.d_model, kColumnAlign) * 4;
   for (std::size_t i = 0; i < config.layers.size(); ++i) {
     TapeLayout& kv = config.layers[i].is_local ? layout.local : layout.global;
-    const std::int64_t columns = head_columns(config.attention(i));
+    const AttentionShape& shape = config.attention(i);
+    const std::int64_t head = round_up(shape.d_head, kColumnAlign);
+    const std::int64_t columns = shape.n_kv_heads * head;
     LayerPlacement place;
     place.kv_offset_bytes = kv.block_bytes;
-    kv.block_bytes +=
-        2 * columns * kBlockPositions * static_cast<std::int64_t>(dtype_bytes(kv_dtype));
+    kv.block_bytes += 2 * shape.n_kv_heads * kv_panel_bytes(layout.kv_dtype, head);
     place.k_conv_offset_bytes = layout.conv.block_bytes;
     place.v_conv_offset_bytes = place.k_conv_offset_bytes + columns * 4;
     place.attention_conv_offset_bytes = place.v_conv_offset_bytes + columns * 4;
@@ -60,7 +58,8 @@ SequenceLayout SequenceLayout::make(const ModelConfig& config, DType kv_dtype,
         limits.pending_rows);
   SequenceLayout layout;
   layout.limits = limits;
-  place_layers(config, kv_dtype, layout);
+  layout.kv_dtype = kv_dtype;
+  place_layers(config, layout);
   layout.page_bytes = choose_page_bytes(layout, page_granularity);
   layout.global.block_positions = layout.local.block_positions = kBlockPositions;
   for (TapeLayout* tape : {&layout.global, &layout.local, &layout.conv}) {
