@@ -39,12 +39,14 @@ void place_layers(const ModelConfig& config, SequenceLayout& layout) {
 }
 
 std::size_t choose_page_bytes(const SequenceLayout& layout, std::size_t granularity) {
-  const auto least =
-      static_cast<std::size_t>(std::max({layout.global.block_bytes, layout.local.block_bytes,
-                                         layout.conv.block_bytes * kMinConvPagePositions}));
+  std::int64_t least = std::max({layout.global.block_bytes, layout.local.block_bytes,
+                                 layout.conv.block_bytes * kMinConvPagePositions});
+  // Whole blocks of the tape that grows without end: what they leave of a page is lost.
+  if (!layout.global.is_inert()) least = round_up(least, layout.global.block_bytes);
+  const auto bytes = static_cast<std::size_t>(least);
   const std::size_t unit =
-      least >= kHugeFromBytes ? std::max(granularity, kHugePageBytes) : granularity;
-  return (least + unit - 1) / unit * unit;
+      bytes >= kHugeFromBytes ? std::max(granularity, kHugePageBytes) : granularity;
+  return (bytes + unit - 1) / unit * unit;
 }
 
 }  // namespace
