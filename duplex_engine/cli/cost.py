@@ -48,7 +48,7 @@ def turn_passes(config: ModelConfig, n_tokens: int) -> list[int]:
 
 
 def pass_cost(
-    config: ModelConfig, n_rows: int, context: int, cache_bytes: int, weight_bytes: float
+    config: ModelConfig, n_rows: int, context: int, cache_bytes: float, weight_bytes: float
 ) -> Cost:
     """Cost of one pass of `n_rows` that sees `context` positions, logits of the last row included.
 
@@ -64,7 +64,7 @@ def pass_cost(
         n_cached += cached
         weights, multiplies = _mlp(text, is_moe, n_rows)
         n_weights, n_multiplies = n_weights + weights, n_multiplies + multiplies
-    return Cost(round(n_weights * weight_bytes) + n_cached * cache_bytes, 2 * n_multiplies)
+    return Cost(round(n_weights * weight_bytes + n_cached * cache_bytes), 2 * n_multiplies)
 
 
 def _attention(text: TextConfig, is_local: bool, n_rows: int, context: int) -> tuple[int, int, int]:
