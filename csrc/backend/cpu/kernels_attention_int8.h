@@ -104,16 +104,24 @@ inline void quantise_query(const AttentionWalk& walk, QueryVector& v, std::int8_
   v.q = codes;
 }
 
+// note: the prefetches stay in the caller's loop: of a function of its own, gcc drops the call.
 inline void attention_int8(const AttentionWalk& walk) {
   QueryVector vectors[kAttentionVectors];
   const std::int32_t n_vectors = walk.begin(vectors);
   for (std::int32_t i = 0; i < n_vectors; ++i)
     quantise_query(walk, vectors[i], walk.scratch.queries + i * walk.n);
+  const std::int64_t last_block = vectors[n_vectors - 1].position / kBlockPositions;
+  const std::int64_t block_bytes = 2 * kv_panel_bytes(DType::kInt8, walk.n);
   BlockScales scales;
   std::int64_t read = -1;  // the block that the scales are of
   for_seen_blocks(walk, vectors, n_vectors, [&](std::int64_t block, std::int32_t first, int n) {
-    if (block != read) read_scales(walk, block, scales);
-    read = block;
+    if (block != read) {
+      read = block;
+      read_scales(walk, block, scales);
+      // A head's blocks lie far apart, so the processor does not see which comes next.
+      const std::byte* next = walk.keys(block < last_block ? block + 1 : block);
+      for (std::int64_t i = 0; i < block_bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
+    }
     with_rows(n, [&]<int R>() { attend_tile_int8<R>(walk, block, scales, vectors + first); });
   });
   for (std::int32_t i = 0; i < n_vectors; ++i) vectors[i].sum = reduce_add(load(vectors[i].sums));
