@@ -21,7 +21,6 @@ MAX_TREE_BYTES = 60_000_000
 LONG_FILES: dict[str, str] = {
     "csrc/tests/sequence/fixtures.h": "shared by four test files, inline throughout",
     "csrc/backend/op_args.h": "one struct for each operation, to be read side by side",
-    "csrc/backend/cpu/kernels_attention.h": "a source in all but name: one copy for each ISA",
 }
 
 MACHINE_PATH = re.compile(r"(?<![\w.}])/(?:tmp|work|root|home)/\w")

@@ -53,13 +53,21 @@ CASES = [
     ),
     *(
         Case("attention", dtype, HEADS | {"rows": rows, "context": context})
-        for dtype in ("f32", "bf16")
+        for dtype in ("f32", "bf16", "int8")
         for context in (1024, 4096, 32_768)
         for rows in (1, 5, 20)
     ),
-    *(Case("attention", "bf16", HEADS | {"rows": rows, "context": 262_144}) for rows in (1, 20)),
+    *(
+        Case("attention", dtype, HEADS | {"rows": rows, "context": 262_144})
+        for dtype in ("bf16", "int8")
+        for rows in (1, 20)
+    ),
     *(Case("moe", dtype, EXPERTS | {"rows": rows}) for dtype in FORMATS for rows in (1, 5, 20)),
-    *(Case("kv_append", "bf16", HEADS | {"rows": rows, "context": 1024}) for rows in (1, 20)),
+    *(
+        Case("kv_append", dtype, HEADS | {"rows": rows, "context": 1024})
+        for dtype in ("bf16", "int8")
+        for rows in (1, 20)
+    ),
     *(Case("conv_add_norm", "bf16", {"rows": rows, "n_in": 1024}) for rows in (1, 20)),
     *(Case("norm", "bf16", {"rows": rows, "n_in": 1024}) for rows in (1, 20)),
     *(Case("silu_mul", "bf16", {"rows": rows, "n_in": 3072}) for rows in (1, 20)),

@@ -1,4 +1,5 @@
-"""What int8 and int4 weights cost in quality, on the model that comes with the package.
+"""What int8 and int4 weights, and keys and values in int8, cost in quality, on the model that comes
+with the package.
 
     python -m bench.quality
 
@@ -11,7 +12,7 @@ same, and the mean Kullback-Leibler divergence from float32, in nats.
 from __future__ import annotations
 
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
@@ -32,6 +33,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "int8": {"dtype": "bfloat16", "weights": "int8"},
     "int4": {"dtype": "bfloat16", "weights": "int4"},
 }
+CACHES: tuple[Literal["auto", "int8"], ...] = ("auto", "int8")
 
 Turns = list[tuple[NDArray[np.float32], list[int]]]  # sound heard, tokens put out
 
@@ -70,16 +72,19 @@ def main() -> None:
     with Engine.load("reference", dtype="float32") as engine:
         streams = answers(engine)
     tokens = np.array([t for turns in streams for _, out in turns for t in out])
-    table = Table("weights and rows", "perplexity", "same most likely token", "KL, nats")
+    table = Table("weights and rows", "cache", "perplexity", "same most likely token", "KL, nats")
     reference = None
     for name, options in FORMATS.items():
-        with Engine.load("reference", **options) as engine:
-            log_p = log_probabilities(engine, streams)
-        reference = log_p if reference is None else reference
-        perplexity = np.exp(-log_p[np.arange(len(tokens)), tokens].mean())
-        same = (log_p.argmax(axis=1) == reference.argmax(axis=1)).mean()
-        divergence = (np.exp(reference) * (reference - log_p)).sum(axis=1).mean()
-        table.add_row(name, f"{perplexity:.4f}", f"{100 * same:.2f} %", f"{divergence:.5f}")
+        for kv_dtype in CACHES:
+            with Engine.load("reference", kv_dtype=kv_dtype, **options) as engine:
+                log_p = log_probabilities(engine, streams)
+                cache = engine.kv_dtype
+            reference = log_p if reference is None else reference
+            perplexity = np.exp(-log_p[np.arange(len(tokens)), tokens].mean())
+            same = (log_p.argmax(axis=1) == reference.argmax(axis=1)).mean()
+            divergence = (np.exp(reference) * (reference - log_p)).sum(axis=1).mean()
+            figures = f"{perplexity:.4f}", f"{100 * same:.2f} %", f"{divergence:.6f}"
+            table.add_row(name, cache, *figures)
     Console().print(f"{len(tokens)} tokens of {len(streams)} recordings")
     Console().print(table)
 

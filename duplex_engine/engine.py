@@ -35,6 +35,7 @@ from duplex_engine.types import MicroTurn, StepInput, Window
 __all__ = ["Engine", "parse_bytes"]
 
 Progress: TypeAlias = bool | Callable[[int, int], None] | None
+KvDtype: TypeAlias = Literal["float32", "bfloat16", "int8"]
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KiB": 2**10,
     "MiB": 2**20,
@@ -58,6 +59,7 @@ class Engine:
         tokenizer: Tokenizer | None,
         dtype: Dtype,
         weights: Weights,
+        kv_dtype: KvDtype,
         mtp_layers: int = 0,
         rewind_rows: int = 0,
     ) -> None:
@@ -66,10 +68,11 @@ class Engine:
         self._mtp_layers = mtp_layers
         self._dtype = dtype
         self._weights: Weights = weights
+        self._kv_dtype: KvDtype = kv_dtype
         self._config = config
         self._tokenizer = tokenizer
         sizes = core_config(config, mtp_layers)
-        self._model = ModelIdentity(core, sizes, dtype, weights, mtp_layers)
+        self._model = ModelIdentity(core, sizes, dtype, weights, kv_dtype, mtp_layers)
 
     @classmethod
     def load(
@@ -79,6 +82,7 @@ class Engine:
         device: str = "cpu",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         weights: Literal["auto", "int8", "int4"] = "auto",
+        kv_dtype: Literal["auto", "int8"] = "auto",
         mtp_layers: int = 0,
         threads: int | None = None,
         memory: int | str = "1GiB",
@@ -98,11 +102,13 @@ class Engine:
                 that `duplex-engine convert` wrote has weights of one format, for the CPU.
             device: "cpu", or "cuda" where the build has CUDA and the machine a GPU of compute
                 capability 9.0 or newer (docs/GPU.md).
-            dtype: type of the rows, of the cache of keys and values and, unless `weights` says
-                otherwise, of the weights; "auto" is bfloat16 for a bfloat16 checkpoint, else
-                float32.
+            dtype: type of the rows and, unless `weights` and `kv_dtype` say otherwise, of the
+                weights and of the cache of keys and values; "auto" is bfloat16 for a bfloat16
+                checkpoint, else float32.
             weights: "int8" or "int4" quantise the layers' matrices and the head while loading (CPU
                 only): groups of 64 or 32 inputs share a scale, 8.25 or 4.5 bits a weight.
+            kv_dtype: "int8" keeps keys and values in 8 bits, a scale for each position and head
+                (CPU only): half the memory of bfloat16, and less time the longer the context.
             mtp_layers: of the checkpoint's multi-token-prediction layers, how many to load: each
                 guesses one token more, for sessions opened with `speculate`. 0 loads none.
             threads: worker threads of the CPU; None takes one per processor core.
@@ -136,6 +142,8 @@ class Engine:
             raise InvalidArgument(
                 f"weights: expected 'auto', 'int8' or 'int4', found {found(weights)}"
             )
+        if kv_dtype not in ("auto", "int8"):
+            raise InvalidArgument(f"kv_dtype: expected 'auto' or 'int8', found {found(kv_dtype)}")
         if not (progress is None or isinstance(progress, bool) or callable(progress)):
             raise InvalidArgument(
                 f"progress: expected True, a function or None, found {found(progress)}"
@@ -173,7 +181,9 @@ class Engine:
             if checkpoint.tokenizer_path is not None:
                 tokenizer = Tokenizer.from_file(checkpoint.tokenizer_path)
             sizes = core_config(config, mtp_layers)
-            options |= {"dtype": row_dtype, "weights": matrices, "progress": progress or None}
+            held: KvDtype = row_dtype if kv_dtype == "auto" else kv_dtype
+            options |= {"dtype": row_dtype, "weights": matrices, "kv_dtype": held}
+            options["progress"] = progress or None
 
             def from_tensors() -> _core.Engine:
                 tensors = [(t.name, t.dtype, t.shape, t.data) for t in checkpoint.tensors]
@@ -203,7 +213,7 @@ class Engine:
             else:
                 core = from_tensors()
         rewind_rows = options["rewind_rows"]
-        return cls(core, config, tokenizer, row_dtype, matrices, mtp_layers, rewind_rows)
+        return cls(core, config, tokenizer, row_dtype, matrices, held, mtp_layers, rewind_rows)
 
     def write_weights(
         self, path: Path, *, progress: Callable[[int, int], None] | None = None
@@ -235,8 +245,13 @@ class Engine:
 
     @property
     def dtype(self) -> Dtype:
-        """Type of the rows and of the cache: "float32" or "bfloat16"."""
+        """Type of the rows: "float32" or "bfloat16"."""
         return self._dtype
+
+    @property
+    def kv_dtype(self) -> KvDtype:
+        """Type of the cache of keys and values: `dtype` or "int8"."""
+        return self._kv_dtype
 
     @property
     def weights(self) -> Weights:

@@ -42,13 +42,20 @@ class ModelIdentity:
     take over each other's sessions."""
 
     def __init__(
-        self, core: _core.Engine, sizes: dict[str, Any], dtype: str, weights: str, mtp_layers: int
+        self,
+        core: _core.Engine,
+        sizes: dict[str, Any],
+        dtype: str,
+        weights: str,
+        kv_dtype: str,
+        mtp_layers: int,
     ) -> None:
         self._core = core
         self._sizes = sizes
         self._formats: dict[str, str | int] = {
             "dtype": dtype,
             "weights": weights,
+            "kv_dtype": kv_dtype,
             "mtp_layers": mtp_layers,
         }
 

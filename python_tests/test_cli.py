@@ -277,6 +277,7 @@ def test_costs_grow_as_they_should(checkpoint: Path, tmp_path: Path) -> None:
     assert five.operations > one.operations
     assert pass_cost(config, 1, 10_000, 2, 2).n_bytes > one.n_bytes
     assert pass_cost(config, 1, 100, 2, 1).n_bytes < one.n_bytes
+    assert pass_cost(config, 1, 100, 1.125, 2).n_bytes < one.n_bytes
     assert (one + five).operations == one.operations + five.operations
     assert one.floor_ms(Machine(1e9, 1e18)) == pytest.approx(one.n_bytes / 1e6)
     assert one.floor_ms(Machine(1e18, 1e9)) == pytest.approx(one.operations / 1e6)

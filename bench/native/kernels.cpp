@@ -109,12 +109,12 @@ class TapeKernel : public Kernel {
   TapeKernel(const KernelSizes& of, DType type, int n_threads) : Kernel(of, type, n_threads) {
     const std::int64_t n = sizes.d_head, n_kv = sizes.n_kv_heads;
     const std::int64_t n_blocks = div_up(sizes.context + sizes.rows, kBlockPositions);
-    const std::int64_t block_bytes =
-        2 * n_kv * n * kBlockPositions * static_cast<std::int64_t>(dtype_bytes(dtype));
+    const std::int64_t block_bytes = 2 * n_kv * kv_panel_bytes(dtype, n);
     const std::int64_t conv_bytes = 2 * n_kv * n * 4;
     const TapeView tape{
         static_cast<std::byte*>(memory(static_cast<std::size_t>(n_blocks * block_bytes))), 1,
         block_bytes, block_bytes};
+    if (dtype == DType::kInt8) set_scales(tape, n_blocks);
     auto* const conv = static_cast<std::byte*>(
         memory(static_cast<std::size_t>((kPastRows + sizes.rows) * conv_bytes)));
     segment_.n_rows = sizes.rows;
@@ -125,11 +125,21 @@ class TapeKernel : public Kernel {
     shape_ = {sizes.n_heads, sizes.n_kv_heads, sizes.d_head, sizes.rel_extent, 0};
     stride_ = (sizes.n_heads + 2 * n_kv) * n + sizes.n_heads * kRelFeatures;
     qkvr_ = floats(sizes.rows * stride_);
-    q_ = rows(sizes.rows, sizes.n_heads * n);
+    q_ = {floats(sizes.rows * sizes.n_heads * n), sizes.n_heads * n, query_dtype(dtype)};
   }
 
  protected:
   Segments segments() const { return {&segment_, 1, sizes.rows}; }
+
+  // To what numbers of size one have: 1 / 32 in front of keys, 2^-5 in front of values.
+  void set_scales(const TapeView& tape, std::int64_t n_blocks) const {
+    for (std::int64_t i = 0; i < 2 * sizes.n_kv_heads * n_blocks; ++i) {
+      auto* const scales =
+          reinterpret_cast<std::uint16_t*>(tape.base + i * kv_panel_bytes(dtype, sizes.d_head));
+      for (std::int64_t p = 0; p < kBlockPositions; ++p)
+        scales[p] = float_to_bf16(i % 2 == 0 ? 0.03125f : -5.0f);
+    }
+  }
 
   Segment segment_;
   AttentionShape shape_;
@@ -146,7 +156,8 @@ class AttentionKernel final : public TapeKernel {
     rel_bank_ = floats(kRelFeatures * rel_stride_);
     out_ = rows(sizes.rows, sizes.n_heads * sizes.d_head);
     const double numbers = static_cast<double>(sizes.context) * sizes.d_head;
-    bytes = 2.0 * numbers * sizes.n_kv_heads * static_cast<double>(dtype_bytes(dtype));
+    bytes = 2.0 * static_cast<double>(sizes.context / kBlockPositions) * sizes.n_kv_heads *
+            static_cast<double>(kv_panel_bytes(dtype, sizes.d_head));
     operations = 4.0 * numbers * sizes.n_heads * sizes.rows;
   }
   void run() override {

@@ -54,6 +54,8 @@ class Backend {
   virtual std::unique_ptr<PageMemory> create_page_memory(std::size_t page_bytes,
                                                          std::int64_t n_pages) = 0;
   virtual std::size_t page_granularity() const = 0;  // page_bytes is a multiple of this
+  // Whether kv_append and attention keep keys and values as this.
+  virtual bool has_kv_dtype(DType kv_dtype) const { return !is_quantised(kv_dtype); }
 
   // ---- weights
   virtual std::size_t packed_bytes(std::int64_t n_out, std::int64_t n_in_padded, DType) const = 0;

@@ -84,7 +84,7 @@ struct KvAppendArgs {
   float log_scaling_alpha;
   std::int64_t layer_offset_bytes;  // of this layer inside a block of the tape
   DType kv_dtype;
-  Rows q;  // out: (n_rows, n_heads * d_head_padded)
+  Rows q;  // out: (n_rows, n_heads * d_head_padded), query_dtype(kv_dtype)
 };
 
 struct AttentionArgs {
@@ -92,7 +92,7 @@ struct AttentionArgs {
   AttentionShape shape;
   std::int32_t d_head_padded;
   std::int32_t d_rel;
-  Rows q;          // dtype of the tape
+  Rows q;          // query_dtype(kv_dtype)
   const float* r;  // (n_rows, r_stride), n_heads * d_rel values a row
   std::int64_t r_stride;
   const float* rel_bank;  // (d_rel, rel_stride): distances descending between kBlockPositions zeros

@@ -23,6 +23,13 @@ void check_meets(const char* op, const Rows& rows, const PackedMatrix& w) {
         ", weights are ", dtype_name(w.dtype));
 }
 
+void check_tape(const char* op, const Backend& backend, DType kv_dtype, const Rows& q) {
+  check(backend.has_kv_dtype(kv_dtype), op, ": device '", backend.name(), "' keeps no ",
+        dtype_name(kv_dtype), " keys and values");
+  check(q.dtype == query_dtype(kv_dtype), op, ": q must have the dtype of the tape, or float32 ",
+        "where that is quantised");
+}
+
 void check_segments(const char* op, const Segments& segments, bool is_local) {
   std::int32_t row = 0;
   for (std::int32_t i = 0; i < segments.count; ++i) {
@@ -77,7 +84,7 @@ void Backend::kv_append(const KvAppendArgs& args) {
   const std::int64_t heads = args.shape.n_heads + 2 * args.shape.n_kv_heads;
   check_floats("kv_append", "qkvr", args.qkvr, args.stride, heads * args.d_head_padded);
   check_rows("kv_append", "q", args.q, std::int64_t{args.shape.n_heads} * args.d_head_padded);
-  check(args.q.dtype == args.kv_dtype, "kv_append: q must have the dtype of the tape");
+  check_tape("kv_append", *this, args.kv_dtype, args.q);
   do_kv_append(args);
 }
 
@@ -87,7 +94,7 @@ void Backend::attention(const AttentionArgs& args) {
   const std::int64_t width = std::int64_t{args.shape.n_heads} * args.d_head_padded;
   check_rows("attention", "q", args.q, width);
   check_rows("attention", "out", args.out, width);
-  check(args.q.dtype == args.kv_dtype, "attention: q must have the dtype of the tape");
+  check_tape("attention", *this, args.kv_dtype, args.q);
   check(args.rel_stride >= args.shape.rel_extent + 2 * kBlockPositions,
         "attention: the bias bank needs rel_extent + 128 columns, stride is ", args.rel_stride);
   do_attention(args);

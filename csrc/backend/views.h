@@ -44,6 +44,18 @@ struct PackShape {
   DType dtype = DType::kF32;
 };
 
+// Keys, or values, of one head in a block of kBlockPositions: d_head_padded numbers a position.
+// int8 has kBlockPositions bfloat16 in front of the codes: scales of keys, base-2 logarithms of
+// those of values.
+constexpr std::int64_t kv_panel_bytes(DType dtype, std::int64_t d_head_padded) {
+  if (dtype == DType::kInt8) return kBlockPositions * (2 + d_head_padded);
+  return kBlockPositions * d_head_padded * static_cast<std::int64_t>(dtype_bytes(dtype));
+}
+// Of the rows of queries that meet such keys.
+constexpr DType query_dtype(DType kv_dtype) {
+  return is_quantised(kv_dtype) ? DType::kF32 : kv_dtype;
+}
+
 // Where a tape lies and how its pages are cut. A page holds `blocks_per_page` blocks of
 // `block_bytes`; key/value tapes have blocks of kBlockPositions, the convolution tape of one.
 struct TapeView {

@@ -7,8 +7,8 @@
 
 namespace duplex {
 
-// kInt8 and kInt4 are formats of packed matrices alone: codes in groups that share a scale. Rows,
-// tables and tapes are float32 or bfloat16.
+// kInt8 and kInt4 are formats of packed matrices, kInt8 also of keys and values on a tape: codes in
+// groups that share a scale. Rows and tables are float32 or bfloat16.
 enum class DType : std::uint8_t { kF32, kBF16, kInt8, kInt4 };
 
 constexpr bool is_quantised(DType dtype) { return dtype == DType::kInt8 || dtype == DType::kInt4; }

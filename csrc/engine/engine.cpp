@@ -38,6 +38,9 @@ ModelConfig checked(ModelConfig config, const EngineOptions& options) {
   check(options.weights == options.dtype || is_quantised(options.weights), "weights: expected ",
         dtype_name(options.dtype), " (the dtype), int8 or int4, found ",
         dtype_name(options.weights));
+  check(options.kv_dtype == options.dtype || options.kv_dtype == DType::kInt8,
+        "kv_dtype: expected ", dtype_name(options.dtype), " (the dtype) or int8, found ",
+        dtype_name(options.kv_dtype));
   check(options.memory_bytes > 0 && options.memory_bytes <= kMaxMemoryBytes,
         "memory: expected 1 to ", kMaxMemoryBytes, " bytes, found ", options.memory_bytes);
   return config;
@@ -49,13 +52,13 @@ std::pair<SequenceLayout, SequenceLayout> make_layouts(const ModelConfig& config
                                                        const EngineOptions& options,
                                                        std::size_t granularity) {
   const RowLimits limits{options.rewind_rows, options.max_batch_rows};
-  SequenceLayout layout = SequenceLayout::make(config, options.dtype, granularity, limits);
+  SequenceLayout layout = SequenceLayout::make(config, options.kv_dtype, granularity, limits);
   if (config.mtp.layers.empty()) return {layout, {}};
   RowLimits mtp_limits = limits;
   mtp_limits.rewind_rows += kWaitingRows + std::ssize(config.mtp.layers);
   SequenceLayout mtp_layout =
-      SequenceLayout::make(config.mtp_model(), options.dtype, layout.page_bytes, mtp_limits);
-  layout = SequenceLayout::make(config, options.dtype, mtp_layout.page_bytes, limits);
+      SequenceLayout::make(config.mtp_model(), options.kv_dtype, layout.page_bytes, mtp_limits);
+  layout = SequenceLayout::make(config, options.kv_dtype, mtp_layout.page_bytes, limits);
   return {layout, mtp_layout};
 }
 
@@ -71,6 +74,9 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
   const ModelConfig& checked_config = model_.config;
   auto backend = beside != nullptr ? beside->interaction_->backend().background_lane()
                                    : create_backend(options.device, options.backend);
+  check(backend->has_kv_dtype(options.kv_dtype), "kv_dtype: device '", backend->name(),
+        "' keeps keys and values in float32 or bfloat16, found ", dtype_name(options.kv_dtype),
+        "; the CPU has int8");
   const WeightDTypes dtypes{options.dtype, options.weights};
   if (const auto* packed = std::get_if<PackedArena>(&source)) {
     model_.weights = load_packed_weights(checked_config, *packed, dtypes, *backend, progress);

@@ -20,8 +20,9 @@ inline constexpr float kTowerNormEps = 1e-6f;
 struct EngineOptions {
   std::string device = "cpu";
   BackendOptions backend;
-  DType dtype = DType::kF32;    // of rows, tables, keys and values
-  DType weights = DType::kF32;  // of the layers' matrices and the head: dtype, or quantised
+  DType dtype = DType::kF32;     // of rows and tables
+  DType weights = DType::kF32;   // of the layers' matrices and the head: dtype, or quantised
+  DType kv_dtype = DType::kF32;  // of keys and values: dtype, or kInt8
   std::int64_t memory_bytes = std::int64_t{1} << 30;  // of the page pool
   std::int32_t max_batch_rows = 256;                  // of one pass; longer input takes several
   std::int64_t max_positions = 32768;                 // of a session that does not say

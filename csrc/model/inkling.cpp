@@ -28,7 +28,11 @@ std::int64_t padded_stride(std::int64_t width, std::size_t element_bytes) {
 
 Inkling::Inkling(const ModelConfig& config, const Weights& weights, const SequenceLayout& layout,
                  Backend& backend, std::int32_t max_rows)
-    : config_(config), weights_(weights), backend_(backend), max_rows_(max_rows) {
+    : config_(config),
+      weights_(weights),
+      backend_(backend),
+      max_rows_(max_rows),
+      kv_dtype_(layout.kv_dtype) {
   check(max_rows >= 1, "max_batch_rows: expected 1 or more, found ", max_rows);
   for (std::size_t i = 0; i < weights.layers.size(); ++i)
     blocks_.push_back({&weights.layers[i], config.layers[i], layout.layers[i]});
@@ -68,7 +72,7 @@ void Inkling::allocate() {
   hidden_ = make_floats("hidden", config_.d_model, hidden_stride_);
   normed_ = make_rows("normed", config_.d_model, dtype, max_rows_);
   projected_ = make_floats("projected", widest_projection, projected_stride_);
-  queries_ = make_rows("queries", widest_heads, dtype, max_rows_);
+  queries_ = make_rows("queries", widest_heads, query_dtype(kv_dtype_), max_rows_);
   attended_ = make_rows("attended", widest_heads, dtype, max_rows_);
   activated_ = make_rows("activated", widest_mlp, dtype, max_rows_);
   block_out_ = make_floats("block_out", config_.d_model, block_out_stride_);
@@ -127,7 +131,7 @@ void Inkling::attention_half(const Segments& segments, const Block& block) {
                       .log_scaling_floor = config_.log_scaling_floor,
                       .log_scaling_alpha = config_.log_scaling_alpha,
                       .layer_offset_bytes = place.kv_offset_bytes,
-                      .kv_dtype = weights_.dtype,
+                      .kv_dtype = kv_dtype_,
                       .q = queries_});
   backend_.attention({.segments = segments,
                       .shape = shape,
@@ -142,7 +146,7 @@ void Inkling::attention_half(const Segments& segments, const Block& block) {
                       .log_scaling_floor = config_.log_scaling_floor,
                       .log_scaling_alpha = config_.log_scaling_alpha,
                       .layer_offset_bytes = place.kv_offset_bytes,
-                      .kv_dtype = weights_.dtype,
+                      .kv_dtype = kv_dtype_,
                       .out = attended_});
   backend_.linear({w.out, attended_, segments.n_rows, block_out_, block_out_stride_});
   add_and_norm(segments, block, true, 1.0f, w.mlp_norm);

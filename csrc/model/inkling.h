@@ -64,6 +64,7 @@ class Inkling {
   const Weights& weights_;
   Backend& backend_;
   std::int32_t max_rows_;
+  DType kv_dtype_;  // of the tapes of every block
   std::vector<Block> blocks_;
   std::vector<std::unique_ptr<Buffer>> buffers_;
   std::vector<std::pair<std::string, std::size_t>> plan_;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "backend/views.h"
 #include "core/error.h"
 
 namespace duplex {
@@ -21,20 +22,17 @@ constexpr std::int64_t kMaxLifetimePositions = std::int64_t{1} << 40;
 // Of a tape with a window: how many times what it holds. At its end all of that is mapped again.
 constexpr std::int64_t kWindowsInRange = 16;
 
-std::int64_t head_columns(const AttentionShape& shape) {
-  return shape.n_kv_heads * round_up(shape.d_head, kColumnAlign);
-}
-
 // Gives every layer its place and sets the block_bytes of the three tapes.
-void place_layers(const ModelConfig& config, DType kv_dtype, SequenceLayout& layout) {
+void place_layers(const ModelConfig& config, SequenceLayout& layout) {
   const std::int64_t model_bytes = round_up(config.d_model, kColumnAlign) * 4;
   for (std::size_t i = 0; i < config.layers.size(); ++i) {
     TapeLayout& kv = config.layers[i].is_local ? layout.local : layout.global;
-    const std::int64_t columns = head_columns(config.attention(i));
+    const AttentionShape& shape = config.attention(i);
+    const std::int64_t head = round_up(shape.d_head, kColumnAlign);
+    const std::int64_t columns = shape.n_kv_heads * head;
     LayerPlacement place;
     place.kv_offset_bytes = kv.block_bytes;
-    kv.block_bytes +=
-        2 * columns * kBlockPositions * static_cast<std::int64_t>(dtype_bytes(kv_dtype));
+    kv.block_bytes += 2 * shape.n_kv_heads * kv_panel_bytes(layout.kv_dtype, head);
     place.k_conv_offset_bytes = layout.conv.block_bytes;
     place.v_conv_offset_bytes = place.k_conv_offset_bytes + columns * 4;
     place.attention_conv_offset_bytes = place.v_conv_offset_bytes + columns * 4;
@@ -45,12 +43,14 @@ void place_layers(const ModelConfig& config, DType kv_dtype, SequenceLayout& lay
 }
 
 std::size_t choose_page_bytes(const SequenceLayout& layout, std::size_t granularity) {
-  const auto least =
-      static_cast<std::size_t>(std::max({layout.global.block_bytes, layout.local.block_bytes,
-                                         layout.conv.block_bytes * kMinConvPagePositions}));
+  std::int64_t least = std::max({layout.global.block_bytes, layout.local.block_bytes,
+                                 layout.conv.block_bytes * kMinConvPagePositions});
+  // Whole blocks of the tape that grows without end: what they leave of a page is lost.
+  if (!layout.global.is_inert()) least = round_up(least, layout.global.block_bytes);
+  const auto bytes = static_cast<std::size_t>(least);
   const std::size_t unit =
-      least >= kHugeFromBytes ? std::max(granularity, kHugePageBytes) : granularity;
-  return (least + unit - 1) / unit * unit;
+      bytes >= kHugeFromBytes ? std::max(granularity, kHugePageBytes) : granularity;
+  return (bytes + unit - 1) / unit * unit;
 }
 
 }  // namespace
@@ -64,7 +64,8 @@ SequenceLayout SequenceLayout::make(const ModelConfig& config, DType kv_dtype,
         limits.pending_rows);
   SequenceLayout layout;
   layout.limits = limits;
-  place_layers(config, kv_dtype, layout);
+  layout.kv_dtype = kv_dtype;
+  place_layers(config, layout);
   layout.page_bytes = choose_page_bytes(layout, page_granularity);
   layout.global.block_positions = layout.local.block_positions = kBlockPositions;
   for (TapeLayout* tape : {&layout.global, &layout.local, &layout.conv}) {

@@ -3,8 +3,8 @@
 // A block of a key/value tape holds kBlockPositions positions of all layers of its kind, layer
 // after layer: keys of all heads and values of all heads, n_kv_heads x (K panel, V panel), a panel
 // being (d_head_padded, kBlockPositions) or its transpose as the backend likes, in the key/value
-// dtype. A block of the convolution tape holds one position: per layer the float32 inputs of its
-// four short convolutions, in the order k, v, attention output, MLP output.
+// dtype (kv_panel_bytes). A block of the convolution tape holds one position: per layer the float32
+// inputs of its four short convolutions, in the order k, v, attention output, MLP output.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +35,7 @@ struct SequenceLayout {
   TapeLayout local;
   TapeLayout conv;
   std::vector<LayerPlacement> layers;  // (n_layers)
+  DType kv_dtype = DType::kF32;        // of keys and values
   std::size_t page_bytes = 0;          // one size for all tapes
   RowLimits limits;
 

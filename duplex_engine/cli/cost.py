@@ -50,7 +50,7 @@ def turn_passes(config: ModelConfig, n_tokens: int) -> list[int]:
 
 
 def pass_cost(
-    config: ModelConfig, n_rows: int, context: int, cache_bytes: int, weight_bytes: float
+    config: ModelConfig, n_rows: int, context: int, cache_bytes: float, weight_bytes: float
 ) -> Cost:
     """Cost of one pass of `n_rows` that sees `context` positions, logits of the last row included.
 

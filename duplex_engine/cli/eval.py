@@ -16,6 +16,7 @@ from duplex_engine.cli.run import (
     CheckpointArgument,
     DeviceOption,
     DtypeOption,
+    KvDtypeOption,
     ThreadsOption,
     WeightsOption,
     turn_duration_ms,
@@ -106,6 +107,7 @@ def evaluate(
     ] = False,
     dtype: DtypeOption = "auto",
     weights: WeightsOption = "auto",
+    kv_dtype: KvDtypeOption = "auto",
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
@@ -145,7 +147,13 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {"checkpoint": Path(checkpoint).name}
     with Engine.load(
-        checkpoint, device=device, dtype=dtype, weights=weights, threads=threads, progress=True
+        checkpoint,
+        device=device,
+        dtype=dtype,
+        weights=weights,
+        kv_dtype=kv_dtype,
+        threads=threads,
+        progress=True,
     ) as engine:
         run = _runner(engine, realtime)
         if bank is not None:

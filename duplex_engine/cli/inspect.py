@@ -20,6 +20,7 @@ from duplex_engine.cli.cost import Cost, Machine, pass_cost, turn_passes
 from duplex_engine.cli.run import (
     CheckpointArgument,
     DtypeOption,
+    KvDtypeOption,
     ThreadsOption,
     WeightsOption,
     turn_duration_ms,
@@ -39,6 +40,7 @@ def inspect(
     checkpoint: CheckpointArgument,
     dtype: DtypeOption = "auto",
     weights: WeightsOption = "auto",
+    kv_dtype: KvDtypeOption = "auto",
     threads: ThreadsOption = None,
     memory: Annotated[str, typer.Option(help="Bytes for all sessions.")] = "1GiB",
     context: Annotated[
@@ -60,7 +62,13 @@ def inspect(
     with Checkpoint.open(checkpoint) as opened:
         _print_sizes(out, opened)
     with Engine.load(
-        checkpoint, dtype=dtype, weights=weights, threads=threads, memory=memory, progress=True
+        checkpoint,
+        dtype=dtype,
+        weights=weights,
+        kv_dtype=kv_dtype,
+        threads=threads,
+        memory=memory,
+        progress=True,
     ) as engine:
         config = engine.config
         out.print(engine.description, markup=False)
@@ -69,8 +77,10 @@ def inspect(
         for name, n_bytes in engine.memory_plan:
             plan.add_row(name, f"{n_bytes / 2**20:,.2f}")
         out.print(plan)
-        cache_bytes = 2 if engine.dtype == "bfloat16" else 4
-        weight_bytes = QUANTISED_BITS.get(engine.weights, 8 * cache_bytes) / 8
+        row_bytes = 2 if engine.dtype == "bfloat16" else 4
+        weight_bytes = QUANTISED_BITS.get(engine.weights, 8 * row_bytes) / 8
+        # A scale of two bytes for each head.
+        cache_bytes = 1 + 2 / config.text.head_dim if engine.kv_dtype == "int8" else row_bytes
     with out.status("measuring this machine"):
         machine = measure_machine(threads or len(os.sched_getaffinity(0)))
     _print_costs(out, config, context, cache_bytes, weight_bytes, machine)
@@ -139,7 +149,7 @@ def _print_costs(
     out: Console,
     config: ModelConfig,
     context: int,
-    cache_bytes: int,
+    cache_bytes: float,
     weight_bytes: float,
     machine: Machine,
 ) -> None:

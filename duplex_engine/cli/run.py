@@ -19,6 +19,7 @@ __all__ = [
     "DeviceOption",
     "DtypeOption",
     "JsonOption",
+    "KvDtypeOption",
     "ThreadsOption",
     "WeightsOption",
     "run",
@@ -32,11 +33,15 @@ CheckpointArgument = Annotated[str, typer.Argument(help=CHECKPOINT_HELP)]
 CheckpointOption = Annotated[str, typer.Option("--checkpoint", "-c", help=CHECKPOINT_HELP)]
 DtypeOption = Annotated[
     Literal["auto", "float32", "bfloat16"],
-    typer.Option(help="Type of weights and cache; auto follows the checkpoint."),
+    typer.Option(help="Type of rows, weights and cache; auto follows the checkpoint."),
 ]
 WeightsOption = Annotated[
     Literal["auto", "int8", "int4"],
     typer.Option(help="Quantise the matrices while loading: less memory, faster on the CPU."),
+]
+KvDtypeOption = Annotated[
+    Literal["auto", "int8"],
+    typer.Option(help="Keep keys and values in int8: half the memory, faster on the CPU."),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Worker threads. Default: one per core.")
@@ -68,6 +73,7 @@ def run(
     json: JsonOption = False,
     dtype: DtypeOption = "auto",
     weights: WeightsOption = "auto",
+    kv_dtype: KvDtypeOption = "auto",
     threads: ThreadsOption = None,
     device: DeviceOption = "cpu",
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
@@ -94,7 +100,13 @@ def run(
         )
     with (
         Engine.load(
-            checkpoint, device=device, dtype=dtype, weights=weights, threads=threads, progress=True
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            weights=weights,
+            kv_dtype=kv_dtype,
+            threads=threads,
+            progress=True,
         ) as engine,
         engine.open_session(temperature=temperature, seed=seed) as session,
     ):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from duplex_engine.config import ModelConfig, TextConfig
-from duplex_engine.engine import vision_stages
+from duplex_engine.core_config import vision_stages
 
 __all__ = [
     "FORMATS",

@@ -67,7 +67,8 @@ STREAM: list[Part] = [
 def loader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
     """load(model, dtype, ...): each engine is made once, and closed with the module.
 
-    "int8" and "int4" stand for such weights and bfloat16 for the rest.
+    "int8" and "int4" stand for such weights, "kv int8" for such keys and values, and bfloat16 for
+    the rest.
     """
     folders: dict[str, Path] = {}
     engines: dict[Any, Engine] = {}
@@ -80,10 +81,11 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
             usable.extend(instruction_sets(folders[model]))
         if "isa" in options and options["isa"] not in usable:
             pytest.skip(f"this machine has no {options['isa']}")
-        if dtype in ("int8", "int4"):
+        if dtype not in ("float32", "bfloat16"):
             if DEVICE != "cpu":
-                pytest.skip("quantised weights are the CPU's")
-            options["weights"], dtype = dtype, "bfloat16"
+                pytest.skip("quantised weights, keys and values are the CPU's")
+            options["kv_dtype" if dtype == "kv int8" else "weights"] = dtype.removeprefix("kv ")
+            dtype = "bfloat16"
         key = (model, dtype, *sorted(options.items()))
         if key not in engines:
             engines[key] = load(folders[model], dtype=dtype, **options)
@@ -128,7 +130,7 @@ def chunkings(draw: st.DrawFn, parts: Sequence[Part]) -> list[Part]:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4", "kv int8"])
 @pytest.mark.parametrize("model", ["dense", "moe"])
 class TestChunking:
     def test_the_rows_of_one_pass(self, loader: Loader, model: str, dtype: str, isa: str) -> None:
@@ -179,7 +181,7 @@ def test_the_last_logits_are_the_last_of_all(loader: Loader) -> None:
 
 
 @pytest.mark.parametrize("model", ["dense", "moe"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4", "kv int8"])
 def test_any_number_of_threads(loader: Loader, model: str, dtype: str) -> None:
     expected = None
     for threads in (1, 2, 3):
@@ -325,12 +327,13 @@ SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "seed
 START = [("text", words(3))]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "kv int8"])
 @examples(30)
 @given(before=histories, after=histories, elsewhere=histories)
 def test_a_fork_is_the_original(
-    loader: Loader, before: list[Any], after: list[Any], elsewhere: list[Any]
+    loader: Loader, dtype: str, before: list[Any], after: list[Any], elsewhere: list[Any]
 ) -> None:
-    engine = loader("dense")
+    engine = loader("dense", dtype)
     with engine.open_session(**SAMPLING) as straight:
         act(straight, START + before)
         expected = act(straight, after), state(straight)
@@ -356,10 +359,11 @@ def test_a_fork_is_the_original(
                 assert state(alone) == state(other)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "kv int8"])
 @pytest.mark.parametrize("length", [20, BLOCK + 3, 2 * BLOCK + 9, 4 * BLOCK])
-def test_taking_back_what_is_shared(loader: Loader, length: int) -> None:
+def test_taking_back_what_is_shared(loader: Loader, dtype: str, length: int) -> None:
     """Of a session and its fork, either drops rows that both hold and writes others there."""
-    engine = loader("dense")
+    engine = loader("dense", dtype)
     with engine.open_session() as straight:
         append(straight, [("text", words(length))])
         expected = state(straight)
@@ -377,13 +381,14 @@ def test_taking_back_what_is_shared(loader: Loader, length: int) -> None:
                 assert state(kept) == expected
 
 
+@pytest.mark.parametrize("dtype", ["float32", "kv int8"])
 @examples(40)
 @given(before=histories, dropped=histories, after=histories)
 def test_truncate_and_append_again(
-    loader: Loader, before: list[Any], dropped: list[Any], after: list[Any]
+    loader: Loader, dtype: str, before: list[Any], dropped: list[Any], after: list[Any]
 ) -> None:
     """What was dropped leaves nothing: sound that waited and the pending token are back too."""
-    engine = loader("dense")
+    engine = loader("dense", dtype)
     with engine.open_session(**SAMPLING) as straight, engine.open_session(**SAMPLING) as session:
         act(session, START + before)
         length = session.length
@@ -434,7 +439,7 @@ def test_forgetting_behind_every_window_changes_nothing(loader: Loader) -> None:
 
 
 @pytest.mark.parametrize("model", ["dense", "moe"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "kv int8"])
 @examples(10)
 @given(data=st.data())
 def test_forgetting_in_any_portions(

@@ -60,12 +60,42 @@ inline I16 dot_nibbles(I16 acc, Bytes w, const std::int8_t* x) {
   const __m256i quad = broadcast_quad(x);
   return {dot_half(acc.lo, w.lo, quad), dot_half(acc.hi, w.hi, quad)};
 }
+// Signed codes, the even and the odd ones widened to 16 bits: 255 * 127 twice does not fit them.
+struct SignedBytes {
+  Bytes even, odd;
+};
+inline SignedBytes load_signed(const std::uint8_t* p) {
+  const Bytes raw = load_raw(p);
+  const auto even = [](__m256i v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8); };
+  return {{even(raw.lo), even(raw.hi)},
+          {_mm256_srai_epi16(raw.lo, 8), _mm256_srai_epi16(raw.hi, 8)}};
+}
+inline I16 dot_signed(I16 acc, const SignedBytes& w, const std::uint8_t* x) {
+  std::int32_t quad;
+  __builtin_memcpy(&quad, x, sizeof quad);
+  const __m256i even = _mm256_set1_epi32(quad & 0x00ff00ff);
+  const __m256i odd = _mm256_srli_epi16(_mm256_set1_epi32(quad), 8);
+  const auto half = [&](__m256i sum, __m256i w_even, __m256i w_odd) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w_even, even));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(w_odd, odd));
+  };
+  return {half(acc.lo, w.even.lo, w.odd.lo), half(acc.hi, w.even.hi, w.odd.hi)};
+}
+inline I16 load_lanes(const std::int32_t* p) {
+  const auto* v = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};
+}
+inline void store_lanes(std::int32_t* p, I16 a) {
+  auto* v = reinterpret_cast<__m256i*>(p);
+  _mm256_storeu_si256(v, a.lo);
+  _mm256_storeu_si256(v + 1, a.hi);
+}
 inline I16 to_codes(F16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
-inline void store_codes(std::int8_t* p, I16 codes) {
-  alignas(32) std::int32_t lanes[16];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), codes.lo);
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes + 8), codes.hi);
-  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(lanes[i]);
+inline void store_codes(void* p, I16 codes) {
+  std::int32_t lanes[16];
+  store_lanes(lanes, codes);
+  for (int i = 0; i < 16; ++i)
+    static_cast<std::uint8_t*>(p)[i] = static_cast<std::uint8_t>(lanes[i]);
 }
 inline I16 add(I16 a, I16 b) {
   return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};

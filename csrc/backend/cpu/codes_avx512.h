@@ -36,10 +36,23 @@ inline I16 dot_bytes(I16 acc, Bytes w, const std::int8_t* x) {
       _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc.v), w, _mm512_set1_epi32(quad)));
 }
 inline I16 dot_nibbles(I16 acc, Bytes w, const std::int8_t* x) { return dot_bytes(acc, w, x); }
-// Sixteen integral lanes in [-127, 127].
+// The same for signed codes that meet unsigned ones: values of a tape and their weights.
+using SignedBytes = __m512i;
+inline SignedBytes load_signed(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
+inline I16 dot_signed(I16 acc, SignedBytes w, const std::uint8_t* x) {
+  std::int32_t quad;
+  __builtin_memcpy(&quad, x, sizeof quad);
+  return as_lanes(
+      _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc.v), _mm512_set1_epi32(quad), w));
+}
+inline I16 load_lanes(const std::int32_t* p) { return as_lanes(_mm512_loadu_si512(p)); }
+inline void store_lanes(std::int32_t* p, I16 a) {
+  _mm512_storeu_si512(p, reinterpret_cast<__m512i>(a.v));
+}
+// Sixteen lanes to the nearest integers; store_codes keeps the low byte of each.
 inline I16 to_codes(F16 a) { return as_lanes(_mm512_cvtps_epi32(a.v)); }
-inline void store_codes(std::int8_t* p, I16 codes) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+inline void store_codes(void* p, I16 codes) {
+  _mm_storeu_si128(static_cast<__m128i*>(p),
                    _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(codes.v)));
 }
 inline I16 add(I16 a, I16 b) { return {a.v + b.v}; }

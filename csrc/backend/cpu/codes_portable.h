@@ -46,13 +46,29 @@ inline I16 dot_bytes(I16 acc, const Bytes& w, const std::int8_t* x) {
 inline I16 dot_nibbles(const I16& acc, const Bytes& w, const std::int8_t* x) {
   return dot_bytes(acc, w, x);
 }
+using SignedBytes = Bytes;
+inline SignedBytes load_signed(const std::uint8_t* p) { return load_bytes(p); }
+inline I16 dot_signed(I16 acc, const SignedBytes& w, const std::uint8_t* x) {
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 4; ++j)
+      acc.v[i] += std::int32_t{static_cast<std::int8_t>(w.v[4 * i + j])} * x[j];
+  return acc;
+}
+inline I16 load_lanes(const std::int32_t* p) {
+  I16 out;
+  __builtin_memcpy(out.v, p, sizeof out.v);
+  return out;
+}
+inline void store_lanes(std::int32_t* p, const I16& a) { __builtin_memcpy(p, a.v, sizeof a.v); }
 inline I16 to_codes(const F16& a) {
   I16 codes;
-  for (int i = 0; i < 16; ++i) codes.v[i] = static_cast<std::int32_t>(a.v[i]);
+  const F16 rounded = round(a);
+  for (int i = 0; i < 16; ++i) codes.v[i] = static_cast<std::int32_t>(rounded.v[i]);
   return codes;
 }
-inline void store_codes(std::int8_t* p, const I16& codes) {
-  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(codes.v[i]);
+inline void store_codes(void* p, const I16& codes) {
+  for (int i = 0; i < 16; ++i)
+    static_cast<std::uint8_t*>(p)[i] = static_cast<std::uint8_t>(codes.v[i]);
 }
 inline I16 add(I16 a, const I16& b) {
   for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];

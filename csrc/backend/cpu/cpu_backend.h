@@ -34,6 +34,7 @@ class CpuBackend final : public Backend {
   std::unique_ptr<PageMemory> create_page_memory(std::size_t page_bytes,
                                                  std::int64_t n_pages) override;
   std::size_t page_granularity() const override { return 4096; }
+  bool has_kv_dtype(DType kv_dtype) const override { return kv_dtype != DType::kInt4; }
   std::size_t packed_bytes(std::int64_t n_out, std::int64_t n_in_padded,
                            DType dtype) const override;
   std::int64_t pack(const PackSource& source, const PackShape& shape, std::int64_t first_out,

@@ -13,7 +13,6 @@ namespace duplex {
 namespace {
 
 constexpr std::int64_t kMaxLinearRows = 256;  // row pointers of one linear piece, on the stack
-constexpr std::int64_t kMaxHeadWidth = 1024;
 constexpr std::int64_t kScratchRows = 8;
 
 int thread_count(int wanted) {
@@ -32,9 +31,9 @@ CpuBackend::CpuBackend(const BackendOptions& options)
 
 CpuBackend::CpuBackend(const CpuKernels& kernels, std::shared_ptr<ThreadPool> pool, LaneKind lane)
     : kernels_(kernels), pool_(std::move(pool)), lane_(lane) {
-  // out, scores and weights of AttentionScratch
+  // out, scores, weights and queries of AttentionScratch
   attention_scratch_stride_ =
-      kAttentionVectors * kMaxHeadWidth + 2 * kScratchRows * kBlockPositions;
+      kAttentionVectors * (kMaxHeadWidth + kMaxHeadWidth / 4) + 2 * kScratchRows * kBlockPositions;
   attention_scratch_.resize(static_cast<std::size_t>(attention_scratch_stride_) *
                             static_cast<std::size_t>(pool_->n_threads()));
 }
@@ -160,6 +159,8 @@ void CpuBackend::do_attention(const AttentionArgs& args) {
     scratch.out = base;
     scratch.scores = base + kAttentionVectors * kMaxHeadWidth;
     scratch.weights = scratch.scores + kScratchRows * kBlockPositions;
+    scratch.queries =
+        reinterpret_cast<std::int8_t*>(scratch.scores + 2 * kScratchRows * kBlockPositions);
     scratch.bias = bias_scratch_.data() + thread * bias_size;
     const auto begin = static_cast<std::int32_t>(chunk) * vectors_per_piece;
     const std::int32_t end = std::min(begin + vectors_per_piece, segment->n_rows * group);

@@ -43,13 +43,16 @@ struct PanelArgs {
   float divisor;
 };
 
+inline constexpr std::int64_t kMaxHeadWidth = 1024;
+
 // Scratch of one attention piece; one per thread.
 inline constexpr std::int32_t kAttentionVectors = 96;
 struct AttentionScratch {
-  float* out;     // (kAttentionVectors, d_head_padded)
-  float* scores;  // (8, 64)
-  void* weights;  // (8, 64) in the dtype of the tape
-  float* bias;    // (kAttentionVectors, rel_stride)
+  float* out;            // (kAttentionVectors, d_head_padded)
+  float* scores;         // (8, 64)
+  void* weights;         // (8, 64) in the dtype of the tape
+  float* bias;           // (kAttentionVectors, rel_stride)
+  std::int8_t* queries;  // (kAttentionVectors, d_head_padded), where the tape is int8
 };
 
 // Query vectors [vector_begin, vector_end) of one key/value head of one segment; vector v is row

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/kernels_kv_int8.h"
 #include "backend/cpu/kernels_rows.h"
 
 namespace duplex::DUPLEX_ISA {
@@ -54,12 +55,14 @@ inline void conv_add_norm_row(const ConvAddNormArgs& args, const Segment& segmen
 }
 
 // Key c of position p lies at panel[c][p % 64] (float32) or panel[c / 2][p % 64][c % 2]
-// (bfloat16): the layout of a weight panel with positions as outputs.
+// (bfloat16): the layout of a weight panel with positions as outputs. int8: kernels_kv_int8.h.
 inline void write_key(std::byte* panel, DType dtype, std::int64_t slot, const float* key,
                       std::int64_t n) {
   if (dtype == DType::kF32) {
     auto* p = reinterpret_cast<float*>(panel);
     for (std::int64_t c = 0; c < n; ++c) p[c * kBlockPositions + slot] = key[c];
+  } else if (dtype == DType::kInt8) {
+    write_key_int8(panel, slot, key, n);
   } else {
     auto* p = reinterpret_cast<std::uint16_t*>(panel);
     for (std::int64_t c = 0; c < n; ++c)
@@ -75,6 +78,8 @@ inline void write_value(std::byte* panel, DType dtype, std::int64_t slot, bool i
   if (dtype == DType::kF32) {
     auto* p = reinterpret_cast<float*>(panel) + slot * n;
     for (std::int64_t c = 0; c < n; ++c) p[c] = value[c];
+  } else if (dtype == DType::kInt8) {
+    write_value_int8(panel, slot, value, n);
   } else {
     auto* p = reinterpret_cast<std::uint16_t*>(panel) + (slot / 2) * n * 2;
     for (std::int64_t c = 0; c < n; ++c) {
@@ -91,10 +96,10 @@ inline void append_kv_head(const KvAppendArgs& args, const Segment& segment, std
   const std::int64_t v_column = k_column + args.shape.n_kv_heads * n;
   const std::int64_t position = segment.position + row;
   const TapeView& tape = args.is_local ? segment.local : segment.global;
+  const std::int64_t panel_bytes = kv_panel_bytes(args.kv_dtype, n);
   std::byte* panel =
-      tape.block(position / kBlockPositions) + args.layer_offset_bytes +
-      static_cast<std::int64_t>(dtype_bytes(args.kv_dtype)) * 2 * head * n * kBlockPositions;
-  alignas(64) float values[1024];
+      tape.block(position / kBlockPositions) + args.layer_offset_bytes + 2 * head * panel_bytes;
+  alignas(64) float values[kMaxHeadWidth];
   ConvSlot slot = args.k_conv;
   slot.offset_bytes += head * n * 4;
   slot.weight += head * n;
@@ -107,8 +112,8 @@ inline void append_kv_head(const KvAppendArgs& args, const Segment& segment, std
   slot.weight += head * n;
   input.x = args.qkvr + v_column;
   for (std::int64_t i = 0; i < n; i += 16) store(values + i, input.run(i));
-  write_value(panel + static_cast<std::int64_t>(dtype_bytes(args.kv_dtype)) * n * kBlockPositions,
-              args.kv_dtype, position % kBlockPositions, row + 1 == segment.n_rows, values, n);
+  write_value(panel + panel_bytes, args.kv_dtype, position % kBlockPositions,
+              row + 1 == segment.n_rows, values, n);
 }
 
 inline void kv_append_row(const KvAppendArgs& args, const Segment& segment, std::int32_t row) {

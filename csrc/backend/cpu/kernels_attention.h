@@ -6,94 +6,13 @@
 // kernels_gemm.h.
 #pragma once
 
-#include <limits>
-
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/kernels_attention_int8.h"
 #include "backend/cpu/kernels_gemm.h"
 #include "backend/cpu/kernels_rows.h"
+#include "backend/cpu/kernels_walk.h"
 
 namespace duplex::DUPLEX_ISA {
-
-inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-
-// A query vector on its walk over the blocks.
-struct QueryVector {
-  const void* q = nullptr;
-  const float* r = nullptr;
-  float* bias = nullptr;  // at every distance, computed once: column c as in the bank
-  float* out = nullptr;   // weighted values gathered so far, (padded head width)
-  std::int64_t position = 0;
-  std::int64_t first_visible = 0;
-  float tau = 1.0f;
-  float max = kMinusInfinity;  // running maximum of the scores
-  float sum = 0.0f;            // of the weights
-};
-
-// What a piece needs in a resolved form.
-struct AttentionWalk {
-  const AttentionPiece& piece;
-  const AttentionArgs& args;
-  const Segment& segment;
-  const AttentionScratch& scratch;
-  std::int64_t n;      // padded head width
-  std::int32_t group;  // query heads per key/value head
-  const TapeView& tape;
-  float scale;
-
-  std::int64_t element_bytes() const {
-    return static_cast<std::int64_t>(dtype_bytes(args.kv_dtype));
-  }
-  std::int64_t batch_row(std::int32_t vector) const { return segment.row_begin + vector / group; }
-  std::int64_t head(std::int32_t vector) const {
-    return std::int64_t{piece.kv_head} * group + vector % group;
-  }
-  std::int64_t bias_column(std::int64_t distance) const {
-    return kBlockPositions + args.shape.rel_extent - 1 - distance;
-  }
-  QueryVector vector(std::int32_t index) const {
-    const std::int64_t slot = index - piece.vector_begin;
-    QueryVector v;
-    v.q = static_cast<const std::byte*>(args.q.data) +
-          (batch_row(index) * args.q.stride + head(index) * n) * element_bytes();
-    v.r = args.r + batch_row(index) * args.r_stride + head(index) * args.d_rel;
-    v.bias = scratch.bias + slot * args.rel_stride;
-    v.out = scratch.out + slot * n;
-    v.position = segment.position + index / group;
-    const std::int64_t first = v.position - args.shape.window + 1;
-    v.first_visible = args.shape.window > 0 && first > 0 ? first : 0;
-    if (!args.is_local)
-      v.tau = log_scaling_tau(v.position, args.log_scaling_floor, args.log_scaling_alpha);
-    for (std::int64_t i = 0; i < n; i += 16) store(v.out + i, zero());
-    return v;
-  }
-  std::byte* keys(std::int64_t block) const {
-    return tape.block(block) + args.layer_offset_bytes +
-           element_bytes() * 2 * piece.kv_head * n * kBlockPositions;
-  }
-  std::byte* values(std::int64_t block) const {
-    return keys(block) + element_bytes() * n * kBlockPositions;
-  }
-  bool is_forgotten(std::int64_t block) const {
-    if (args.is_local) return false;
-    const std::int64_t begin = block * kBlockPositions;
-    for (std::int32_t i = 0; i < segment.n_forgotten; ++i)
-      if (begin >= segment.forgotten[i].begin && begin < segment.forgotten[i].end) return true;
-    return false;
-  }
-};
-
-// Where a position lies among the lanes of a block, at its edges when outside.
-inline int lane_of(std::int64_t position, std::int64_t block_begin) {
-  const std::int64_t lane = position - block_begin;
-  return static_cast<int>(lane < 0 ? 0 : lane < kBlockPositions ? lane : kBlockPositions);
-}
-
-// The lanes [begin, end) of a, the others of b; the range may begin or end outside the sixteen.
-inline F16 keep_lanes(F16 a, F16 b, int begin, int end) {
-  begin = begin > 0 ? begin : 0;
-  end = end < 16 ? end : 16;
-  return begin < end ? select_range(a, b, begin, end) : b;
-}
 
 // Folds one block into a vector: its products become scores tau-scaled (q k / d_head + bias), the
 // scores weights exp(score - max) for the keys that it sees and zero for the others; what has been
@@ -143,9 +62,9 @@ inline void attend_tile(const AttentionWalk& walk, std::int64_t block, QueryVect
                         int n_vectors) {
   using Element = typename Tile::Element;
   const std::int64_t block_begin = block * kBlockPositions;
-  const Element* q[kTileRows];
+  const Element* q[kTileRows] = {};
   const Element* weights[kTileRows];
-  float* products[kTileRows];
+  float* products[kTileRows] = {};
   float* out[kTileRows];
   std::int64_t last = 0;  // keys of the block that any vector of the tile sees
   for (int i = 0; i < n_vectors; ++i) {
@@ -167,46 +86,14 @@ inline void attend_tile(const AttentionWalk& walk, std::int64_t block, QueryVect
                       static_cast<std::int32_t>(walk.n), true, out);
 }
 
-// r . bank for every distance that a vector of the tile sees.
-inline void fill_bias(const AttentionWalk& walk, const QueryVector* vectors, int n_vectors) {
-  const float* r[kTileRows];
-  float* bias[kTileRows];
-  const std::int64_t furthest = walk.bias_column(vectors[n_vectors - 1].position);
-  const std::int64_t begin = furthest > 0 ? furthest / 16 * 16 : 0;
-  for (int i = 0; i < n_vectors; ++i) {
-    r[i] = vectors[i].r;
-    bias[i] = vectors[i].bias + begin;
-  }
-  run_row_group<F32Tile>(n_vectors, r, walk.args.rel_bank + begin, walk.args.rel_stride,
-                         walk.args.d_rel, static_cast<std::int32_t>(walk.args.rel_stride - begin),
-                         false, bias);
-}
-
 template <class Tile>
 inline void attention_typed(const AttentionWalk& walk) {
-  const std::int32_t n_vectors = walk.piece.vector_end - walk.piece.vector_begin;
   QueryVector vectors[kAttentionVectors];
-  for (std::int32_t v = 0; v < n_vectors; ++v)
-    vectors[v] = walk.vector(walk.piece.vector_begin + v);
-  for_tiles(n_vectors,
-            [&](std::int32_t first, std::int32_t n) { fill_bias(walk, vectors + first, n); });
-  const std::int64_t last_block = vectors[n_vectors - 1].position / kBlockPositions;
-  for (std::int64_t b = vectors[0].first_visible / kBlockPositions; b <= last_block; ++b) {
-    if (walk.is_forgotten(b)) continue;
-    for_tiles(n_vectors, [&](std::int32_t first, std::int32_t n) {
-      if (vectors[first + n - 1].position < b * kBlockPositions ||
-          vectors[first].first_visible >= (b + 1) * kBlockPositions)
-        return;  // no vector of the tile sees the block
-      attend_tile<Tile>(walk, b, vectors + first, n);
-    });
-  }
-  for (std::int32_t v = 0; v < n_vectors; ++v) {
-    const std::int32_t index = walk.piece.vector_begin + v;
-    const F16 sum = set1(vectors[v].sum);
-    for (std::int64_t i = 0; i < walk.n; i += 16)
-      write_row(walk.args.out, walk.batch_row(index), walk.head(index) * walk.n + i,
-                div(load(vectors[v].out + i), sum));
-  }
+  const std::int32_t n_vectors = walk.begin(vectors);
+  for_seen_blocks(walk, vectors, n_vectors, [&](std::int64_t block, std::int32_t first, int n) {
+    attend_tile<Tile>(walk, block, vectors + first, n);
+  });
+  walk.finish(vectors);
 }
 
 inline void attention(const AttentionPiece& piece, const AttentionScratch& scratch) {
@@ -221,8 +108,10 @@ inline void attention(const AttentionPiece& piece, const AttentionScratch& scrat
                            1.0f / static_cast<float>(args.shape.d_head)};
   if (args.kv_dtype == DType::kF32)
     attention_typed<F32Tile>(walk);
-  else
+  else if (args.kv_dtype == DType::kBF16)
     attention_typed<Bf16Tile>(walk);
+  else
+    attention_int8(walk);
 }
 
 }  // namespace duplex::DUPLEX_ISA

@@ -144,7 +144,7 @@ struct KvStream {
         v_weight(random_rows(random, kKernel, kChannels, kChannels)),
         q_norm(random_rows(random, 1, kHead, kPadded)),
         k_norm(random_rows(random, 1, kHead, kPadded)),
-        q(n_rows, kHeads * kPadded, kHeads * kPadded, kv_dtype),
+        q(n_rows, kHeads * kPadded, kHeads * kPadded, query_dtype(kv_dtype)),
         kv(div_up(position + n_rows, kBlockPositions), kLayerOffset + 2 * kKvHeads * panel_bytes()),
         conv(position + n_rows, kConvOffset + 2 * 4 * kChannels) {
     clear_padding();
@@ -165,9 +165,7 @@ struct KvStream {
         }
       }
   }
-  std::int64_t panel_bytes() const {
-    return kPadded * kBlockPositions * static_cast<std::int64_t>(dtype_bytes(dtype));
-  }
+  std::int64_t panel_bytes() const { return kv_panel_bytes(dtype, kPadded); }
   void run(CpuBackend& backend, const Chunks& chunks) {
     std::int64_t at = 0;
     for (const std::int32_t n : chunks) {
@@ -193,7 +191,7 @@ struct KvStream {
                          .log_scaling_alpha = kAlpha,
                          .layer_offset_bytes = kLayerOffset,
                          .kv_dtype = dtype,
-                         .q = {q.address(at), q.stride(), dtype}});
+                         .q = {q.address(at), q.stride(), query_dtype(dtype)}});
       at += n;
     }
     REQUIRE(at == q.n_rows());
@@ -205,12 +203,27 @@ struct KvStream {
   // Index of channel c of a position in its panel.
   std::int64_t key_index(std::int64_t p, std::int64_t c) const {
     const std::int64_t slot = p % kBlockPositions;
+    if (dtype == DType::kInt8) return (c / 4 * kBlockPositions + slot) * 4 + c % 4;
     return dtype == DType::kF32 ? c * kBlockPositions + slot
                                 : (c / 2 * kBlockPositions + slot) * 2 + c % 2;
   }
   std::int64_t value_index(std::int64_t p, std::int64_t c) const {
     const std::int64_t slot = p % kBlockPositions;
+    if (dtype == DType::kInt8) return (slot / 4 * kPadded + c) * 4 + slot % 4;
     return dtype == DType::kF32 ? slot * kPadded + c : (slot / 2 * kPadded + c) * 2 + slot % 2;
+  }
+  // Of an int8 panel: the scale of a position, and a code of it. Both are wiped, as below.
+  double take_scale(std::byte* start, std::int64_t p, bool is_value) const {
+    std::byte* at = start + 2 * (p % kBlockPositions);
+    const float stored = bf16_to_float(load_unaligned<std::uint16_t>(at, 0));
+    std::memset(at, 0xff, 2);
+    return is_value ? std::exp2(double{stored}) : double{stored};
+  }
+  std::int32_t take_code(std::byte* start, std::int64_t index, bool is_value) const {
+    std::byte& at = start[2 * kBlockPositions + index];
+    const std::byte code = std::exchange(at, std::byte{0xff});
+    return is_value ? std::int32_t{static_cast<std::int8_t>(code)}
+                    : static_cast<std::int32_t>(code) - 128;
   }
   // Reads one element of a panel and wipes it, so that what is left was never written.
   float take(std::byte* start, std::int64_t index) const {
@@ -233,7 +246,30 @@ struct KvStream {
   HostTape kv, conv;
 };
 
-double unit_of(DType dtype) { return dtype == DType::kF32 ? kUnit : kBf16Unit; }
+double unit_of(DType dtype) { return dtype == DType::kBF16 ? kBf16Unit : kUnit; }
+
+// Takes one position of an int8 panel and compares it with n numbers, each off by its error.
+void compare_codes(KvStream& s, std::int64_t p, std::int64_t head, bool is_value,
+                   const std::vector<double>& expected, const std::vector<double>& errors,
+                   Deviation& deviation) {
+  std::byte* panel = s.panel(p, head, is_value);
+  const double scale = s.take_scale(panel, p, is_value);
+  double largest = 0;
+  for (const double value : expected) largest = std::max(largest, std::abs(value));
+  // From above to bfloat16: a scale in 2^-7 of itself, a logarithm of less than 8 in 2^-5.
+  const double coarse = is_value ? std::exp2(0x1p-5) : 1 + 0x1p-7;
+  CHECK(scale >= largest / 127 * 0.99999);
+  CHECK(scale <= largest / 127 * coarse * 1.00001);
+  for (std::int64_t c = 0; c < KvStream::kPadded; ++c) {
+    const std::int64_t index = is_value ? s.value_index(p, c) : s.key_index(p, c);
+    const std::int32_t code = s.take_code(panel, index, is_value);
+    CHECK(std::abs(code) <= 127);
+    const bool is_padding = c >= KvStream::kHead;
+    const auto at = static_cast<std::size_t>(c);
+    deviation.add(code * scale, is_padding ? 0 : expected[at],
+                  is_padding ? 1e-38 : 0.5001 * scale + errors[at]);
+  }
+}
 
 // Takes the keys and values of one head at one position from the tape and compares them.
 void compare_head(KvStream& s, std::int64_t p, std::int64_t head, Deviation& deviation) {
@@ -249,6 +285,21 @@ void compare_head(KvStream& s, std::int64_t p, std::int64_t head, Deviation& dev
   // The sums are off by their own error, which also shifts the scale.
   double sum_error = 0;
   for (const Sum& key : keys) sum_error += (2 * KvStream::kKernel + 2) * kUnit * key.magnitude;
+  if (s.dtype == DType::kInt8) {
+    std::vector<double> key, key_errors, value, value_errors;
+    for (std::int64_t c = 0; c < KvStream::kHead; ++c) {
+      const double weight = scale * s.k_norm.get(0, c);
+      key.push_back(keys[static_cast<std::size_t>(c)].value * weight);
+      key_errors.push_back(2 * std::abs(weight) * sum_error + 14 * kUnit * std::abs(key.back()));
+      const Sum sum =
+          convolved(s.qkvr, p, v_column + c, s.v_weight, head * KvStream::kPadded + c, 1);
+      value.push_back(sum.value);
+      value_errors.push_back((2 * KvStream::kKernel + 2) * kUnit * sum.magnitude);
+    }
+    compare_codes(s, p, head, false, key, key_errors, deviation);
+    compare_codes(s, p, head, true, value, value_errors, deviation);
+    return;
+  }
   for (std::int64_t c = 0; c < KvStream::kPadded; ++c) {
     const float key = s.take(s.panel(p, head, false), s.key_index(p, c));
     const float value = s.take(s.panel(p, head, true), s.value_index(p, c));
@@ -282,7 +333,7 @@ void compare_queries(KvStream& s, Deviation& deviation) {
         const std::int64_t column = head * KvStream::kPadded + c;
         const double expected = s.qkvr.get(p, column) * scale * s.q_norm.get(0, c);
         deviation.add(s.q.get(row, column), expected,
-                      std::abs(expected) * (18 * kUnit + unit_of(s.dtype)) + 1e-38);
+                      std::abs(expected) * (18 * kUnit + unit_of(s.q.rows().dtype)) + 1e-38);
       }
     }
   }
@@ -290,7 +341,7 @@ void compare_queries(KvStream& s, Deviation& deviation) {
 
 TEST_CASE("kv_append writes the keys and values of its rows and nothing else") {
   const std::string isa = GENERATE(from_range(instruction_sets()));
-  const DType dtype = GENERATE(DType::kF32, DType::kBF16);
+  const DType dtype = GENERATE(DType::kF32, DType::kBF16, DType::kInt8);
   const bool is_local = GENERATE(false, true);
   const std::int64_t position = GENERATE(0, 60, 61, 127);  // over block edges, odd and even ends
   CAPTURE(isa, dtype_name(dtype), is_local, position);

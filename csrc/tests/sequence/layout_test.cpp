@@ -44,6 +44,31 @@ TEST_CASE("one page size serves all tapes") {
   CHECK(large.page_bytes == 4 << 20);
 }
 
+TEST_CASE("a page holds whole blocks of the global tape") {
+  ModelConfig config = small_config();
+  config.global.n_heads = config.global.n_kv_heads =
+      5;  // blocks of 2 layers that are not a multiple of the others
+  const SequenceLayout layout = SequenceLayout::make(config, DType::kBF16, 4096, {0, 64});
+  CHECK(layout.global.block_bytes == 2 * 5 * 4096);
+  CHECK(layout.page_bytes == 2 * 5 * 4096);
+  config.global.n_heads = config.global.n_kv_heads = 2;
+  const SequenceLayout several = SequenceLayout::make(config, DType::kBF16, 4096, {0, 64});
+  CHECK(several.local.block_bytes == 3 * 2 * 4096);
+  CHECK(several.global.block_bytes == 2 * 2 * 4096);
+  CHECK(several.page_bytes == 2 * 2 * 2 * 4096);
+}
+
+TEST_CASE("in int8 a position of a head has two scales of two bytes beside its codes") {
+  const SequenceLayout dense = SequenceLayout::make(small_config(), DType::kBF16, 4096, {0, 64});
+  const SequenceLayout codes = SequenceLayout::make(small_config(), DType::kInt8, 4096, {0, 64});
+  CHECK(codes.kv_dtype == DType::kInt8);
+  // One head: 2 panels of 64 scales of 2 bytes and 16 x 64 codes.
+  CHECK(codes.global.block_bytes == 2 * 1 * 2 * (128 + 1024));
+  CHECK(codes.local.block_bytes == 3 * 2 * 2 * (128 + 1024));
+  CHECK(codes.layers[2].kv_offset_bytes == 2 * 2 * (128 + 1024));
+  CHECK(codes.conv.block_bytes == dense.conv.block_bytes);
+}
+
 TEST_CASE("a kind without layers has an inert tape") {
   ModelConfig config = small_config();
   config.layers = {{false, false}};

@@ -231,6 +231,15 @@ TEST_CASE("cuda: attention, however the rows are cut") {
   });
 }
 
+TEST_CASE("cuda: keys and values in int8 are refused") {
+  Stream stream(kScenes[0], DType::kF32, 14);
+  in_every_order([&](Backend& backend) {
+    CHECK_FALSE(backend.has_kv_dtype(DType::kInt8));
+    CHECK_THROWS_WITH(attend(backend, {{&stream, 0, 1}}, DType::kInt8),
+                      Catch::Contains("keeps no int8 keys and values"));
+  });
+}
+
 TEST_CASE("cuda: streams in one call of attention do not see each other") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   const std::size_t which = GENERATE(5u, 7u);

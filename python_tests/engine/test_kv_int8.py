@@ -1,0 +1,122 @@
+"""Keys and values in int8: what they cost in precision, what they save, and the same bits.
+
+How a stream may be cut, batched, forked and rewound is in test_exactness.py, for this format too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+from parity import OracleCheckpoint
+from random_models import REWIND, instruction_sets, load, words, write
+from test_parity_bfloat16 import DENSE, losses, rms
+
+from duplex_engine import Engine, InvalidArgument
+from duplex_engine.models import write_random_checkpoint
+
+pytestmark = pytest.mark.cpu
+
+
+@pytest.mark.parametrize("name", oracle.CONFIGS)
+def test_it_loses_less_than_transformers_in_bfloat16(
+    name: str, oracle_checkpoint: OracleCheckpoint
+) -> None:
+    """Beside bfloat16 rows, which lose something too; see test_parity_bfloat16.py."""
+    ours, theirs = losses(name, oracle_checkpoint, kv_dtype="int8")
+    rounded, _ = losses(name, oracle_checkpoint)
+    assert np.median(rounded) < np.median(ours) < np.median(theirs)
+    if name in DENSE:
+        assert rms(ours) < rms(theirs)
+        assert ours.max() < theirs.max()
+
+
+def run(folder: Path, **options: Any) -> tuple[bytes, list[Any]]:
+    """Logits and memory of 200 rows, as bytes and hashes."""
+    with load(folder, kv_dtype="int8", **options) as engine, engine.open_session() as session:
+        logits = session.append(text=words(200), logits="all")
+        return logits.tobytes(), session._core.digests()
+
+
+@pytest.mark.parametrize("model", ["dense", "moe"])
+def test_two_instruction_sets_agree(model: str, tmp_path: Path) -> None:
+    """In float32 rows nothing depends on the width of vectors where these fuse their products."""
+    folder = write(tmp_path, model)
+    found = [run(folder, isa=isa) for isa in instruction_sets(folder) if isa != "portable"]
+    if len(found) < 2:
+        pytest.skip("this machine has no AVX-512")
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_rows_have_their_own_type(dtype: Any, tmp_path: Path) -> None:
+    folder = write(tmp_path, "dense")
+    with load(folder, dtype=dtype, kv_dtype="int8") as engine:
+        assert (engine.dtype, engine.weights, engine.kv_dtype) == (dtype, dtype, "int8")
+    with load(folder, dtype=dtype) as engine:
+        assert engine.kv_dtype == dtype
+    with load(folder, dtype=dtype, weights="int4", kv_dtype="int8") as engine:
+        assert (engine.dtype, engine.weights, engine.kv_dtype) == (dtype, "int4", "int8")
+
+
+def held(folder: Path, kv_dtype: Any) -> dict[str, int]:
+    """Bytes by part of a session of 2000 rows in bfloat16."""
+    with (
+        Engine.load(folder, dtype="bfloat16", kv_dtype=kv_dtype, threads=1) as engine,
+        engine.open_session() as session,
+    ):
+        session.append(text=[300 + i % 1000 for i in range(2000)])
+        return dict(session.memory)
+
+
+def test_a_session_holds_half_as_much(tmp_path: Path) -> None:
+    folder = write_random_checkpoint(tmp_path, "small")
+    wide, narrow = held(folder, "auto"), held(folder, "int8")
+    # A head of 64 channels: 66 bytes a key or value instead of 128; pages are whole.
+    assert narrow["global_bytes"] < 0.6 * wide["global_bytes"]
+    assert narrow["local_bytes"] < 0.6 * wide["local_bytes"]
+
+
+def test_layers_that_draft_keep_theirs_so_as_well(tmp_path: Path) -> None:
+    folder = write(tmp_path, "dense", mtp_layers=2)
+    outputs, bytes_held = [], []
+    for kv_dtype, speculate in (("int8", 0), ("int8", 3), ("auto", 3)):
+        with (
+            load(folder, dtype="bfloat16", kv_dtype=kv_dtype, mtp_layers=2) as engine,
+            engine.open_session(speculate=speculate, temperature=1.0, seed=3) as session,
+        ):
+            session.append(text=words(150))
+            outputs.append((session.decode(40), session._core.digests()))
+            bytes_held.append(session.memory["draft_bytes"])
+            assert engine.stats["drafted"] > 0 or speculate == 0
+    assert outputs[0] == outputs[1]
+    assert 0 == bytes_held[0] < bytes_held[1] <= bytes_held[2]
+
+
+def test_a_fork_and_a_rewind_within_a_block(tmp_path: Path) -> None:
+    """Other rows behind the same ones: nothing of what was taken back is left."""
+    with (
+        load(write(tmp_path, "dense"), kv_dtype="int8") as engine,
+        engine.open_session() as session,
+        engine.open_session() as straight,
+    ):
+        session.append(text=words(70))
+        for seed in (1, 2, 3):
+            session.append(text=words(REWIND - 3, seed=seed))
+            session.truncate(70)
+        with session.fork() as fork:
+            fork.append(text=words(9, seed=4))
+            straight.append(text=words(70))
+            expected = straight.append(text=words(80, seed=5), logits="all")
+            found = session.append(text=words(80, seed=5), logits="all")
+        assert found.tobytes() == expected.tobytes()
+        assert session._core.digests() == straight._core.digests()
+
+
+@pytest.mark.parametrize("kv_dtype", ["int4", "bfloat16", "", None, 8])
+def test_other_types_are_refused(kv_dtype: Any, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="kv_dtype: expected 'auto' or 'int8', found"):
+        Engine.load(tmp_path, kv_dtype=kv_dtype)
