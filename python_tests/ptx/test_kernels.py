@@ -12,35 +12,19 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
-from ptx import cases_append, cases_attention, cases_linear, cases_moe, cases_rows
+from ptx.cases import CASES, kernels_of, run_in_both_orders
 from ptx.compile import GPUS, compile_all
-from ptx.device import Case, Device
+from ptx.device import Device
 from ptx.machine import Order, Stuck
 from ptx.operations import operation
-from ptx.program import Kernel, UnsupportedPtx, parse
+from ptx.program import UnsupportedPtx
 
-CASES: dict[str, Case] = {
-    **cases_rows.CASES,
-    **cases_append.CASES,
-    **cases_attention.CASES,
-    **cases_linear.CASES,
-    **cases_moe.CASES,
-}
 # What lies between two barriers must come out alike, whichever warp is ahead.
 ORDERS = {"90a": Order.FIRST, "100a": Order.LAST, "103a": Order.TOGETHER}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on the PATH"),
 ]
-
-
-def kernels_of(texts: dict[str, str]) -> dict[str, Kernel]:
-    """By "file/name"."""
-    return {
-        f"{stem}/{name}": kernel
-        for stem, text in texts.items()
-        for name, kernel in parse(text).items()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +78,6 @@ MUTANTS = {
     "barriers": (r"bar\.sync\s+0;", "", "attention-float32"),
     "a product": (r"fma\.rn(\S+\s+%f\d+, )%f\d+", r"fma.rn\g<1>0f3F800000", "linear-float32"),
 }
-
-
-def run_in_both_orders(kernels: dict[str, Kernel], case: str) -> None:
-    """The orders in which one warp waits for no other."""
-    for order in (Order.FIRST, Order.LAST):
-        CASES[case](Device(kernels, order))
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
