@@ -161,7 +161,8 @@ def main() -> int:
     if not only and equivalent != EQUIVALENT.keys():
         raise SystemExit(f"EQUIVALENT: is no mutant: {EQUIVALENT.keys() - equivalent}")
     print(
-        f"mutate_cuda: {n_mutants} mutants, {len(equivalent)} equivalent, {len(survivors)} unnoticed",
+        f"mutate_cuda: {n_mutants} mutants, {len(equivalent)} equivalent, "
+        f"{len(survivors)} unnoticed",
         *survivors,
         sep="\n",
     )
