@@ -5,7 +5,7 @@ made too short, and operands of the matrix product and of the 16-byte load chang
 kernel are built as C++ and judged by the host run's tests ("cuda: ..." of duplex_tests), those of
 device/platform.cuh are compiled to PTX and judged by the interpreter's cases (python_tests/ptx).
 
-Usage: mutate_cuda.py <build folder> [name of a file...], from the repository root.
+Usage: mutate_cuda.py <build folder> [file, or file:line...], from the repository root.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ sys.path.insert(0, "python_tests")
 
 from ptx.cases import CASES, kernels_of, run_in_both_orders
 from ptx.compile import compile_all
+from ptx.machine import Stuck
+from ptx.memory import MemoryFault
 
 WRAPPERS = "device/platform.cuh"
 TIMEOUT_S = 120
@@ -118,7 +120,7 @@ def interpreter_notices(folder: Path) -> bool:
     for case in CASES:
         try:
             run_in_both_orders(kernels, case)
-        except Exception:
+        except (AssertionError, MemoryFault, Stuck):
             return True
     return False
 
@@ -138,11 +140,12 @@ def main() -> int:
 
     survivors, equivalent, n_mutants = [], set(), 0
     for path in [*paths, WRAPPERS]:
-        if only and Path(path).name not in only:
-            continue
         source, copy = CUDA / path, folder / "backend/cuda" / path
         lines = source.read_text().splitlines()
-        mutants = mutants_of(path)
+        name = Path(path).name
+        mutants = [
+            m for m in mutants_of(path) if not only or {name, f"{name}:{m.line}"} & set(only)
+        ]
         if mutants and is_noticed(path):
             raise SystemExit(f"{path}: a test fails before anything is damaged")
         for mutant in mutants:

@@ -19,7 +19,7 @@ from ptx.program import Instruction, Kernel, Operand, UnsupportedPtx
 from ptx.steps import Copy, Lanes, Step, copy, load, multiply, shuffle, store
 from ptx.warp import WARP
 
-MAX_STEPS = 5_000_000  # of all threads together: beyond, a loop without end
+MAX_STEPS = 500_000  # pieces of code that some threads went through: beyond, a loop without end
 
 
 class Stuck(Exception):

@@ -95,7 +95,8 @@ def parse_instruction(text: str) -> Instruction:
 
 def kernel_name(symbol: str) -> str:
     """`linear_bf16_kernel<4>` of a mangled symbol."""
-    for length, rest in NAME.findall(symbol):
+    # From behind: a file's hash before it may end in a number that happens to fit.
+    for length, rest in reversed(NAME.findall(symbol)):
         name = rest[: int(length)]
         if name.endswith("_kernel"):
             argument = ARGUMENT.match(rest[int(length) :])
