@@ -57,7 +57,7 @@ IN_WRAPPERS = (
     (r"\{%0, %1, %2, %3\};", "{%1, %0, %2, %3};", "sums 0, 1"),
     (r"\{%0, %1, %2, %3\};", "{%0, %2, %1, %3};", "sums 1, 2"),
     (r"\{%0, %1, %2, %3\};", "{%0, %1, %3, %2};", "sums 2, 3"),
-    (r"__shfl_down_sync", "__shfl_xor_sync", "another shuffle"),
+    (r"static_cast<unsigned>\(delta\)", "static_cast<unsigned>(delta + 1)", "another lane"),
     (r"__shfl_xor_sync", "__shfl_down_sync", "another shuffle"),
 )
 
