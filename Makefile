@@ -16,6 +16,7 @@ TOOLS := .venv/.tools
 RUN := .venv/.run
 TEST_TOOLS := .venv/.test-tools
 TEST := .venv/.test
+SASS_TOOLS := .venv/.sass-tools
 PEERS := .venv-peers/.peers
 
 BUILD := build/dev
@@ -28,7 +29,8 @@ CPP_TESTS := ctest --no-tests=error --output-on-failure --test-dir
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: run test check bench bench-peers lint format asan tsan fuzz cuda-compile stubs clean help
+.PHONY: run test check bench bench-peers lint format asan tsan fuzz cuda-compile cuda-mutants \
+	cuda-table stubs clean help
 
 run: $(RUN) ## play a recorded scene, live, to the model that comes with the package
 	@$(BIN)/duplex-engine demo
@@ -57,6 +59,7 @@ lint: $(TEST) ## check format, types, layers, budgets and spelling; changes noth
 	@$(BIN)/python .ci/check_files.py
 	@$(BIN)/python .ci/check_layers.py $(BUILD)
 	@$(BIN)/python .ci/check_isa.py $(BUILD)
+	@$(BIN)/python .ci/gpu_table.py --check
 	@$(BIN)/pybind11-stubgen --exit-code -o $(BUILD)/stubs duplex_engine._core
 	@diff -u duplex_engine/_core.pyi $(BUILD)/stubs/duplex_engine/_core.pyi \
 		|| { echo 'the binding stub is out of date: run `make stubs`'; exit 1; }
@@ -87,8 +90,15 @@ tsan: $(TEST) ## run the C++ tests of threads under ThreadSanitizer
 fuzz: $(TEST) ## run the fuzz tests with many more examples
 	@$(BIN)/pytest -m fuzz --hypothesis-profile=fuzz
 
-cuda-compile: $(TOOLS) ## compile the CUDA kernels for every GPU and check registers and spills; needs nvcc
+cuda-compile: $(SASS_TOOLS) ## compile the CUDA kernels for every GPU, check registers and machine code; needs nvcc
 	@$(BIN)/python .ci/check_cuda.py
+
+cuda-mutants: $(TEST) ## damage the CUDA kernels in one place at a time: a test must notice; needs nvcc
+	@$(BIN)/python .ci/cover_cuda.py $(BUILD)
+	@$(BIN)/python .ci/mutate_cuda.py $(BUILD)
+
+cuda-table: $(TEST) $(SASS_TOOLS) ## write the table of kernels in docs/GPU.md; needs nvcc
+	@$(BIN)/python .ci/gpu_table.py $(BUILD)
 
 stubs: $(TEST) ## regenerate duplex_engine/_core.pyi from the binary module
 	@$(BIN)/pybind11-stubgen --exit-code -o . duplex_engine._core
@@ -116,6 +126,12 @@ $(TEST_TOOLS): $(TOOLS)
 	@echo 'install: torch and Catch2'
 	@$(PIP) torch==2.13.0
 	@$(PIP) --ignore-requires-python --no-deps 'comma-deps-catch2>=2.13.10,<3'
+	@touch $@
+
+# Of CUDA 13.2, the oldest of use on PyPI; they read what any nvcc 13 compiled.
+$(SASS_TOOLS): $(TOOLS)
+	@echo 'install: cuobjdump and nvdisasm'
+	@$(PIP) nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86
 	@touch $@
 
 $(PEERS): bench/peers/requirements.txt

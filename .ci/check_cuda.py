@@ -1,18 +1,21 @@
-"""Compiles every CUDA kernel for every GPU and checks what the compiler says about it.
+"""Compiles every CUDA kernel for every GPU and checks the compiler's report and the machine code.
 
-A kernel must compile without warnings, spill nothing, have no stack frame, and use no more
-registers than its budget. Needs nvcc and no GPU. Usage: check_cuda.py, from the repository root.
+A kernel must compile without warnings, spill nothing, have no stack frame, keep to its registers,
+and hold the instructions that its row of KERNELS names and none that it excludes. Needs nvcc, the
+packages of SASS_TOOLS, and no GPU. Usage: check_cuda.py, from the repository root.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from os import cpu_count
 from pathlib import Path
 
 FOLDER = Path("csrc/backend/cuda")
@@ -21,27 +24,94 @@ FLAGS = [
     "-std=c++20", "-O3", "--expt-relaxed-constexpr", "--fmad=false", "-Xptxas=-v",
     "-Werror=all-warnings", f"-I{FOLDER}", "-Icsrc", "-c",
 ]  # fmt: skip
-BUDGET = 64  # registers of a kernel not named here
-BUDGETS = {
-    "attention_kernel": 96,  # the walk, and scores of a thread
-    "expert_bf16_kernel": 72,
-    "linear_bf16_kernel": 136,  # eight tiles of sums, and four steps of weights on their way
+SASS_TOOLS = ("nvidia-cuda-cuobjdump", "nvidia-cuda-nvdisasm")  # the Makefile has the versions
+
+BARRIER = "BAR.SYNC"
+SUM, EXCHANGE = "SHFL.DOWN", "SHFL.BFLY"
+DOUBLE = r"D(ADD|FMA|MUL|SETP|MNMX)"
+TENSOR = "HMMA"
+LOCAL = r"(LDL|STL)"
+WEIGHTS = "LDG.E.NA.LTC256B.128.CONSTANT"  # 16 bytes, streamed past the first-level cache
+NORM = {BARRIER: 2, SUM: 4}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one kernel keeps to. Instructions are named by their beginning, with how often at least;
+    local memory is excluded everywhere."""
+
+    must: dict[str, int]
+    registers: int = 64
+    must_not: tuple[str, ...] = (DOUBLE, TENSOR)
+
+
+KERNELS = {
+    "append/conv_add_norm_kernel": Rule(NORM),
+    # Two norms for keys and queries; tau of the log scaling is a logarithm in double.
+    "append/kv_append_kernel": Rule({BARRIER: 4, SUM: 8}, must_not=(TENSOR,)),
+    # The walk, and scores of a thread. Keys and values come by 16-byte copies, in four groups.
+    "attention/attention_kernel": Rule(
+        {
+            "LDGSTS.E.BYPASS.128": 4,
+            "LDGDEPBAR": 4,
+            "DEPBAR.LE": 2,
+            BARRIER: 5,
+            EXCHANGE: 4,
+            SUM: 4,
+            "FFMA": 32,
+        },
+        registers=96,
+        must_not=(TENSOR,),
+    ),
+    "attention/combine_kernel": Rule({"FFMA": 2}),
+    "linear/expert_bf16_kernel": Rule(
+        {"HMMA.16816.F32.BF16": 24, WEIGHTS: 16, "LDG.E.128": 12, BARRIER: 4},
+        registers=72,
+        must_not=(DOUBLE,),
+    ),
+    "linear/expert_f32_kernel": Rule({"FFMA": 16}),
+    # Eight tiles of sums, and four steps of weights on their way.
+    "linear/linear_bf16_kernel": Rule(
+        {"HMMA.16816.F32.BF16": 8, WEIGHTS: 8, "LDG.E.128": 4, BARRIER: 2},
+        registers=136,
+        must_not=(DOUBLE,),
+    ),
+    "linear/linear_f32_kernel": Rule({"FFMA": 16}),
+    "linear/pack_kernel": Rule({"STG.E.U16": 1}),
+    "moe/combine_kernel": Rule({"FFMA": 1}),
+    "moe/group_kernel": Rule({BARRIER: 2}),
+    # Sigmoids in double, as on the CPU.
+    "moe/route_kernel": Rule({BARRIER: 2, EXCHANGE: 10, "DFMA": 1}, must_not=(TENSOR,)),
+    "moe/to_float_kernel": Rule({"STG.E": 1}),
+    "rows/embed_audio_kernel": Rule(NORM),
+    "rows/embed_text_kernel": Rule(NORM),
+    "rows/fold_kernel": Rule({"STG.E": 1}),
+    "rows/norm_kernel": Rule(NORM),
+    "rows/silu_mul_kernel": Rule({"FFMA": 2}),
 }
+
 ENTRY = re.compile(r"Compiling entry function '(\w+)'")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
 NAME = re.compile(r"(\w+_kernel)")
+FUNCTION = re.compile(r"Function : (\w+)")
+OPCODE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What ptxas reports of one kernel."""
+    """What ptxas reports of one kernel, and how often its machine code has each instruction."""
 
     gpu: str
-    kernel: str
+    kernel: str  # file/name
     registers: int
     stack_bytes: int
     spill_bytes: int
+    instructions: Counter[str]
+
+    def count(self, pattern: str) -> int:
+        """Instructions that begin with a pattern."""
+        return sum(n for name, n in self.instructions.items() if re.match(pattern, name))
 
 
 def demangled(symbol: str) -> str:
@@ -50,16 +120,34 @@ def demangled(symbol: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def disassemble(binary: Path) -> dict[str, Counter[str]]:
+    """The instructions of each function."""
+    tools = Path(sysconfig.get_path("purelib")) / "nvidia/cu13/bin"
+    if not (tools / "cuobjdump").is_file():
+        raise SystemExit(f"expected cuobjdump in {tools}; install {' and '.join(SASS_TOOLS)}")
+    result = subprocess.run(
+        [str(tools / "cuobjdump"), "-sass", str(binary)],
+        env=os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"},  # it calls nvdisasm
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    parts = re.split(r"(?=Function : )", result.stdout)[1:]
+    return {FUNCTION.findall(part)[0]: Counter(OPCODE.findall(part)) for part in parts}
+
+
 def compile_for(gpu: str, source: Path) -> list[Usage]:
     """The kernels of one source; raises SystemExit with the compiler's words where it fails."""
     with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder) / "kernels.o"
         command = [
             "nvcc", *FLAGS, f"-gencode=arch=compute_{gpu},code=sm_{gpu}", str(source),
-            "-o", f"{folder}/kernels.o",
+            "-o", str(binary),
         ]  # fmt: skip
         result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise SystemExit(f"{source} for sm_{gpu}: {result.stderr}")
+        if result.returncode != 0:
+            raise SystemExit(f"{source} for sm_{gpu}: {result.stderr}")
+        instructions = disassemble(binary)
     usages = []
     for part in re.split(r"(?=Compiling entry function)", result.stderr)[1:]:
         entry, frame, registers = ENTRY.search(part), FRAME.search(part), REGISTERS.search(part)
@@ -69,31 +157,61 @@ def compile_for(gpu: str, source: Path) -> list[Usage]:
         name = NAME.search(demangled(entry[1]))
         assert name is not None, part
         stack, stores, loads = map(int, frame.groups())
-        usages.append(Usage(gpu, name[1], int(registers[1]), stack, stores + loads))
+        kernel = f"{source.stem}/{name[1]}"
+        code = instructions[entry[1]]
+        usages.append(Usage(gpu, kernel, int(registers[1]), stack, stores + loads, code))
     return usages
+
+
+def compile_all() -> list[Usage]:
+    """Every kernel for every GPU; templates give several for one name."""
+    jobs = [(gpu, source) for source in sorted(FOLDER.glob("kernels/*.cu")) for gpu in GPUS]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [u for found in pool.map(lambda job: compile_for(*job), jobs) for u in found]
+
+
+def problems_of(u: Usage, rule: Rule) -> list[str]:
+    """What one kernel does not keep to."""
+    where = f"{u.kernel} on sm_{u.gpu}"
+    problems = []
+    if u.registers > rule.registers or u.stack_bytes or u.spill_bytes:
+        problems.append(
+            f"{where}: expected at most {rule.registers} registers, no stack and no "
+            f"spills, found {u.registers}, {u.stack_bytes} and {u.spill_bytes} bytes"
+        )
+    for pattern, least in rule.must.items():
+        if u.count(re.escape(pattern)) < least:
+            found = u.count(re.escape(pattern))
+            problems.append(f"{where}: expected {pattern} {least} times or more, found {found}")
+    for pattern in (LOCAL, *rule.must_not):
+        if u.count(pattern):
+            problems.append(f"{where}: expected no {pattern}, found {u.count(pattern)}")
+    return problems
+
+
+def check(usages: list[Usage]) -> list[str]:
+    """Every problem of all kernels, and of the table itself."""
+    names = {u.kernel for u in usages}
+    problems = [f"{name}: has no rule" for name in sorted(names - KERNELS.keys())]
+    problems += [f"{name}: has a rule, is no kernel" for name in sorted(KERNELS.keys() - names)]
+    for u in usages:
+        if u.kernel in KERNELS:
+            problems += problems_of(u, KERNELS[u.kernel])
+    return problems
 
 
 def main() -> int:
     """Prints the registers of every kernel, then every problem; returns the exit status."""
-    jobs = [(gpu, source) for source in sorted(FOLDER.glob("kernels/*.cu")) for gpu in GPUS]
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        usages = [u for found in pool.map(lambda job: compile_for(*job), jobs) for u in found]
-    most: dict[str, dict[str, int]] = {}
-    problems = []
-    for u in usages:
-        of_kernel = most.setdefault(u.kernel, {})
-        of_kernel[u.gpu] = max(of_kernel.get(u.gpu, 0), u.registers)
-        budget = BUDGETS.get(u.kernel, BUDGET)
-        if u.registers > budget or u.stack_bytes or u.spill_bytes:
-            problems.append(
-                f"{u.kernel} on sm_{u.gpu}: expected at most {budget} registers, no stack and no "
-                f"spills, found {u.registers}, {u.stack_bytes} and {u.spill_bytes} bytes"
-            )
-    print(f"{'registers':24}", *(f"sm_{gpu:6}" for gpu in GPUS))
-    for kernel, registers in sorted(most.items()):
-        print(f"{kernel:24}", *(f"{registers[gpu]:6}   " for gpu in GPUS))
-    problems += [f"{name}: has a budget, is no kernel" for name in sorted(BUDGETS.keys() - most)]
-    print("\n".join([*problems, f"check_cuda: {len(most)} kernels, {len(problems)} problems"]))
+    usages = compile_all()
+    problems = check(usages)
+    print(f"{'registers':28}", *(f"sm_{gpu:6}" for gpu in GPUS))
+    for kernel in sorted({u.kernel for u in usages}):
+        most = {
+            gpu: max(u.registers for u in usages if (u.kernel, u.gpu) == (kernel, gpu))
+            for gpu in GPUS
+        }
+        print(f"{kernel:28}", *(f"{most[gpu]:6}   " for gpu in GPUS))
+    print("\n".join([*problems, f"check_cuda: {len(KERNELS)} kernels, {len(problems)} problems"]))
     return 1 if problems else 0
 
 

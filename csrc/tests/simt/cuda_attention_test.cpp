@@ -213,7 +213,7 @@ double worst_deviation(Stream& stream, const RowBuffer& out) {
   return deviation.worst;
 }
 
-TEST_CASE("cuda: attention, however the rows are cut") {
+TEST_CASE("cuda: attention, however the rows are cut", "[simt]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   const Scene scene = GENERATE(from_range(kScenes));
   CAPTURE(dtype_name(dtype), scene.name);
@@ -231,7 +231,7 @@ TEST_CASE("cuda: attention, however the rows are cut") {
   });
 }
 
-TEST_CASE("cuda: keys and values in int8 are refused") {
+TEST_CASE("cuda: keys and values in int8 are refused", "[simt]") {
   Stream stream(kScenes[0], DType::kF32, 14);
   in_every_order([&](Backend& backend) {
     CHECK_FALSE(backend.has_kv_dtype(DType::kInt8));
@@ -240,7 +240,7 @@ TEST_CASE("cuda: keys and values in int8 are refused") {
   });
 }
 
-TEST_CASE("cuda: streams in one call of attention do not see each other") {
+TEST_CASE("cuda: streams in one call of attention do not see each other", "[simt]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   const std::size_t which = GENERATE(5u, 7u);
   CAPTURE(dtype_name(dtype), which);

@@ -172,7 +172,7 @@ RowBuffer slice(const RowBuffer& x, std::int64_t begin, std::int64_t n_rows, DTy
   return rows;
 }
 
-TEST_CASE("cuda: experts are weighed and added as defined, in any company") {
+TEST_CASE("cuda: experts are weighed and added as defined, in any company", "[simt]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   // Experts, shared, top k, width, scale.
   const MoeConfig config = GENERATE(MoeConfig{3, 1, 2, 20, 2.5f}, MoeConfig{8, 2, 3, 16, 1.0f},
@@ -211,7 +211,8 @@ TEST_CASE("cuda: experts are weighed and added as defined, in any company") {
 }
 
 // Experts with given logits, each of which answers in its own output: the weights.
-TEST_CASE("cuda: the router takes the lower index on a tie, and the bias does not weigh") {
+TEST_CASE("cuda: the router takes the lower index on a tie, and the bias does not weigh",
+          "[simt]") {
   struct Case {
     std::vector<float> logits;  // the last is shared
     std::vector<float> bias;

@@ -106,7 +106,7 @@ struct Conv {
   std::vector<std::shared_ptr<HostTape>> tapes;
 };
 
-TEST_CASE("cuda: conv_add_norm") {
+TEST_CASE("cuda: conv_add_norm", "[simt]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   const std::int32_t kernel = GENERATE(1, 4, 8);
   const Pair pair = GENERATE(from_range(std::begin(kPairs), std::end(kPairs)));
@@ -206,7 +206,7 @@ struct Append {
   std::vector<float> before;  // (kernel - 1, 2 channels): the inputs before, newest first
 };
 
-TEST_CASE("cuda: kv_append, however the rows are cut") {
+TEST_CASE("cuda: kv_append, however the rows are cut", "[simt]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   const bool is_local = GENERATE(false, true);
   const std::int64_t position = GENERATE(0, 60, 61, 127);  // over block edges, odd and even ends

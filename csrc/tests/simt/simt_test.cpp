@@ -53,14 +53,14 @@ bool sums_are_right(int missing_barrier) {
   return true;
 }
 
-TEST_CASE("a barrier holds every thread of a block, in every order") {
+TEST_CASE("a barrier holds every thread of a block, in every order", "[simt]") {
   for (const simt::Order order : kOrders) {
     const Arrange arrange(order, 7);
     CHECK(sums_are_right(0));
   }
 }
 
-TEST_CASE("a barrier that is missing shows in some order") {
+TEST_CASE("a barrier that is missing shows in some order", "[simt]") {
   for (const int missing : {1, 2}) {
     int n_wrong = 0;
     for (const simt::Order order : kOrders) {
@@ -82,7 +82,7 @@ DUPLEX_KERNEL early_return_kernel(OutArgs args) {
   args.out[thread_index()] = 1;
 }
 
-TEST_CASE("a barrier does not wait for threads that have returned") {
+TEST_CASE("a barrier does not wait for threads that have returned", "[simt]") {
   std::vector<float> out(64, 0.0f);
   Runtime().launch(early_return_kernel, {}, 64, 0, OutArgs{out.data()});
   for (std::size_t i = 0; i < 64; ++i) CHECK(out[i] == (i % 3 == 0 ? 0 : 1));
@@ -105,7 +105,7 @@ std::vector<float> order_of(simt::Order order, std::uint32_t seed) {
   return out;
 }
 
-TEST_CASE("threads run forward, in reverse, or at random by a seed") {
+TEST_CASE("threads run forward, in reverse, or at random by a seed", "[simt]") {
   const std::vector<float> forward = order_of(simt::Order::kForward, 0);
   std::vector<float> reverse = order_of(simt::Order::kReverse, 0);
   for (std::size_t i = 0; i < 32; ++i) CHECK(forward[i] == static_cast<float>(i));
@@ -141,7 +141,7 @@ int expected_lane(int kind, int lane, int argument, int width) {
   return source / width > group ? lane : source;
 }
 
-TEST_CASE("shuffles reach into their group of lanes") {
+TEST_CASE("shuffles reach into their group of lanes", "[simt]") {
   const int kind = GENERATE(0, 1, 2);
   const int width = GENERATE(1, 2, 4, 8, 16, 32);
   CAPTURE(kind, width);
@@ -160,7 +160,7 @@ TEST_CASE("shuffles reach into their group of lanes") {
   }
 }
 
-TEST_CASE("a group of lanes has a size that there is") {
+TEST_CASE("a group of lanes has a size that there is", "[simt]") {
   std::vector<float> out(32, -1.0f);
   CHECK_THROWS_WITH(Runtime().launch(shuffle_kernel, {}, 32, 0, ShuffleArgs{0, 1, 12, out.data()}),
                     Catch::Contains("found 12"));
@@ -192,7 +192,7 @@ DUPLEX_KERNEL product_kernel(ProductArgs args) {
   for (int i = 0; i < 4; ++i) args.c[(i < 2 ? g : g + 8) * 8 + 2 * t + i % 2] = acc[i];
 }
 
-TEST_CASE("the matrix product has the fragments of mma.m16n8k16") {
+TEST_CASE("the matrix product has the fragments of mma.m16n8k16", "[simt]") {
   std::mt19937 engine(5);
   const auto number = [&engine] {  // multiples of 1/8 below 4: every partial sum is exact
     return static_cast<float>(static_cast<int>(engine() % 64) - 32) / 8;
@@ -224,7 +224,7 @@ DUPLEX_KERNEL stale_kernel(OutArgs args) {
   floats()[3] = 1.0f;
 }
 
-TEST_CASE("shared memory is not a number until it is written, in every block anew") {
+TEST_CASE("shared memory is not a number until it is written, in every block anew", "[simt]") {
   std::vector<float> out(4, 0.0f);
   Runtime().launch(stale_kernel, {4}, 32, 16, OutArgs{out.data()});
   for (const float value : out) CHECK(std::isnan(value));
@@ -235,7 +235,7 @@ DUPLEX_KERNEL overrun_kernel(OutArgs) {
   if (thread_index() == 31) floats()[thread_index()] = 0.0f;
 }
 
-TEST_CASE("a write behind the shared memory is reported") {
+TEST_CASE("a write behind the shared memory is reported", "[simt]") {
   CHECK_THROWS_WITH(
       Runtime().launch(overrun_kernel, {2, 3}, 32, 31 * 4, OutArgs{nullptr}),
       Catch::Contains("124 bytes of shared memory), block (0, 0, 0): a thread wrote outside"));
@@ -270,7 +270,7 @@ DUPLEX_KERNEL copy_kernel(CopyArgs args) {
   for (int c = 0; c < 4; ++c) args.out[n + 4 * next + c] = floats()[n + 4 * next + c];
 }
 
-TEST_CASE("copies arrive in their groups, and a wrong wait shows in some order") {
+TEST_CASE("copies arrive in their groups, and a wrong wait shows in some order", "[simt]") {
   constexpr int kThreads = 64;
   std::vector<float> in(2 * 4 * kThreads);
   for (std::size_t i = 0; i < in.size(); ++i) in[i] = static_cast<float>(i);
@@ -304,7 +304,7 @@ DUPLEX_KERNEL wrong_kernel(WrongArgs args) {
   sync_block();
 }
 
-TEST_CASE("a lane that others wait for in vain is named") {
+TEST_CASE("a lane that others wait for in vain is named", "[simt]") {
   const auto run = [](int way, int n_threads) {
     Runtime().launch(wrong_kernel, {2}, n_threads, 0, WrongArgs{way});
   };
@@ -323,7 +323,7 @@ TEST_CASE("a lane that others wait for in vain is named") {
   }
 }
 
-TEST_CASE("the report of a deadlock names the launch and what every thread waits for") {
+TEST_CASE("the report of a deadlock names the launch and what every thread waits for", "[simt]") {
   std::string text;
   try {
     Runtime().launch(wrong_kernel, {1, 2}, 128, 16, WrongArgs{1});
@@ -338,7 +338,7 @@ TEST_CASE("the report of a deadlock names the launch and what every thread waits
     CHECK_THAT(text, Catch::Contains(part));
 }
 
-TEST_CASE("a launch that no GPU takes is refused") {
+TEST_CASE("a launch that no GPU takes is refused", "[simt]") {
   Runtime runtime;
   const auto launch = [&runtime](Grid grid, int n_threads, std::size_t bytes) {
     runtime.launch(wrong_kernel, grid, n_threads, bytes, WrongArgs{-1});
@@ -352,7 +352,7 @@ TEST_CASE("a launch that no GPU takes is refused") {
 
 // ---- the runtime's memory
 
-TEST_CASE("staged memory stays for as long as the real ring would keep it") {
+TEST_CASE("staged memory stays for as long as the real ring would keep it", "[simt]") {
   Runtime runtime;
   CHECK(runtime.device_name() == "host");
   const std::vector<std::byte> half(std::size_t{2} << 20, std::byte{1});
@@ -364,7 +364,7 @@ TEST_CASE("staged memory stays for as long as the real ring would keep it") {
   CHECK_NOTHROW(runtime.stage(half.data(), half.size()));
 }
 
-TEST_CASE("the twin's memory comes zeroed, and its pages can be mapped") {
+TEST_CASE("the twin's memory comes zeroed, and its pages can be mapped", "[simt]") {
   Runtime runtime;
   auto* const memory = static_cast<std::byte*>(runtime.allocate(1000));
   CHECK(reinterpret_cast<std::uintptr_t>(memory) % 256 == 0);

@@ -209,8 +209,7 @@ DUPLEX_KERNEL attention_kernel(Launch launch) {
   const Part part = part_of(walk, launch.part_blocks, block_z());
   if (part.begin >= part.end) return;
   const Tile tile = lay_out(launch.args);
-  begin_tile(walk, tile);
-  sync_block();
+  begin_tile(walk, tile);  // the next barrier, in the walk or behind it, is for this too
   walk_blocks(walk, tile, part.begin, part.end, walk.position(walk.count - 1));
   sync_block();
   const std::int32_t n = launch.args.d_head_padded;

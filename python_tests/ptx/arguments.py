@@ -1,0 +1,163 @@
+"""The kernels' argument structs as ctypes, and the layouts of what their pointers lead to.
+
+They repeat csrc/backend/{views,op_args}.h and the kernels' own structs; machine.py compares their
+size with the one in the PTX.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import Structure, c_bool, c_float, c_int32, c_int64, c_uint8, c_uint64
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32, BF16 = 0, 1  # DType
+BLOCK = 64  # positions of a block of keys and values
+Floats = NDArray[np.float32]
+
+
+def struct(name: str, **fields: type) -> type[Structure]:
+    """A struct of the given members."""
+    return type(name, (Structure,), {"_fields_": list(fields.items())})
+
+
+I32, I64, F, U8, PTR = c_int32, c_int64, c_float, c_uint8, c_uint64
+Rows = struct("Rows", data=PTR, stride=I64, dtype=U8)
+PackedMatrix = struct("PackedMatrix", data=PTR, n_out=I32, n_in=I32, dtype=U8)
+PackShape = struct("PackShape", n_in=I32, in_group=I32, in_group_padded=I32, dtype=U8)
+TapeView = struct("TapeView", base=PTR, blocks_per_page=I64, page_bytes=I64, block_bytes=I64)
+Segment = struct(
+    "Segment", row_begin=I32, n_rows=I32, position=I64, whole=TapeView, local=TapeView,
+    conv=TapeView, forgotten=PTR, n_forgotten=I32,
+)  # fmt: skip
+Segments = struct("Segments", data=PTR, count=I32, n_rows=I32)
+Shape = struct("Shape", n_heads=I32, n_kv_heads=I32, d_head=I32, rel_extent=I32, window=I32)
+MoeConfig = struct("MoeConfig", n_experts=I32, n_shared=I32, top_k=I32, d_expert=I32, route_scale=F)
+ConvSlot = struct("ConvSlot", weight=PTR, offset_bytes=I64, channels=I32)
+
+EmbedText = struct(
+    "EmbedText", ids=PTR, table=PTR, table_dtype=U8, norm=PTR, eps=F, d_model=I32, n_rows=I32,
+    out=PTR, out_stride=I64,
+)  # fmt: skip
+EmbedAudio = struct(
+    "EmbedAudio", bins=PTR, n_mels=I32, n_levels=I32, table=PTR, table_dtype=U8, norm=PTR, eps=F,
+    d_model=I32, n_rows=I32, out=PTR, out_stride=I64,
+)  # fmt: skip
+Norm = struct(
+    "Norm", x=PTR, x_stride=I64, weight=PTR, eps=F, width=I32, n_rows=I32, activation=U8, out=Rows
+)
+SiluMul = struct("SiluMul", x=PTR, x_stride=I64, width=I32, up_offset=I64, n_rows=I32, out=Rows)
+Fold = struct(
+    "Fold", x=PTR, x_stride=I64, n_patches=I32, t=I32, h=I32, w=I32, c=I32, t_fold=I32,
+    hw_fold=I32, out=Rows,
+)  # fmt: skip
+Linear = struct("Linear", w=PackedMatrix, x=Rows, n_rows=I32, y=PTR, y_stride=I64, divisor=F)
+ExpertLinear = struct(
+    "ExpertLinear", w=PackedMatrix, expert_stride_bytes=I64, n_experts=I32, expert_begin=PTR,
+    row_of_place=PTR, x=Rows, y=PTR, y_stride=I64,
+)  # fmt: skip
+Pack = struct(
+    "Pack", source=PTR, source_dtype=U8, n_rows=I64, row_stride=I64, shape=PackShape,
+    n_in_padded=I64, first_out=I64, destination=PTR,
+)  # fmt: skip
+ConvAddNorm = struct(
+    "ConvAddNorm", segments=Segments, x=PTR, x_stride=I64, scale=F, conv=ConvSlot, kernel=I32,
+    hidden=PTR, hidden_stride=I64, norm=PTR, eps=F, width=I32, out=Rows,
+)  # fmt: skip
+KvAppend = struct(
+    "KvAppend", segments=Segments, shape=Shape, d_head_padded=I32, qkvr=PTR, stride=I64,
+    k_conv=ConvSlot, v_conv=ConvSlot, kernel=I32, q_norm=PTR, k_norm=PTR, eps=F, is_local=c_bool,
+    log_scaling_floor=I32, log_scaling_alpha=F, layer_offset_bytes=I64, kv_dtype=U8, q=Rows,
+)  # fmt: skip
+Attention = struct(
+    "Attention", segments=Segments, shape=Shape, d_head_padded=I32, d_rel=I32, q=Rows, r=PTR,
+    r_stride=I64, rel_bank=PTR, rel_stride=I64, is_local=c_bool, log_scaling_floor=I32,
+    log_scaling_alpha=F, layer_offset_bytes=I64, kv_dtype=U8, out=Rows,
+)  # fmt: skip
+AttentionLaunch = struct(
+    "AttentionLaunch", args=Attention, first_tile=I64, part_blocks=I64, n_parts=I64, partial=PTR
+)
+ToFloat = struct("ToFloat", x=Rows, width=I64, out=PTR)
+Route = struct(
+    "Route", config=MoeConfig, logits=PTR, stride=I64, selection_bias=PTR, global_scale=F,
+    choices=PTR,
+)  # fmt: skip
+Group = struct(
+    "Group", n_all=I32, n_pairs=I32, per_row=I32, choices=PTR, pair_row=PTR, expert_begin=PTR
+)
+Combine = struct(
+    "Combine", choices=PTR, per_row=I32, down=PTR, down_stride=I64, y=PTR, y_stride=I64
+)
+CHOICE = np.dtype([("expert", np.int32), ("weight", np.float32), ("place", np.int32)])
+
+
+def raw(of: Structure) -> bytes:
+    """The bytes of a struct."""
+    return ctypes.string_at(ctypes.addressof(of), ctypes.sizeof(of))
+
+
+def round_up(n: int, align: int) -> int:
+    """To a multiple of `align`."""
+    return -(-n // align) * align
+
+
+# ---- bfloat16 and layouts
+
+
+def encode(values: NDArray[np.floating], dtype: int) -> NDArray[np.generic]:
+    """Numbers as they are stored: float32, or bfloat16 as uint16, rounded to nearest even."""
+    x = np.ascontiguousarray(values, np.float32)
+    if dtype == F32:
+        return x
+    bits = x.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def decode(stored: NDArray[np.generic]) -> Floats:
+    """The other way round."""
+    if stored.dtype == np.float32:
+        return stored.astype(np.float32)
+    return (stored.astype(np.uint32) << 16).view(np.float32)
+
+
+def rounded(values: NDArray[np.floating], dtype: int) -> Floats:
+    """The nearest numbers of the type."""
+    return decode(encode(values, dtype))
+
+
+def pad(x: NDArray[np.generic], width: int) -> NDArray[np.generic]:
+    """Zeros behind the columns."""
+    return np.pad(x, ((0, 0), (0, width - x.shape[1])))
+
+
+def packed(w: Floats, dtype: int) -> NDArray[np.generic]:
+    """A matrix (n_out, n_in), n_in a multiple of 16, as the linear kernels read it.
+
+    float32: panels of 64 outputs, outputs innermost. bfloat16: for every 16 outputs and 32 inputs
+    the two fragments of mma.m16n8k16 of 32 lanes, where inputs 8 t to 8 t + 7 belong to the lanes
+    with lane % 4 = t: in pairs, the first two to the first fragment, which takes them for its
+    columns 2 t, 2 t + 1 and 2 t + 8, 2 t + 9.
+    """
+    n_out, n_in = round_up(w.shape[0], 64), w.shape[1] if dtype == F32 else round_up(w.shape[1], 32)
+    full = np.zeros((n_out, n_in), np.float32)
+    full[: w.shape[0], : w.shape[1]] = w
+    if dtype == F32:
+        return full.reshape(n_out // 64, 64, n_in).transpose(0, 2, 1).copy()
+    # (tile, row half, g, step, t, fragment, column half, pair) -> what a lane reads in order
+    parts = full.reshape(n_out // 16, 2, 8, n_in // 32, 4, 2, 2, 2)
+    return encode(parts.transpose(0, 3, 5, 2, 4, 6, 1, 7).copy(), BF16)
+
+
+def key_panel(keys: Floats, dtype: int) -> NDArray[np.generic]:
+    """Keys (64, n) of a block and head: (n, 64), or pairs of columns together in bfloat16."""
+    if dtype == F32:
+        return keys.T.copy()
+    return encode(keys.reshape(BLOCK, -1, 2).transpose(1, 0, 2).copy(), BF16)
+
+
+def value_panel(values: Floats, dtype: int) -> NDArray[np.generic]:
+    """Values (64, n): as they are, or pairs of positions together in bfloat16."""
+    if dtype == F32:
+        return values.copy()
+    return encode(values.reshape(BLOCK // 2, 2, -1).transpose(0, 2, 1).copy(), BF16)

@@ -1,0 +1,31 @@
+"""Every case of every kernel, by name."""
+
+from __future__ import annotations
+
+from ptx import cases_append, cases_attention, cases_linear, cases_moe, cases_rows
+from ptx.device import Case, Device
+from ptx.machine import Order
+from ptx.program import Kernel, parse
+
+CASES: dict[str, Case] = {
+    **cases_rows.CASES,
+    **cases_append.CASES,
+    **cases_attention.CASES,
+    **cases_linear.CASES,
+    **cases_moe.CASES,
+}
+
+
+def kernels_of(texts: dict[str, str]) -> dict[str, Kernel]:
+    """The kernels of PTX files (text by stem), by "file/name"."""
+    return {
+        f"{stem}/{name}": kernel
+        for stem, text in texts.items()
+        for name, kernel in parse(text).items()
+    }
+
+
+def run_in_both_orders(kernels: dict[str, Kernel], case: str) -> None:
+    """The orders in which one warp waits for no other."""
+    for order in (Order.FIRST, Order.LAST):
+        CASES[case](Device(kernels, order))

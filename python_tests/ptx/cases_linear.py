@@ -1,0 +1,119 @@
+"""Cases of the matrix products and the packing (kernels/linear.cu).
+
+The numbers are small integers, so sums of products are exact in any order and the results are
+compared by value.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from ptx.arguments import (
+    BF16,
+    F32,
+    ExpertLinear,
+    Floats,
+    Linear,
+    Pack,
+    PackedMatrix,
+    PackShape,
+    encode,
+    packed,
+    round_up,
+)
+from ptx.device import Device, both
+
+TILE_ROWS = 8
+DIVISOR = np.float32(3.5)
+
+
+def integers(random: np.random.Generator, *shape: int) -> Floats:
+    """From -8 to 8."""
+    return random.integers(-8, 9, size=shape).astype(np.float32)
+
+
+def pack(device: Device, dtype: int) -> None:
+    """Columns in groups of 5, padded to 16; a second source behind the first."""
+    random = np.random.default_rng(6)
+    group, n_groups, first, second = 5, 3, 37, 44
+    w = integers(random, first + second, n_groups * group)
+    padded = np.zeros((first + second, n_groups * 16), np.float32)
+    for g in range(n_groups):
+        padded[:, g * 16 : g * 16 + group] = w[:, g * group : (g + 1) * group]
+    expected = packed(padded, dtype)
+    destination = device.out(np.zeros_like(expected))
+    for source_dtype, begin, end in ((F32, 0, first), (BF16, first, first + second)):
+        source = encode(np.pad(w[begin:end], ((0, 0), (0, 2))), source_dtype)
+        shape = PackShape(n_groups * group, group, 16, dtype)
+        args = Pack(
+            device.put(source), source_dtype, end - begin, source.shape[1], shape, n_groups * 16,
+            begin, destination,
+        )  # fmt: skip
+        device.launch("linear/pack_kernel", (end - begin, 1), 128, 0, args)
+    assert (device.get(destination) == expected).all()
+
+
+def linear(device: Device, n_tiles: int, n_in: int, n_rows: int) -> None:
+    """In float32 (n_tiles 0), or in bfloat16 by the kernel for so many tiles of rows."""
+    random = np.random.default_rng(7)
+    n_out, dtype = 70, BF16 if n_tiles else F32
+    w, x = integers(random, n_out, n_in), integers(random, n_rows, n_in)
+    stride = round_up(n_out, 64)
+    for divisor in (np.float32(1), DIVISOR):
+        y = device.out(np.full((n_rows, stride), np.nan, np.float32))
+        matrix = PackedMatrix(device.put(packed(w, dtype)), n_out, n_in, dtype)
+        behind = np.full((1, n_in), np.nan, np.float32)  # a row that is none
+        rows = device.rows(np.concatenate([x, behind]), dtype)
+        args = Linear(matrix, rows, n_rows, y, stride, divisor)
+        if n_tiles:
+            grid = (stride // 16, -(-n_rows // (n_tiles * TILE_ROWS)))
+            shared = 4 * 8 * n_tiles * TILE_ROWS * 16
+            device.launch(f"linear/linear_bf16_kernel<{n_tiles}>", grid, 256, shared, args)
+        else:
+            device.launch("linear/linear_f32_kernel", (stride // 64, -(-n_rows // 8)), 256, 0, args)
+        expected = (x @ w.T) / divisor
+        assert (device.get(y)[:, :n_out] == expected).all()
+        assert not device.get(y)[:, n_out:].any()
+
+
+def expert_linear(device: Device, dtype: int) -> None:
+    """No, few and many rows for an expert, gathered by place."""
+    random = np.random.default_rng(8)
+    begin = np.array([0, 3, 3, 15], np.int32)
+    n_experts, n_in, n_out, stride, n_rows = 3, 48, 64, 64, 9
+    w, x = integers(random, n_experts, n_out, n_in), integers(random, n_rows, n_in)
+    row = random.integers(0, n_rows, size=begin[-1]).astype(np.int32)
+    matrices = np.stack([packed(of_expert, dtype).reshape(-1) for of_expert in w])
+    for row_of_place, rows in ((row, x[row]), (None, np.concatenate([x, x])[: begin[-1]])):
+        y = device.out(np.full((begin[-1], stride), np.nan, np.float32))
+        args = ExpertLinear(
+            PackedMatrix(device.put(matrices), n_out, n_in, dtype),
+            matrices.shape[1] * matrices.itemsize, n_experts, device.put(begin),
+            0 if row_of_place is None else device.put(row_of_place),
+            device.rows(x if row_of_place is not None else rows, dtype), y, stride,
+        )  # fmt: skip
+        if dtype == F32:
+            device.launch("linear/expert_f32_kernel", (1, n_experts), 256, 0, args)
+        else:
+            device.launch("linear/expert_bf16_kernel", (4, n_experts), 256, 4 * 8 * 256, args)
+        expert = np.searchsorted(begin, np.arange(begin[-1]), side="right") - 1
+        expected = np.einsum("pi,poi->po", rows, w[expert])
+        assert (device.get(y) == expected).all()
+
+
+CASES = {
+    **both("pack", pack),
+    "linear-float32": partial(linear, n_tiles=0, n_in=48, n_rows=15),
+    "linear_few-float32": partial(linear, n_tiles=0, n_in=112, n_rows=3),
+    **{
+        # As many rows as two thread blocks take, less one; a reduction with a tail.
+        f"linear_{n * TILE_ROWS}_rows-bfloat16": partial(
+            linear, n_tiles=n, n_in=48, n_rows=2 * n * TILE_ROWS - 1
+        )
+        for n in (1, 2, 3, 4, 8)
+    },
+    # More steps than the warps have in flight.
+    "linear_long-bfloat16": partial(linear, n_tiles=1, n_in=1072, n_rows=3),
+    **both("expert_linear", expert_linear),
+}
