@@ -8,6 +8,7 @@ docs/MODEL.md for the layout of a micro-turn.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy as shallow_copy
 from typing import Any
 
 from duplex_engine import _core
@@ -45,7 +46,7 @@ class OutputReader:
 
     def copy(self) -> OutputReader:
         """A second reader that goes on from the same point."""
-        other = OutputReader(self._config, self._tokenizer)
+        other = shallow_copy(self)
         other._text = None if self._text is None else self._text.copy()
         other._request = None if self._request is None else self._request.copy()
         return other

@@ -308,6 +308,9 @@ class Session:
         is killed or the power fails. Queued input is taken along. The resampler is not: as in a
         `fork`, sound of another rate than 16 kHz begins anew. Other sessions go on meanwhile.
 
+        Keep the file as private as the process: beside this conversation, its unfinished blocks may
+        hold bytes that the memory held before, of other sessions too.
+
         Raises:
             OSError: the folder cannot be written, or the disk is full.
         """

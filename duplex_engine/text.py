@@ -27,6 +27,8 @@ class Tokenizer:
         # What a user types is text: a control token spelled out must not become one.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self._control = {id for id, token in added.items() if token.special}
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
@@ -37,8 +39,10 @@ class Tokenizer:
             raise CheckpointError(f"{path}: expected a tokenizer, found: {error}") from error
 
     def encode(self, text: str) -> list[int]:
-        """Text to token ids; control tokens spelled in it stay text."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        """Text to token ids; a control token spelled in it stays text, or is left out where the
+        vocabulary has no other way to write it (one that knows whole words alone)."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [id for id in ids if id not in self._control]
 
     def decode(self, ids: list[int]) -> str:
         """Token ids to text; control tokens and ids without a token give nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,14 @@ def test_a_copy_goes_on_alone(byte_level: Tokenizer) -> None:
     other = stream.copy()
     assert stream.push(byte_level.encode("b")[0]).endswith("b")
     assert [other.push(id_) for id_ in rest] == ["", "\u4e2d"]
+
+
+def test_control_tokens_are_left_out_where_they_have_no_other_spelling() -> None:
+    """A word-level vocabulary, as the reference model's, has the control tokens as words."""
+    folder = resources.files("duplex_engine") / "models" / "reference"
+    with resources.as_file(folder / "tokenizer.json") as path:
+        tokenizer = Tokenizer.from_file(path)
+    assert tokenizer.encode("red <|listen|> seven <|delegate|>") == tokenizer.encode("red seven")
 
 
 def test_control_tokens_spelled_out_stay_text(byte_level: Tokenizer) -> None:
