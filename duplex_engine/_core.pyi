@@ -156,7 +156,7 @@ class Engine:
     """
     One checkpoint, loaded.
     """
-    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], *, device: str = 'cpu', n_threads: typing.SupportsInt | typing.SupportsIndex = 0, isa: str = '', dtype: str = 'float32', weights: str = '', kv_dtype: str = '', memory_bytes: typing.SupportsInt | typing.SupportsIndex = 1073741824, max_batch_rows: typing.SupportsInt | typing.SupportsIndex = 256, max_positions: typing.SupportsInt | typing.SupportsIndex = 32768, rewind_rows: typing.SupportsInt | typing.SupportsIndex = 64, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None, beside: Engine | None = None) -> None:
+    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], *, device: str = 'cpu', n_threads: typing.SupportsInt | typing.SupportsIndex = 0, isa: str = '', dtype: str = 'float32', weights: str = '', kv_dtype: str = '', memory_bytes: typing.SupportsInt | typing.SupportsIndex = 1073741824, page_bytes: typing.SupportsInt | typing.SupportsIndex = 0, max_batch_rows: typing.SupportsInt | typing.SupportsIndex = 256, max_positions: typing.SupportsInt | typing.SupportsIndex = 32768, rewind_rows: typing.SupportsInt | typing.SupportsIndex = 64, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None, beside: Engine | None = None) -> None:
         ...
     def close(self) -> None:
         ...

@@ -34,6 +34,7 @@ from duplex_engine.types import MicroTurn, StepInput, Window
 
 __all__ = ["Engine", "parse_bytes"]
 
+DEFAULT_MEMORY = 2**30
 Progress: TypeAlias = bool | Callable[[int, int], None] | None
 KvDtype: TypeAlias = Literal["float32", "bfloat16", "int8"]
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
@@ -85,7 +86,8 @@ class Engine:
         kv_dtype: Literal["auto", "int8"] = "auto",
         mtp_layers: int = 0,
         threads: int | None = None,
-        memory: int | str = "1GiB",
+        memory: int | str | None = None,
+        page: int | str | None = None,
         max_positions: int = 32_768,
         max_batch_rows: int = 256,
         rewind_rows: int = 64,
@@ -113,7 +115,10 @@ class Engine:
                 guesses one token more, for sessions opened with `speculate`. 0 loads none.
             threads: worker threads of the CPU; None takes one per processor core.
             memory: bytes for the sequences of all sessions, or a string like "512MiB". Weights are
-                not counted.
+                not counted. None takes 1 GiB, or with `beside` the memory of that engine, for both
+                together.
+            page: least bytes of a page of that memory, for an engine that shares it with one of a
+                larger model, which says what it needs.
             max_positions: the longest sequence of a session that does not say its own.
             max_batch_rows: most rows of one pass; longer input takes several.
             rewind_rows: how far back `Session.truncate` can always go, in rows. Every session pays
@@ -157,7 +162,8 @@ class Engine:
             "device": text(device, "device"),
             "n_threads": 0 if threads is None else integer(threads, "threads", high=MAX_INT32),
             "isa": "" if isa is None else text(isa, "isa"),
-            "memory_bytes": parse_bytes(memory),
+            "memory_bytes": _memory(memory, beside),
+            "page_bytes": 0 if page is None else parse_bytes(page, "page"),
             "max_batch_rows": integer(max_batch_rows, "max_batch_rows", 1, MAX_INT32),
             "max_positions": integer(max_positions, "max_positions", 1),
             "rewind_rows": integer(rewind_rows, "rewind_rows", high=MAX_INT32),
@@ -415,7 +421,14 @@ class Engine:
         self.close()
 
 
-def parse_bytes(value: int | str) -> int:
+def _memory(memory: int | str | None, beside: Engine | None) -> int:
+    """Bytes of the engine's own memory; 0 for that of the engine beside it."""
+    if memory is None:
+        return DEFAULT_MEMORY if beside is None else 0
+    return parse_bytes(memory)
+
+
+def parse_bytes(value: int | str, name: str = "memory") -> int:
     """Bytes from a number of them or a string like "512MiB" or "1.5 GB".
 
     Raises:
@@ -426,7 +439,7 @@ def parse_bytes(value: int | str) -> int:
         n_bytes = int(min(float(match[1]) * UNITS.get(match[2], 0), 2.0**64))
     if not 0 < n_bytes <= MAX_INT64:
         raise InvalidArgument(
-            f"memory: expected a number of bytes or a string like '512MiB', found {found(value)}"
+            f"{name}: expected a number of bytes or a string like '512MiB', found {found(value)}"
         )
     return n_bytes
 

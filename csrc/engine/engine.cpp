@@ -13,6 +13,7 @@ namespace {
 
 // Addresses of a process end at 2^47; a pool beyond a quarter of them is a slip of the pen.
 constexpr std::int64_t kMaxMemoryBytes = std::int64_t{1} << 45;
+constexpr std::int64_t kMaxPageBytes = std::int64_t{1} << 30;
 // Of a pass of the background lane: its operations are cut into shorter tasks, so that the
 // interaction lane waits less.
 constexpr std::int32_t kBackgroundRows = 64;
@@ -31,7 +32,7 @@ std::unique_ptr<PagePool> make_pool(Backend& backend, const SequenceLayout& layo
 }
 
 // Looks at the config before anything is allocated.
-ModelConfig checked(ModelConfig config, const EngineOptions& options) {
+ModelConfig checked(ModelConfig config, const EngineOptions& options, const Engine* beside) {
   config.validate();
   check(options.max_batch_rows >= 1 && options.max_batch_rows <= 65536,
         "max_batch_rows: expected 1 to 65536, found ", options.max_batch_rows);
@@ -41,8 +42,11 @@ ModelConfig checked(ModelConfig config, const EngineOptions& options) {
   check(options.kv_dtype == options.dtype || options.kv_dtype == DType::kInt8,
         "kv_dtype: expected ", dtype_name(options.dtype), " (the dtype) or int8, found ",
         dtype_name(options.kv_dtype));
-  check(options.memory_bytes > 0 && options.memory_bytes <= kMaxMemoryBytes,
+  check(options.memory_bytes > (beside == nullptr ? 0 : -1) &&
+            options.memory_bytes <= kMaxMemoryBytes,
         "memory: expected 1 to ", kMaxMemoryBytes, " bytes, found ", options.memory_bytes);
+  check(options.page_bytes >= 0 && options.page_bytes <= kMaxPageBytes, "page: expected 0 to ",
+        kMaxPageBytes, " bytes, found ", options.page_bytes);
   return config;
 }
 
@@ -66,7 +70,7 @@ std::pair<SequenceLayout, SequenceLayout> make_layouts(const ModelConfig& config
 
 Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& options,
                const LoadProgress& progress, const Engine* beside)
-    : model_{.config = checked(std::move(config), options),
+    : model_{.config = checked(std::move(config), options, beside),
              .options = options,
              .weights = {},
              .layout = {},
@@ -84,9 +88,19 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
     TensorSource tensors(std::move(std::get<std::vector<SourceTensor>>(source)));
     model_.weights = load_weights(checked_config, tensors, dtypes, *backend, progress);
   }
-  std::tie(model_.layout, model_.mtp_layout) =
-      make_layouts(checked_config, options, backend->page_granularity());
-  pool_ = make_pool(*backend, model_.layout, options.memory_bytes);
+  const bool is_sharing = beside != nullptr && options.memory_bytes == 0;
+  const std::size_t granularity =
+      is_sharing ? beside->pool_->page_bytes()
+                 : static_cast<std::size_t>(
+                       round_up(std::max<std::int64_t>(options.page_bytes, 1),
+                                static_cast<std::int64_t>(backend->page_granularity())));
+  std::tie(model_.layout, model_.mtp_layout) = make_layouts(checked_config, options, granularity);
+  check(!is_sharing || model_.layout.page_bytes == granularity,
+        "memory: this model needs pages of ", model_.layout.page_bytes,
+        " bytes, and those of the engine beside it have ", granularity,
+        "; load that one with page = ", model_.layout.page_bytes,
+        ", or give this one memory of its own");
+  pool_ = is_sharing ? beside->pool_ : make_pool(*backend, model_.layout, options.memory_bytes);
   if (checked_config.audio) analyzer_ = std::make_unique<DmelAnalyzer>(*checked_config.audio);
   interaction_ = std::make_unique<Lane>(LaneKind::kInteraction, model_, std::move(backend),
                                         options.max_batch_rows);

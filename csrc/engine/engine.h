@@ -20,8 +20,8 @@ namespace duplex {
 
 class Engine : public std::enable_shared_from_this<Engine> {
  public:
-  // Beside another engine: on its machine and threads, as background work of that engine. It keeps
-  // the memory that they share, not the other engine.
+  // Beside another engine: on its machine and threads, as background work of that engine, and with
+  // memory_bytes = 0 out of its page pool. It keeps what they share, not the other engine.
   Engine(ModelConfig config, WeightSource source, const EngineOptions& options,
          const LoadProgress& progress, const Engine* beside = nullptr);
   ~Engine();
@@ -71,7 +71,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Lane& lane(LaneKind kind);
 
   LoadedModel model_;
-  std::unique_ptr<PagePool> pool_;
+  std::shared_ptr<PagePool> pool_;  // of several engines, if they were loaded so
   std::unique_ptr<DmelAnalyzer> analyzer_;
   std::unique_ptr<Lane> interaction_;
 

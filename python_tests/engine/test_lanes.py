@@ -90,6 +90,27 @@ def test_an_engine_beside_another_has_its_own_weights(engine: Engine, checkpoint
         Engine.load(checkpoint, beside=engine, threads=2)
 
 
+def test_engines_of_two_sizes_share_one_memory(tmp_path: Path) -> None:
+    small = write_random_checkpoint(tmp_path / "small", "smallest", seed=1)
+    large = write_random_checkpoint(tmp_path / "large", "tiny", seed=1)
+    with (
+        Engine.load(small, memory="64MiB") as first,
+        pytest.raises(InvalidArgument, match="load that one with page = ") as refused,
+    ):
+        Engine.load(large, beside=first)
+    page = int(str(refused.value).partition("page = ")[2].partition(",")[0])
+    with (
+        Engine.load(small, memory="64MiB", page=page) as first,
+        Engine.load(large, beside=first) as second,
+    ):
+        assert first.stats["page_bytes"] == second.stats["page_bytes"] == page
+        session = second.open_session()
+        hear(session, 1)
+        assert first.stats["pages_used"] == second.stats["pages_used"] > 0
+        session.close()
+        assert first.stats["pages_used"] == 0
+
+
 def test_an_engine_lives_on_beside_one_that_closed(checkpoint: Path) -> None:
     with Engine.load(checkpoint, memory="64MiB", threads=2) as first:
         expected = hear(first.open_session(), 1)

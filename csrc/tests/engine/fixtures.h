@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "core/error.h"
@@ -85,6 +86,12 @@ bool throws(const Fn& fn) {
     return true;
   }
   return false;
+}
+
+// Takes the session's one place, which another thread may hold for a moment.
+template <class Fn>
+void when_free(const Fn& fn) {
+  while (throws<SessionBusy>(fn)) std::this_thread::yield();
 }
 
 template <class E>
