@@ -27,8 +27,11 @@ class Tokenizer:
         # What a user types is text: a control token spelled out must not become one.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        unknown = getattr(tokenizer.model, "unk_token", None)  # stands for a word, spelled or not
         added = tokenizer.get_added_tokens_decoder()
-        self._control = {id for id, token in added.items() if token.special}
+        self._control = {
+            id for id, token in added.items() if token.special and token.content != unknown
+        }
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
