@@ -29,7 +29,7 @@ from rich.progress import track
 from rich.table import Table
 
 from duplex_engine import Delegation, Engine, Session
-from duplex_engine.live import Entry, LiveSession, Summary
+from duplex_engine.live import Entry, LiveSession, Summary, replay
 from duplex_engine.live.simulation import Simulation, drain
 
 TURN = 3200  # samples of a micro-turn
@@ -66,16 +66,8 @@ class Client:
 
     def follow(self, entry: Entry) -> None:
         """Does to the twin what was done to the session."""
-        match entry.call:
-            case "step":
-                turn = self.twin.step(**entry.value)
-                self.expected.append((turn.index, turn.token_ids))
-            case "feed":
-                self.twin.feed(**entry.value)
-            case "truncate":
-                self.twin.truncate(entry.value)
-            case "forget":
-                self.twin.forget(*entry.value)
+        for turn in replay(self.twin, [entry]):
+            self.expected.append((turn.index, turn.token_ids))
 
     def listen(self) -> bool:
         """Reads all output, answers delegations; whether it is what the twin says."""

@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 from duplex_engine.engine import Engine
 from duplex_engine.errors import SessionBusy, SessionClosed
 from duplex_engine.session import Session
+from duplex_engine.step import step_input
 from duplex_engine.types import MicroTurn, StepInput
 
 __all__ = ["AsyncEngine", "AsyncSession"]
@@ -195,14 +196,7 @@ class AsyncSession:
         Raises:
             SessionBusy: another step of this session is being awaited.
         """
-        inputs: StepInput = {
-            "audio": audio,
-            "image": image,
-            "text": text,
-            "result": result,
-            "sample_rate": sample_rate,
-            "max_tokens": max_tokens,
-        }
+        inputs = step_input(audio, image, text, result, sample_rate, max_tokens)
         return await self._engine.step(self.sync, inputs)
 
     def feed(

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from duplex_engine import _core
 from duplex_engine.errors import CheckpointError
 from duplex_engine.json_input import found
+from duplex_engine.whole_file import whole_file
 
 __all__ = ["PACKED_FILE", "Dtype", "PackedFile", "Weights", "layout_digest", "write_packed"]
 
@@ -164,25 +163,20 @@ def write_packed(
         "layout": layout,
         "source": source,
     }
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with unfinished.open("xb") as file:
-            file.write(bytes(HEADER_BYTES))
-            crc32 = n_written = 0
+    with whole_file(path) as unfinished, unfinished.open("xb") as file:
+        file.write(bytes(HEADER_BYTES))
+        crc32 = n_written = 0
 
-            def write(piece: memoryview) -> None:
-                nonlocal crc32, n_written
-                crc32 = zlib.crc32(piece, crc32)
-                n_written += file.write(piece)
-                if progress is not None:
-                    progress(n_written, n_bytes)
+        def write(piece: memoryview) -> None:
+            nonlocal crc32, n_written
+            crc32 = zlib.crc32(piece, crc32)
+            n_written += file.write(piece)
+            if progress is not None:
+                progress(n_written, n_bytes)
 
-            core.write_arena(write)
-            file.seek(0)
-            file.write(_header({**metadata, "crc32": f"{crc32:08x}"}, n_bytes))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        core.write_arena(write)
+        file.seek(0)
+        file.write(_header({**metadata, "crc32": f"{crc32:08x}"}, n_bytes))
 
 
 def _header(metadata: dict[str, str], n_bytes: int) -> bytes:

@@ -25,9 +25,9 @@ from duplex_engine.errors import DuplexError, InvalidArgument, SessionBusy, Sess
 from duplex_engine.events import OutputReader, micro_turn
 from duplex_engine.json_input import found
 from duplex_engine.snapshot import ModelIdentity, write_snapshot
-from duplex_engine.step import step_together
+from duplex_engine.step import step_input, step_together
 from duplex_engine.text import Tokenizer
-from duplex_engine.types import MicroTurn, StepInput, Window
+from duplex_engine.types import MicroTurn, Window
 
 if TYPE_CHECKING:
     from duplex_engine.engine import Engine
@@ -100,14 +100,7 @@ class Session:
                 for it; truncate, forget, or open a longer session.
             SessionBusy: another thread is at work on this session.
         """
-        inputs: StepInput = {
-            "audio": audio,
-            "image": image,
-            "text": text,
-            "result": result,
-            "sample_rate": sample_rate,
-            "max_tokens": max_tokens,
-        }
+        inputs = step_input(audio, image, text, result, sample_rate, max_tokens)
         (answer,) = step_together(self._engine, [(self, inputs)])
         if isinstance(answer, DuplexError):
             raise answer

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import struct
 import time
 import zlib
@@ -25,6 +24,7 @@ from typing import Any, BinaryIO
 from duplex_engine import _core
 from duplex_engine.errors import CheckpointError
 from duplex_engine.json_input import found
+from duplex_engine.whole_file import SUFFIX, whole_file
 
 __all__ = ["ModelIdentity", "Snapshot", "open_snapshot", "write_snapshot"]
 
@@ -115,35 +115,30 @@ def write_snapshot(
     """
     _remove_abandoned(path)
     header = json.dumps({"model": model.fields, "carried": carried}).encode()
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with _created(unfinished, path) as file:
-            n_state = n_blocks = n_written = 0
-            state_crc = blocks_crc = 0
+    with whole_file(path) as unfinished, _created(unfinished, path) as file:
+        n_state = n_blocks = n_written = 0
+        state_crc = blocks_crc = 0
 
-            def begin(state: bytes, block_bytes: int) -> None:
-                nonlocal n_state, n_blocks, state_crc
-                n_state, n_blocks = len(state), block_bytes
-                state_crc = zlib.crc32(state, zlib.crc32(header))
-                file.write(bytes(BEGIN) + header + state)
+        def begin(state: bytes, block_bytes: int) -> None:
+            nonlocal n_state, n_blocks, state_crc
+            n_state, n_blocks = len(state), block_bytes
+            state_crc = zlib.crc32(state, zlib.crc32(header))
+            file.write(bytes(BEGIN) + header + state)
 
-            def write(piece: memoryview) -> None:
-                nonlocal blocks_crc, n_written
-                blocks_crc = zlib.crc32(piece, blocks_crc)
-                n_written += file.write(piece)
+        def write(piece: memoryview) -> None:
+            nonlocal blocks_crc, n_written
+            blocks_crc = zlib.crc32(piece, blocks_crc)
+            n_written += file.write(piece)
 
-            _core.write_snapshot(session, begin, write)
-            preamble = PREAMBLE.pack(
-                MAGIC, VERSION, len(header), n_state, n_blocks, state_crc, blocks_crc
-            )
-            file.seek(0)
-            file.write(preamble + CHECKSUM.pack(zlib.crc32(preamble)))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        _core.write_snapshot(session, begin, write)
+        preamble = PREAMBLE.pack(
+            MAGIC, VERSION, len(header), n_state, n_blocks, state_crc, blocks_crc
+        )
+        file.seek(0)
+        file.write(preamble + CHECKSUM.pack(zlib.crc32(preamble)))
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(path.parent)
 
 
 @contextmanager
@@ -259,7 +254,7 @@ def _remove_abandoned(path: Path) -> None:
     """Removes what processes that were killed while they wrote left behind."""
     prefix = f".{path.name}."
     for other in path.parent.iterdir():
-        if not (other.name.startswith(prefix) and other.name.endswith(".part")):
+        if not (other.name.startswith(prefix) and other.name.endswith(SUFFIX)):
             continue
         try:
             if time.time() - other.stat().st_mtime > ABANDONED_S:

@@ -16,7 +16,7 @@ from duplex_engine.types import MicroTurn, StepInput
 if TYPE_CHECKING:
     from duplex_engine.session import Session
 
-__all__ = ["feed_from", "step_together"]
+__all__ = ["feed_from", "step_input", "step_together"]
 
 
 def step_together(
@@ -61,3 +61,22 @@ def feed_from(session: Session, inputs: StepInput) -> None:
         result=inputs.get("result"),
         sample_rate=inputs.get("sample_rate"),
     )
+
+
+def step_input(
+    audio: object,
+    image: object,
+    text: object,
+    result: object,
+    sample_rate: int | None,
+    max_tokens: int | None,
+) -> StepInput:
+    """The arguments of `Session.step` as one value."""
+    return {
+        "audio": audio,
+        "image": image,
+        "text": text,
+        "result": result,
+        "sample_rate": sample_rate,
+        "max_tokens": max_tokens,
+    }

@@ -18,8 +18,8 @@ namespace py = pybind11;
 void bind_errors(py::module_& m);
 void bind_engine(py::module_& m);
 void bind_snapshot(py::module_& m);
-using EngineClass = py::class_<Engine, std::shared_ptr<Engine>>;
 void bind_scheduler(py::module_& m);
+using EngineClass = py::class_<Engine, std::shared_ptr<Engine>>;
 void bind_loading(py::module_& m, EngineClass& engine);
 
 ModelConfig config_from_dict(const py::dict& values);

@@ -109,25 +109,25 @@ py::array_t<std::uint8_t> dmel_bins(const py::array& samples, std::int32_t n_mel
 py::object append(Session& session, const std::string& kind, const py::object& data,
                   const std::string& logits, bool end_of_audio) {
   const LogitsWanted wanted = wanted_from(logits);
-  Engine& engine = session.engine();
+  Lane& lane = session.lane();
   std::vector<float> values;
   if (kind == "text") {
     const auto ids = data.cast<std::vector<std::int32_t>>();
     const py::gil_scoped_release release;
-    values = engine.append_text(session, ids, wanted);
+    values = lane.append_text(session, ids, wanted);
   } else if (kind == "audio") {
     const Samples samples(data.cast<py::array>());
     const py::gil_scoped_release release;
-    values = engine.append_audio(session, samples.span(), end_of_audio, wanted);
+    values = lane.append_audio(session, samples.span(), end_of_audio, wanted);
   } else if (kind == "image") {
     Image image = image_from(data.cast<py::array>());
     const py::gil_scoped_release release;
-    values = engine.append_image(session, std::move(image), wanted);
+    values = lane.append_image(session, std::move(image), wanted);
   } else {
     fail("append: expected 'text', 'audio' or 'image', found '", kind, "'");
   }
   if (wanted == LogitsWanted::kNone) return py::none();
-  return rows_array(std::move(values), engine.config().unpadded_vocab_size);
+  return rows_array(std::move(values), session.engine().config().unpadded_vocab_size);
 }
 
 using EndlessChoiceName = std::optional<std::variant<bool, std::pair<std::int64_t, std::int64_t>>>;
@@ -231,7 +231,7 @@ void bind_session(py::module_& m) {
       .def(
           "decode",
           [](Session& s, std::int32_t n, const std::vector<std::int32_t>& stop) {
-            return s.engine().decode(s, n, stop);
+            return s.lane().decode(s, n, stop);
           },
           py::arg("n"), py::arg("stop"), Gil())
       .def("truncate", &Session::truncate, py::arg("length"), Gil())
@@ -268,7 +268,7 @@ void bind_session(py::module_& m) {
       .def(
           "draft_logits",
           [](Session& s) {
-            return rows_array(s.engine().draft_logits(s), s.engine().config().unpadded_vocab_size);
+            return rows_array(s.lane().draft_logits(s), s.engine().config().unpadded_vocab_size);
           },
           "Logits of each multi-token-prediction layer behind the token that waits, for tests.")
       .def("digests", &Session::digests, Gil(),

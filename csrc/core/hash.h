@@ -1,4 +1,4 @@
-// A fast hash of many bytes, to tell one set of weights from another. Not for secrets.
+// A fast hash of many bytes, to tell one set of weights or one block from another. Not for secrets.
 #pragma once
 
 #include <array>

@@ -21,6 +21,7 @@ constexpr const char* dtype_name(DType dtype) {
 
 constexpr std::int64_t div_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return div_up(a, b) * b; }
+constexpr std::int64_t round_down(std::int64_t a, std::int64_t b) { return a / b * b; }
 
 [[gnu::always_inline]] constexpr float bf16_to_float(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);

@@ -11,10 +11,6 @@ namespace {
 // Rows that must fit after all that can be forgotten was: of a turn, at the very least.
 constexpr std::int64_t kLeastRoom = kBlockPositions;
 
-std::int64_t round_down(std::int64_t position) {
-  return position / kBlockPositions * kBlockPositions;
-}
-
 // The hole at the end of the head; empty where nothing was forgotten there.
 PositionRange middle_hole(std::span<const PositionRange> holes, std::int64_t head) {
   const std::int64_t begin = round_up(head, kBlockPositions);
@@ -70,10 +66,10 @@ PositionRange Endless::to_forget(const Sequence& sequence, std::int64_t n_rows) 
   const PositionRange hole = middle_hole(sequence.forgotten(), head);
   const std::int64_t seen = sequence.length() - (hole.end - hole.begin);
   if (layout.global.is_inert() || seen + n_rows <= max_positions) return {};
-  const std::int64_t wanted = round_down(sequence.length() - recent);
+  const std::int64_t wanted = round_down(sequence.length() - recent, kBlockPositions);
   const std::int64_t needed = hole.end + round_up(seen + n_rows - max_positions, kBlockPositions);
-  const std::int64_t last =
-      std::max(round_down(sequence.committed() - layout.longest_window()), hole.end);
+  const std::int64_t last = std::max(
+      round_down(sequence.committed() - layout.longest_window(), kBlockPositions), hole.end);
   const std::int64_t end = std::max(wanted, needed);
   check<CapacityError>(end <= last, "reserve: ", n_rows, " rows wanted, ",
                        max_positions - seen + last - hole.end,
@@ -83,7 +79,7 @@ PositionRange Endless::to_forget(const Sequence& sequence, std::int64_t n_rows) 
 }
 
 void Endless::check_forget(const Sequence& sequence, std::int64_t begin, std::int64_t end) const {
-  const PositionRange hidden{round_up(begin, kBlockPositions), round_down(end)};
+  const PositionRange hidden{round_up(begin, kBlockPositions), round_down(end, kBlockPositions)};
   if (hidden.end <= hidden.begin) return;
   ForgottenRanges holes;
   for (const PositionRange& hole : sequence.forgotten()) holes.add(hole);
@@ -105,10 +101,7 @@ std::optional<Endless> EndlessOptions::resolve(std::int64_t max_positions,
 PositionRange Session::make_room(std::int64_t n_rows) {
   PositionRange forgotten;
   if (endless_) forgotten = endless_->to_forget(*sequence_, n_rows);
-  if (forgotten.begin < forgotten.end) {
-    sequence_->forget(forgotten.begin, forgotten.end);
-    if (drafter_) drafter_->restart(sequence_->length());
-  }
+  if (forgotten.begin < forgotten.end) hide(forgotten.begin, forgotten.end);
   sequence_->check_room(n_rows);
   return forgotten;
 }

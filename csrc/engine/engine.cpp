@@ -183,29 +183,6 @@ std::vector<Turn> Engine::step(std::span<const StepRequest> requests) {
   return lane.step(requests);
 }
 
-std::vector<float> Engine::append_text(Session& session, std::span<const std::int32_t> ids,
-                                       LogitsWanted wanted) {
-  return session.lane().append_text(session, ids, wanted);
-}
-
-std::vector<float> Engine::append_audio(Session& session, std::span<const float> samples,
-                                        bool is_end_of_audio, LogitsWanted wanted) {
-  return session.lane().append_audio(session, samples, is_end_of_audio, wanted);
-}
-
-std::vector<float> Engine::append_image(Session& session, Image image, LogitsWanted wanted) {
-  return session.lane().append_image(session, std::move(image), wanted);
-}
-
-std::vector<std::int32_t> Engine::decode(Session& session, std::int32_t n,
-                                         std::span<const std::int32_t> stop) {
-  return session.lane().decode(session, n, stop);
-}
-
-std::vector<float> Engine::draft_logits(Session& session) {
-  return session.lane().draft_logits(session);
-}
-
 std::vector<float> Engine::embed_text(std::span<const std::int32_t> ids) {
   check_ids(config(), ids);
   InputRows input;

@@ -1,6 +1,6 @@
 // The engine: one checkpoint, one page pool, two lanes, and the sessions they serve.
 //
-// It loads, opens and closes; a call about one session goes to the lane of that session (lane.h).
+// It loads, opens and closes; what computes for one session is a call of its lane (lane.h).
 #pragma once
 
 #include <cstdint>
@@ -31,20 +31,10 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::shared_ptr<Session> open_session(const SessionOptions& options);
   // One micro-turn for each session, all of one lane. Errors of one session are in its Turn.
   std::vector<Turn> step(std::span<const StepRequest> requests);
-  // Appends rows and returns their logits: (rows wanted, unpadded_vocab_size).
-  std::vector<float> append_text(Session& session, std::span<const std::int32_t> ids,
-                                 LogitsWanted wanted);
-  std::vector<float> append_audio(Session& session, std::span<const float> samples,
-                                  bool is_end_of_audio, LogitsWanted wanted);
-  std::vector<float> append_image(Session& session, Image image, LogitsWanted wanted);
   // The rows as they would enter a sequence: (rows, d_model). Sound is padded to whole frames.
   std::vector<float> embed_text(std::span<const std::int32_t> ids);
   std::vector<float> embed_audio(std::span<const float> samples);
   std::vector<float> embed_image(Image image);
-  // Up to n tokens; a token of `stop` ends it and is the last one returned.
-  std::vector<std::int32_t> decode(Session& session, std::int32_t n,
-                                   std::span<const std::int32_t> stop);
-  std::vector<float> draft_logits(Session& session);  // behind the pending token, for tests
 
   const ModelConfig& config() const { return model_.config; }
   std::string description() const { return interaction_->backend().description(); }

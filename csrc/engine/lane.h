@@ -47,15 +47,17 @@ class Lane {
   LaneKind kind() const { return kind_; }
 
   std::vector<Turn> step(std::span<const StepRequest> requests);
+  // Appends rows and returns their logits: (rows wanted, unpadded_vocab_size).
   std::vector<float> append_text(Session& session, std::span<const std::int32_t> ids,
                                  LogitsWanted wanted);
   std::vector<float> append_audio(Session& session, std::span<const float> samples,
                                   bool is_end_of_audio, LogitsWanted wanted);
   std::vector<float> append_image(Session& session, Image image, LogitsWanted wanted);
   std::vector<float> embed(const InputRows& input);
+  // Up to n tokens; a token of `stop` ends it and is the last one returned.
   std::vector<std::int32_t> decode(Session& session, std::int32_t n,
                                    std::span<const std::int32_t> stop);
-  std::vector<float> draft_logits(Session& session);
+  std::vector<float> draft_logits(Session& session);  // behind the pending token, for tests
 
   Backend& backend() const { return *backend_; }
   std::size_t head_row_bytes() const { return model_->head_row_bytes(); }

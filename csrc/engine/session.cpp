@@ -215,6 +215,10 @@ PositionRange Session::forget(std::int64_t begin, std::int64_t end) {
   const std::lock_guard lock(lane_.mutex());
   check_open();
   if (endless_) endless_->check_forget(*sequence_, begin, end);
+  return hide(begin, end);
+}
+
+PositionRange Session::hide(std::int64_t begin, std::int64_t end) {
   const PositionRange forgotten = sequence_->forget(begin, end);
   if (drafter_) drafter_->restart(sequence_->length());
   return forgotten;

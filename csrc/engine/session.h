@@ -102,6 +102,8 @@ class Session {
   void check_room(std::int64_t n_rows);
   // Throws CapacityError unless `n_rows` fit. An endless session forgets for them what it returns.
   PositionRange make_room(std::int64_t n_rows);
+  // Forgets, and lets drafts begin anew: what they remember has a hole too.
+  PositionRange hide(std::int64_t begin, std::int64_t end);
   // Drops the sequence; the lane's mutex is held.
   void drop() noexcept;
   void set_mark();

@@ -1,20 +1,9 @@
 // Hashes of what a sequence holds.
+#include "core/hash.h"
 #include "sequence/sequence.h"
 
 namespace duplex {
 namespace {
-
-// FNV-1a over eight bytes at a time; blocks are multiples of eight bytes.
-std::uint64_t hash_bytes(const std::byte* data, std::int64_t n_bytes) {
-  std::uint64_t hash = 0xcbf29ce484222325u;
-  for (std::int64_t i = 0; i < n_bytes; i += 8) {
-    std::uint64_t word;
-    __builtin_memcpy(&word, data + i, sizeof word);
-    hash = (hash ^ word) * 0x100000001b3u;
-    hash ^= hash >> 29;
-  }
-  return hash;
-}
 
 bool is_hidden(std::span<const PositionRange> holes, std::int64_t position) {
   for (const PositionRange& hole : holes)
@@ -37,7 +26,9 @@ std::vector<BlockDigest> Sequence::digests() const {
       if (t == 0 && is_hidden(forgotten(), block * layout.block_positions)) continue;
       block_bytes.resize(static_cast<std::size_t>(layout.block_bytes));
       pool_->memory().read(block_bytes.data(), view.block(block), block_bytes.size());
-      digests.push_back({t, block, hash_bytes(block_bytes.data(), layout.block_bytes)});
+      FastHash hash;
+      hash.add(block_bytes.data(), block_bytes.size());
+      digests.push_back({t, block, hash.value()});
     }
   }
   return digests;

@@ -13,7 +13,7 @@ namespace {
 // state, without what its own window has left behind (the other may have rewound further).
 std::int64_t first_held(const TapeLayout& tape, std::int64_t begin, std::int64_t committed) {
   const std::int64_t page = tape.page_positions();
-  return std::max(begin, std::max<std::int64_t>(committed - tape.window, 0) / page * page);
+  return std::max(begin, round_down(std::max<std::int64_t>(committed - tape.window, 0), page));
 }
 
 // `begin` is where the tape begins in the state.

@@ -3,10 +3,9 @@
 // Kernels see plain memory: the address of a position is a base and an offset. At the end of the
 // range the pages that are held are mapped again and the base moves: those of a tape with a window
 // at the beginning of the same range, those of a tape that keeps everything in one twice as long.
-// Pages can
-// be shared with the tape of a fork; a shared page is never written, because a tape replaces it by
-// a copy first (make_private). The tape does not know about commits, holes or limits: that is
-// sequence/sequence.h.
+// Pages can be shared with the tape of a fork; a shared page is never written, because a tape
+// replaces it by a copy first (make_private). The tape does not know about commits, holes or
+// limits: that is sequence/sequence.h.
 #pragma once
 
 #include <cstdint>

@@ -24,7 +24,8 @@ from duplex_engine.background.task import Failure, Job, Worker
 from duplex_engine.background.transcript import Transcript
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.session import Session
-from duplex_engine.types import Delegation, MicroTurn, StepInput
+from duplex_engine.step import step_input
+from duplex_engine.types import Delegation, MicroTurn
 
 __all__ = ["Delegations"]
 
@@ -156,7 +157,7 @@ class Delegations:
         max_tokens: int | None = None,
     ) -> MicroTurn:
         """One micro-turn of the session with its background; arguments as `Session.step`."""
-        inputs = _inputs(audio, image, text, result, sample_rate, max_tokens)
+        inputs = step_input(audio, image, text, result, sample_rate, max_tokens)
         self.before_step(inputs)
         turn = self.session.step(**inputs)
         self.after_step(turn, inputs)
@@ -176,7 +177,7 @@ class Delegations:
         session = self._async_session
         if session is None:
             raise InvalidArgument("async_step: expected an AsyncSession, found a Session")
-        inputs = _inputs(audio, image, text, result, sample_rate, max_tokens)
+        inputs = step_input(audio, image, text, result, sample_rate, max_tokens)
         await session._engine.run(self.before_step, inputs)
         turn = await session.step(**inputs)
         await session._engine.run(self.after_step, turn, inputs)
@@ -270,21 +271,3 @@ class Delegations:
         trace: TracebackType | None,
     ) -> None:
         await self.aclose()
-
-
-def _inputs(
-    audio: object,
-    image: object,
-    text: object,
-    result: object,
-    sample_rate: int | None,
-    max_tokens: int | None,
-) -> StepInput:
-    return {
-        "audio": audio,
-        "image": image,
-        "text": text,
-        "result": result,
-        "sample_rate": sample_rate,
-        "max_tokens": max_tokens,
-    }

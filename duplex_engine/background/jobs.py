@@ -17,13 +17,13 @@ from functools import partial
 
 from duplex_engine.arguments import integer, number
 from duplex_engine.background.event_loop import EventLoop
+from duplex_engine.background.fork import fork_in_background
 from duplex_engine.background.policy import Split, same_request
 from duplex_engine.background.result_text import MAX_RESULT_CHARS, ResultText
 from duplex_engine.background.task import Failure, Job, State, Task, Worker
 from duplex_engine.background.transcript import Transcript
 from duplex_engine.background.worker_run import Sink, WorkerRun
 from duplex_engine.errors import (
-    BackendUnavailable,
     CapacityError,
     DuplexError,
     InvalidArgument,
@@ -165,10 +165,7 @@ class Jobs:
         extra = integer(getattr(self._worker, "fork_positions", 0), "fork_positions")
         if extra == 0:
             return None
-        try:
-            return self._session.fork(self._session.length + extra, background=True)
-        except BackendUnavailable:
-            return self._session.fork(self._session.length + extra)
+        return fork_in_background(self._session, self._session.length + extra)
 
     def _start_waiting(self) -> None:
         while self._waiting and len(self._running) < self._max_running:

@@ -17,10 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from duplex_engine.errors import BackendUnavailable, CapacityError
-from duplex_engine.session import Session
+from duplex_engine.errors import CapacityError
 
-__all__ = ["MAX_TASKS", "MAX_TASKS_PER_SESSION", "Background", "Slices", "fork_in_background"]
+__all__ = ["MAX_TASKS", "MAX_TASKS_PER_SESSION", "Background", "Slices"]
 
 MAX_TASKS = 256
 MAX_TASKS_PER_SESSION = 4
@@ -29,14 +28,6 @@ QUANTUM_US = 5_000  # nobody waits for slices that give way: so many are run at 
 
 Slices: TypeAlias = Generator[None, None, None]
 Done: TypeAlias = Callable[[int, int, BaseException | None], None]
-
-
-def fork_in_background(session: Session, max_positions: int | None = None) -> Session:
-    """A fork on the background lane, or on the only one that the device has."""
-    try:
-        return session.fork(max_positions, background=True)
-    except BackendUnavailable:
-        return session.fork(max_positions)
 
 
 @dataclass(slots=True)

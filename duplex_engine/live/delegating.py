@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from duplex_engine.background import Delegations
 from duplex_engine.errors import CapacityError
-from duplex_engine.live.background import fork_in_background
 from duplex_engine.session import Session
 from duplex_engine.types import MicroTurn, StepInput
 
@@ -41,10 +40,6 @@ class Stream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._live_session._inner, name)
-
-    def fork(self, max_positions: int | None = None, **_: Any) -> Session:
-        """On the background lane, where the device has one."""
-        return fork_in_background(self._live_session._inner, max_positions)
 
     def feed(self, *, result: list[int]) -> None:
         """Queues a result; raises CapacityError where too many wait."""

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from duplex_engine.background.fork import fork_in_background
 from duplex_engine.errors import DuplexError, InvalidArgument
-from duplex_engine.live.background import Slices, fork_in_background
+from duplex_engine.live.background import Slices
 from duplex_engine.live.journal import Entry
 from duplex_engine.live.types import Summarised, SummaryFailed
 from duplex_engine.session import Session

@@ -70,7 +70,7 @@ class Schedule {
       if (random() % 4 == 0)
         dare([&] {
           thinkers.emplace_back([this, fork = session->fork(0, LaneKind::kBackground)] {
-            dare([&] { engine_->decode(*fork, 15, {}); });
+            dare([&] { fork->lane().decode(*fork, 15, {}); });
             fork->close();
           });
         });

@@ -71,13 +71,13 @@ TEST_CASE("logits do not depend on how rows are cut") {
   const auto cut = engine->open_session({});
   std::vector<std::int32_t> ids;
   for (int i = 0; i < 60; ++i) ids.push_back(i * 7 % 40);
-  const std::vector<float> expected = engine->append_text(*whole, ids, LogitsWanted::kAll);
+  const std::vector<float> expected = whole->lane().append_text(*whole, ids, LogitsWanted::kAll);
   REQUIRE(expected.size() == 60 * 37);
   std::vector<float> logits;
   for (std::size_t begin = 0, n = 1; begin < ids.size(); begin += n, n = n * 2 % 23) {
     n = std::min(n, ids.size() - begin);
     const auto part =
-        engine->append_text(*cut, std::span(ids).subspan(begin, n), LogitsWanted::kAll);
+        cut->lane().append_text(*cut, std::span(ids).subspan(begin, n), LogitsWanted::kAll);
     logits.insert(logits.end(), part.begin(), part.end());
   }
   CHECK((logits == expected));
@@ -186,8 +186,9 @@ TEST_CASE("a closed session answers nothing and gives its memory back") {
   CHECK(throws<SessionClosed>([&] { session->forget(0, 64); }));
   CHECK(throws<SessionClosed>([&] { session->fork(0); }));
   CHECK(throws<SessionClosed>([&] { session->set_sampling({}); }));
-  CHECK(throws<SessionClosed>([&] { engine->append_text(*session, ids, LogitsWanted::kNone); }));
-  CHECK(throws<SessionClosed>([&] { engine->decode(*session, 1, {}); }));
+  CHECK(throws<SessionClosed>(
+      [&] { session->lane().append_text(*session, ids, LogitsWanted::kNone); }));
+  CHECK(throws<SessionClosed>([&] { session->lane().decode(*session, 1, {}); }));
 }
 
 TEST_CASE("closing the engine closes its sessions") {

@@ -25,8 +25,9 @@ TEST_CASE("a second caller of a session is told that it is busy", "[threads]") {
     wait_until_busy(*session);
     const std::vector<std::int32_t> ids = {1};
     CHECK(throws<SessionBusy>([&] { step_one(*session); }));
-    CHECK(throws<SessionBusy>([&] { engine->decode(*session, 1, {}); }));
-    CHECK(throws<SessionBusy>([&] { engine->append_text(*session, ids, LogitsWanted::kNone); }));
+    CHECK(throws<SessionBusy>([&] { session->lane().decode(*session, 1, {}); }));
+    CHECK(throws<SessionBusy>(
+        [&] { session->lane().append_text(*session, ids, LogitsWanted::kNone); }));
     CHECK(throws<SessionBusy>([&] { session->truncate(0); }));
     CHECK(throws<SessionBusy>([&] { session->fork(0); }));
     CHECK(throws<SessionBusy>([&] { session->forget(0, 64); }));

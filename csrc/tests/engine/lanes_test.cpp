@@ -26,8 +26,8 @@ Story live(Session& session, int seed, int n_turns) {
 
 std::vector<std::int32_t> think(Session& session, std::int32_t n) {
   const std::vector<std::int32_t> prompt = {9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20};
-  session.engine().append_text(session, prompt, LogitsWanted::kNone);
-  return session.engine().decode(session, n, {});
+  session.lane().append_text(session, prompt, LogitsWanted::kNone);
+  return session.lane().decode(session, n, {});
 }
 
 TEST_CASE("two lanes at once give the bits of each alone", "[threads]") {
