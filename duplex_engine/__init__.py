@@ -21,6 +21,7 @@ from duplex_engine.errors import (
     CheckpointError,
     DuplexError,
     InvalidArgument,
+    RankFailed,
     SessionBusy,
     SessionClosed,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "MicroTurn",
     "MissingAudio",
     "ModelConfig",
+    "RankFailed",
     "Session",
     "SessionBusy",
     "SessionClosed",

@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['Action', 'BackendUnavailable', 'CapacityError', 'CheckpointError', 'DuplexError', 'Engine', 'InvalidArgument', 'PACKING_VERSION', 'Session', 'SessionBusy', 'SessionClosed', 'Turn', 'backend_names', 'copy_session', 'dmel_bins', 'encoder_names', 'next_action', 'read_snapshot', 'weights_hash', 'write_snapshot']
+__all__: list[str] = ['Action', 'BackendUnavailable', 'CapacityError', 'CheckpointError', 'DuplexError', 'Engine', 'InvalidArgument', 'PACKING_VERSION', 'RankFailed', 'Session', 'SessionBusy', 'SessionClosed', 'Turn', 'backend_names', 'copy_session', 'dmel_bins', 'encoder_names', 'next_action', 'read_snapshot', 'weights_hash', 'write_snapshot']
 class DuplexError(Exception):
     """
     Base of everything that duplex_engine raises on purpose.
@@ -26,6 +26,10 @@ class CapacityError(DuplexError, MemoryError):
 class BackendUnavailable(DuplexError, RuntimeError):
     """
     The device or instruction set is not there.
+    """
+class RankFailed(DuplexError, RuntimeError):
+    """
+    A rank of a tensor-parallel group is gone; restore its sessions on a new one.
     """
 class SessionClosed(DuplexError, RuntimeError):
     """

@@ -13,6 +13,7 @@ from duplex_engine._core import (
     CheckpointError,
     DuplexError,
     InvalidArgument,
+    RankFailed,
     SessionBusy,
     SessionClosed,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "CheckpointError",
     "DuplexError",
     "InvalidArgument",
+    "RankFailed",
     "SessionBusy",
     "SessionClosed",
 ]

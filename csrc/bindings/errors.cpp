@@ -41,6 +41,8 @@ void bind_errors(py::module_& m) {
                       "No room for a session, a row or a page; nothing was changed.");
   bind<BackendUnavailable>(m, base, "BackendUnavailable", PyExc_RuntimeError,
                            "The device or instruction set is not there.");
+  bind<RankFailed>(m, base, "RankFailed", PyExc_RuntimeError,
+                   "A rank of a tensor-parallel group is gone; restore its sessions on a new one.");
   bind<SessionClosed>(m, base, "SessionClosed", PyExc_RuntimeError,
                       "The session or its engine has been closed.");
   bind<SessionBusy>(m, base, "SessionBusy", PyExc_RuntimeError,

@@ -43,6 +43,12 @@ class SessionClosed : public Error {
   using Error::Error;
 };
 
+// A rank of a tensor-parallel group is gone or does not answer; the whole group is over.
+class RankFailed : public Error {
+ public:
+  using Error::Error;
+};
+
 // A second thread entered a session that is already in a step.
 class SessionBusy : public Error {
  public:
