@@ -2,11 +2,14 @@
 //
 // Weights that are read once a pass come from a ring larger than any cache, as in a pass; the tape
 // of attention is as long as the context says. Values are ordinary numbers without meaning.
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "api.h"
@@ -39,12 +42,33 @@ class Kernel {
   virtual void run() = 0;
 
   double seconds() {
-    backend->begin_pass();
-    const auto start = std::chrono::steady_clock::now();
-    run();
-    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-    backend->end_pass();
+    std::chrono::duration<double> elapsed{};
+    backend->run_awake([&] {
+      const auto start = std::chrono::steady_clock::now();
+      run();
+      elapsed = std::chrono::steady_clock::now() - start;
+    });
     return elapsed.count();
+  }
+
+  // Seconds of this operation, (n), as the first of a pass that begins while another operation runs
+  // in the background lane without a pause.
+  void beside(Kernel& other, std::int64_t n, double* elapsed) {
+    std::unique_ptr<Backend> lane = backend->background_lane();
+    std::swap(lane, other.backend);
+    std::atomic<bool> is_over{false};
+    std::thread background([&] {
+      other.backend->run_awake([&] {
+        while (!is_over) other.run();
+      });
+    });
+    for (std::int64_t i = 0; i < n; ++i) {
+      std::this_thread::sleep_for(std::chrono::microseconds(5000 + 37 * (i % 100)));
+      elapsed[i] = seconds();
+    }
+    is_over = true;
+    background.join();
+    std::swap(lane, other.backend);
   }
 
   double bytes = 0;
@@ -393,6 +417,9 @@ void* duplex_bench_kernel_create(const char* name, std::int32_t dtype, std::int3
 }
 
 double duplex_bench_kernel_run(void* kernel) { return as_kernel(kernel)->seconds(); }
+void duplex_bench_kernel_beside(void* kernel, void* other, std::int64_t n, double* seconds) {
+  as_kernel(kernel)->beside(*as_kernel(other), n, seconds);
+}
 double duplex_bench_kernel_bytes(void* kernel) { return as_kernel(kernel)->bytes; }
 double duplex_bench_kernel_operations(void* kernel) { return as_kernel(kernel)->operations; }
 void duplex_bench_kernel_destroy(void* kernel) { delete as_kernel(kernel); }
