@@ -110,7 +110,10 @@ def park(shape: str, bits: str, n: int) -> Table:
     table = Table("beside 64 rows of", "median us", "p90 us", "p99 us", title=f"{shape} {bits}")
     quantiles = [0.5, 0.9, 0.99]
     with Kernel("linear", bits, rows=5, n_out=qkvr[0], n_in=qkvr[1]) as first:
-        alone = [first.seconds() for _ in range(n) if not time.sleep(0.005)]
+        alone = np.zeros(n)
+        for i in range(n):
+            time.sleep(0.005)
+            alone[i] = first.seconds()
         table.add_row("nothing", *(f"{1e6 * us:.0f}" for us in np.quantile(alone, quantiles)))
         for name, (kernel, dtype, sizes) in track(cases.items(), transient=True):
             with Kernel(kernel, dtype, rows=64, **sizes) as other:
