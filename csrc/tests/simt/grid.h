@@ -1,5 +1,6 @@
 // The host's stand-in for a GPU that runs a kernel: the thread blocks one after another, the
 // threads of a block as fibres on the calling thread. A fibre runs until it waits for others.
+// streams.h has several GPUs at once.
 //
 // What kernels see of this is device/platform.cuh. It cannot show: what the machine's own
 // instructions do, weak memory order, speed.
@@ -48,10 +49,13 @@ enum class Wait : std::uint8_t {
   kShuffleXor,
   kShuffleFrom,
   kProduct,
+  kTurn,
   kReturned,
 };
 
 void sync_block();
+// Lets the others go on, for a loop that waits for them.
+void yield();
 // 16 bytes that arrive at some time before wait_copies() lets their group pass: in forward order as
 // late as may be, in reverse order at once, at random either way.
 void copy_async(void* shared, const void* global);
