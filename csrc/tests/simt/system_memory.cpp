@@ -176,7 +176,7 @@ void PendingStores::drain(std::uint32_t one_in) {
   std::size_t n_all = 0;
   for (const auto& waiting : waiting_) n_all += waiting.size();
   if (n_all == 0) return;
-  for (std::size_t n = n_all / one_in + 1; n > 0; --n) {
+  for (std::size_t n = n_all / one_in + (random_() % one_in == 0 ? 1 : 0); n > 0; --n) {
     std::size_t stream = random_() % waiting_.size();
     while (waiting_[stream].empty()) stream = (stream + 1) % waiting_.size();
     const std::size_t at = random_() % waiting_[stream].size();

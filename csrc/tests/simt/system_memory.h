@@ -71,7 +71,7 @@ class PendingStores {
   void set_launch(int stream, int launch);
   void add(std::byte* address, const std::uint32_t* words, int n, bool is_count);
   void fence();
-  // Some of them happen: about one in `one_in`, and one at least.
+  // Some of them happen: about one in `one_in`.
   void drain(std::uint32_t one_in);
   void step() { ++clock_; }
   std::uint64_t clock() const { return clock_; }

@@ -236,12 +236,10 @@ std::string describe(const WaitReport& report) {
   constexpr const char* kPhases[] = {"the parts", "the sums", "the signals"};
   std::ostringstream text;
   text << "rank " << report.rank << ", thread block " << report.block << ", waited in vain for "
-       << kPhases[static_cast<std::uint32_t>(report.phase)];
-  if (report.phase == Phase::kSignals)
-    text << ": expected " << report.expected << ", saw " << report.seen;
-  else
-    text << " of rank " << report.peer << ": expected call " << report.expected
-         << ", that rank has begun " << report.seen;
+       << kPhases[static_cast<std::uint32_t>(report.phase)] << " of call " << report.expected;
+  if (report.peer >= 0)
+    text << "; rank " << report.peer << " has begun call " << report.seen
+         << (report.seen == report.expected ? " too" : "");
   return text.str();
 }
 

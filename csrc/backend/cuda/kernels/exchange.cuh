@@ -73,7 +73,7 @@ struct Call {
         words[i] = load_system(group.own + at(first + i * step));
       }
       if (missing < 0) return;
-      begin = keep_waiting(begin, phase, owner + missing, epoch + 1, nullptr);
+      begin = keep_waiting(begin, phase, owner + missing);
     }
   }
   // The parts of one word, added by ascending rank.
@@ -104,21 +104,26 @@ struct Call {
       const std::uint32_t expected = (group.state->n_signals + 1) * kRanks;
       std::uint64_t begin = 0;
       while (static_cast<std::int32_t>(load_word_acquire(own) - expected) < 0)
-        begin = keep_waiting(begin, Phase::kSignals, -1, expected, own);
+        begin = keep_waiting(begin, Phase::kSignals, -1);
     }
     sync_block();
   }
 
-  // `begin` is 0 at first. Who waits too long says so and ends the kernel; others that do leave
-  // the saying to it.
-  DUPLEX_DEVICE std::uint64_t keep_waiting(std::uint64_t begin, Phase phase, int peer,
-                                           std::uint32_t expected,
-                                           const std::uint32_t* counter) const {
+  // `begin` is 0 at first. Who waits too long says for whom, and ends the kernel; others that do
+  // leave the saying to it. A rank that is a call behind is to blame before the one waited for.
+  DUPLEX_DEVICE std::uint64_t keep_waiting(std::uint64_t begin, Phase phase, int peer) const {
     const std::uint64_t now = clock_ns();
     if (begin == 0) return now;
     if (now - begin < group.wait_limit_ns || count_up(&group.state->n_reports) != 0) return begin;
-    if (counter == nullptr) counter = reinterpret_cast<const std::uint32_t*>(group.own) + peer;
-    *group.report = {1, phase, group.rank, peer, block_x(), expected, load_word_system(counter)};
+    std::uint32_t seen = epoch + 1;
+    for (int other = 0; other < kRanks; ++other) {
+      const auto* const begun = reinterpret_cast<const std::uint32_t*>(group.own) + other;
+      const std::uint32_t calls = load_word_system(begun);
+      if (static_cast<std::int32_t>(calls - seen) >= 0) continue;
+      seen = calls;
+      peer = other;
+    }
+    *group.report = {1, phase, group.rank, peer, block_x(), epoch + 1, seen};
     fence_system();
     stop();
     return begin;
