@@ -33,6 +33,19 @@ TENSOR = "HMMA"
 LOCAL = r"(LDL|STL)"
 WEIGHTS = "LDG.E.NA.LTC256B.128.CONSTANT"  # 16 bytes, streamed past the first-level cache
 NORM = {BARRIER: 2, SUM: 4}
+# Between GPUs, 16 bytes at a time; a multicast store is a store to another address. Both ways of a
+# load: the first look, and the loop. A wait that is too long ends in a trap.
+EXCHANGE_OF_RANKS = {
+    "STG.E.128.STRONG.SYS": 3,
+    "LDG.E.128.STRONG.SYS": 2,
+    "MEMBAR.ALL.SYS": 1,
+    "ATOMG.E.ADD.STRONG.GPU": 1,
+    "UBLKPF.L2": 1,
+    "BPT.TRAP": 1,
+    BARRIER: 1,
+}
+SUM_OF_RANKS = EXCHANGE_OF_RANKS | {"LDG.E.128.STRONG.SYS": 4, "FADD": 4}
+SUM_AND_NORM = SUM_OF_RANKS | {"STG.E.128.STRONG.SYS": 4, SUM: 4, BARRIER: 4, "FFMA": 4}
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,17 @@ class Rule:
 
 
 KERNELS = {
+    "all_reduce/all_gather_kernel": Rule(EXCHANGE_OF_RANKS, registers=40),
+    # The words of eight ranks at once.
+    "all_reduce/one_shot_kernel": Rule(SUM_AND_NORM, registers=104),
+    "all_reduce/reduce_scatter_kernel": Rule(SUM_OF_RANKS),
+    # The switch adds.
+    "all_reduce/switch_kernel": Rule(
+        EXCHANGE_OF_RANKS
+        | {"LDGMC.E.ADD.F32": 1, "REDG.E.ADD.STRONG.SYS": 1, SUM: 4, BARRIER: 6, "FFMA": 4},
+        registers=72,
+    ),
+    "all_reduce/two_shot_kernel": Rule(SUM_AND_NORM, registers=96),
     "append/conv_add_norm_kernel": Rule(NORM),
     # Two norms for keys and queries; tau of the log scaling is a logarithm in double.
     "append/kv_append_kernel": Rule({BARRIER: 4, SUM: 8}, must_not=(TENSOR,)),
