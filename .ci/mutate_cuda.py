@@ -41,7 +41,7 @@ IN_KERNELS = (
     (r"\bfence_system\(\);", ";", "no fence"),
     (r"\bcall\.meet\(\);", ";", "no meeting"),
     (r"if \(missing < 0\) return;", "return;", "a wait that ends at once"),
-    (r"begin = keep_waiting\(begin, Phase::kSignals, -1\);", "break;", "signals not waited for"),
+    (r"- expected\) < 0", "- expected) < -kRanks", "signals not waited for"),
     (r"\bmulticast_count_release\(.*\);", ";", "no signal"),
     (r"(words\.v\[[012]\] != kEmpty) &&", "", "a word that may be missing"),
     (r"&&\s+words\.v\[3\] != kEmpty", "", "a word that may be missing"),

@@ -36,14 +36,15 @@ struct GroupState {
 enum class Phase : std::uint32_t { kParts, kSums, kSignals };
 
 // A wait that took too long. Memory that the host can read when the context is gone.
-struct WaitReport {
-  std::uint32_t is_there;
+struct alignas(16) WaitReport {
   Phase phase;
-  std::int32_t rank;       // that waited
-  std::int32_t peer;       // for
-  std::int32_t block;      // in this thread block
-  std::uint32_t expected;  // calls that the peer should have begun, or signals
-  std::uint32_t seen;
+  std::int32_t rank;  // that waited
+  std::int32_t peer;  // the rank that is furthest behind, or else the one waited for; -1: all
+  std::int32_t block;
+  std::uint32_t expected;  // calls that every rank should have begun
+  std::uint32_t seen;      // that the peer has
+  std::uint32_t is_there;
+  std::uint32_t unused;
 };
 std::string describe(const WaitReport& report);
 

@@ -123,7 +123,10 @@ struct Call {
       seen = calls;
       peer = other;
     }
-    *group.report = {1, phase, group.rank, peer, block_x(), epoch + 1, seen};
+    const auto word = [](auto value) { return static_cast<std::uint32_t>(value); };
+    auto* const report = reinterpret_cast<Words*>(group.report);
+    store_system(report, {{word(phase), word(group.rank), word(peer), word(block_x())}});
+    store_system(report + 1, {{epoch + 1, seen, 1, 0}});
     fence_system();
     stop();
     return begin;
