@@ -51,7 +51,7 @@ IN_KERNELS = (
     (r"kBuffers - 1\) % kBuffers", "kBuffers - 2) % kBuffers", "the next buffer is emptied"),
     (r"\(state\.buffer \+ 1\) % kBuffers", "(state.buffer + 1) % 2", "two buffers"),
     (r"state\.n_done = 0;", "", "blocks are counted on"),
-    (r"state\.n_signals \+= has_met \? 1 : 0;", "", "signals are not counted"),
+    (r"\+= has_met \? 1 : 0;", "+= has_met ? 0 : 0;", "signals are not counted"),
 )
 IN_PLATFORM = (
     (r"__syncthreads\(\);", ";", "no barrier"),

@@ -95,17 +95,19 @@ std::uint64_t clock_ns() {
   return pending->clock();
 }
 
-Multicast::Multicast(std::vector<std::byte*> members, std::size_t bytes)
-    : bytes_(bytes), members_(std::move(members)) {
-  void* const range = ::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (range == MAP_FAILED) throw std::bad_alloc();
-  base_ = static_cast<std::byte*>(range);
+Multicast::Multicast(std::vector<std::byte*> members, std::size_t bytes, std::byte* base)
+    : base_(base), bytes_(bytes), owns_(base == nullptr), members_(std::move(members)) {
+  if (owns_) {
+    void* const range = ::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (range == MAP_FAILED) throw std::bad_alloc();
+    base_ = static_cast<std::byte*>(range);
+  }
   objects().push_back(this);
 }
 
 Multicast::~Multicast() {
   std::erase(objects(), this);
-  ::munmap(base_, bytes_);
+  if (owns_) ::munmap(base_, bytes_);
 }
 
 const Multicast* Multicast::of(const void* address) {

@@ -39,7 +39,8 @@ std::uint64_t clock_ns();
 // functions above may touch them.
 class Multicast {
  public:
-  Multicast(std::vector<std::byte*> members, std::size_t bytes);
+  // At `base`, which nothing else uses, or at addresses of its own.
+  Multicast(std::vector<std::byte*> members, std::size_t bytes, std::byte* base = nullptr);
   ~Multicast();
   Multicast(const Multicast&) = delete;
   Multicast& operator=(const Multicast&) = delete;
@@ -56,6 +57,7 @@ class Multicast {
  private:
   std::byte* base_;
   std::size_t bytes_;
+  bool owns_;
   std::vector<std::byte*> members_;
 };
 

@@ -32,6 +32,7 @@ MulticastMemory::MulticastMemory(MulticastDriver& driver, Rendezvous& ranks,
   try {
     choose_kind();
     std::string problem = together([&] { make_own(); });
+    if (problem.empty()) problem = together([&] { check_sizes(); });
     if (problem.empty()) problem = together([&] { reach_peers(); });
     check<BackendUnavailable>(problem.empty(),
                               "group memory: the GPUs cannot share memory: ", problem);
@@ -78,7 +79,9 @@ std::string MulticastMemory::together(const Step& step) {
 
 // What all ranks can do: descriptors before fabric handles, which only several machines need.
 void MulticastMemory::choose_kind() {
-  const DeviceAbilities mine = driver_.abilities(options_.device);
+  DeviceAbilities mine;
+  const std::string problem = together([&] { mine = driver_.abilities(options_.device); });
+  check<BackendUnavailable>(problem.empty(), "group memory: ", problem);
   const auto letter = [](bool has) { return has ? 'y' : 'n'; };
   const std::vector<std::string> all =
       ranks_.all_gather({letter(mine.has_multicast), letter(mine.shares_descriptors),
@@ -99,7 +102,6 @@ void MulticastMemory::choose_kind() {
                " has no multicast (NVSwitch of the third generation or newer, fabric manager)";
 }
 
-// The size is the same on all ranks, and good for both kinds of objects.
 void MulticastMemory::make_own() {
   granularity_ = driver_.memory_granularity(options_.device, kind_);
   if (why_not_.empty())
@@ -110,6 +112,13 @@ void MulticastMemory::make_own() {
   Mapping& own = peers_[static_cast<std::size_t>(ranks_.rank())];
   own.handle = driver_.create_memory(options_.device, bytes_, kind_);
   map(own, granularity_);
+}
+
+void MulticastMemory::check_sizes() {
+  const std::vector<std::string> all = ranks_.all_gather(std::to_string(bytes_));
+  for (std::size_t rank = 0; rank < all.size(); ++rank)
+    check<BackendUnavailable>(all[rank] == all[0], "expected as much memory everywhere, found ",
+                              all[0], " bytes on rank 0 and ", all[rank], " on rank ", rank);
 }
 
 void MulticastMemory::map(Mapping& mapping, std::size_t alignment) {

@@ -105,6 +105,7 @@ class MulticastMemory {
   };
   void choose_kind();
   void make_own();
+  void check_sizes();
   void make_multicast();
   void reach_peers();
   void map(Mapping& mapping, std::size_t alignment);
