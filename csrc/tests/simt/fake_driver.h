@@ -138,7 +138,7 @@ class FakeDriver final : public MulticastDriver {
     return shared;
   }
   Handle import(const SharedHandle& shared) override {
-    ++n_open_;  // it came from the other rank, open
+    n_open_ += shared.kind == HandleKind::kDescriptor;  // it came from the other rank, open
     const auto lock = call("import");
     Handle handle = 0;
     if (shared.kind == HandleKind::kFabric) std::memcpy(&handle, shared.fabric.data(), 8);
@@ -151,8 +151,9 @@ class FakeDriver final : public MulticastDriver {
     return handle;
   }
   void close(const SharedHandle& shared) noexcept override {
-    if (shared.kind == HandleKind::kFabric || shared.descriptor >= 0) --n_open_;
-    if (shared.descriptor >= 0) ::close(shared.descriptor);
+    if (shared.descriptor < 0) return;
+    --n_open_;
+    ::close(shared.descriptor);
   }
   void release(Handle handle) noexcept override {
     const std::scoped_lock lock(fabric_.mutex);
