@@ -85,7 +85,11 @@ IN_SYSTEM = (
 WRAPPERS = {"device/platform.cuh": IN_PLATFORM, "device/system.cuh": IN_SYSTEM}
 
 # Kernel files that a header is for; others are for all.
-OF_HEADER = {"kernels/attention.cuh": ["attention"], "kernels/exchange.cuh": ["all_reduce"]}
+OF_HEADER = {
+    "kernels/attention.cuh": ["attention"],
+    "kernels/exchange.cuh": ["all_reduce"],
+    "kernels/words.cuh": ["all_reduce"],
+}
 
 # Mutants that neither run can tell apart: (file, the line before, what) -> why.
 EQUIVALENT = {

@@ -107,7 +107,8 @@ def one_shot(ranks: Ranks, parts: Floats) -> int:
     for rank in range(ranks.n_ranks):
         ranks.receive(rank * ROWS * WORDS, parts[rank])
         ranks.expect(rank, ranks.RANK * ROWS * WORDS, parts[ranks.RANK])
-    return ranks.n_ranks * ROWS * WORDS
+    ranks.expect(ranks.RANK, ranks.n_ranks * ROWS * WORDS, in_rank_order(parts))
+    return (ranks.n_ranks + 1) * ROWS * WORDS
 
 
 def two_shot(ranks: Ranks, parts: Floats, *, switch: bool = False) -> int:

@@ -205,8 +205,8 @@ void Machine::start(std::byte* shared) {
   n_live_ = n_threads_;
   n_at_barrier_ = 0;
   n_barriers_ = 0;
-  const std::int64_t x = index_ % shape_.grid[0], y = index_ / shape_.grid[0] % shape_.grid[1];
-  const std::int64_t z = index_ / shape_.grid[0] / shape_.grid[1];
+  const auto [nx, ny, nz] = shape_.grid;
+  const std::int64_t x = index_ % nx, y = index_ / nx % ny, z = index_ / (nx * ny);
   for (int i = 0; i < n_threads_; ++i) {
     Thread& thread = *threads_[static_cast<std::size_t>(i)];
     static_cast<Place&>(thread) = {
@@ -330,11 +330,10 @@ void Block::begin(const LaunchShape& shape, std::int64_t index, void (*call)(con
 
 bool Block::pass(bool skip) {
   current_machine = machine_.get();
-  struct Current {
+  const struct Current {
     explicit Current(Machine* machine) { current_machine = machine; }
     ~Current() { current_machine = nullptr; }
-  };
-  const Current current(machine_.get());
+  } current(machine_.get());
   return machine_->pass(skip);
 }
 
@@ -359,7 +358,6 @@ void run_grid(const LaunchShape& shape, void (*call)(const void*), const void* c
 void sync_block() { machine().sync_block(current_thread()); }
 
 void yield() { machine().yield(current_thread()); }
-
 void copy_async(void* shared, const void* global) {
   const auto is_aligned = [](const void* address) {
     return reinterpret_cast<std::uintptr_t>(address) % kCopyBytes == 0;

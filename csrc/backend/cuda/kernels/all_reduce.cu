@@ -23,18 +23,26 @@ DUPLEX_DEVICE Floats convolve(const ConvAddNormArgs& op, const Segment& segment,
   const auto tape = [&](std::int64_t at) {
     return reinterpret_cast<float*>(segment.conv.block(at) + op.conv.offset_bytes);
   };
+  const auto weight = [&](std::int32_t back) {
+    return load_floats(op.conv.weight + (op.kernel - 1 - back) * std::int64_t{op.conv.channels},
+                       word);
+  };
   Floats sum{}, x{};
-  for (std::int32_t back = op.kernel - 1; back >= 0; --back) {
-    const Floats weight =
-        load_floats(op.conv.weight + (op.kernel - 1 - back) * std::int64_t{op.conv.channels}, word);
-    if (back <= in_segment) {
-      x = sum_at(row - back, word);
-      for (float& value : x.v) value *= op.scale;
-    } else {
-      const std::int64_t at = segment.position + in_segment - back;
-      x = at < 0 ? Floats{} : load_floats(tape(at), word);
-    }
-    for (int i = 0; i < 4; ++i) sum.v[i] = fmaf(x.v[i], weight.v[i], sum.v[i]);
+  const auto add = [&](const Floats& by) {
+    for (int i = 0; i < 4; ++i) sum.v[i] = fmaf(x.v[i], by.v[i], sum.v[i]);
+  };
+  std::int32_t back = op.kernel - 1;
+#pragma unroll 4
+  for (; back > in_segment; --back) {
+    const std::int64_t at = segment.position + in_segment - back;
+    x = at < 0 ? Floats{} : load_floats(tape(at), word);
+    add(weight(back));
+  }
+  for (; back >= 0; --back) {
+    const Floats by = weight(back);
+    x = sum_at(row - back, word);
+    for (float& value : x.v) value *= op.scale;
+    add(by);
   }
   store_floats(tape(segment.position + in_segment), word, x);
   for (int i = 0; i < 4; ++i) sum.v[i] += x.v[i];
@@ -79,11 +87,19 @@ DUPLEX_KERNEL one_shot_kernel(AllReduceArgs args) {
     for (std::int64_t w = thread_index(); w < n_words; w += call.n_workers)
       call.broadcast(args.group.rank * of_rank + row * n_words + w, load_floats(part, w));
   });
+  // Rows look at the sums of rows before them: those are left where other blocks find them.
+  const bool is_alone = args.op.segments.n_rows == 1;
+  const std::int64_t sums = kRanks * of_rank;
+  for_rows(call, args.op, [&](std::int32_t row) {
+    for (std::int64_t w = thread_index(); w < n_words && !is_alone; w += call.n_workers)
+      store_system(args.group.own + call.at(sums + row * n_words + w),
+                   to_send(call.sum(row * n_words + w, of_rank)));
+  });
   for (std::int32_t row = block_x(); row < args.op.segments.n_rows; row += args.group.n_blocks)
     add_and_norm(call, args.op, row, [&](std::int32_t of, std::int64_t w) {
-      return call.sum(of * n_words + w, of_rank);
+      return is_alone ? call.sum(w, of_rank) : call.one(sums + of * n_words + w, args.group.rank);
     });
-  end_call(call, kRanks * of_rank, false);
+  end_call(call, is_alone ? sums : sums + of_rank, false);
 }
 
 // Where the parts and the sums of two exchanges lie: a rank owns as many words of every row.
@@ -246,7 +262,7 @@ std::string describe(const WaitReport& report) {
 std::int64_t all_reduce_bytes(int n_ranks, std::int64_t n_rows, std::int64_t width, Exchanges how) {
   const std::int64_t n_words = round_up(width, kColumnAlign) / 4;
   const std::int64_t parts = how == Exchanges::kOneShot ? n_words : div_up(n_words, n_ranks);
-  const std::int64_t sums = how == Exchanges::kOneShot ? 0 : n_words;
+  const std::int64_t sums = how == Exchanges::kOneShot && n_rows == 1 ? 0 : n_words;
   return n_rows * (n_ranks * parts + sums) * kWordBytes;
 }
 
