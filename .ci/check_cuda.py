@@ -61,13 +61,13 @@ class Rule:
 KERNELS = {
     "all_reduce/all_gather_kernel": Rule(EXCHANGE_OF_RANKS, registers=40),
     # The words of eight ranks at once.
-    "all_reduce/one_shot_kernel": Rule(SUM_AND_NORM, registers=104),
+    "all_reduce/one_shot_kernel": Rule(SUM_AND_NORM, registers=120),
     "all_reduce/reduce_scatter_kernel": Rule(SUM_OF_RANKS),
     # The switch adds.
     "all_reduce/switch_kernel": Rule(
         EXCHANGE_OF_RANKS
         | {"LDGMC.E.ADD.F32": 1, "REDG.E.ADD.STRONG.SYS": 1, SUM: 4, BARRIER: 6, "FFMA": 4},
-        registers=72,
+        registers=96,
     ),
     "all_reduce/two_shot_kernel": Rule(SUM_AND_NORM, registers=96),
     "append/conv_add_norm_kernel": Rule(NORM),

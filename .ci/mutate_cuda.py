@@ -48,8 +48,8 @@ IN_KERNELS = (
     (r"bits == kEmpty \? 0x7fffffffu : bits", "bits", "a number that means none"),
     (r"i < state\.used_words\[old\]", "i < 0", "nothing is emptied"),
     (r"i < state\.used_words\[old\]", "i + 1 < state.used_words[old]", "the last stays"),
-    (r"kBuffers - 1\) % kBuffers", "kBuffers - 2) % kBuffers", "the next buffer is emptied"),
-    (r"\(state\.buffer \+ 1\) % kBuffers", "(state.buffer + 1) % 2", "two buffers"),
+    (r"buffer == 0 \? kBuffers - 1 : buffer - 1", "(buffer + 1) % 3", "the next is emptied"),
+    (r"state\.buffer \+ 1 == kBuffers", "state.buffer + 2 == kBuffers", "two buffers"),
     (r"state\.n_done = 0;", "", "blocks are counted on"),
     (r"\+= has_met \? 1 : 0;", "+= has_met ? 0 : 0;", "signals are not counted"),
 )

@@ -122,7 +122,7 @@ DUPLEX_DEVICE Call<kRanks> begin_call(const Group& group, const NextWeights& nex
   for (std::int64_t i = index * kPiece; i < next.bytes; i += count * kPiece)
     prefetch(static_cast<const std::byte*>(next.data) + i,
              static_cast<std::uint32_t>(next.bytes - i < kPiece ? next.bytes - i : kPiece));
-  const std::uint32_t old = (buffer + kBuffers - 1) % kBuffers;
+  const std::uint32_t old = buffer == 0 ? kBuffers - 1 : buffer - 1;
   std::byte* const words = group.own + kPadBytes + old * group.buffer_bytes;
   for (std::int64_t i = index; i < state.used_words[old]; i += count)
     store_system(words + i * kWordBytes, {{kEmpty, kEmpty, kEmpty, kEmpty}});
@@ -139,7 +139,7 @@ DUPLEX_DEVICE void end_call(const Call<kRanks>& call, std::int64_t used_words, b
   if (count_up(&state.n_done) != static_cast<std::uint32_t>(call.group.n_blocks) - 1) return;
   state.n_done = 0;
   state.used_words[state.buffer] = static_cast<std::uint32_t>(used_words);
-  state.buffer = (state.buffer + 1) % kBuffers;
+  state.buffer = state.buffer + 1 == kBuffers ? 0 : state.buffer + 1;
   state.n_signals += has_met ? 1 : 0;
   state.epoch = call.epoch + 1;
 }
