@@ -184,7 +184,7 @@ void check_right(std::size_t n_ranks, const Design& design, std::size_t at_least
   CHECK(report.n_states >= at_least);
 }
 
-TEST_CASE("exchanges between GPUs are right in every interleaving", "[simt]") {
+TEST_CASE("exchanges between GPUs are right in every interleaving", "[parallel]") {
   for (const Kind kind : {Kind::kOneShot, Kind::kTwoShot, Kind::kSwitch})
     check_right(2, {kind, 7}, 5000);
   for (const Emptying emptying : {Emptying::kFirst, Emptying::kAfterSending})
@@ -195,7 +195,7 @@ std::string error_of(std::size_t n_ranks, const Design& design) {
   return Ranks(n_ranks, design).explored().error;
 }
 
-TEST_CASE("a fault in the exchanges between GPUs is found", "[simt]") {
+TEST_CASE("a fault in the exchanges between GPUs is found", "[parallel]") {
   const Kind kind = GENERATE(Kind::kOneShot, Kind::kTwoShot, Kind::kSwitch);
   Design design{kind, 4};
   if (kind != Kind::kTwoShot) {  // the same, in ten times as many states
@@ -209,7 +209,7 @@ TEST_CASE("a fault in the exchanges between GPUs is found", "[simt]") {
   CHECK_FALSE(error_of(2, design).empty());
 }
 
-TEST_CASE("a rank or signals that are not waited for are found", "[simt]") {
+TEST_CASE("a rank or signals that are not waited for are found", "[parallel]") {
   CHECK_FALSE(
       error_of(3, {.n_calls = 4, .emptying = Emptying::kFirst, .waits_for_all = false}).empty());
   Design design{Kind::kSwitch, 4};
@@ -219,7 +219,7 @@ TEST_CASE("a rank or signals that are not waited for are found", "[simt]") {
 }
 
 // If the warp did its work before anyone sends, nobody could be a call ahead meanwhile.
-TEST_CASE("two buffers would do for ranks that empty before they send", "[simt]") {
+TEST_CASE("two buffers would do for ranks that empty before they send", "[parallel]") {
   check_right(2, {.emptying = Emptying::kFirst, .n_buffers = 2}, 100);
 }
 
