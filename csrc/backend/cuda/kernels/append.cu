@@ -9,7 +9,9 @@
 namespace duplex::cuda {
 namespace {
 
-DUPLEX_KERNEL conv_add_norm_kernel(ConvAddNormArgs args) { conv_add_norm_row(args, block_x()); }
+DUPLEX_KERNEL_OF(kMostThreads, 1) conv_add_norm_kernel(ConvAddNormArgs args) {
+  conv_add_norm_row(args, block_x());
+}
 
 // Where the keys of one head lie in the block of a position; its values are behind them.
 DUPLEX_DEVICE std::byte* key_panel(const KvAppendArgs& args, const Segment& segment,

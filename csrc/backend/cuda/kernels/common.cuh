@@ -101,6 +101,7 @@ DUPLEX_DEVICE float inverse_rms(const float* x, std::int32_t n_padded, std::int3
 
 // A row that is to be normalised by a thread block, in its shared memory. Every thread has the
 // columns i = 4 thread_index() and on in steps of 4 n_threads().
+inline constexpr int kMostThreads = 1024;
 struct NormRow {
   float* x;       // (n)
   float* weight;  // (n)
@@ -114,7 +115,7 @@ struct NormRow {
   // As many threads as have something to do.
   static constexpr int threads(std::int64_t width) {
     const std::int64_t all = round_up(div_up(width, kFour), kWarp);
-    return static_cast<int>(all < 1024 ? all : 1024);
+    return static_cast<int>(all < kMostThreads ? all : kMostThreads);
   }
 };
 

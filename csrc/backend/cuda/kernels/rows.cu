@@ -12,7 +12,7 @@ DUPLEX_DEVICE void write_normed(const NormRow& row, float eps, float* out) {
   finish_norm(row, eps, [&](std::int32_t i, const Four& y) { store_four(out + i, y); });
 }
 
-DUPLEX_KERNEL embed_text_kernel(EmbedTextArgs args) {
+DUPLEX_KERNEL_OF(kMostThreads, 1) embed_text_kernel(EmbedTextArgs args) {
   const NormRow row = begin_norm(args.norm, args.d_model);
   const std::int64_t entry = std::int64_t{args.ids[block_x()]} * row.n;
   for (std::int32_t i = thread_index() * kFour; i < row.n; i += n_threads() * kFour)
@@ -20,7 +20,7 @@ DUPLEX_KERNEL embed_text_kernel(EmbedTextArgs args) {
   write_normed(row, args.eps, args.out + block_x() * args.out_stride);
 }
 
-DUPLEX_KERNEL embed_audio_kernel(EmbedAudioArgs args) {
+DUPLEX_KERNEL_OF(kMostThreads, 1) embed_audio_kernel(EmbedAudioArgs args) {
   const NormRow row = begin_norm(args.norm, args.d_model);
   const std::uint8_t* bins = args.bins + std::int64_t{block_x()} * args.n_mels;
   for (std::int32_t i = thread_index() * kFour; i < row.n; i += n_threads() * kFour) {
@@ -38,7 +38,7 @@ DUPLEX_KERNEL embed_audio_kernel(EmbedAudioArgs args) {
 
 DUPLEX_DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 
-DUPLEX_KERNEL norm_kernel(NormArgs args) {
+DUPLEX_KERNEL_OF(kMostThreads, 1) norm_kernel(NormArgs args) {
   const NormRow row = begin_norm(args.weight, args.width);
   const float* source = args.x + block_x() * args.x_stride;
   for (std::int32_t i = thread_index() * kFour; i < row.n; i += n_threads() * kFour)
