@@ -30,18 +30,14 @@ struct Square {
   static constexpr int kThreads = kSide * 2;
   static constexpr int kWarpTiles = kSide / 2 / kTileOutputs;  // of outputs, of a warp
   static constexpr int kHalfBytes = kSide * kStepBytes;        // of a stage: weights, then rows
-  static constexpr std::size_t kBytes = std::size_t{kStages} * 2 * kHalfBytes;
+  static constexpr int kRingBytes = kStages * 2 * kHalfBytes;
+  static constexpr std::size_t kBytes = kRingBytes + sizeof(float) * kSide * kSide;
 
   const LinearArgs& args;
   std::int32_t first_output;
   std::int32_t first_row;
   std::int32_t n_outputs;  // of the matrix, padded
   std::int32_t n_steps;
-
-  // The steps of part 0 come first, then those of part 1: of n in all, part p has n_of(p).
-  DUPLEX_DEVICE std::int32_t n_of(std::int32_t part) const {
-    return (n_steps - part + kParts - 1) / kParts;
-  }
 
   // Starts the copies of a step to a stage, as one group; of step -1, an empty group.
   DUPLEX_DEVICE void fetch(std::byte* stage, std::int32_t step) const {
@@ -82,7 +78,20 @@ struct Square {
     }
   }
 
-  DUPLEX_DEVICE void store(const float (&sum)[kWarpTiles][kWarpRows][4]) const {
+  // Adds a part to the sums of the parts before it, or stores the sums of them all. A thread's own
+  // sums lie n_threads() apart in shared memory: there is no room for them beside those of a part.
+  DUPLEX_DEVICE void add(float* sums, std::int32_t part,
+                         float (&acc)[kWarpTiles][kWarpRows][4]) const {
+    float* at = sums + thread_index();
+    for (int t = 0; t < kWarpTiles; ++t)
+      for (int r = 0; r < kWarpRows; ++r)
+        for (int i = 0; i < 4; ++i, at += kThreads) {
+          *at = part == 0 ? acc[t][r][i] : *at + acc[t][r][i];
+          acc[t][r][i] = 0.0f;
+        }
+  }
+
+  DUPLEX_DEVICE void store(const float* sums) const {
     const int lane = thread_index() % kWarp, warp = thread_index() / kWarp;
     for (int t = 0; t < kWarpTiles; ++t) {
       const std::int32_t output =
@@ -93,7 +102,7 @@ struct Square {
           const std::int32_t row =
               first_row + (warp / 2 * kWarpRows + r) * kTileRows + lane % 4 * 2 + i % 2;
           if (row >= args.n_rows) continue;
-          float value = sum[t][r][i];
+          float value = sums[((t * kWarpRows + r) * 4 + i) * kThreads + thread_index()];
           if (args.divisor != 1.0f) value /= args.divisor;
           args.y[row * args.y_stride + output + i / 2 * 8] = value;
         }
@@ -130,7 +139,7 @@ linear_large_kernel(LinearArgs args) {
     next.advance(square);
   };
   for (int i = 0; i < kStages - 1; ++i) fetch();
-  float sum[S::kWarpTiles][kWarpRows][4] = {};
+  auto* const sums = reinterpret_cast<float*>(ring + S::kRingBytes);
   float acc[S::kWarpTiles][kWarpRows][4] = {};
   for (std::int32_t i = 0; i < square.n_steps; ++i) {
     wait_copies<2>();
@@ -139,15 +148,9 @@ linear_large_kernel(LinearArgs args) {
     square.multiply(stage(i), acc);
     const std::int32_t part = now.part;
     now.advance(square);
-    if (now.part == part) continue;
-    for (int t = 0; t < S::kWarpTiles; ++t)
-      for (int r = 0; r < kWarpRows; ++r)
-        for (int j = 0; j < 4; ++j) {
-          sum[t][r][j] = part == 0 ? acc[t][r][j] : sum[t][r][j] + acc[t][r][j];
-          acc[t][r][j] = 0.0f;
-        }
+    if (now.part != part) square.add(sums, part, acc);
   }
-  square.store(sum);
+  square.store(sums);
 }
 
 template <int kSide>
