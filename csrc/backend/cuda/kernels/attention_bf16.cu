@@ -185,7 +185,7 @@ DUPLEX_DEVICE Own look(const Walk& walk, const Part& part) {
   }
   if (position - (part.begin + kParts - 1) >= args.shape.rel_extent) return own;
   const float* const bank = args.rel_bank + first + part.begin + lane;
-#pragma unroll 4
+#pragma unroll 3
   for (std::int32_t k = 0; k < args.d_rel; ++k)
     for (int i = 0; i < kOwn; ++i) {
       const float entry = has_bias[i] ? bank[k * args.rel_stride + i * kWarp] : 0.0f;
