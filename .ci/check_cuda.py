@@ -48,7 +48,7 @@ class Rule:
 
 
 KERNELS = {
-    # Four taps with their weights, and the row itself, at once. 1024 threads have 64 registers each.
+    # Four taps with their weights and the row itself, at once. 1024 threads have 64 registers each.
     "append/conv_add_norm_kernel": Rule(NORM | {BARRIER: 4, FOUR: 5, "LD.E.128": 4}),
     # Keys, values, queries; tau of the log scaling is a logarithm in double.
     "append/kv_append_kernel": Rule(
