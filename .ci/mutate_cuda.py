@@ -102,7 +102,11 @@ def mutants_of(path: str) -> list[Mutant]:
 
 def stems_of(host: HostBuild, path: str) -> list[str]:
     """The kernel files to compile anew for a damaged file."""
-    users = {"attention": ["attention", "attention_bf16"], "conv": ["append"]}
+    users = {
+        "attention": ["attention", "attention_bf16"],
+        "conv": ["append"],
+        "norm": ["append", "rows"],
+    }
     stem = Path(path).stem
     return [stem] if path.endswith(".cu") else users.get(stem, host.stems())
 

@@ -150,7 +150,7 @@ MACHINES = {
 
 
 class Today(NamedTuple):
-    """What our CUDA kernels, when they were measured, took beyond bytes and arithmetic: microseconds.
+    """What our CUDA kernels took when measured, beyond bytes and arithmetic, in microseconds.
 
     Of a launch; of 64 keys of a head of 128, one block of them after the other; of 1024 columns of
     a convolution with its norm, in one thread block; and on the host: of a token of one session,

@@ -22,7 +22,7 @@ constexpr int kWindows = 2;                   // of a warp at once
 constexpr int kParts = kPartPositions;        // positions
 constexpr int kScoreStride = kParts + kFour;  // words that lanes store together: other banks
 constexpr int kWeightStride = kParts + kWindow;
-constexpr int kOwn = kParts / kWarp;  // positions that a lane weighs
+constexpr int kLanePositions = kParts / kWarp;  // positions that a lane weighs
 
 static_assert(kWarps == 2 * kQuarter && kWarps == kVectors && kParts == kQuarter * kWindow);
 
@@ -163,8 +163,8 @@ DUPLEX_DEVICE void multiply_keys(const Walk& walk, const Part& part, const Tile&
 
 // What a lane of warp v knows of its positions lane, lane + 32, ... of the part for vector v.
 struct Own {
-  float bias[kOwn];
-  bool is_seen[kOwn];
+  float bias[kLanePositions];
+  bool is_seen[kLanePositions];
   float tau;
 };
 
@@ -177,8 +177,8 @@ DUPLEX_DEVICE Own look(const Walk& walk, const Part& part) {
   const std::int64_t position = walk.position(v), begin = walk.first_visible(v);
   const float* const r = args.r + walk.batch_row(v) * args.r_stride + walk.head(v) * args.d_rel;
   const std::int64_t first = kBlock + args.shape.rel_extent - 1 - position;  // of key 0
-  bool has_bias[kOwn];
-  for (int i = 0; i < kOwn; ++i) {
+  bool has_bias[kLanePositions];
+  for (int i = 0; i < kLanePositions; ++i) {
     const std::int64_t key = part.begin + i * kWarp + lane;
     own.is_seen[i] = key >= begin && key <= position && part.blocks[i * kWarp / kBlock] != nullptr;
     has_bias[i] = own.is_seen[i] && position - key < args.shape.rel_extent;
@@ -187,7 +187,7 @@ DUPLEX_DEVICE Own look(const Walk& walk, const Part& part) {
   const float* const bank = args.rel_bank + first + part.begin + lane;
 #pragma unroll 3
   for (std::int32_t k = 0; k < args.d_rel; ++k)
-    for (int i = 0; i < kOwn; ++i) {
+    for (int i = 0; i < kLanePositions; ++i) {
       const float entry = has_bias[i] ? bank[k * args.rel_stride + i * kWarp] : 0.0f;
       own.bias[i] = fmaf(r[k], entry, own.bias[i]);
     }
@@ -201,9 +201,9 @@ DUPLEX_DEVICE void weigh(const AttentionArgs& args, const Tile& tile, const Own&
   const float scale = 1.0f / static_cast<float>(args.shape.d_head);
   const float* const low = tile.scores + v * kScoreStride + lane;
   const float* const high = low + kVectors * kScoreStride;
-  float scores[kOwn];
+  float scores[kLanePositions];
   float best = kMinusInfinity;
-  for (int i = 0; i < kOwn; ++i) {
+  for (int i = 0; i < kLanePositions; ++i) {
     const float product = (low[i * kWarp] + high[i * kWarp]) * scale;
     scores[i] = own.is_seen[i] ? fmaf(own.bias[i], own.tau, product) : kMinusInfinity;
     best = scores[i] > best ? scores[i] : best;
@@ -213,7 +213,7 @@ DUPLEX_DEVICE void weigh(const AttentionArgs& args, const Tile& tile, const Own&
     best = other > best ? other : best;
   }
   float sum = 0.0f;
-  for (int i = 0; i < kOwn; ++i) {
+  for (int i = 0; i < kLanePositions; ++i) {
     const float weight = own.is_seen[i] ? exp_nonpositive(scores[i] - best) : 0.0f;
     sum += weight;
     tile.weights[v * kWeightStride + i * kWarp + lane] = float_to_bf16(weight);

@@ -2,7 +2,7 @@
 // one row, a thread four columns of it, and all that it reads is on its way at once.
 #pragma once
 
-#include "kernels/common.cuh"
+#include "kernels/norm.cuh"
 
 namespace duplex::cuda {
 

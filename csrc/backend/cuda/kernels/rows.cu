@@ -1,6 +1,6 @@
 // The operations that need nothing but their own row: embeddings, norms, activations, folds.
-#include "kernels/common.cuh"
 #include "kernels/launchers.h"
+#include "kernels/norm.cuh"
 
 namespace duplex::cuda {
 namespace {
