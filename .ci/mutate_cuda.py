@@ -34,7 +34,9 @@ IN_KERNELS = (
     (r"\bsync_block\(\);", ";", "no barrier"),
     (r"\bcommit_copies\(\);", ";", "no commit"),
     (r"\bwait_copies<\d+>\(\);", ";", "no wait"),
+    (r"\bwait_copies<0>\(\);", "wait_copies<1>();", "a wait for one group less"),
     (r"\bwait_copies<1>\(\);", "wait_copies<2>();", "a wait for one group less"),
+    (r"\bwait_copies<2>\(\);", "wait_copies<3>();", "a wait for one group less"),
     (r"(multiply_add\(\S+ \S+) (\S+), (\S+)\);", r"\1 \3, \2);", "halves of b change places"),
     (r"(multiply_add\(\S+) w\[0\]", r"\1 w[1]", "the other half of a"),
     (r"(multiply_add\(\S+) w\[1\]", r"\1 w[0]", "the other half of a"),
@@ -84,13 +86,6 @@ IN_SYSTEM = (
 )  # fmt: skip
 WRAPPERS = {"device/platform.cuh": IN_PLATFORM, "device/system.cuh": IN_SYSTEM}
 
-# Kernel files that a header is for; others are for all.
-OF_HEADER = {
-    "kernels/attention.cuh": ["attention"],
-    "kernels/exchange.cuh": ["all_reduce"],
-    "kernels/words.cuh": ["all_reduce"],
-}
-
 # Mutants that neither run can tell apart: (file, the line before, what) -> why.
 EQUIVALENT = {
     ("kernels/moe.cu", "args.selection_bias[e];", "no barrier"): (
@@ -130,9 +125,15 @@ def mutants_of(path: str) -> list[Mutant]:
 
 def stems_of(host: HostBuild, path: str) -> list[str]:
     """The kernel files to compile anew for a damaged file."""
-    if path.endswith(".cu"):
-        return [Path(path).stem]
-    return OF_HEADER.get(path) or host.stems()
+    users = {
+        "attention": ["attention", "attention_bf16"],
+        "conv": ["append"],
+        "norm": ["append", "rows", "all_reduce"],
+        "exchange": ["all_reduce"],
+        "words": ["all_reduce"],
+    }
+    stem = Path(path).stem
+    return [stem] if path.endswith(".cu") else users.get(stem, host.stems())
 
 
 def host_notices(host: HostBuild, path: str) -> bool:

@@ -178,7 +178,7 @@ def all_reduce(device: Device, kernel: str, n_ranks: int, *, has_multicast: bool
     part = device.put(pad(parts[ranks.RANK], PADDED + 8))
     weights = NextWeights(device.put(np.zeros(9000, np.uint8)), 8976)
     args = AllReduce(group, part, PADDED + 8, op, weights)
-    shared_bytes = (PADDED + 1) * 4
+    shared_bytes = (2 * PADDED + 4) * 4 + 8
     device.launch(f"all_reduce/{kernel}<{n_ranks}>", (N_BLOCKS,), 64, shared_bytes, args)
     ranks.check(device, used, N_SIGNALS + is_switch)
     scaled = in_rank_order(parts)[:, :WIDTH] * np.float32(scale)

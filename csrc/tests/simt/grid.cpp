@@ -1,8 +1,6 @@
 #include "tests/simt/grid.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <exception>
@@ -18,6 +16,7 @@
 #include "tests/simt/block.h"
 #include "tests/simt/fibers.h"
 #include "tests/simt/report.h"
+#include "tests/simt/schedule.h"
 #include "tests/simt/warp.h"
 
 namespace duplex::simt {
@@ -32,33 +31,6 @@ constexpr std::ptrdiff_t kGuardBytes = 256;
 #endif
 constexpr auto kGuard = std::byte{0xc5};
 constexpr auto kUnwritten = std::byte{0xff};  // NaN in float32 and bfloat16
-
-struct Schedule {
-  Order order = Order::kForward;
-  std::uint16_t generation = 0;  // counts calls of set_order
-  std::uint32_t seed = 0;
-  bool operator==(const Schedule&) const = default;
-};
-
-Schedule schedule_of_environment() {
-  const char* const value = std::getenv("DUPLEX_SIMT_ORDER");
-  const std::string text = value == nullptr ? "forward" : value;
-  if (text == "forward") return {};
-  if (text == "reverse") return {Order::kReverse};
-  char* end = nullptr;
-  const std::string prefix = "random:";
-  if (text.starts_with(prefix) && text.size() > prefix.size()) {
-    const unsigned long seed = std::strtoul(text.c_str() + prefix.size(), &end, 10);
-    if (*end == '\0') return {Order::kRandom, 0, static_cast<std::uint32_t>(seed)};
-  }
-  throw std::logic_error("DUPLEX_SIMT_ORDER: expected forward, reverse or random:<seed>, found '" +
-                         text + "'");
-}
-
-std::atomic<Schedule>& schedule() {
-  static std::atomic<Schedule> value{schedule_of_environment()};
-  return value;
-}
 
 // One thread block's shared memory, fresh for each.
 class SharedMemory {
@@ -116,6 +88,7 @@ class Machine {
 
  private:
   void start(std::byte* shared);
+  std::size_t next_turn(std::size_t at) const;
   static void run_thread(void* thread);
   void end(Thread& thread) noexcept;
   void release_barrier() noexcept;
@@ -178,7 +151,7 @@ void Machine::begin_launch(const LaunchShape& shape, void (*call)(const void*), 
 
 void Machine::run(const LaunchShape& shape, void (*call)(const void*), const void* context) {
   if (is_running_) throw std::logic_error("a kernel launches " + describe(shape));
-  const Schedule wanted = schedule().load();
+  const Schedule wanted = current_schedule();
   if (wanted != schedule_) n_launches_ = 0;
   schedule_ = wanted;
   // Every launch in another order.
@@ -228,8 +201,8 @@ void Machine::begin_block(std::int64_t index) {
 bool Machine::pass(bool skip) {
   arrange(turns_);
   bool has_moved = false;
-  for (const std::int64_t i : turns_) {
-    Thread& thread = *threads_[static_cast<std::size_t>(i)];
+  for (std::size_t at = 0; at < turns_.size(); at = next_turn(at)) {
+    Thread& thread = *threads_[static_cast<std::size_t>(turns_[at])];
     if (thread.wait == Wait::kTurn) thread.wait = Wait::kNothing;
     if (thread.wait != Wait::kNothing) continue;
     has_moved = true;
@@ -249,6 +222,20 @@ bool Machine::pass(bool skip) {
   std::vector<Wait> waits;
   for (int i = 0; i < n_threads_; ++i) waits.push_back(threads_[static_cast<std::size_t>(i)]->wait);
   throw std::logic_error(describe_deadlock(shape_, index_, waits));
+}
+
+// In a fixed order a warp goes on for as long as it can before another begins, so that one is as
+// far ahead of the others as barriers let it; at random they stay side by side.
+std::size_t Machine::next_turn(std::size_t at) const {
+  const auto warp_of = [&](std::size_t i) { return turns_[i] / kWarpLanes; };
+  const std::size_t next = at + 1;
+  const bool is_last = next == turns_.size() || warp_of(next) != warp_of(at);
+  if (schedule_.order == Order::kRandom || !is_last) return next;
+  std::size_t first = at;
+  while (first > 0 && warp_of(first - 1) == warp_of(at)) --first;
+  for (std::size_t i = first; i < next; ++i)
+    if (threads_[static_cast<std::size_t>(turns_[i])]->wait == Wait::kNothing) return first;
+  return next;
 }
 
 void Machine::run_thread(void* thread) {
@@ -342,11 +329,6 @@ void set_runner(Runner* runner) { current_runner = runner; }
 Origin origin() { return {&machine(), current_thread().thread, machine().n_barriers()}; }
 
 constinit thread_local const Place* current_place = nullptr;
-
-void set_order(Order order, std::uint32_t seed) {
-  const auto generation = static_cast<std::uint16_t>(schedule().load().generation + 1);
-  schedule().store({order, generation, seed});
-}
 
 void run_grid(const LaunchShape& shape, void (*call)(const void*), const void* context) {
   if (current_runner != nullptr && current_place == nullptr)

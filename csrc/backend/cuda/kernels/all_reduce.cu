@@ -5,8 +5,8 @@
 
 #include "core/error.h"
 #include "kernels/all_reduce.h"
-#include "kernels/common.cuh"
 #include "kernels/exchange.cuh"
+#include "kernels/norm.cuh"
 
 namespace duplex::cuda {
 namespace {
@@ -17,34 +17,34 @@ constexpr int kMaxWorkers = 480;
 // sum_at(row, word) waits for a word of a row of the batch. Older rows come from the tape, and
 // first, while the others are on their way.
 template <class SumAt>
-DUPLEX_DEVICE Floats convolve(const ConvAddNormArgs& op, const Segment& segment, std::int32_t row,
-                              std::int64_t word, const SumAt& sum_at) {
+DUPLEX_DEVICE Four convolve(const ConvAddNormArgs& op, const Segment& segment, std::int32_t row,
+                            std::int64_t word, const SumAt& sum_at) {
   const std::int32_t in_segment = row - segment.row_begin;
   const auto tape = [&](std::int64_t at) {
     return reinterpret_cast<float*>(segment.conv.block(at) + op.conv.offset_bytes);
   };
   const auto weight = [&](std::int32_t back) {
-    return load_floats(op.conv.weight + (op.kernel - 1 - back) * std::int64_t{op.conv.channels},
-                       word);
+    return load_word(op.conv.weight + (op.kernel - 1 - back) * std::int64_t{op.conv.channels},
+                     word);
   };
-  Floats sum{}, x{};
-  const auto add = [&](const Floats& by) {
+  Four sum{}, x{};
+  const auto add = [&](const Four& by) {
     for (int i = 0; i < 4; ++i) sum.v[i] = fmaf(x.v[i], by.v[i], sum.v[i]);
   };
   std::int32_t back = op.kernel - 1;
 #pragma unroll 4
   for (; back > in_segment; --back) {
     const std::int64_t at = segment.position + in_segment - back;
-    x = at < 0 ? Floats{} : load_floats(tape(at), word);
+    x = at < 0 ? Four{} : load_word(tape(at), word);
     add(weight(back));
   }
   for (; back >= 0; --back) {
-    const Floats by = weight(back);
+    const Four by = weight(back);
     x = sum_at(row - back, word);
     for (float& value : x.v) value *= op.scale;
     add(by);
   }
-  store_floats(tape(segment.position + in_segment), word, x);
+  store_word(tape(segment.position + in_segment), word, x);
   for (int i = 0; i < 4; ++i) sum.v[i] += x.v[i];
   return sum;
 }
@@ -52,20 +52,18 @@ DUPLEX_DEVICE Floats convolve(const ConvAddNormArgs& op, const Segment& segment,
 template <int kRanks, class SumAt>
 DUPLEX_DEVICE void add_and_norm(const Call<kRanks>& call, const ConvAddNormArgs& op,
                                 std::int32_t row, const SumAt& sum_at) {
-  auto* const sums = reinterpret_cast<float*>(shared_memory());
-  const Segment& segment = segment_of(op.segments, row);
-  const std::int64_t n = round_up(op.width, kColumnAlign);
+  const NormRow sums = begin_norm(op.norm, op.width);
+  const Segment& segment =
+      segment_of(op.segments, row, reinterpret_cast<std::int32_t*>(sums.slot + kFour));
   float* const hidden = op.hidden + row * op.hidden_stride;
-  for (std::int64_t w = thread_index(); call.is_worker() && w < n / 4; w += call.n_workers) {
-    Floats sum = load_floats(hidden, w);
-    const Floats x = convolve(op, segment, row, w, sum_at);
+  for (std::int64_t w = thread_index(); call.is_worker() && w < sums.n / 4; w += call.n_workers) {
+    Four sum = load_word(hidden, w);
+    const Four x = convolve(op, segment, row, w, sum_at);
     for (int i = 0; i < 4; ++i) sum.v[i] += x.v[i];
-    store_floats(hidden, w, sum);
-    store_floats(sums, w, sum);
+    store_word(hidden, w, sum);
+    store_word(sums.x, w, sum);
   }
-  const float scale = inverse_rms(sums, n, op.width, op.eps, sums + n);
-  for (std::int64_t i = thread_index(); i < n; i += n_threads())
-    store(op.out, row, i, sums[i] * scale * op.norm[i]);
+  finish_norm(sums, op.eps, [&](std::int32_t i, const Four& y) { store_four(op.out, row, i, y); });
   sync_block();  // the next row's sums go to the same place
 }
 
@@ -85,7 +83,7 @@ DUPLEX_KERNEL one_shot_kernel(AllReduceArgs args) {
   for_rows(call, args.op, [&](std::int32_t row) {
     const float* const part = args.part + row * args.part_stride;
     for (std::int64_t w = thread_index(); w < n_words; w += call.n_workers)
-      call.broadcast(args.group.rank * of_rank + row * n_words + w, load_floats(part, w));
+      call.broadcast(args.group.rank * of_rank + row * n_words + w, load_word(part, w));
   });
   // Rows look at the sums of rows before them: those are left where other blocks find them.
   const bool is_alone = args.op.segments.n_rows == 1;
@@ -147,7 +145,7 @@ DUPLEX_KERNEL two_shot_kernel(AllReduceArgs args) {
            w += call.n_workers)
         store_system(
             args.group.peers[owner] + call.at(place.part(rank, row, w - place.begin(owner))),
-            to_send(load_floats(part, w)));
+            to_send(load_word(part, w)));
   });
   for_rows(call, args.op, [&](std::int32_t row) {
     for (std::int64_t w = place.begin(rank) + thread_index(); w < place.end(rank);
@@ -166,8 +164,7 @@ DUPLEX_KERNEL switch_kernel(AllReduceArgs args) {
   for_rows(call, args.op, [&](std::int32_t row) {
     const float* const part = args.part + row * args.part_stride;
     for (std::int64_t w = thread_index(); w < place.n_words; w += call.n_workers)
-      store_system(args.group.own + call.at(row * place.n_words + w),
-                   to_send(load_floats(part, w)));
+      store_system(args.group.own + call.at(row * place.n_words + w), to_send(load_word(part, w)));
   });
   call.meet();
   for_rows(call, args.op, [&](std::int32_t row) {
@@ -190,9 +187,9 @@ DUPLEX_KERNEL reduce_scatter_kernel(ShareArgs args) {
     for (std::int64_t i = first; i < share && call.is_worker(); i += step)
       if (owner * share + i < args.n_words)
         store_system(args.group.peers[owner] + call.at(rank * share + i),
-                     to_send(load_floats(args.in, owner * share + i)));
+                     to_send(load_word(args.in, owner * share + i)));
   for (std::int64_t i = first; i < share && call.is_worker(); i += step)
-    if (rank * share + i < args.n_words) store_floats(args.out, i, call.sum(i, share));
+    if (rank * share + i < args.n_words) store_word(args.out, i, call.sum(i, share));
   end_call(call, kRanks * share, false);
 }
 
@@ -203,9 +200,9 @@ DUPLEX_KERNEL all_gather_kernel(ShareArgs args) {
   const std::int64_t first = block_x() * call.n_workers + thread_index();
   const std::int64_t step = args.group.n_blocks * call.n_workers;
   for (std::int64_t i = first; i < share && call.is_worker(); i += step)
-    if (rank * share + i < args.n_words) call.broadcast(rank * share + i, load_floats(args.in, i));
+    if (rank * share + i < args.n_words) call.broadcast(rank * share + i, load_word(args.in, i));
   for (std::int64_t i = first; i < args.n_words && call.is_worker(); i += step)
-    store_floats(args.out, i, call.one(i, static_cast<int>(i / share)));
+    store_word(args.out, i, call.one(i, static_cast<int>(i / share)));
   end_call(call, args.n_words, false);
 }
 
@@ -274,7 +271,7 @@ void launch_all_reduce(Runtime& runtime, const AllReduceArgs& args, Exchanges ho
   check(how != Exchanges::kSwitch || args.group.multicast != nullptr,
         "all_reduce: reduction=\"switch\" needs multicast, which this group does not have");
   const int n_threads = threads_for(n / 4);
-  const std::size_t bytes = static_cast<std::size_t>(n + 1) * sizeof(float);
+  const std::size_t bytes = NormRow::bytes(n) + sizeof(std::int64_t);  // and the segment's number
   if (how == Exchanges::kOneShot)
     launch_for(runtime, one_shot_kernel<2>, one_shot_kernel<4>, one_shot_kernel<8>, n_threads,
                bytes, args);

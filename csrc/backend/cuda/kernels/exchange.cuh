@@ -18,8 +18,8 @@ struct Call {
   DUPLEX_DEVICE bool is_worker() const { return thread_index() < n_workers; }
   DUPLEX_DEVICE std::int64_t at(std::int64_t word) const { return here + word * kWordBytes; }
 
-  DUPLEX_DEVICE void broadcast(std::int64_t word, const Floats& floats) const {
-    const Words words = to_send(floats);
+  DUPLEX_DEVICE void broadcast(std::int64_t word, const Four& numbers) const {
+    const Words words = to_send(numbers);
     if (group.multicast != nullptr) {
       multicast_store(group.multicast + at(word), words);
       return;
@@ -48,18 +48,18 @@ struct Call {
     }
   }
   // The parts of one word, added by ascending rank.
-  DUPLEX_DEVICE Floats sum(std::int64_t first, std::int64_t step) const {
+  DUPLEX_DEVICE Four sum(std::int64_t first, std::int64_t step) const {
     Words words[kRanks];
     wait(words, first, step, Phase::kParts, 0);
-    Floats sum = received(words[0]);
+    Four sum = received(words[0]);
 #pragma unroll
     for (int peer = 1; peer < kRanks; ++peer) {
-      const Floats part = received(words[peer]);
+      const Four part = received(words[peer]);
       for (int i = 0; i < 4; ++i) sum.v[i] += part.v[i];
     }
     return sum;
   }
-  DUPLEX_DEVICE Floats one(std::int64_t word, int owner) const {
+  DUPLEX_DEVICE Four one(std::int64_t word, int owner) const {
     Words words[1];
     wait(words, word, 0, Phase::kSums, owner);
     return received(words[0]);
