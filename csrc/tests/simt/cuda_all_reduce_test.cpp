@@ -127,6 +127,24 @@ TEST_CASE("cuda: all_reduce of two lanes at once", "[simt]") {
   CHECK(n_wrong_in(2, 40, true, 8, 2) == 0);
 }
 
+// Longer than what one thread block adds alone, and than its threads are many; with more rows than
+// blocks.
+TEST_CASE("cuda: all_reduce of long rows", "[simt]") {
+  if (!has_fused_cpu()) return;
+  World world({{2, 4128, 4, {1, 0}, {9, 0}, DType::kBF16}, {2, 2100, 1, {5, 0}, {0, 0}}});
+  Lane lane(2, largest_buffer(world.scenes), true, 2);
+  const std::vector<Step> steps = {
+      {0, Way::kOneShot}, {1, Way::kOneShot}, {0, Way::kTwoShot}, {1, Way::kTwoShot}};
+  int n_wrong = 0;
+  for (std::uint32_t seed = 0; seed < 4; ++seed) {
+    std::vector<std::function<void()>> programs;
+    for (const Group& group : lane.groups)
+      programs.push_back(program(world, group, steps, n_wrong));
+    simt::run_streams(programs, seed);
+  }
+  CHECK(n_wrong == 0);
+}
+
 // One launch, recorded once, again and again; calls and signals are counted beyond 32 bits.
 TEST_CASE("cuda: all_reduce is recorded once and played", "[simt]") {
   if (!has_fused_cpu()) return;
@@ -216,8 +234,8 @@ TEST_CASE("cuda: all_reduce says for whom it waited in vain", "[simt]") {
     Exchanges how;
     const char* text;
   };
-  const Case of = GENERATE(Case{Exchanges::kOneShot, "the parts"},
-                           Case{Exchanges::kTwoShot, "the "},  // of the sums that lack a part
+  // Parts, or sums that lack a part.
+  const Case of = GENERATE(Case{Exchanges::kOneShot, "the "}, Case{Exchanges::kTwoShot, "the "},
                            Case{Exchanges::kSwitch, "the signals"});
   World world(scenes_of(4));
   Lane lane(4, largest_buffer(world.scenes), true, 2, 20'000);

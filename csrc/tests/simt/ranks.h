@@ -140,7 +140,7 @@ class Place {
   }
 
   ConvAddNormArgs op() const {
-    return {.segments = {segments_, 2, scene.total()},
+    return {.segments = {segments_, scene.n_rows[1] == 0 ? 1 : 2, scene.total()},
             .x = nullptr,
             .x_stride = scene.padded(),
             .scale = 0.7f,

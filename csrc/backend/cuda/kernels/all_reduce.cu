@@ -13,6 +13,12 @@ namespace {
 
 constexpr int kMaxWorkers = 480;
 
+// One short row: its parts come into one multiprocessor sooner than sums come from others.
+constexpr bool is_direct_sum(std::int64_t n_ranks, std::int64_t n_rows, std::int64_t n_words) {
+  constexpr std::int64_t kMostBytes = 32 << 10;
+  return n_rows == 1 && n_ranks * n_words * kWordBytes <= kMostBytes;
+}
+
 // Four columns of the sums, convolved, plus the sums themselves; these are left on the tape.
 // sum_at(row, word) waits for a word of a row of the batch. Older rows come from the tape, and
 // first, while the others are on their way.
@@ -75,29 +81,28 @@ DUPLEX_DEVICE void for_rows(const Call<kRanks>& call, const ConvAddNormArgs& op,
     fn(row);
 }
 
+// Words of a batch of rows are shared among the workers of all blocks, so that a row's parts do not
+// all come into one multiprocessor; rows then look for their sums, and for those of rows before
+// them, on the own GPU.
 template <int kRanks>
 DUPLEX_KERNEL one_shot_kernel(AllReduceArgs args) {
   const Call<kRanks> call = begin_call<kRanks>(args.group, args.next);
-  const std::int64_t n_words = round_up(args.op.width, kColumnAlign) / 4;
-  const std::int64_t of_rank = args.op.segments.n_rows * n_words;
-  for_rows(call, args.op, [&](std::int32_t row) {
-    const float* const part = args.part + row * args.part_stride;
-    for (std::int64_t w = thread_index(); w < n_words; w += call.n_workers)
-      call.broadcast(args.group.rank * of_rank + row * n_words + w, load_word(part, w));
-  });
-  // Rows look at the sums of rows before them: those are left where other blocks find them.
-  const bool is_alone = args.op.segments.n_rows == 1;
-  const std::int64_t sums = kRanks * of_rank;
-  for_rows(call, args.op, [&](std::int32_t row) {
-    for (std::int64_t w = thread_index(); w < n_words && !is_alone; w += call.n_workers)
-      store_system(args.group.own + call.at(sums + row * n_words + w),
-                   to_send(call.sum(row * n_words + w, of_rank)));
-  });
-  for (std::int32_t row = block_x(); row < args.op.segments.n_rows; row += args.group.n_blocks)
+  const std::int32_t n_rows = args.op.segments.n_rows;
+  const auto n_words = static_cast<std::int32_t>(round_up(args.op.width, kColumnAlign) / 4);
+  const std::int32_t of_rank = n_rows * n_words, sums = kRanks * of_rank;
+  const bool is_direct = is_direct_sum(kRanks, n_rows, n_words);
+  for (std::int32_t i = call.first(); i < of_rank && call.is_worker(); i += call.step()) {
+    const std::int32_t row = i / n_words;
+    call.broadcast(args.group.rank * of_rank + i,
+                   load_word(args.part + row * args.part_stride, i - row * n_words));
+  }
+  for (std::int32_t i = call.first(); i < of_rank && call.is_worker(); i += call.step())
+    if (!is_direct) store_system(args.group.own + call.at(sums + i), to_send(call.sum(i, of_rank)));
+  for (std::int32_t row = block_x(); row < n_rows; row += args.group.n_blocks)
     add_and_norm(call, args.op, row, [&](std::int32_t of, std::int64_t w) {
-      return is_alone ? call.sum(w, of_rank) : call.one(sums + of * n_words + w, args.group.rank);
+      return is_direct ? call.sum(w, of_rank) : call.one(sums + of * n_words + w, args.group.rank);
     });
-  end_call(call, is_alone ? sums : sums + of_rank, false);
+  end_call(call, is_direct ? sums : sums + of_rank, false);
 }
 
 // Where the parts and the sums of two exchanges lie: a rank owns as many words of every row.
@@ -180,8 +185,7 @@ template <int kRanks>
 DUPLEX_KERNEL reduce_scatter_kernel(ShareArgs args) {
   const Call<kRanks> call = begin_call<kRanks>(args.group, args.next);
   const std::int64_t share = div_up(args.n_words, kRanks), rank = args.group.rank;
-  const std::int64_t first = block_x() * call.n_workers + thread_index();
-  const std::int64_t step = args.group.n_blocks * call.n_workers;
+  const std::int64_t first = call.first(), step = call.step();
 #pragma unroll
   for (int owner = 0; owner < kRanks; ++owner)
     for (std::int64_t i = first; i < share && call.is_worker(); i += step)
@@ -197,8 +201,7 @@ template <int kRanks>
 DUPLEX_KERNEL all_gather_kernel(ShareArgs args) {
   const Call<kRanks> call = begin_call<kRanks>(args.group, args.next);
   const std::int64_t share = div_up(args.n_words, kRanks), rank = args.group.rank;
-  const std::int64_t first = block_x() * call.n_workers + thread_index();
-  const std::int64_t step = args.group.n_blocks * call.n_workers;
+  const std::int64_t first = call.first(), step = call.step();
   for (std::int64_t i = first; i < share && call.is_worker(); i += step)
     if (rank * share + i < args.n_words) call.broadcast(rank * share + i, load_word(args.in, i));
   for (std::int64_t i = first; i < args.n_words && call.is_worker(); i += step)
@@ -259,8 +262,8 @@ std::string describe(const WaitReport& report) {
 std::int64_t all_reduce_bytes(int n_ranks, std::int64_t n_rows, std::int64_t width, Exchanges how) {
   const std::int64_t n_words = round_up(width, kColumnAlign) / 4;
   const std::int64_t parts = how == Exchanges::kOneShot ? n_words : div_up(n_words, n_ranks);
-  const std::int64_t sums = how == Exchanges::kOneShot && n_rows == 1 ? 0 : n_words;
-  return n_rows * (n_ranks * parts + sums) * kWordBytes;
+  const bool has_sums = how != Exchanges::kOneShot || !is_direct_sum(n_ranks, n_rows, n_words);
+  return n_rows * (n_ranks * parts + (has_sums ? n_words : 0)) * kWordBytes;
 }
 
 void launch_all_reduce(Runtime& runtime, const AllReduceArgs& args, Exchanges how) {

@@ -13,9 +13,12 @@ struct Call {
   const Group& group;
   std::uint32_t epoch;
   std::int64_t here;  // where the buffer lies that this call fills
-  std::int64_t n_workers;
+  std::int32_t n_workers;
 
   DUPLEX_DEVICE bool is_worker() const { return thread_index() < n_workers; }
+  // For loops over all workers of all blocks.
+  DUPLEX_DEVICE std::int32_t first() const { return block_x() * n_workers + thread_index(); }
+  DUPLEX_DEVICE std::int32_t step() const { return group.n_blocks * n_workers; }
   DUPLEX_DEVICE std::int64_t at(std::int64_t word) const { return here + word * kWordBytes; }
 
   DUPLEX_DEVICE void broadcast(std::int64_t word, const Four& numbers) const {
