@@ -32,7 +32,22 @@ DOUBLE = r"D(ADD|FMA|MUL|SETP|MNMX)"
 TENSOR = "HMMA"
 LOCAL = r"(LDL|STL)"
 WEIGHTS = "LDG.E.NA.LTC256B.128.CONSTANT"  # 16 bytes, streamed past the first-level cache
-NORM = {BARRIER: 2, SUM: 4}
+COPY = "LDGSTS.E.BYPASS.128"
+FOUR, STORE_FOUR = "LDG.E.128", "STG.E.128"  # columns of float32
+NORM = {BARRIER: 2, SUM: 4, COPY: 1}
+# Between GPUs, 16 bytes at a time; a multicast store is a store to another address. Both ways of a
+# load: the first look, and the loop. A wait that is too long ends in a trap.
+EXCHANGE_OF_RANKS = {
+    "STG.E.128.STRONG.SYS": 3,
+    "LDG.E.128.STRONG.SYS": 2,
+    "MEMBAR.ALL.SYS": 1,
+    "ATOMG.E.ADD.STRONG.GPU": 1,
+    "UBLKPF.L2": 1,
+    "BPT.TRAP": 1,
+    BARRIER: 1,
+}
+SUM_OF_RANKS = EXCHANGE_OF_RANKS | {"LDG.E.128.STRONG.SYS": 4, "FADD": 4}
+SUM_AND_NORM = SUM_OF_RANKS | {"STG.E.128.STRONG.SYS": 4, SUM: 4, BARRIER: 4, "FFMA": 4}
 
 
 @dataclass(frozen=True)
@@ -46,13 +61,27 @@ class Rule:
 
 
 KERNELS = {
-    "append/conv_add_norm_kernel": Rule(NORM),
-    # Two norms for keys and queries; tau of the log scaling is a logarithm in double.
-    "append/kv_append_kernel": Rule({BARRIER: 4, SUM: 8}, must_not=(TENSOR,)),
+    "all_reduce/all_gather_kernel": Rule(EXCHANGE_OF_RANKS, registers=40),
+    # The words of eight ranks at once.
+    "all_reduce/one_shot_kernel": Rule(SUM_AND_NORM, registers=120),
+    "all_reduce/reduce_scatter_kernel": Rule(SUM_OF_RANKS),
+    # The switch adds.
+    "all_reduce/switch_kernel": Rule(
+        EXCHANGE_OF_RANKS
+        | {"LDGMC.E.ADD.F32": 1, "REDG.E.ADD.STRONG.SYS": 1, SUM: 4, BARRIER: 6, "FFMA": 4},
+        registers=96,
+    ),
+    "all_reduce/two_shot_kernel": Rule(SUM_AND_NORM, registers=96),
+    # Four taps with their weights and the row itself, at once. 1024 threads have 64 registers each.
+    "append/conv_add_norm_kernel": Rule(NORM | {BARRIER: 4, FOUR: 5, "LD.E.128": 4}),
+    # Keys, values, queries; tau of the log scaling is a logarithm in double.
+    "append/kv_append_kernel": Rule(
+        {BARRIER: 4, SUM: 8, COPY: 1, FOUR: 5}, registers=72, must_not=(TENSOR,)
+    ),
     # The walk, and scores of a thread. Keys and values come by 16-byte copies, in four groups.
     "attention/attention_kernel": Rule(
         {
-            "LDGSTS.E.BYPASS.128": 4,
+            COPY: 4,
             "LDGDEPBAR": 4,
             "DEPBAR.LE": 2,
             BARRIER: 5,
@@ -63,7 +92,16 @@ KERNELS = {
         registers=96,
         must_not=(TENSOR,),
     ),
-    "attention/combine_kernel": Rule({"FFMA": 2}),
+    # Two thread blocks on a multiprocessor. Keys and values of a warp are 16 loads, for 8 products
+    # each; a head in chunks loads in another place.
+    "attention_bf16/attention_bf16_kernel": Rule(
+        {"HMMA.16816.F32.BF16": 16, WEIGHTS: 32, FOUR: 2, EXCHANGE: 5, SUM: 5, BARRIER: 4},
+        registers=128,
+        must_not=(),
+    ),
+    "attention_bf16/combine_kernel": Rule(
+        {"FFMA": 5, FOUR: 4, EXCHANGE: 5, BARRIER: 3}, registers=80
+    ),
     "linear/expert_bf16_kernel": Rule(
         {"HMMA.16816.F32.BF16": 24, WEIGHTS: 16, "LDG.E.128": 12, BARRIER: 4},
         registers=72,
@@ -78,6 +116,19 @@ KERNELS = {
     ),
     "linear/linear_f32_kernel": Rule({"FFMA": 16}),
     "linear/pack_kernel": Rule({"STG.E.U16": 1}),
+    # A step of a warp: 2 or 4 tiles by 4, twice 8 products a tile. Steps come by 16-byte copies.
+    "linear_large/linear_large_kernel": Rule(
+        {
+            "HMMA.16816.F32.BF16": 16,
+            COPY: 4,
+            "LDS.128": 8,
+            "LDGDEPBAR": 4,
+            "DEPBAR.LE": 1,
+            BARRIER: 1,
+        },
+        registers=144,
+        must_not=(DOUBLE,),
+    ),
     "moe/combine_kernel": Rule({"FFMA": 1}),
     "moe/group_kernel": Rule({BARRIER: 2}),
     # Sigmoids in double, as on the CPU.

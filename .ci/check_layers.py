@@ -29,11 +29,12 @@ BELOW: dict[str, set[str]] = {
     "backend": {"core"},
     "backend/cpu": {"backend", "core"},
     "backend/loaded": {"backend", "core"},
+    "parallel": {"backend", "core"},
     "sequence": {"backend", "core"},
     "encoders": {"sequence", "backend", "core"},
     "model": {"sequence", "backend", "core"},
-    "engine": {"encoders", "model", "sequence", "backend", "core"},
-    "bindings": {"engine", "encoders", "model", "sequence", "backend", "core"},
+    "engine": {"encoders", "model", "sequence", "parallel", "backend", "core"},
+    "bindings": {"engine", "encoders", "model", "sequence", "parallel", "backend", "core"},
 }
 
 

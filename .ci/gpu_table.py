@@ -24,20 +24,28 @@ PAGE = Path("docs/GPU.md")
 SOURCES = [
     *sorted((check_cuda.FOLDER / "kernels").glob("*")),
     check_cuda.FOLDER / "device/platform.cuh",
+    check_cuda.FOLDER / "device/system.cuh",
 ]
 BEGIN, END = "<!-- kernels: begin, written by `make cuda-table` from ", "<!-- kernels: end -->"
 
 # The host run's tests of each kernel: beginnings of their names.
 HOST_TESTS = {
+    "all_reduce/all_gather_kernel": "cuda: all_reduce",
+    "all_reduce/one_shot_kernel": "cuda: all_reduce",
+    "all_reduce/reduce_scatter_kernel": "cuda: all_reduce",
+    "all_reduce/switch_kernel": "cuda: all_reduce",
+    "all_reduce/two_shot_kernel": "cuda: all_reduce",
     "append/conv_add_norm_kernel": "cuda: conv_add_norm",
     "append/kv_append_kernel": "cuda: kv_append",
     "attention/attention_kernel": "cuda: attention",
-    "attention/combine_kernel": "cuda: attention",
+    "attention_bf16/attention_bf16_kernel": "cuda: attention",
+    "attention_bf16/combine_kernel": "cuda: attention",
     "linear/expert_bf16_kernel": "cuda: experts",
     "linear/expert_f32_kernel": "cuda: experts",
     "linear/linear_bf16_kernel": "cuda: linear in bfloat16",
     "linear/linear_f32_kernel": "cuda: linear in float32",
     "linear/pack_kernel": "cuda: pack",
+    "linear_large/linear_large_kernel": "cuda: linear of many rows",
     "moe/combine_kernel": "cuda: experts",
     "moe/group_kernel": "cuda: experts",
     "moe/route_kernel": "cuda: the router",

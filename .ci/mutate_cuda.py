@@ -1,9 +1,10 @@
 """Damages the CUDA kernels in one place at a time and checks that a test notices.
 
 Mutants: every barrier, every wait for copies and every commit of them is taken out, every wait is
-made too short, and operands of the matrix product and of the 16-byte load change places. Those of a
-kernel are built as C++ and judged by the host run's tests ("cuda: ..." of duplex_tests), those of
-device/platform.cuh are compiled to PTX and judged by the interpreter's cases (python_tests/ptx).
+made too short, and operands of the matrix product and of the 16-byte load change places; between
+GPUs, fences, meetings and waits are taken out, and buffers mixed up. Those of a kernel are built as
+C++ and judged by the host run's tests ("cuda: ..." of duplex_tests), those of the files of WRAPPERS
+are compiled to PTX and judged by the interpreter's cases (python_tests/ptx).
 
 Usage: mutate_cuda.py <build folder> [file, or file:line...], from the repository root.
 """
@@ -26,7 +27,6 @@ from ptx.compile import compile_all
 from ptx.machine import Stuck
 from ptx.memory import MemoryFault
 
-WRAPPERS = "device/platform.cuh"
 TIMEOUT_S = 120
 
 # (what to find, what takes its place, what that is)
@@ -34,12 +34,28 @@ IN_KERNELS = (
     (r"\bsync_block\(\);", ";", "no barrier"),
     (r"\bcommit_copies\(\);", ";", "no commit"),
     (r"\bwait_copies<\d+>\(\);", ";", "no wait"),
+    (r"\bwait_copies<0>\(\);", "wait_copies<1>();", "a wait for one group less"),
     (r"\bwait_copies<1>\(\);", "wait_copies<2>();", "a wait for one group less"),
+    (r"\bwait_copies<2>\(\);", "wait_copies<3>();", "a wait for one group less"),
     (r"(multiply_add\(\S+ \S+) (\S+), (\S+)\);", r"\1 \3, \2);", "halves of b change places"),
     (r"(multiply_add\(\S+) w\[0\]", r"\1 w[1]", "the other half of a"),
     (r"(multiply_add\(\S+) w\[1\]", r"\1 w[0]", "the other half of a"),
+    (r"\bfence_system\(\);", ";", "no fence"),
+    (r"\bcall\.meet\(\);", ";", "no meeting"),
+    (r"if \(missing < 0\) return;", "return;", "a wait that ends at once"),
+    (r"- expected\) < 0", "- expected) < -kRanks", "signals not waited for"),
+    (r"\bmulticast_count_release\(.*\);", ";", "no signal"),
+    (r"(words\.v\[[012]\] != kEmpty) &&", "", "a word that may be missing"),
+    (r"&&\s+words\.v\[3\] != kEmpty", "", "a word that may be missing"),
+    (r"bits == kEmpty \? 0x7fffffffu : bits", "bits", "a number that means none"),
+    (r"i < state\.used_words\[old\]", "i < 0", "nothing is emptied"),
+    (r"i < state\.used_words\[old\]", "i + 1 < state.used_words[old]", "the last stays"),
+    (r"buffer == 0 \? kBuffers - 1 : buffer - 1", "(buffer + 1) % 3", "the next is emptied"),
+    (r"state\.buffer \+ 1 == kBuffers", "state.buffer + 2 == kBuffers", "two buffers"),
+    (r"state\.n_done = 0;", "", "blocks are counted on"),
+    (r"\+= has_met \? 1 : 0;", "+= has_met ? 0 : 0;", "signals are not counted"),
 )
-IN_WRAPPERS = (
+IN_PLATFORM = (
     (r"__syncthreads\(\);", ";", "no barrier"),
     (r'asm volatile\("cp\.async\.commit_group;" ::: "memory"\);', ";", "no commit"),
     (r'asm volatile\("cp\.async\.wait_group %0;" ::"n"\(kPending\) : "memory"\);', ";", "no wait"),
@@ -60,6 +76,15 @@ IN_WRAPPERS = (
     (r"static_cast<unsigned>\(delta\)", "static_cast<unsigned>(delta + 1)", "another lane"),
     (r"__shfl_xor_sync", "__shfl_down_sync", "another shuffle"),
 )
+WORDS = r"\{%0, %1, %2, %3\}, \[%4\]"
+IN_SYSTEM = (
+    *[(WORDS, f"{{{swapped}}}, [%4]", "words of a load change places")
+      for swapped in ("%1, %0, %2, %3", "%0, %2, %1, %3", "%0, %1, %3, %2")],
+    *[(r"\[%0\], \{%1, %2, %3, %4\}", f"[%0], {{{swapped}}}", "words of a store change places")
+      for swapped in ("%2, %1, %3, %4", "%1, %3, %2, %4", "%1, %2, %4, %3")],
+    (r'"r"\(1\)', '"r"(2)', "counts by two"),
+)  # fmt: skip
+WRAPPERS = {"device/platform.cuh": IN_PLATFORM, "device/system.cuh": IN_SYSTEM}
 
 # Mutants that neither run can tell apart: (file, the line before, what) -> why.
 EQUIVALENT = {
@@ -87,9 +112,9 @@ def mutants_of(path: str) -> list[Mutant]:
     """All mutants of one file; code only, not comments."""
     text = (CUDA / path).read_text()
     found = []
-    for pattern, replacement, what in IN_WRAPPERS if path == WRAPPERS else IN_KERNELS:
+    for pattern, replacement, what in WRAPPERS.get(path, IN_KERNELS):
         matches = list(re.finditer(pattern, text))
-        if path == WRAPPERS and not matches:
+        if path in WRAPPERS and not matches:
             raise SystemExit(f"{path}: expected {pattern}, found none")
         for match in matches:
             damaged = text[: match.start()] + match.expand(replacement) + text[match.end() :]
@@ -100,9 +125,15 @@ def mutants_of(path: str) -> list[Mutant]:
 
 def stems_of(host: HostBuild, path: str) -> list[str]:
     """The kernel files to compile anew for a damaged file."""
-    if path.endswith(".cu"):
-        return [Path(path).stem]
-    return ["attention"] if path == "kernels/attention.cuh" else host.stems()
+    users = {
+        "attention": ["attention", "attention_bf16"],
+        "conv": ["append"],
+        "norm": ["append", "rows", "all_reduce"],
+        "exchange": ["all_reduce"],
+        "words": ["all_reduce"],
+    }
+    stem = Path(path).stem
+    return [stem] if path.endswith(".cu") else users.get(stem, host.stems())
 
 
 def host_notices(host: HostBuild, path: str) -> bool:
@@ -136,10 +167,10 @@ def main() -> int:
     paths = [f"kernels/{path.name}" for path in sorted((CUDA / "kernels").glob("*.cu*"))]
 
     def is_noticed(path: str) -> bool:
-        return interpreter_notices(folder) if path == WRAPPERS else host_notices(host, path)
+        return interpreter_notices(folder) if path in WRAPPERS else host_notices(host, path)
 
     survivors, equivalent, n_mutants = [], set(), 0
-    for path in [*paths, WRAPPERS]:
+    for path in [*paths, *WRAPPERS]:
         source, copy = CUDA / path, folder / "backend/cuda" / path
         lines = source.read_text().splitlines()
         name = Path(path).name

@@ -76,7 +76,7 @@ Attention = struct(
     log_scaling_alpha=F, layer_offset_bytes=I64, kv_dtype=U8, out=Rows,
 )  # fmt: skip
 AttentionLaunch = struct(
-    "AttentionLaunch", args=Attention, first_tile=I64, part_blocks=I64, n_parts=I64, partial=PTR
+    "AttentionLaunch", args=Attention, first_group=I64, group_tiles=I32, n_parts=I32, partial=PTR
 )
 ToFloat = struct("ToFloat", x=Rows, width=I64, out=PTR)
 Route = struct(
@@ -89,6 +89,16 @@ Group = struct(
 Combine = struct(
     "Combine", choices=PTR, per_row=I32, down=PTR, down_stride=I64, y=PTR, y_stride=I64
 )
+MAX_RANKS = 8
+Group = struct(
+    "Group", rank=I32, n_ranks=I32, n_blocks=I32, own=PTR, peers=PTR * MAX_RANKS, multicast=PTR,
+    buffer_bytes=I64, state=PTR, report=PTR, wait_limit_ns=PTR,
+)  # fmt: skip
+NextWeights = struct("NextWeights", data=PTR, bytes=I64)
+AllReduce = struct(
+    "AllReduce", group=Group, part=PTR, part_stride=I64, op=ConvAddNorm, next=NextWeights
+)
+Share = struct("Share", group=Group, x=PTR, out=PTR, n_words=I64, next=NextWeights)
 CHOICE = np.dtype([("expert", np.int32), ("weight", np.float32), ("place", np.int32)])
 
 

@@ -40,6 +40,10 @@ class Device:
         """What lies there now, in the form of what out() was given."""
         return self._memory.get(address, self._outputs[address])
 
+    def multicast(self, members: list[int], size_bytes: int) -> int:
+        """An address that stands for the same place after each of the given ones."""
+        return self._memory.multicast(members, size_bytes)
+
     def rows(self, x: NDArray[np.floating], dtype: int) -> Structure:
         """Read-only rows of a type."""
         return Rows(self.put(encode(x, dtype)), x.shape[1], dtype)

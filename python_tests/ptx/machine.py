@@ -16,7 +16,19 @@ import numpy as np
 from ptx.memory import GlobalMemory, SharedMemory
 from ptx.operations import TYPES, Array, operation
 from ptx.program import Instruction, Kernel, Operand, UnsupportedPtx
-from ptx.steps import Copy, Lanes, Step, copy, load, multiply, shuffle, store
+from ptx.steps import (
+    Copy,
+    Lanes,
+    Step,
+    atomic,
+    copy,
+    fence,
+    load,
+    multimem,
+    multiply,
+    shuffle,
+    store,
+)
 from ptx.warp import WARP
 
 MAX_STEPS = 500_000  # pieces of code that some threads went through: beyond, a loop without end
@@ -99,6 +111,7 @@ class Machine:
             "%ctaid.x": self.block % x,
             "%ctaid.y": self.block // x % y,
             "%ctaid.z": self.block // (x * y),
+            "%globaltimer": np.ones(n, np.int64),  # it stands still: a wait in vain has no end
         }
         self._registers: dict[str, Array] = {
             name: np.full(n, -1).astype(TYPES["pred" if width == 1 else f"u{width}"])
@@ -226,8 +239,14 @@ class Machine:
     def _decode(self, instruction: Instruction) -> Step:
         """The instruction as a function of the lanes that come to it."""
         family = instruction.opcode.split(".")[0]
-        own = {"ret": self._return, "bar": self._barrier, "cvta": self._convert_address}
-        shared = {"ld": load, "st": store, "cp": copy, "shfl": shuffle, "mma": multiply}
+        own = {
+            "ret": self._return, "bar": self._barrier, "cvta": self._convert_address,
+            "trap": self._trap,
+        }  # fmt: skip
+        shared = {
+            "ld": load, "st": store, "cp": copy, "shfl": shuffle, "mma": multiply,
+            "multimem": multimem, "atom": atomic, "fence": fence,
+        }  # fmt: skip
         if family == "bra":
             return self._branch(instruction)
         if family == "mov" and any(isinstance(part, tuple) for part in instruction.operands):
@@ -301,6 +320,12 @@ class Machine:
             self._release_barriers()
 
         return end
+
+    def _trap(self, _: Instruction) -> Step:
+        def stop(_: Lanes) -> None:
+            raise Stuck(f"{self.kernel.name}: it has stopped itself")
+
+        return stop
 
     def _barrier(self, instruction: Instruction) -> Step:
         if instruction.opcode != "bar.sync" or instruction.operands != ("0",):

@@ -27,6 +27,30 @@ class GlobalMemory:
         self._is_readable = np.zeros(capacity_bytes, np.bool_)
         self._is_writable = np.zeros(capacity_bytes, np.bool_)
         self._used = GUARD_BYTES
+        self._multicast: list[tuple[int, int, list[int]]] = []  # begin, size, members' begins
+
+    def multicast(self, members: list[int], size_bytes: int) -> int:
+        """An address that stands for the same place after each of the members."""
+        address = self.put(np.full(size_bytes, UNWRITTEN, np.uint8))
+        begin = address - self.BASE
+        self._is_readable[begin : begin + size_bytes] = False
+        self._multicast.append((begin, size_bytes, [member - self.BASE for member in members]))
+        return address
+
+    def multicast_places(
+        self, address: NDArray[np.uint64], size: int, *, write: bool
+    ) -> list[NDArray[np.int64]]:
+        """As places(), for each member of the object that the addresses are of."""
+        at = address.view(np.int64) - self.BASE
+        for begin, length, members in self._multicast:
+            if np.all((at >= begin) & (at + size <= begin + length)):
+                return [
+                    self.places(
+                        (at - begin + member + self.BASE).view(np.uint64), size, write=write
+                    )
+                    for member in members
+                ]
+        raise MemoryFault(f"no multicast address: {int(at[0]) + self.BASE:#x}")
 
     def put(self, array: NDArray[np.generic], *, writable: bool = False) -> int:
         """A copy of the array there; returns its address."""

@@ -68,8 +68,9 @@ def places(
 def access(instruction: Instruction) -> tuple[str, str, int]:
     """Space, type and number of elements of a load or store."""
     *words, kind = instruction.opcode.split(".")[1:]
-    caching = {"nc", "L1::no_allocate", "L2::256B"}  # says nothing of the value
-    words = [word for word in words if word not in caching]
+    # Says nothing of the value: one grid is interpreted, whose accesses are in order.
+    silent = {"nc", "L1::no_allocate", "L2::256B", "relaxed", "acquire", "sys"}
+    words = [word for word in words if word not in silent]
     vector = [word for word in words if word in ("v2", "v4")]
     spaces = [word for word in words if word not in vector]
     space = spaces[0] if spaces else "global"  # a generic address: nothing else is given out
@@ -116,7 +117,9 @@ def store(m: Machine, instruction: Instruction) -> Step:
 
 
 def copy(m: Machine, instruction: Instruction) -> Step:
-    """cp.async and its groups."""
+    """cp.async and its groups; a prefetch, which must lie in memory."""
+    if instruction.opcode == "cp.async.bulk.prefetch.L2.global":
+        return prefetch(m, instruction)
     if instruction.opcode == "cp.async.commit_group":
 
         def commit(lanes: Lanes) -> None:
@@ -137,6 +140,98 @@ def copy(m: Machine, instruction: Instruction) -> Step:
         m.copies.append(Copy(lanes, to_places(lanes)[1], from_places(lanes)[1], group))
 
     return begin
+
+
+def prefetch(m: Machine, instruction: Instruction) -> Step:
+    address, size = instruction.operands
+    read = m.read(size, "u32")
+    first = places(m, address, "global", 16, write=False)
+
+    def check(lanes: Lanes) -> None:
+        _, at = first(lanes)
+        sizes = np.broadcast_to(read(lanes), lanes.shape).astype(np.int64)
+        last = (at + sizes - 16 + m.memory.BASE).view(np.uint64)
+        if np.any(sizes % 16) or np.any(sizes == 0):
+            raise MemoryFault(f"a prefetch of {sizes.tolist()} bytes")
+        m.memory.places(last, 16, write=False)
+
+    return check
+
+
+# ---- between GPUs
+
+
+def multimem(m: Machine, instruction: Instruction) -> Step:
+    """A store, a sum and a count at the same place of every rank's memory."""
+    kind = instruction.opcode.removeprefix("multimem.")
+    target, source = instruction.operands
+    address = source if kind.startswith("ld_reduce") else target
+    if not isinstance(address, Address):
+        raise UnsupportedPtx(instruction.text)
+    read = m.read(address.base, "u64")
+    offset = np.array([address.offset % (1 << 64)], np.uint64)
+
+    def members(lanes: Lanes, size: int, *, write: bool) -> list[NDArray[np.int64]]:
+        return m.memory.multicast_places(read(lanes) + offset, size, write=write)
+
+    if kind == "st.relaxed.sys.global.v4.f32" and isinstance(source, tuple):
+        values = [m.read(part, "u32") for part in source]
+
+        def store_all(lanes: Lanes) -> None:
+            for at in members(lanes, 16, write=True):
+                for i, value in enumerate(values):
+                    m.memory.bytes.view(np.uint32)[at // 4 + i] = value(lanes)
+
+        return store_all
+    if kind == "ld_reduce.relaxed.sys.global.add.v4.f32" and isinstance(target, tuple):
+        writes = [m.write(part) for part in target]
+
+        def sum_all(lanes: Lanes) -> None:
+            places_of_all = members(lanes, 16, write=False)
+            for i, write in enumerate(writes):
+                sums = np.zeros(lanes.size, np.float32)
+                for at in places_of_all:
+                    sums = sums + m.memory.bytes.view(np.float32)[at // 4 + i]
+                write(lanes, sums)
+
+        return sum_all
+    if kind == "red.release.sys.global.add.u32":
+        count = m.read(source, "u32")
+
+        def add_all(lanes: Lanes) -> None:
+            for at in members(lanes, 4, write=True):
+                np.add.at(m.memory.bytes.view(np.uint32), at // 4, count(lanes))
+
+        return add_all
+    raise UnsupportedPtx(instruction.text)
+
+
+def atomic(m: Machine, instruction: Instruction) -> Step:
+    """One lane after the other."""
+    if instruction.opcode != "atom.relaxed.gpu.global.add.u32":
+        raise UnsupportedPtx(instruction.text)
+    target, address, source = instruction.operands
+    find, read = places(m, address, "global", 4, write=True), m.read(source, "u32")
+    write = m.write(target)
+
+    def add(lanes: Lanes) -> None:
+        _, at = find(lanes)
+        words = m.memory.bytes.view(np.uint32)
+        counts = np.broadcast_to(read(lanes), lanes.shape)
+        for lane, place, count in zip(lanes, at // 4, counts, strict=True):
+            before = words[place]
+            words[place] = before + count
+            write(np.array([lane]), np.array([before]))
+
+    return add
+
+
+def fence(m: Machine, instruction: Instruction) -> Step:
+    """Of other ranks' view of this one: nothing to do here."""
+    if instruction.opcode != "fence.acq_rel.sys":
+        raise UnsupportedPtx(instruction.text)
+    del m
+    return lambda lanes: None  # noqa: ARG005
 
 
 def finish_copies(m: Machine, lanes: Lanes, n_pending: int) -> None:

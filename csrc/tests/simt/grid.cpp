@@ -1,21 +1,22 @@
 #include "tests/simt/grid.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <exception>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "tests/simt/block.h"
 #include "tests/simt/fibers.h"
 #include "tests/simt/report.h"
+#include "tests/simt/schedule.h"
 #include "tests/simt/warp.h"
 
 namespace duplex::simt {
@@ -30,33 +31,6 @@ constexpr std::ptrdiff_t kGuardBytes = 256;
 #endif
 constexpr auto kGuard = std::byte{0xc5};
 constexpr auto kUnwritten = std::byte{0xff};  // NaN in float32 and bfloat16
-
-struct Schedule {
-  Order order = Order::kForward;
-  std::uint16_t generation = 0;  // counts calls of set_order
-  std::uint32_t seed = 0;
-  bool operator==(const Schedule&) const = default;
-};
-
-Schedule schedule_of_environment() {
-  const char* const value = std::getenv("DUPLEX_SIMT_ORDER");
-  const std::string text = value == nullptr ? "forward" : value;
-  if (text == "forward") return {};
-  if (text == "reverse") return {Order::kReverse};
-  char* end = nullptr;
-  const std::string prefix = "random:";
-  if (text.starts_with(prefix) && text.size() > prefix.size()) {
-    const unsigned long seed = std::strtoul(text.c_str() + prefix.size(), &end, 10);
-    if (*end == '\0') return {Order::kRandom, 0, static_cast<std::uint32_t>(seed)};
-  }
-  throw std::logic_error("DUPLEX_SIMT_ORDER: expected forward, reverse or random:<seed>, found '" +
-                         text + "'");
-}
-
-std::atomic<Schedule>& schedule() {
-  static std::atomic<Schedule> value{schedule_of_environment()};
-  return value;
-}
 
 // One thread block's shared memory, fresh for each.
 class SharedMemory {
@@ -91,18 +65,30 @@ struct Thread : Place {
   int n_groups = 0;         // committed
 };
 
-// The GPU of one system thread.
+}  // namespace
+
+// The GPU of one system thread, or one thread block among others.
 class Machine {
  public:
   void run(const LaunchShape& shape, void (*call)(const void*), const void* context);
 
+  void begin_launch(const LaunchShape& shape, void (*call)(const void*), const void* context,
+                    std::uint32_t seed);
+  void begin_block(std::int64_t index);
+  // Whoever can goes on to the next wait; false once all threads have returned. With `skip`,
+  // half of them stay where they are.
+  bool pass(bool skip);
+
   void sync_block(Thread& thread);
+  void yield(Thread& thread);
   void meet_warp(Thread& thread, Wait kind);
   bool copies_late();
+  int n_barriers() const { return n_barriers_; }
+  void make_random() { schedule_.order = Order::kRandom; }
 
  private:
-  void run_block(const LaunchShape& shape, std::int64_t index);
-  void start(const LaunchShape& shape, std::int64_t index, std::byte* shared);
+  void start(std::byte* shared);
+  std::size_t next_turn(std::size_t at) const;
   static void run_thread(void* thread);
   void end(Thread& thread) noexcept;
   void release_barrier() noexcept;
@@ -111,6 +97,11 @@ class Machine {
   void (*call_)(const void*) = nullptr;
   const void* context_ = nullptr;
   bool is_running_ = false;
+  LaunchShape shape_{};
+  std::int64_t index_ = 0;  // of the block
+  std::optional<SharedMemory> shared_;
+  std::vector<std::int64_t> turns_;               // the threads, in the order of a pass
+  int n_barriers_ = 0;                            // that the block has passed
   std::vector<std::unique_ptr<Thread>> threads_;  // as many as any launch had
   int n_threads_ = 0;                             // of this launch
   int n_live_ = 0;
@@ -121,16 +112,17 @@ class Machine {
   std::mt19937 random_;
 };
 
+namespace {
+
+thread_local Machine* current_machine = nullptr;  // of a block among others
+thread_local Runner* current_runner = nullptr;
+
 Machine& machine() {
   static thread_local Machine instance;
-  return instance;
+  return current_machine == nullptr ? instance : *current_machine;
 }
 
 Thread& current_thread() { return const_cast<Thread&>(static_cast<const Thread&>(*current_place)); }
-
-void Machine::arrange(std::vector<std::int64_t>& order) {
-  if (schedule_.order == Order::kRandom) std::shuffle(order.begin(), order.end(), random_);
-}
 
 std::vector<std::int64_t> in_order(std::int64_t n, Order order) {
   std::vector<std::int64_t> indices(static_cast<std::size_t>(n));
@@ -139,24 +131,41 @@ std::vector<std::int64_t> in_order(std::int64_t n, Order order) {
   return indices;
 }
 
-void Machine::run(const LaunchShape& shape, void (*call)(const void*), const void* context) {
+}  // namespace
+
+void Machine::arrange(std::vector<std::int64_t>& order) {
+  if (schedule_.order == Order::kRandom) std::shuffle(order.begin(), order.end(), random_);
+}
+
+void Machine::begin_launch(const LaunchShape& shape, void (*call)(const void*), const void* context,
+                           std::uint32_t seed) {
   check_shape(shape);
-  if (is_running_) throw std::logic_error("a kernel launches " + describe(shape));
+  shape_ = shape;
   call_ = call;
   context_ = context;
   n_threads_ = shape.n_threads;
-  const Schedule wanted = schedule().load();
-  if (wanted != schedule_) n_launches_ = 0;
-  schedule_ = wanted;
-  random_.seed(schedule_.seed + n_launches_++);  // every launch in another order
+  random_.seed(seed);
   while (threads_.size() < static_cast<std::size_t>(n_threads_))
     threads_.push_back(std::make_unique<Thread>(static_cast<int>(threads_.size())));
+}
+
+void Machine::run(const LaunchShape& shape, void (*call)(const void*), const void* context) {
+  if (is_running_) throw std::logic_error("a kernel launches " + describe(shape));
+  const Schedule wanted = current_schedule();
+  if (wanted != schedule_) n_launches_ = 0;
+  schedule_ = wanted;
+  // Every launch in another order.
+  begin_launch(shape, call, context, schedule_.seed + n_launches_++);
   is_running_ = true;
   try {
     std::vector<std::int64_t> blocks =
         in_order(shape.grid[0] * shape.grid[1] * shape.grid[2], schedule_.order);
     arrange(blocks);
-    for (const std::int64_t block : blocks) run_block(shape, block);
+    for (const std::int64_t block : blocks) {
+      begin_block(block);
+      while (pass(false)) {
+      }
+    }
   } catch (...) {
     threads_.clear();  // their calls are in the middle of something
     is_running_ = false;
@@ -165,11 +174,12 @@ void Machine::run(const LaunchShape& shape, void (*call)(const void*), const voi
   is_running_ = false;
 }
 
-void Machine::start(const LaunchShape& shape, std::int64_t index, std::byte* shared) {
+void Machine::start(std::byte* shared) {
   n_live_ = n_threads_;
   n_at_barrier_ = 0;
-  const std::int64_t x = index % shape.grid[0], y = index / shape.grid[0] % shape.grid[1];
-  const std::int64_t z = index / shape.grid[0] / shape.grid[1];
+  n_barriers_ = 0;
+  const auto [nx, ny, nz] = shape_.grid;
+  const std::int64_t x = index_ % nx, y = index_ / nx % ny, z = index_ / (nx * ny);
   for (int i = 0; i < n_threads_; ++i) {
     Thread& thread = *threads_[static_cast<std::size_t>(i)];
     static_cast<Place&>(thread) = {
@@ -181,30 +191,51 @@ void Machine::start(const LaunchShape& shape, std::int64_t index, std::byte* sha
   }
 }
 
-void Machine::run_block(const LaunchShape& shape, std::int64_t index) {
-  SharedMemory shared(shape.shared_bytes);
-  start(shape, index, shared.data());
-  std::vector<std::int64_t> order = in_order(n_threads_, schedule_.order);
-  while (n_live_ > 0) {
-    arrange(order);
-    bool has_moved = false;
-    for (const std::int64_t i : order) {
-      Thread& thread = *threads_[static_cast<std::size_t>(i)];
-      if (thread.wait != Wait::kNothing) continue;
-      has_moved = true;
-      current_place = &thread;
-      thread.fiber.resume();
-      current_place = nullptr;
-      if (error_ != nullptr) std::rethrow_exception(std::exchange(error_, nullptr));
-    }
-    if (has_moved) continue;
-    std::vector<Wait> waits;
-    for (int i = 0; i < n_threads_; ++i)
-      waits.push_back(threads_[static_cast<std::size_t>(i)]->wait);
-    throw std::logic_error(describe_deadlock(shape, index, waits));
+void Machine::begin_block(std::int64_t index) {
+  index_ = index;
+  shared_.emplace(shape_.shared_bytes);
+  start(shared_->data());
+  turns_ = in_order(n_threads_, schedule_.order);
+}
+
+bool Machine::pass(bool skip) {
+  arrange(turns_);
+  bool has_moved = false;
+  for (std::size_t at = 0; at < turns_.size(); at = next_turn(at)) {
+    Thread& thread = *threads_[static_cast<std::size_t>(turns_[at])];
+    if (thread.wait == Wait::kTurn) thread.wait = Wait::kNothing;
+    if (thread.wait != Wait::kNothing) continue;
+    has_moved = true;
+    if (skip && random_() % 2 == 0) continue;
+    current_place = &thread;
+    thread.fiber.resume();
+    current_place = nullptr;
+    if (error_ != nullptr) std::rethrow_exception(std::exchange(error_, nullptr));
   }
-  if (!shared.is_intact())
-    throw std::logic_error(describe(shape, index) + ": a thread wrote outside the shared memory");
+  if (n_live_ == 0) {
+    if (!shared_->is_intact())
+      throw std::logic_error(describe(shape_, index_) +
+                             ": a thread wrote outside the shared memory");
+    return false;
+  }
+  if (has_moved) return true;
+  std::vector<Wait> waits;
+  for (int i = 0; i < n_threads_; ++i) waits.push_back(threads_[static_cast<std::size_t>(i)]->wait);
+  throw std::logic_error(describe_deadlock(shape_, index_, waits));
+}
+
+// In a fixed order a warp goes on for as long as it can before another begins, so that one is as
+// far ahead of the others as barriers let it; at random they stay side by side.
+std::size_t Machine::next_turn(std::size_t at) const {
+  const auto warp_of = [&](std::size_t i) { return turns_[i] / kWarpLanes; };
+  const std::size_t next = at + 1;
+  const bool is_last = next == turns_.size() || warp_of(next) != warp_of(at);
+  if (schedule_.order == Order::kRandom || !is_last) return next;
+  std::size_t first = at;
+  while (first > 0 && warp_of(first - 1) == warp_of(at)) --first;
+  for (std::size_t i = first; i < next; ++i)
+    if (threads_[static_cast<std::size_t>(turns_[i])]->wait == Wait::kNothing) return first;
+  return next;
 }
 
 void Machine::run_thread(void* thread) {
@@ -227,6 +258,7 @@ void Machine::end(Thread& thread) noexcept {
 void Machine::release_barrier() noexcept {
   if (n_at_barrier_ == 0 || n_at_barrier_ < n_live_) return;
   n_at_barrier_ = 0;
+  ++n_barriers_;
   for (int i = 0; i < n_threads_; ++i) {
     Wait& wait = threads_[static_cast<std::size_t>(i)]->wait;
     if (wait == Wait::kBarrier) wait = Wait::kNothing;
@@ -238,6 +270,11 @@ void Machine::sync_block(Thread& thread) {
   thread.wait = Wait::kBarrier;
   ++n_at_barrier_;
   release_barrier();
+  thread.fiber.suspend();
+}
+
+void Machine::yield(Thread& thread) {
+  thread.wait = Wait::kTurn;
   thread.fiber.suspend();
 }
 
@@ -266,21 +303,43 @@ bool Machine::copies_late() {
          (schedule_.order == Order::kRandom && random_() % 2 == 0);
 }
 
-}  // namespace
+// ---- blocks among others
+
+Block::Block() : machine_(std::make_unique<Machine>()) {}
+Block::~Block() = default;
+
+void Block::begin(const LaunchShape& shape, std::int64_t index, void (*call)(const void*),
+                  const void* context, std::uint32_t seed) {
+  machine_->make_random();
+  machine_->begin_launch(shape, call, context, seed);
+  machine_->begin_block(index);
+}
+
+bool Block::pass(bool skip) {
+  current_machine = machine_.get();
+  const struct Current {
+    explicit Current(Machine* machine) { current_machine = machine; }
+    ~Current() { current_machine = nullptr; }
+  } current(machine_.get());
+  return machine_->pass(skip);
+}
+
+void set_runner(Runner* runner) { current_runner = runner; }
+
+Origin origin() { return {&machine(), current_thread().thread, machine().n_barriers()}; }
 
 constinit thread_local const Place* current_place = nullptr;
 
-void set_order(Order order, std::uint32_t seed) {
-  const auto generation = static_cast<std::uint16_t>(schedule().load().generation + 1);
-  schedule().store({order, generation, seed});
-}
-
 void run_grid(const LaunchShape& shape, void (*call)(const void*), const void* context) {
-  machine().run(shape, call, context);
+  if (current_runner != nullptr && current_place == nullptr)
+    current_runner->run(shape, call, context);
+  else
+    machine().run(shape, call, context);
 }
 
 void sync_block() { machine().sync_block(current_thread()); }
 
+void yield() { machine().yield(current_thread()); }
 void copy_async(void* shared, const void* global) {
   const auto is_aligned = [](const void* address) {
     return reinterpret_cast<std::uintptr_t>(address) % kCopyBytes == 0;

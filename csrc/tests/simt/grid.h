@@ -1,5 +1,6 @@
 // The host's stand-in for a GPU that runs a kernel: the thread blocks one after another, the
 // threads of a block as fibres on the calling thread. A fibre runs until it waits for others.
+// streams.h has several GPUs at once.
 //
 // What kernels see of this is device/platform.cuh. It cannot show: what the machine's own
 // instructions do, weak memory order, speed.
@@ -14,8 +15,9 @@ namespace duplex::simt {
 inline constexpr int kWarpLanes = 32;
 
 enum class Order : std::uint8_t { kForward, kReverse, kRandom };
-// In which order blocks run, and the threads of a block from one wait to the next. Until this is
-// called: the environment's DUPLEX_SIMT_ORDER (forward, reverse or random:<seed>), else forward.
+// In which order blocks run, and the threads of a block from one wait to the next; except at random
+// a warp goes as far as it can before the next begins. Until this is called: the environment's
+// DUPLEX_SIMT_ORDER (forward, reverse or random:<seed>), else forward.
 void set_order(Order order, std::uint32_t seed = 0);
 
 struct LaunchShape {
@@ -48,10 +50,13 @@ enum class Wait : std::uint8_t {
   kShuffleXor,
   kShuffleFrom,
   kProduct,
+  kTurn,
   kReturned,
 };
 
 void sync_block();
+// Lets the others go on, for a loop that waits for them.
+void yield();
 // 16 bytes that arrive at some time before wait_copies() lets their group pass: in forward order as
 // late as may be, in reverse order at once, at random either way.
 void copy_async(void* shared, const void* global);

@@ -12,7 +12,7 @@
 
 #include "core/error.h"
 #include "core/types.h"
-#include "device/cuda_check.h"
+#include "device/driver.h"
 
 namespace duplex::cuda {
 namespace {
@@ -27,17 +27,6 @@ struct Driver {
   PFN_cuMemUnmap_v10020 unmap;
   PFN_cuMemSetAccess_v10020 set_access;
 };
-
-template <class Function>
-void look_up(Function& function, const char* name) {
-  void* address = nullptr;
-  cudaDriverEntryPointQueryResult status;
-  check_cuda<BackendUnavailable>(
-      cudaGetDriverEntryPointByVersion(name, &address, 10020, cudaEnableDefault, &status), name);
-  check<BackendUnavailable>(status == cudaDriverEntryPointSuccess && address != nullptr,
-                            "backend 'cuda': the driver has no ", name, "; install a newer one");
-  function = reinterpret_cast<Function>(address);
-}
 
 const Driver& driver() {
   static const Driver functions = [] {

@@ -227,6 +227,10 @@ void launch_linear(Runtime& runtime, const LinearArgs& args) {
                    kPanel * kPanelGroups, 0, args);
     return;
   }
+  if (args.n_rows > 8 * kTileRows) {
+    launch_linear_large(runtime, args);
+    return;
+  }
   if (args.n_rows <= kTileRows)
     launch_bf16<1>(runtime, args);
   else if (args.n_rows <= 2 * kTileRows)
