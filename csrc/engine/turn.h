@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "core/shard.h"
 #include "core/types.h"
 #include "sequence/page_pool.h"
 
@@ -29,6 +30,7 @@ struct EngineOptions {
   std::int32_t max_batch_rows = 256;   // of one pass; longer input takes several
   std::int64_t max_positions = 32768;  // of a session that does not say
   std::int32_t rewind_rows = 64;       // that truncate can always take back
+  Reduction reduction = Reduction::kRanks;  // how partial sums are cut
 };
 
 // One session's part in a step.
