@@ -18,11 +18,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
-#include <memory>
 #include <mutex>
 #include <span>
 
 #include "parallel/group.h"
+#include "parallel/layout.h"
 
 namespace duplex {
 
@@ -42,8 +42,9 @@ class CommandSender {
   void end_pass(int lane);
 
  private:
-  struct Order;
-  void send(int channel, CommandParts parts, const Order& order);
+  void check_lane(int lane) const;
+  // `order` says what must be done before the command.
+  void send(int channel, CommandParts parts, const CommandHead& order);
 
   Group group_;
   std::mutex mutexes_[Group::kMaxLanes + 1];  // one writer at a time in a ring
@@ -66,9 +67,12 @@ class CommandReceiver {
   void done();
 
  private:
+  void await_others(const CommandHead& head) const;
+
   Group group_;
   int channel_;
-  std::uint64_t position_ = 0;  // in the ring, of the next command
+  GroupChannel part_;
+  std::uint64_t end_;  // in the ring, of the last command that was received
 };
 
 }  // namespace duplex

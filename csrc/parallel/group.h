@@ -34,7 +34,7 @@ struct GroupOptions {
 class Group {
  public:
   static constexpr int kMaxRanks = 64;
-  static constexpr int kMaxLanes = 8;
+  static constexpr int kMaxLanes = 6;
 
   // A new group; the handle is of rank 0. Throws InvalidArgument, CapacityError.
   static Group create(const GroupOptions& options);
@@ -59,17 +59,21 @@ class Group {
   // Says that a rank has failed, and why; the first to say so is the one who is heard. Any thread
   // of any rank, also one that watches a rank's process.
   void fail(int rank, std::string_view reason) const noexcept;
+  // The same, and throws RankFailed with the reason of the first.
+  [[noreturn]] void fail_and_throw(int rank, std::string_view reason) const;
   int failed_rank() const noexcept;  // -1: none
   std::string failure() const;       // in words; empty: none
   // Throws RankFailed once a rank has failed.
   void check_alive() const;
 
+  std::string channel_name(int i) const;  // "lane 0", "page memory"
   // For this layer: where channel `i` lies.
   GroupChannel channel(int i) const;
 
  private:
   Group(std::shared_ptr<const SharedRegion> region, int rank);
   GroupHeader& header() const;
+  [[noreturn]] void throw_failure() const;
 
   std::shared_ptr<const SharedRegion> region_;
   int rank_;

@@ -12,6 +12,7 @@
 
 #include "backend/exchange.h"
 #include "parallel/group.h"
+#include "parallel/layout.h"
 
 namespace duplex {
 
@@ -37,7 +38,8 @@ class SharedExchange final : public Exchange {
 
   Group group_;
   int channel_;
-  std::uint64_t epoch_ = 0;            // of the last meeting
+  GroupChannel part_;
+  std::uint64_t epoch_;                // of the last meeting
   std::vector<const void*> slabs_[2];  // by rank
 };
 

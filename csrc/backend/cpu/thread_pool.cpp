@@ -1,15 +1,9 @@
 #include "backend/cpu/thread_pool.h"
 
+#include "core/pause.h"
+
 namespace duplex {
 namespace {
-
-inline void pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#else
-  std::this_thread::yield();
-#endif
-}
 
 // Outside a pass a worker looks this often before it sleeps (tens of microseconds). Inside a pass
 // it yields now and then, so that a machine with fewer cores than threads still makes progress.

@@ -1,0 +1,198 @@
+#include "parallel/group.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <thread>
+#include <utility>
+
+#include "core/error.h"
+#include "parallel/layout.h"
+#include "parallel/waiting.h"
+
+namespace duplex {
+namespace {
+
+// With a core for each rank a partner that is late by this much is worth waiting for awake. With
+// fewer, the one who is waited for may need this very core.
+constexpr std::chrono::microseconds kSpin{200};
+constexpr std::chrono::microseconds kSpinOfTooFewCores{5};
+constexpr std::int64_t kHeaderBytes = 4096;
+constexpr std::int64_t kMinRingBytes = 64 << 10;
+static_assert(sizeof(GroupHeader) <= kHeaderBytes);
+
+int available_cores() {
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  if (::sched_getaffinity(0, sizeof(cores), &cores) != 0) return 1;
+  return CPU_COUNT(&cores);
+}
+
+std::int64_t ring_bytes(const GroupHeader& header) {
+  // Twice the longest command always has room for one, wherever in the ring it must start.
+  const std::uint64_t longest =
+      command_stride(static_cast<std::uint64_t>(header.max_command_bytes));
+  return std::max(static_cast<std::int64_t>(2 * longest), kMinRingBytes);
+}
+
+std::int64_t slab_stride(const GroupHeader& header) {
+  return round_up(header.slab_bytes, kSlabAlign);
+}
+
+std::int64_t channel_bytes(const GroupHeader& header) {
+  const std::int64_t flags = (2 * header.n_ranks + 1) * std::int64_t{sizeof(Flag)};
+  return round_up(flags + ring_bytes(header), kSlabAlign) +
+         2 * header.n_ranks * slab_stride(header);
+}
+
+std::int64_t group_bytes(const GroupHeader& header) {
+  return kHeaderBytes + (header.n_lanes + 1) * channel_bytes(header);
+}
+
+void check_options(const GroupOptions& options) {
+  constexpr std::size_t kMost = std::size_t{1} << 40;
+  check(options.n_ranks >= 1 && options.n_ranks <= Group::kMaxRanks, "n_ranks: expected 1 to ",
+        Group::kMaxRanks, ", found ", options.n_ranks);
+  check(options.n_lanes >= 1 && options.n_lanes <= Group::kMaxLanes, "n_lanes: expected 1 to ",
+        Group::kMaxLanes, ", found ", options.n_lanes);
+  check(options.slab_bytes >= 1 && options.slab_bytes <= kMost, "slab_bytes: expected 1 to ", kMost,
+        ", found ", options.slab_bytes);
+  check(options.max_command_bytes >= 1 && options.max_command_bytes <= kMost,
+        "max_command_bytes: expected 1 to ", kMost, ", found ", options.max_command_bytes);
+  check(options.time_out.count() > 0, "time_out: expected at least 1 ms, found ",
+        options.time_out.count());
+}
+
+}  // namespace
+
+Group Group::create(const GroupOptions& options) {
+  check_options(options);
+  auto spin = options.spin;
+  if (spin.count() < 0) spin = available_cores() >= options.n_ranks ? kSpin : kSpinOfTooFewCores;
+  GroupHeader sizes{};
+  sizes.n_ranks = options.n_ranks;
+  sizes.n_lanes = options.n_lanes;
+  sizes.slab_bytes = static_cast<std::int64_t>(options.slab_bytes);
+  sizes.max_command_bytes = static_cast<std::int64_t>(options.max_command_bytes);
+  auto region = std::make_shared<const SharedRegion>(
+      SharedRegion::create(static_cast<std::size_t>(group_bytes(sizes))));
+  Group group(std::move(region), 0);
+  GroupHeader& header = group.header();
+  header.n_ranks = sizes.n_ranks;
+  header.n_lanes = sizes.n_lanes;
+  header.slab_bytes = sizes.slab_bytes;
+  header.max_command_bytes = sizes.max_command_bytes;
+  header.time_out_ms = options.time_out.count();
+  header.spin_us = spin.count();
+  header.magic = kGroupMagic;
+  return group;
+}
+
+Group Group::join(int fd, int rank) {
+  auto region = std::make_shared<const SharedRegion>(SharedRegion::attach(fd));
+  const auto bytes = static_cast<std::int64_t>(region->bytes());
+  Group group(std::move(region), rank);
+  check(bytes >= kHeaderBytes && group.header().magic == kGroupMagic &&
+            bytes >= group_bytes(group.header()),
+        "tensor-parallel group: expected the memory of a group made by this build behind "
+        "descriptor ",
+        fd, ", found something else");
+  return group.as(rank);
+}
+
+Group Group::as(int rank) const {
+  check(rank >= 0 && rank < n_ranks(), "rank: expected 0 to ", n_ranks() - 1, ", found ", rank);
+  return Group(region_, rank);
+}
+
+Group::Group(std::shared_ptr<const SharedRegion> region, int rank)
+    : region_(std::move(region)), rank_(rank) {}
+
+GroupHeader& Group::header() const {
+  return *std::launder(reinterpret_cast<GroupHeader*>(region_->data()));
+}
+
+int Group::n_ranks() const { return static_cast<int>(header().n_ranks); }
+int Group::n_lanes() const { return static_cast<int>(header().n_lanes); }
+std::size_t Group::slab_bytes() const { return static_cast<std::size_t>(header().slab_bytes); }
+std::size_t Group::max_command_bytes() const {
+  return static_cast<std::size_t>(header().max_command_bytes);
+}
+std::chrono::milliseconds Group::time_out() const {
+  return std::chrono::milliseconds(header().time_out_ms);
+}
+std::chrono::microseconds Group::spin() const {
+  return std::chrono::microseconds(header().spin_us);
+}
+
+void Group::fail(int rank, std::string_view reason) const noexcept {
+  GroupHeader& header = this->header();
+  const auto failed = static_cast<std::uint32_t>(rank + 1);
+  if (header.is_claimed.exchange(1) == 0) {
+    const std::size_t length = std::min(reason.size(), sizeof(header.reason) - 1);
+    std::memcpy(header.reason, reason.data(), length);
+    header.has_reason.store(1);
+    header.failed.store(failed);
+  } else {
+    // Another was first. Should it die before it has finished, this rank's word stands.
+    const auto patience = WaitClock::now() + std::chrono::milliseconds(10);
+    while (header.failed.load() == 0 && WaitClock::now() < patience) std::this_thread::yield();
+    std::uint32_t none = 0;
+    header.failed.compare_exchange_strong(none, failed);
+  }
+  for (int i = 0; i < n_channels(); ++i) {
+    const GroupChannel part = channel(i);
+    duplex::ring(part.sender->bell);
+    for (int other = 0; other < n_ranks(); ++other) {
+      duplex::ring(part.arrivals[other].bell);
+      duplex::ring(part.receivers[other].bell);
+    }
+  }
+}
+
+int Group::failed_rank() const noexcept { return static_cast<int>(header().failed.load()) - 1; }
+
+std::string Group::failure() const {
+  const GroupHeader& header = this->header();
+  if (header.failed.load() == 0) return {};
+  return header.has_reason.load() != 0 ? header.reason : "its process is gone";
+}
+
+void Group::check_alive() const {
+  if (failed_rank() >= 0) throw_failure();
+}
+
+void Group::fail_and_throw(int rank, std::string_view reason) const {
+  fail(rank, reason);
+  throw_failure();
+}
+
+void Group::throw_failure() const {
+  duplex::fail<RankFailed>("rank ", failed_rank(), " of ", n_ranks(), " has failed: ", failure(),
+                           "; the group is over: load the model again and restore its sessions "
+                           "from snapshots");
+}
+
+std::string Group::channel_name(int i) const {
+  return i == memory_channel() ? "page memory" : "lane " + std::to_string(i);
+}
+
+GroupChannel Group::channel(int i) const {
+  check(i >= 0 && i < n_channels(), "channel: expected 0 to ", n_channels() - 1, ", found ", i);
+  const GroupHeader& header = this->header();
+  std::byte* const begin = region_->data() + kHeaderBytes + i * channel_bytes(header);
+  auto* const flags = std::launder(reinterpret_cast<Flag*>(begin));
+  GroupChannel part{};
+  part.arrivals = flags;
+  part.receivers = flags + header.n_ranks;
+  part.sender = flags + 2 * header.n_ranks;
+  part.ring = begin + (2 * header.n_ranks + 1) * std::int64_t{sizeof(Flag)};
+  part.ring_bytes = ring_bytes(header);
+  part.slab_stride = slab_stride(header);
+  part.slabs = begin + channel_bytes(header) - 2 * header.n_ranks * part.slab_stride;
+  return part;
+}
+
+}  // namespace duplex

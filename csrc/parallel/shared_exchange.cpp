@@ -1,0 +1,57 @@
+#include "parallel/shared_exchange.h"
+
+#include <sstream>
+#include <utility>
+
+#include "parallel/layout.h"
+#include "parallel/waiting.h"
+
+namespace duplex {
+namespace {
+
+// What a sleeper says in its bell.
+std::uint32_t arrival_of(int rank) { return static_cast<std::uint32_t>(rank) + 1; }
+
+}  // namespace
+
+SharedExchange::SharedExchange(Group group, int channel)
+    : group_(std::move(group)),
+      channel_(channel),
+      part_(group_.channel(channel)),
+      epoch_(part_.arrivals[rank()].count.load()) {
+  for (std::uint64_t parity : {0, 1})
+    for (int i = 0; i < size(); ++i) slabs_[parity].push_back(part_.slab(i, parity));
+}
+
+void* SharedExchange::mine() { return part_.slab(rank(), epoch_ + 1); }
+
+std::span<const void* const> SharedExchange::meet(std::chrono::milliseconds time_out) {
+  ++epoch_;
+  announce();
+  for (int i = 0; i < size(); ++i)
+    if (i != rank()) await(i, time_out);
+  return slabs_[epoch_ % 2];
+}
+
+void SharedExchange::announce() const {
+  part_.arrivals[rank()].count.store(epoch_);
+  for (int i = 0; i < size(); ++i)
+    if (i != rank()) ring_if_awaited(part_.arrivals[i].bell, arrival_of(rank()));
+}
+
+void SharedExchange::await(int rank, std::chrono::milliseconds time_out) const {
+  const Flag& theirs = part_.arrivals[rank];
+  const auto is_ready = [&] { return theirs.count.load() >= epoch_; };
+  if (is_ready()) return;
+  if (wait_until(group_, part_.arrivals[this->rank()].bell, arrival_of(rank),
+                 WaitClock::now() + time_out, is_ready)) {
+    return;
+  }
+  std::ostringstream reason;
+  reason << "it did not come to a meeting of " << group_.channel_name(channel_) << " in "
+         << time_out.count() << " ms (waiting: rank " << this->rank() << "; meeting expected "
+         << epoch_ << ", seen " << theirs.count.load() << ")";
+  group_.fail_and_throw(rank, reason.str());
+}
+
+}  // namespace duplex
