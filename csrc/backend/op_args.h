@@ -6,6 +6,7 @@
 
 #include "backend/views.h"
 #include "core/config.h"
+#include "core/shard.h"
 
 namespace duplex {
 
@@ -105,10 +106,12 @@ struct AttentionArgs {
   Rows out;  // (n_rows, n_heads * d_head_padded)
 };
 
-// hidden += conv(x * scale) + x * scale; out = rms_norm(hidden).
+// x = parts[0] + parts[1] + ..., in this order; hidden += conv(x * scale) + x * scale;
+// out = rms_norm(hidden).
 struct ConvAddNormArgs {
   Segments segments;
-  const float* x;
+  const float* parts[kMaxParts];  // each (n_rows, x_stride)
+  std::int32_t n_parts;
   std::int64_t x_stride;
   float scale;
   ConvSlot conv;
@@ -131,7 +134,9 @@ struct SiluMulArgs {
   Rows out;
 };
 
-// Routed experts 0..n_experts-1 and shared experts behind them, all packed with one stride.
+// Routed experts 0..n_experts-1 and shared experts behind them, all packed with one stride. Each
+// part of the output is the sum over its own columns of what the experts' gates let through: those
+// that its own matrix `down` multiplies.
 struct MoeArgs {
   MoeConfig config;
   std::int32_t n_rows;
@@ -140,12 +145,15 @@ struct MoeArgs {
   const float* selection_bias;  // (n_experts)
   float global_scale;
   PackedMatrix gate_up;  // expert 0: gates, padding, ups
-  PackedMatrix down;     // expert 0
+  PackedMatrix down;     // expert 0, part 0
   std::int64_t gate_up_stride_bytes;
   std::int64_t down_stride_bytes;
-  float* y;  // (n_rows, y_stride)
+  float* y;  // (n_rows, y_stride), part 0
   std::int64_t y_stride;
   void* scratch;  // moe_scratch_bytes
+  std::int32_t n_parts = 1;
+  std::int64_t down_part_bytes = 0;  // from the matrix of a part to that of the next
+  std::int64_t y_part_stride = 0;    // floats
 };
 
 // Gather of pixels or features into the rows that one hMLP stage multiplies.

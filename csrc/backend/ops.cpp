@@ -103,7 +103,10 @@ void Backend::attention(const AttentionArgs& args) {
 void Backend::conv_add_norm(const ConvAddNormArgs& args) {
   if (args.segments.n_rows == 0) return;
   const std::int64_t width = padded(args.width);
-  check_floats("conv_add_norm", "x", args.x, args.x_stride, width);
+  check(args.n_parts >= 1 && args.n_parts <= kMaxParts, "conv_add_norm: expected 1 to ", kMaxParts,
+        " parts, found ", args.n_parts);
+  for (std::int32_t p = 0; p < args.n_parts; ++p)
+    check_floats("conv_add_norm", "x", args.parts[p], args.x_stride, width);
   check_floats("conv_add_norm", "hidden", args.hidden, args.hidden_stride, width);
   check_rows("conv_add_norm", "out", args.out, width);
   check(args.conv.channels == width, "conv_add_norm: ", args.conv.channels,
@@ -129,6 +132,9 @@ void Backend::moe(const MoeArgs& args) {
   check_rows("moe", "x", args.x, args.gate_up.n_in);
   check_floats("moe", "y", args.y, args.y_stride, round_up(args.down.n_out, kPanelOutputs));
   check(args.scratch != nullptr, "moe: no scratch");
+  check(args.n_parts >= 1 && args.n_parts * args.down.n_in == padded(args.config.d_expert),
+        "moe: ", args.n_parts, " parts of ", args.down.n_in, " columns for experts of ",
+        args.config.d_expert);
   do_moe(args);
 }
 

@@ -4,8 +4,11 @@
 // fill it, tensor by tensor, giving file pages back as it goes. The shapes it asks for follow from
 // the config alone; anything missing, misshapen, unused or not finite is a CheckpointError.
 //
+// A rank of a tensor-parallel group packs and reads its own slices alone. What multiplies sliced
+// columns (`out`, `down`) is one matrix for each part of the rank, one behind the other.
+//
 // An arena may be written to a file and read again (write_arena, load_packed_weights): where each
-// number lies in it follows from config, dtypes, backend and kPackingVersion.
+// number lies in it follows from config, shard, dtypes, backend and kPackingVersion.
 #pragma once
 
 #include <functional>
@@ -15,14 +18,16 @@
 
 #include "backend/backend.h"
 #include "core/config.h"
+#include "core/shard.h"
 #include "model/tensor_source.h"
 #include "model/weight_builder.h"
 
 namespace duplex {
 
 struct DenseMlpWeights {
-  PackedMatrix gate_up;  // gates in outputs [0, d_ff padded), ups behind
-  PackedMatrix down;
+  PackedMatrix gate_up;  // gates, in padded widths of parts, then ups
+  PackedMatrix down;     // part 0
+  std::int64_t down_part_bytes = 0;
   float global_scale = 1.0f;
 };
 
@@ -31,9 +36,10 @@ struct MoeWeights {
   const float* selection_bias = nullptr;
   float global_scale = 1.0f;
   PackedMatrix gate_up;  // expert 0; the others follow at the stride, shared experts last
-  PackedMatrix down;
+  PackedMatrix down;     // of which the parts follow before the next expert
   std::int64_t gate_up_stride_bytes = 0;
   std::int64_t down_stride_bytes = 0;
+  std::int64_t down_part_bytes = 0;
 };
 
 struct LayerWeights {
@@ -42,7 +48,8 @@ struct LayerWeights {
   const float* q_norm = nullptr;
   const float* k_norm = nullptr;
   PackedMatrix qkvr;  // heads padded: q, k, v, then r
-  PackedMatrix out;
+  PackedMatrix out;   // part 0
+  std::int64_t out_part_bytes = 0;
   const float* k_conv = nullptr;  // (kernel, n_kv_heads * d_head padded)
   const float* v_conv = nullptr;
   const float* attn_conv = nullptr;  // (kernel, d_model padded)
@@ -73,13 +80,15 @@ struct VisionWeights {
   const float* final_norm = nullptr;
 };
 
+// What makes rows of text, sound and pictures is null on all ranks but 0.
 struct Weights {
+  Shard shard;
   DType dtype = DType::kF32;    // of tables, and of the rows that meet the matrices
   const void* embed = nullptr;  // (vocab_size, d_model padded)
   const float* embed_norm = nullptr;
   std::vector<LayerWeights> layers;
   const float* final_norm = nullptr;
-  PackedMatrix head;
+  PackedMatrix head;  // this rank's vocabulary_slice
   MtpWeights mtp;
   const void* audio_table = nullptr;  // (n_mels * n_levels, d_model padded)
   const float* audio_norm = nullptr;
@@ -87,8 +96,9 @@ struct Weights {
   std::unique_ptr<Buffer> arena;
 };
 
+// `config` is that of the whole model. Throws InvalidArgument where it cannot be cut so.
 Weights load_weights(const ModelConfig& config, TensorSource& source, const WeightDTypes& dtypes,
-                     Backend& backend, const LoadProgress& progress);
+                     Backend& backend, const LoadProgress& progress, const Shard& shard = {});
 
 // Raise it when the bytes of an arena change: the order of its parts, a layout, a rounding.
 inline constexpr int kPackingVersion = 1;
@@ -100,7 +110,7 @@ struct PackedArena {
 };
 Weights load_packed_weights(const ModelConfig& config, const PackedArena& packed,
                             const WeightDTypes& dtypes, Backend& backend,
-                            const LoadProgress& progress);
+                            const LoadProgress& progress, const Shard& shard = {});
 // Hands out the arena from its beginning, piece by piece.
 using ArenaWriter = std::function<void(const std::byte* from, std::size_t bytes)>;
 void write_arena(const Weights& weights, Backend& backend, const ArenaWriter& write);

@@ -12,6 +12,7 @@
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/thread_pool.h"
+#include "backend/moe_layout.h"
 
 namespace duplex {
 
@@ -94,6 +95,8 @@ class CpuBackend final : public Backend {
     std::int64_t stride_bytes;
     const std::byte* at(std::int64_t row) const { return data + row * stride_bytes; }
   };
+  void add_experts(const MoeArgs& args, const MoeSizes& sizes, const MoeScratch& scratch,
+                   std::int32_t n_touched, std::int32_t part);
   std::int32_t vectors_at_once(const AttentionArgs& args) const;
   PanelRows panel_rows(const Rows& x, std::int32_t n_rows, std::int64_t n_in, DType format);
 

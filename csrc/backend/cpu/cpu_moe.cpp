@@ -128,19 +128,31 @@ void CpuBackend::do_moe(const MoeArgs& args) {
   const Rows activated{scratch.activated, s.d_expert_padded, args.x.dtype};
   do_silu_mul({scratch.gate_up, s.gate_up_stride(), static_cast<std::int32_t>(s.d_expert_padded),
                s.d_expert_padded, static_cast<std::int32_t>(s.n_pairs()), activated});
-  const PanelRows down_rows = panel_rows(activated, static_cast<std::int32_t>(s.n_pairs()),
-                                         args.down.n_in, args.down.dtype);
-  const std::int64_t down_panels = div_up(args.down.n_out, kPanelOutputs);
-  const auto down_bytes =
-      static_cast<std::int64_t>(packed_bytes(1, args.down.n_in, args.down.dtype));
-  pool_->parallel_for(lane_, n_touched * down_panels, [&](std::int64_t task, int) {
+  for (std::int32_t part = 0; part < args.n_parts; ++part)
+    add_experts(args, s, scratch, n_touched, part);
+}
+
+// One part of the output, from the activated rows of the (row, expert) pairs.
+void CpuBackend::add_experts(const MoeArgs& args, const MoeSizes& s, const MoeScratch& scratch,
+                             std::int32_t n_touched, std::int32_t part) {
+  const std::int64_t n_in = args.down.n_in;
+  const auto element = static_cast<std::int64_t>(dtype_bytes(args.x.dtype));
+  const Rows activated{scratch.activated + part * n_in * element, s.d_expert_padded, args.x.dtype};
+  PackedMatrix down = args.down;
+  down.data = static_cast<const std::byte*>(down.data) + part * args.down_part_bytes;
+  const PanelRows rows =
+      panel_rows(activated, static_cast<std::int32_t>(s.n_pairs()), n_in, down.dtype);
+  const std::int64_t n_panels = div_up(down.n_out, kPanelOutputs);
+  const auto panel_bytes = static_cast<std::int64_t>(packed_bytes(1, n_in, down.dtype));
+  pool_->parallel_for(lane_, n_touched * n_panels, [&](std::int64_t task, int) {
     run_panel(
-        kernels_, args.down, args.down_stride_bytes, down_bytes, scratch,
-        scratch.touched[task / down_panels], task % down_panels,
-        [&](std::int32_t place) { return down_rows.at(place); }, scratch.down, s.down_stride());
+        kernels_, down, args.down_stride_bytes, panel_bytes, scratch,
+        scratch.touched[task / n_panels], task % n_panels,
+        [&](std::int32_t place) { return rows.at(place); }, scratch.down, s.down_stride());
   });
+  float* const out = args.y + part * args.y_part_stride;
   for_rows(args.n_rows, s.down_stride() * s.per_row, [&](std::int32_t row) {
-    float* y = args.y + row * args.y_stride;
+    float* y = out + row * args.y_stride;
     std::fill_n(y, s.down_stride(), 0.0f);
     for (std::int64_t i = 0; i < s.per_row; ++i) {
       const MoeChoice& choice = scratch.choices[row * s.per_row + i];

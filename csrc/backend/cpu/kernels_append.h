@@ -13,7 +13,8 @@ namespace duplex::DUPLEX_ISA {
 struct ConvInput {
   const Segment* segment;
   const ConvSlot* slot;
-  const float* x;  // the slot's columns of batch row 0
+  const float* const* parts;  // each the slot's columns of batch row 0; x is their sum, in order
+  std::int32_t n_parts;
   std::int64_t x_stride;
   float scale;
   std::int32_t row;  // inside the segment
@@ -26,8 +27,12 @@ struct ConvInput {
   // Input of tap j at column i: x at position - (kernel - 1) + j, zero before the start.
   F16 tap(std::int32_t j, std::int64_t i) const {
     const std::int32_t back = kernel - 1 - j;
-    if (back <= row)
-      return mul(load(x + (segment->row_begin + row - back) * x_stride + i), set1(scale));
+    if (back <= row) {
+      const std::int64_t at = (segment->row_begin + row - back) * x_stride + i;
+      F16 x = load(parts[0] + at);
+      for (std::int32_t p = 1; p < n_parts; ++p) x = add(x, load(parts[p] + at));
+      return mul(x, set1(scale));
+    }
     if (position() - back < 0) return zero();
     return load(tape(position() - back) + i);
   }
@@ -44,7 +49,8 @@ struct ConvInput {
 
 inline void conv_add_norm_row(const ConvAddNormArgs& args, const Segment& segment,
                               std::int32_t row) {
-  const ConvInput input{&segment, &args.conv, args.x, args.x_stride, args.scale, row, args.kernel};
+  const ConvInput input{&segment,      &args.conv, args.parts, args.n_parts,
+                        args.x_stride, args.scale, row,        args.kernel};
   const std::int64_t batch_row = segment.row_begin + row;
   float* hidden = args.hidden + batch_row * args.hidden_stride;
   const std::int64_t n = round_up(args.width, kColumnAlign);
@@ -103,14 +109,15 @@ inline void append_kv_head(const KvAppendArgs& args, const Segment& segment, std
   ConvSlot slot = args.k_conv;
   slot.offset_bytes += head * n * 4;
   slot.weight += head * n;
-  ConvInput input{&segment, &slot, args.qkvr + k_column, args.stride, 1.0f, row, args.kernel};
+  const float* x = args.qkvr + k_column;
+  const ConvInput input{&segment, &slot, &x, 1, args.stride, 1.0f, row, args.kernel};
   for (std::int64_t i = 0; i < n; i += 16) store(values + i, input.run(i));
   norm_in_place(values, args.k_norm, args.eps, args.shape.d_head);
   write_key(panel, args.kv_dtype, position % kBlockPositions, values, n);
   slot = args.v_conv;
   slot.offset_bytes += head * n * 4;
   slot.weight += head * n;
-  input.x = args.qkvr + v_column;
+  x = args.qkvr + v_column;
   for (std::int64_t i = 0; i < n; i += 16) store(values + i, input.run(i));
   write_value(panel + panel_bytes, args.kv_dtype, position % kBlockPositions,
               row + 1 == segment.n_rows, values, n);

@@ -57,7 +57,8 @@ struct Conv {
     const TapeView views[] = {memory.put(*tapes[0]), memory.put(*tapes[1])};
     const Segment segments[] = {segment(0, views[0]), segment(1, views[1])};
     backend.conv_add_norm({.segments = {segments, 2, pair.total()},
-                           .x = memory.put_floats(in.x),
+                           .parts = {memory.put_floats(in.x)},
+                           .n_parts = 1,
                            .x_stride = kPadded,
                            .scale = 0.7f,
                            .conv = {memory.put_floats(in.weight), kOffset, kPadded},

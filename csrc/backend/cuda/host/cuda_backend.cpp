@@ -39,6 +39,11 @@ std::int64_t first_bad_row(const PackSource& source, std::int32_t n_in) {
   return -1;
 }
 
+void check_one_part(std::int32_t n_parts) {
+  check<BackendUnavailable>(n_parts == 1, "tensor_parallel: device 'cuda' takes one part so far, ",
+                            "found ", n_parts, "; the CPU takes several");
+}
+
 }  // namespace
 
 CudaBackend::CudaBackend(const BackendOptions& options) {
@@ -189,6 +194,7 @@ void CudaBackend::do_attention(const AttentionArgs& args) {
 }
 
 void CudaBackend::do_conv_add_norm(const ConvAddNormArgs& args) {
+  check_one_part(args.n_parts);
   ConvAddNormArgs on_device = args;
   on_device.segments = staged(args.segments);
   launch_conv_add_norm(runtime_, on_device);
@@ -196,7 +202,10 @@ void CudaBackend::do_conv_add_norm(const ConvAddNormArgs& args) {
 
 void CudaBackend::do_silu_mul(const SiluMulArgs& args) { launch_silu_mul(runtime_, args); }
 
-void CudaBackend::do_moe(const MoeArgs& args) { launch_moe(runtime_, args); }
+void CudaBackend::do_moe(const MoeArgs& args) {
+  check_one_part(args.n_parts);
+  launch_moe(runtime_, args);
+}
 
 void CudaBackend::do_fold(const FoldArgs& args) { launch_fold(runtime_, args); }
 

@@ -42,7 +42,7 @@ struct ConvInput {
 DUPLEX_KERNEL conv_add_norm_kernel(ConvAddNormArgs args) {
   auto* const sums = reinterpret_cast<float*>(shared_memory());
   const Segment& segment = segment_of(args.segments, block_x());
-  const ConvInput input{segment,       args.conv,  args.x,
+  const ConvInput input{segment,       args.conv,  args.parts[0],
                         args.x_stride, args.scale, block_x() - segment.row_begin,
                         args.kernel};
   float* const hidden = args.hidden + block_x() * args.hidden_stride;
