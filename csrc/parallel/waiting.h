@@ -3,8 +3,8 @@
 // The sleeper says in its bell what it waits for, then looks once more, then sleeps unless the bell
 // has rung since before that look. The other side counts up, then looks who waits for it, and
 // rings. All four are sequentially consistent: either the sleeper sees the count, or the other side
-// sees that it sleeps. csrc/tests/parallel/protocols.h has the same steps as a table, and a test
-// walks through all their interleavings.
+// sees that it sleeps. csrc/tests/parallel/protocol_steps.cpp has the same steps as a table, of
+// which tests try all interleavings.
 #pragma once
 
 #include <chrono>

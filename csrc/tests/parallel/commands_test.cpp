@@ -139,7 +139,8 @@ void drive_lane(CommandSender& sender, const Group& group, int lane) {
   SharedExchange exchange(group, lane);
   std::mt19937 random(static_cast<std::uint32_t>(lane));
   for (int i = 0; i < 300; ++i) {
-    const auto page = static_cast<std::uint32_t>(4 * lane) + static_cast<std::uint32_t>(random() % 4);
+    const auto page =
+        static_cast<std::uint32_t>(4 * lane) + static_cast<std::uint32_t>(random() % 4);
     sender.send_memory({bytes_of(2 * page + 1)});
     for (auto n = random() % 3; n > 0; --n) {
       random_delay(random);

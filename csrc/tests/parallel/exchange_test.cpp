@@ -1,5 +1,5 @@
 // Meetings through shared memory: ranks as threads and as processes, with random delays, late, dead
-// and missing ranks. All interleavings of the same steps: protocol_test.cpp.
+// and missing ranks. All interleavings of the same steps: exchange_protocol_test.cpp.
 #include <signal.h>
 #include <time.h>
 
