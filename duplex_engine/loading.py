@@ -79,7 +79,8 @@ def load_engine(
         "cache": None if folder is None else str(folder.resolve()),
         "mtp_layers": mtp_layers,
         "share": asdict(share),
-        "options": kinds | {key: options[key] for key in ("device", "n_threads", "isa", "kv_dtype")},
+        "options": kinds
+        | {key: options[key] for key in ("device", "n_threads", "isa", "kv_dtype")},
     }
     ranks = Ranks(leader, request, progress)
     try:

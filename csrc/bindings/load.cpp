@@ -142,8 +142,8 @@ void bind_leader(py::module_& m) {
       .def_property_readonly(
           "fd", [](const RankLeader& r) { return r.group().fd(); },
           "Of the memory that the ranks share; a worker inherits it.")
-      .def_property_readonly(
-          "region_bytes", [](const RankLeader& r) { return r.group().region_bytes(); })
+      .def_property_readonly("region_bytes",
+                             [](const RankLeader& r) { return r.group().region_bytes(); })
       .def("fail", &RankLeader::fail, py::arg("rank"), py::arg("reason"), Gil())
       .def("stop", &RankLeader::stop, Gil());
 }
@@ -195,39 +195,39 @@ void bind_loading(py::module_& m, EngineClass& engine) {
   bind_leader(m);
   bind_worker(m);
   engine
-      .def(py::init([](const ConfigDict& config, const std::vector<TensorTuple>& tensors,
-                       const std::string& device, int n_threads, const std::string& isa,
-                       const std::string& dtype, const std::string& weights,
-                       const std::string& kv_dtype, std::int64_t memory_bytes,
-                       std::int64_t page_bytes, std::int32_t max_batch_rows,
-                       std::int64_t max_positions, std::int32_t rewind_rows,
-                       const std::optional<PackedReader>& packed, const py::object& progress,
-                       const std::optional<std::shared_ptr<Engine>>& beside,
-                       const std::string& reduction,
-                       const std::optional<std::shared_ptr<RankLeader>>& ranks) {
-             EngineOptions options;
-             options.device = device;
-             options.backend = {n_threads, isa};
-             options.dtype = dtype_from(dtype, "dtype");
-             options.weights = format_from(weights, options.dtype, "weights");
-             options.kv_dtype = format_from(kv_dtype, options.dtype, "kv_dtype");
-             options.memory_bytes = memory_bytes;
-             options.page_bytes = page_bytes;
-             options.max_batch_rows = max_batch_rows;
-             options.max_positions = max_positions;
-             options.rewind_rows = rewind_rows;
-             options.reduction = reduction_from(reduction);
-             return load(config, tensors, packed, options, progress, beside.value_or(nullptr),
-                         ranks.value_or(nullptr));
-           }),
-           py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("device") = "cpu",
-           py::arg("n_threads") = 0, py::arg("isa") = "", py::arg("dtype") = "float32",
-           py::arg("weights") = "", py::arg("kv_dtype") = "",
-           py::arg("memory_bytes") = std::int64_t{1} << 30, py::arg("page_bytes") = 0,
-           py::arg("max_batch_rows") = 256, py::arg("max_positions") = 32768,
-           py::arg("rewind_rows") = 64, py::arg("packed") = py::none(),
-           py::arg("progress") = py::none(), py::arg("beside") = py::none(),
-           py::arg("reduction") = "ranks", py::arg("ranks") = py::none())
+      .def(
+          py::init(
+              [](const ConfigDict& config, const std::vector<TensorTuple>& tensors,
+                 const std::string& device, int n_threads, const std::string& isa,
+                 const std::string& dtype, const std::string& weights, const std::string& kv_dtype,
+                 std::int64_t memory_bytes, std::int64_t page_bytes, std::int32_t max_batch_rows,
+                 std::int64_t max_positions, std::int32_t rewind_rows,
+                 const std::optional<PackedReader>& packed, const py::object& progress,
+                 const std::optional<std::shared_ptr<Engine>>& beside, const std::string& reduction,
+                 const std::optional<std::shared_ptr<RankLeader>>& ranks) {
+                EngineOptions options;
+                options.device = device;
+                options.backend = {n_threads, isa};
+                options.dtype = dtype_from(dtype, "dtype");
+                options.weights = format_from(weights, options.dtype, "weights");
+                options.kv_dtype = format_from(kv_dtype, options.dtype, "kv_dtype");
+                options.memory_bytes = memory_bytes;
+                options.page_bytes = page_bytes;
+                options.max_batch_rows = max_batch_rows;
+                options.max_positions = max_positions;
+                options.rewind_rows = rewind_rows;
+                options.reduction = reduction_from(reduction);
+                return load(config, tensors, packed, options, progress, beside.value_or(nullptr),
+                            ranks.value_or(nullptr));
+              }),
+          py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("device") = "cpu",
+          py::arg("n_threads") = 0, py::arg("isa") = "", py::arg("dtype") = "float32",
+          py::arg("weights") = "", py::arg("kv_dtype") = "",
+          py::arg("memory_bytes") = std::int64_t{1} << 30, py::arg("page_bytes") = 0,
+          py::arg("max_batch_rows") = 256, py::arg("max_positions") = 32768,
+          py::arg("rewind_rows") = 64, py::arg("packed") = py::none(),
+          py::arg("progress") = py::none(), py::arg("beside") = py::none(),
+          py::arg("reduction") = "ranks", py::arg("ranks") = py::none())
       .def_property_readonly("arena_bytes", &Engine::arena_bytes)
       .def("write_arena", &write_packed<Engine>, py::arg("write"),
            "Hands the packed weights to a function, piece by piece.");

@@ -93,7 +93,8 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
                  model_.ranks == nullptr ? 1 : model_.ranks->group().n_ranks(), options.reduction);
   model_.share = shard_config(checked_config, shard);
   if (const auto* packed = std::get_if<PackedArena>(&source)) {
-    model_.weights = load_packed_weights(checked_config, *packed, dtypes, *backend, progress, shard);
+    model_.weights =
+        load_packed_weights(checked_config, *packed, dtypes, *backend, progress, shard);
   } else {
     TensorSource tensors(std::move(std::get<std::vector<SourceTensor>>(source)));
     model_.weights = load_weights(checked_config, tensors, dtypes, *backend, progress, shard);
@@ -110,9 +111,8 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
         " bytes, and those of the engine beside it have ", granularity,
         "; load that one with page = ", model_.layout.page_bytes,
         ", or give this one memory of its own");
-  pool_ = is_sharing
-              ? beside->pool_
-              : make_pool(*backend, model_.layout, options.memory_bytes, model_.ranks);
+  pool_ = is_sharing ? beside->pool_
+                     : make_pool(*backend, model_.layout, options.memory_bytes, model_.ranks);
   if (checked_config.audio) analyzer_ = std::make_unique<DmelAnalyzer>(*checked_config.audio);
   interaction_ = std::make_unique<Lane>(LaneKind::kInteraction, model_, std::move(backend),
                                         options.max_batch_rows);
@@ -203,10 +203,12 @@ std::string Engine::description() const {
     const int n_threads = backend.n_threads();
     text = text.substr(0, text.find(',')) + ", " + std::to_string(shard.size) + " ranks x " +
            std::to_string(n_threads) + (n_threads == 1 ? " thread" : " threads") +
-           ", shared memory, reduction in rank order";
+           ", shared memory";
   }
   if (model_.options.reduction == Reduction::kInvariant)
-    text += " of " + std::to_string(shard.total_parts()) + " parts";
+    text += ", reduction of " + std::to_string(shard.total_parts()) + " parts in order";
+  else if (model_.ranks != nullptr)
+    text += ", reduction in rank order";
   return text;
 }
 

@@ -32,9 +32,7 @@ class SessionState {
     session.check_open();
     session.engine_->pool_->memory().read_rank(rank, to, from, n);
   }
-  static int n_ranks(const Session& session) {
-    return session.engine_->pool_->memory().n_ranks();
-  }
+  static int n_ranks(const Session& session) { return session.engine_->pool_->memory().n_ranks(); }
   // Calls what needs the session's sequence to stay where it is.
   static std::mutex& mutex(const Session& session) { return session.lane_.mutex(); }
   static void check_open(const Session& session) { session.check_open(); }

@@ -37,6 +37,10 @@ class Inkling {
   Inkling(const ModelConfig& config, const Weights& weights, const SequenceLayout& layout,
           Backend& backend, std::int32_t max_rows, Exchange* exchange = nullptr);
 
+  virtual ~Inkling() = default;
+  Inkling(const Inkling&) = delete;
+  Inkling& operator=(const Inkling&) = delete;
+
   // What a slab of the exchange must hold at least.
   static std::size_t slab_bytes(const ModelConfig& config, const Shard& shard,
                                 std::int32_t max_rows);
@@ -51,14 +55,16 @@ class Inkling {
   void forward(const Segments& segments);
   // Runs these blocks over what rows() holds, then `norm`, for read_head_row. Layout and weights of
   // the blocks may be others, as wide as the multi-token-prediction layers are.
-  void run_blocks(const Segments& segments, std::span<const Block> blocks, const float* norm);
+  virtual void run_blocks(const Segments& segments, std::span<const Block> blocks,
+                          const float* norm);
 
   // One normalised row of the last pass, ready for the head, to the host: (head_row_bytes).
   void read_head_row(std::int32_t row, std::byte* out);
   std::size_t head_row_bytes() const;
   // Logits of rows that read_head_row gave: (n, unpadded_vocab_size). On ranks other than 0, which
   // compute their part of it, `out` is not used.
-  void logits(std::span<const void* const> head_rows, float* out);
+  virtual void logits(std::span<const void* const> head_rows, float* out);
+  std::int32_t n_logits() const { return config_.unpadded_vocab_size; }
 
   // Working buffers by name, in bytes.
   const std::vector<std::pair<std::string, std::size_t>>& plan() const { return plan_; }

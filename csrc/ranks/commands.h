@@ -1,7 +1,8 @@
 // What rank 0 asks of the workers, as bytes (parallel/commands.h carries them).
 //
-// Ranks have the same layout and the same pages, each with its share of the heads. So a page has one
-// number everywhere, and an address is named by the range it lies in and how far: AddressRanges.
+// Ranks have the same layout and the same pages, each with its share of the heads. So a page has
+// one number everywhere, and an address is named by the range it lies in and how far:
+// AddressRanges.
 #pragma once
 
 #include <cstddef>

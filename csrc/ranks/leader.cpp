@@ -18,8 +18,7 @@ constexpr std::size_t kCommandHeadBytes = 256;   // before rows and segments
 constexpr std::size_t kLeastPieceBytes = std::size_t{256} << 10;
 
 GroupOptions sizes(const ModelConfig& config, const LeaderOptions& options) {
-  const Shard shard =
-      make_shard(config, options.matrices, 0, options.n_ranks, options.reduction);
+  const Shard shard = make_shard(config, options.matrices, 0, options.n_ranks, options.reduction);
   const auto row_bytes = static_cast<std::size_t>(config.d_model + kMaxStridePadding) * 4;
   GroupOptions group;
   group.n_ranks = options.n_ranks;
@@ -27,9 +26,9 @@ GroupOptions sizes(const ModelConfig& config, const LeaderOptions& options) {
   group.slab_bytes =
       std::max(Inkling::slab_bytes(config, shard, options.max_rows), kLeastPieceBytes);
   group.max_command_bytes =
-      kCommandHeadBytes + std::max(static_cast<std::size_t>(options.max_rows) *
-                                       (row_bytes + kSegmentBytes),
-                                   kLeastPieceBytes);
+      kCommandHeadBytes +
+      std::max(static_cast<std::size_t>(options.max_rows) * (row_bytes + kSegmentBytes),
+               kLeastPieceBytes);
   group.time_out = kTimeOut;
   return group;
 }
@@ -108,10 +107,9 @@ void LeaderModel::run_blocks(const Segments& segments, std::span<const Block> bl
   head.put(depth);
   put_segments(head, segments, leader_.ranges_);
   const auto row_bytes = static_cast<std::size_t>(row_stride()) * sizeof(float);
-  leader_.sender_.send_pass(
-      lane_, {head.bytes(),
-              {reinterpret_cast<const std::byte*>(rows()),
-               static_cast<std::size_t>(segments.n_rows) * row_bytes}});
+  leader_.sender_.send_pass(lane_, {head.bytes(),
+                                    {reinterpret_cast<const std::byte*>(rows()),
+                                     static_cast<std::size_t>(segments.n_rows) * row_bytes}});
   share([&] { Inkling::run_blocks(segments, blocks, norm); });
 }
 

@@ -22,8 +22,8 @@ SequenceLayout any_layout(const ModelConfig& config, DType kv_dtype) {
 
 }  // namespace
 
-RankWorker::RankWorker(const ModelConfig& config, WeightSource source,
-                       const WorkerOptions& options, Group group, const LoadProgress& progress)
+RankWorker::RankWorker(const ModelConfig& config, WeightSource source, const WorkerOptions& options,
+                       Group group, const LoadProgress& progress)
     : group_(std::move(group)),
       backend_(create_backend(options.device, options.backend)),
       memory_exchange_(group_, group_.memory_channel()) {
@@ -37,8 +37,7 @@ RankWorker::RankWorker(const ModelConfig& config, WeightSource source,
     weights_ = load_weights(config, tensors, options.dtypes, *backend_, progress, shard);
   }
   layout_ = any_layout(config_, options.kv_dtype);
-  if (!config_.mtp.layers.empty())
-    mtp_layout_ = any_layout(config_.mtp_model(), options.kv_dtype);
+  if (!config_.mtp.layers.empty()) mtp_layout_ = any_layout(config_.mtp_model(), options.kv_dtype);
 }
 
 std::uint64_t RankWorker::weights_hash() const {
@@ -67,7 +66,7 @@ class RankWorker::LaneServer {
         run_blocks(from);
         return true;
       case PassCommand::kLogits:
-        logits(from.get<std::int32_t>(), from.rest());
+        logits(from);
         return true;
       case PassCommand::kStop:
         break;
@@ -81,8 +80,8 @@ class RankWorker::LaneServer {
                                        max_rows, &exchange_);
     const auto& drafting = worker_.weights_.mtp.layers;
     for (std::size_t i = 0; i < drafting.size(); ++i)
-      drafting_.push_back({&drafting[i].block, worker_.config_.mtp.layers[i],
-                           worker_.mtp_layout_.layers[i]});
+      drafting_.push_back(
+          {&drafting[i].block, worker_.config_.mtp.layers[i], worker_.mtp_layout_.layers[i]});
   }
 
   void run_blocks(ByteReader& from) {
@@ -99,7 +98,9 @@ class RankWorker::LaneServer {
     backend_.end_pass();
   }
 
-  void logits(std::int32_t n_rows, std::span<const std::byte> rows) {
+  void logits(ByteReader& from) {
+    const auto n_rows = from.get<std::int32_t>();
+    const std::span<const std::byte> rows = from.rest();
     head_rows_.clear();
     for (std::int32_t i = 0; i < n_rows; ++i)
       head_rows_.push_back(rows.data() + static_cast<std::size_t>(i) * model_->head_row_bytes());

@@ -1,5 +1,6 @@
 // A rank of a group that is not rank 0: it owns a share of the weights and of every sequence, knows
-// nothing of sessions, and does what rank 0 sends (ranks/leader.h) in the order in which it is sent.
+// nothing of sessions, and does what rank 0 sends (ranks/leader.h) in the order in which it is
+// sent.
 #pragma once
 
 #include <memory>

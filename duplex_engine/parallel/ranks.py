@@ -138,7 +138,9 @@ class Ranks:
         """Runs in a thread of its own until `close`: what workers say, and when they end."""
         with DefaultSelector() as selector:
             selector.register(self._wake_read, EVENT_READ, None)
-            for rank, (worker, pidfd) in enumerate(zip(self._workers, self._pidfds, strict=True), 1):
+            for rank, (worker, pidfd) in enumerate(
+                zip(self._workers, self._pidfds, strict=True), 1
+            ):
                 assert worker.stdout is not None
                 os.set_blocking(worker.stdout.fileno(), False)
                 selector.register(worker.stdout, EVENT_READ, (rank, _Lines(worker.stdout)))

@@ -37,8 +37,12 @@ TRANSPORTS = (
     Transport("torch.distributed", ("cpu", "cuda"), "torch, and NCCL or gloo on each rank", False),
 )
 
-# reduction -> the devices that have it
-REDUCTIONS = {"ranks": ("cpu",), "invariant": ("cpu",), "switch": ()}
+# reduction -> the devices that have it; None: all, as one rank adds nothing
+REDUCTIONS: dict[str, tuple[str, ...] | None] = {
+    "ranks": None,
+    "invariant": ("cpu",),
+    "switch": (),
+}
 
 
 def choose_transport(wanted: str, device: str) -> str:
@@ -80,7 +84,8 @@ def check_reduction(wanted: str, device: str) -> None:
     if wanted not in REDUCTIONS:
         names = ", ".join(repr(name) for name in REDUCTIONS)
         raise InvalidArgument(f"reduction: expected one of {names}, found {found(wanted)}")
-    if device in REDUCTIONS[wanted]:
+    devices = REDUCTIONS[wanted]
+    if devices is None or device in devices:
         return
     if wanted == "switch":
         raise BackendUnavailable(
