@@ -63,8 +63,8 @@ Pack = struct(
     n_in_padded=I64, first_out=I64, destination=PTR,
 )  # fmt: skip
 ConvAddNorm = struct(
-    "ConvAddNorm", segments=Segments, parts=Parts, n_parts=I32, x_stride=I64, scale=F, conv=ConvSlot, kernel=I32,
-    hidden=PTR, hidden_stride=I64, norm=PTR, eps=F, width=I32, out=Rows,
+    "ConvAddNorm", segments=Segments, parts=Parts, n_parts=I32, x_stride=I64, scale=F,
+    conv=ConvSlot, kernel=I32, hidden=PTR, hidden_stride=I64, norm=PTR, eps=F, width=I32, out=Rows,
 )  # fmt: skip
 KvAppend = struct(
     "KvAppend", segments=Segments, shape=Shape, d_head_padded=I32, qkvr=PTR, stride=I64,

@@ -23,7 +23,7 @@
 
 namespace duplex::model {
 
-inline constexpr std::size_t kMaxVariables = 24;
+inline constexpr std::size_t kMaxVariables = 32;
 inline constexpr std::size_t kMaxProcesses = 5;
 inline constexpr std::size_t kRegisters = 4;
 inline constexpr std::size_t kMaxPending = 4;  // stores in a buffer; one more waits

@@ -48,7 +48,7 @@ void normalise(State& state, const std::vector<ModelBell>& bells);
 // wait_until of waiting.h. `is_ready` loads once; `on_ready` says where to go on.
 struct Wait {
   std::string name;
-  ModelBell bell;
+  ModelBell bell;      // with kNone: waits awake
   std::size_t failed;  // kNone: nobody can fail
   std::function<std::uint8_t(Actor&)> what;
   std::function<bool(Actor&)> is_ready;
