@@ -88,7 +88,7 @@ def load_engine(
         core = load_core(checkpoint, sizes, options, _core.Engine, folder=folder, share=share)
         ranks.wait_until_loaded()
     except BaseException:
-        ranks.close()
+        ranks.close(patience_s=0)  # they may be in the middle of loading
         raise
     # Workers end with the engine, closed or not.
     weakref.finalize(core, ranks.close)

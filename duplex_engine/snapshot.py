@@ -49,7 +49,7 @@ class ModelIdentity:
         options: dict[str, str | int],
         hashes: list[str],
     ) -> None:
-        """options: of `Engine.load`, as they were resolved; hashes: of the weights of the workers."""
+        """options: of `Engine.load`, as they were resolved; hashes: of the workers' weights."""
         self._core = core
         self._sizes = sizes
         self._options = options | {"tensor_parallel": 1 + len(hashes)}

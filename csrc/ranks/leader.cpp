@@ -65,8 +65,13 @@ void RankLeader::stop() noexcept {
   }
 }
 
-std::span<const void* const> RankLeader::ask(CommandParts parts) {
+void RankLeader::tell(CommandParts parts) {
+  check<SessionClosed>(!is_stopped_, "engine: it is closed; load it again");
   sender_.send_memory(parts);
+}
+
+std::span<const void* const> RankLeader::ask(CommandParts parts) {
+  tell(parts);
   memory_exchange_.mine();
   return memory_exchange_.meet();
 }

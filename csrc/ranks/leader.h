@@ -48,8 +48,10 @@ class RankLeader {
   friend class LeaderModel;
   static constexpr int kLanes = 2;  // channel = LaneKind
 
-  // Sends a command that waits for an answer, and returns the slabs of all ranks.
-  std::span<const void* const> ask(CommandParts parts);  // memory_mutex_ is held
+  // Page-memory commands, with memory_mutex_ held: one that is only sent, and one that waits for
+  // the answers, the slabs of all ranks.
+  void tell(CommandParts parts);
+  std::span<const void* const> ask(CommandParts parts);
 
   LeaderOptions options_;
   Group group_;

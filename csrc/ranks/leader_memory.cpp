@@ -27,12 +27,12 @@ ByteWriter at_address(MemoryCommand kind, const RankAddress& place) {
 
 LeaderMemory::LeaderMemory(std::shared_ptr<RankLeader> leader, std::unique_ptr<PageMemory> own)
     : leader_(std::move(leader)), own_(std::move(own)) {
+  const std::lock_guard lock(leader_->memory_mutex_);
   send(command(MemoryCommand::kOpen, static_cast<std::uint64_t>(page_bytes()), n_pages()));
 }
 
 void LeaderMemory::send(const ByteWriter& command) const {
-  check<RankFailed>(!leader_->is_stopped_, "ranks: the engine is closed");
-  leader_->sender_.send_memory({command.bytes()});
+  leader_->tell({command.bytes()});
 }
 
 // What gives memory back may be called when a rank is gone, and then nobody needs to hear of it.
@@ -139,7 +139,7 @@ void LeaderMemory::write_rank(int rank, std::byte* destination, const void* host
     const std::size_t n = std::min(bytes, most);
     ByteWriter write = command(MemoryCommand::kWrite, std::int32_t{rank});
     put_address(write, leader_->ranges_.find(destination));
-    leader_->sender_.send_memory({write.bytes(), {from, n}});
+    leader_->tell({write.bytes(), {from, n}});
     from += n;
     destination += n;
     bytes -= n;

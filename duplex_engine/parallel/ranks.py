@@ -93,7 +93,7 @@ class Ranks:
             self._take(*self._answers.get())
             self._show_all()
 
-    def close(self) -> None:
+    def close(self, patience_s: float = GOODBYE_S) -> None:
         """Ends the workers: those that do not go by themselves are killed. Can be called twice."""
         if self._is_closing.is_set():
             return
@@ -104,7 +104,7 @@ class Ranks:
         self.core.stop()
         for worker in self._workers:
             try:
-                worker.wait(GOODBYE_S)
+                worker.wait(patience_s)
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()

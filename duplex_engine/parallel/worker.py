@@ -2,8 +2,8 @@
 
 Reads one line of JSON from stdin, loads its share of the weights, and does what rank 0 asks for
 through shared memory until it is told to end. Says on stdout how loading goes, a line of JSON each:
-{"progress": [bytes, of]}, {"loaded": hash of the weights} or {"error": [class, message]}. Ends at once when the
-process of rank 0 is gone. Owns no sessions. Started by `ranks.py`.
+{"progress": [bytes, of]}, {"loaded": hash of the weights} or {"error": [class, message]}. Ends at
+once when the process of rank 0 is gone. Owns no sessions. Started by `ranks.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import select
 import sys
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,8 @@ def main() -> None:
         worker.serve()
     except BaseException as error:
         # Rank 0 knows why it failed or closed; what this rank found is news to it.
-        try:
+        with suppress(OSError):
             say(error=[type(error).__name__, str(error)])
-        except OSError:
-            pass
         sys.exit(1)
 
 
