@@ -7,6 +7,7 @@
 // which tests try all interleavings.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 
@@ -34,7 +35,7 @@ template <class IsReady>
 bool wait_until(const Group& group, Bell& bell, std::uint32_t what, WaitClock::time_point deadline,
                 const IsReady& is_ready) {
   constexpr int kLooks = 64;  // between two looks at the clock
-  const WaitClock::time_point end_of_spin = WaitClock::now() + group.spin();
+  const auto end_of_spin = std::min(WaitClock::now() + group.spin(), deadline);
   do {
     for (int i = 0; i < kLooks; ++i) {
       if (is_ready()) return true;

@@ -164,20 +164,21 @@ TEST_CASE("no pass runs before its pages are mapped or after they are gone",
   const auto ends = run_threads(group, [&](const Group& mine) {
     if (mine.rank() == 0) {
       CommandSender sender(mine);
-      std::thread other([&] { drive_lane(sender, mine, 1); });
+      std::jthread other = start_thread([&] { drive_lane(sender, mine, 1); });
       drive_lane(sender, mine, 0);
       other.join();
       sender.send_memory({bytes_of(kStop)});
       return;
     }
     Pages& pages = pages_of[static_cast<std::size_t>(mine.rank())];
-    std::thread memory([&] { serve_memory(mine, pages); });
-    std::thread other([&] { serve_lane(mine, 1, pages); });
+    std::jthread memory = start_thread([&] { serve_memory(mine, pages); });
+    std::jthread other = start_thread([&] { serve_lane(mine, 1, pages); });
     serve_lane(mine, 0, pages);
     memory.join();
     other.join();
   });
   CHECK(ends == std::vector<std::string>(static_cast<std::size_t>(n_ranks)));
+  CHECK(group.failed_rank() == -1);
   for (const Pages& pages : pages_of) CHECK(pages.n_wrong == 0);
 }
 
@@ -198,14 +199,14 @@ TEST_CASE("a pass of one lane that is still running holds up no other", "[thread
 
 TEST_CASE("a worker that takes no commands is named", "[threads][parallel]") {
   GroupOptions options = small_group(3);
-  options.time_out = milliseconds(30);
+  options.time_out = milliseconds(300);
   const Group group = Group::create(options);
   const auto ends = run_threads(group, [&](const Group& mine) {
     if (mine.rank() == 0) send_many(mine, 0, 5000);
     if (mine.rank() == 1) receive_many(mine, 0, 5000);
   });
   for (const std::size_t rank : {0u, 1u}) {
-    CHECK_THAT(ends[rank], Contains("rank 2 of 3 has failed: it took no commands of lane 0 in 30 "
+    CHECK_THAT(ends[rank], Contains("rank 2 of 3 has failed: it took no commands of lane 0 in 300 "
                                     "ms (waiting: rank 0;"));
   }
 }

@@ -13,6 +13,7 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/pause.h"
@@ -46,11 +47,21 @@ inline void random_delay(std::mt19937& random) {
   }
 }
 
+// A thread that an exception ends, and nothing else; what it should have done is then missing.
+inline std::jthread start_thread(std::function<void()> run) {
+  return std::jthread([run = std::move(run)] {
+    try {
+      run();
+    } catch (const std::exception&) {
+    }
+  });
+}
+
 // Runs each rank in a thread; what each of them ended with, empty where nothing was thrown.
 inline std::vector<std::string> run_threads(const Group& group,
                                             const std::function<void(Group)>& run_rank) {
   std::vector<std::string> ends(static_cast<std::size_t>(group.n_ranks()));
-  std::vector<std::thread> threads;
+  std::vector<std::jthread> threads;
   for (int rank = 0; rank < group.n_ranks(); ++rank) {
     threads.emplace_back([&, rank] {
       try {
@@ -60,7 +71,7 @@ inline std::vector<std::string> run_threads(const Group& group,
       }
     });
   }
-  for (std::thread& thread : threads) thread.join();
+  for (std::jthread& thread : threads) thread.join();
   return ends;
 }
 
