@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from duplex_engine import _core, errors
 from duplex_engine.errors import BackendUnavailable, CapacityError, DuplexError, RankFailed
@@ -133,11 +133,13 @@ class Ranks:
             self.weights_hashes[rank - 1] = answer["loaded"]
         if "error" in answer:
             raise _error(rank, *answer["error"])
+        if "ended" in answer:
+            raise RankFailed(f"{answer['ended']} while it loaded")
 
     def _watch(self) -> None:
         """Runs in a thread of its own until `close`: what workers say, and when they end."""
         with DefaultSelector() as selector:
-            selector.register(self._wake_read, EVENT_READ, None)
+            selector.register(self._wake_read, EVENT_READ, (0, None))
             for rank, (worker, pidfd) in enumerate(
                 zip(self._workers, self._pidfds, strict=True), 1
             ):
@@ -146,24 +148,19 @@ class Ranks:
                 selector.register(worker.stdout, EVENT_READ, (rank, _Lines(worker.stdout)))
                 selector.register(pidfd, EVENT_READ, (rank, None))
             while True:
+                events = [key for key, _ in selector.select()]
                 # What a worker said comes before the news that it has ended.
-                events = sorted(selector.select(), key=lambda event: event[0].data is not None
-                                and event[0].data[1] is None)  # fmt: skip
-                for key, _ in events:
-                    if key.data is None:
-                        return
+                for key in sorted(events, key=lambda key: key.data[1] is None):
                     rank, lines = key.data
+                    if rank == 0:
+                        return
+                    if lines is not None:
+                        for line in lines.take():
+                            self._answers.put((rank, json.loads(line)))
+                    if lines is None or lines.is_at_end:
+                        selector.unregister(key.fileobj)
                     if lines is None:
-                        selector.unregister(key.fileobj)
                         self._report_end(rank)
-                    elif not self._read(rank, lines):
-                        selector.unregister(key.fileobj)
-
-    def _read(self, rank: int, lines: _Lines) -> bool:
-        """Takes what a worker has said; False when it will say nothing more."""
-        for line in lines.take():
-            self._answers.put((rank, json.loads(line)))
-        return not lines.is_at_end
 
     def _report_end(self, rank: int) -> None:
         worker = self._workers[rank - 1]
@@ -174,13 +171,13 @@ class Ranks:
             how = f"ended with status {status}"
         message = f"rank {rank} (process {worker.pid}) {how}"
         self.core.fail(rank, message)
-        self._answers.put((rank, {"error": ["RankFailed", how]}))
+        self._answers.put((rank, {"ended": message}))
 
 
 class _Lines:
     """Whole lines of a pipe that does not block."""
 
-    def __init__(self, pipe: BinaryIO | Any) -> None:
+    def __init__(self, pipe: IO[bytes]) -> None:
         self._descriptor = pipe.fileno()
         self._rest = b""
         self.is_at_end = False

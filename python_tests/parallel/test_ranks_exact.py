@@ -137,8 +137,11 @@ def test_any_stream_is_the_same_in_any_pass_and_goes_on_anywhere(
         assert engine.stats["pages_used"] == engine.stats["pages_promised"] == 0
 
 
-def test_sessions_of_one_pass_compute_what_each_computes_alone(load: Load) -> None:
-    engine = load("reference", tensor_parallel=2)
+@pytest.mark.parametrize("max_batch_rows", [256, 2])  # 2: fewer than there are sessions
+def test_sessions_of_one_pass_compute_what_each_computes_alone(
+    load: Load, max_batch_rows: int
+) -> None:
+    engine = load("reference", tensor_parallel=2, max_batch_rows=max_batch_rows)
     alone = []
     for k in range(3):
         with engine.open_session() as session:
