@@ -20,7 +20,7 @@ class RankedEngine {
 
   RankedEngine(const ModelConfig& config, std::int32_t n_ranks, Reduction reduction,
                EngineOptions options) {
-    const model_tests::RandomCheckpoint checkpoint(config, 1);
+    model_tests::RandomCheckpoint checkpoint(config, 1);
     options.reduction = reduction;
     if (n_ranks > 1) start_workers(config, checkpoint, n_ranks, options);
     engine_ = std::make_shared<Engine>(config, model_tests::views(checkpoint.tensors()), options,
@@ -39,7 +39,7 @@ class RankedEngine {
   const std::vector<std::string>& ends() const { return ends_; }
 
  private:
-  void start_workers(const ModelConfig& config, const model_tests::RandomCheckpoint& checkpoint,
+  void start_workers(const ModelConfig& config, model_tests::RandomCheckpoint& checkpoint,
                      std::int32_t n_ranks, const EngineOptions& options) {
     leader_ = std::make_shared<RankLeader>(
         config, LeaderOptions{n_ranks, options.reduction, options.weights, options.max_batch_rows});
