@@ -75,10 +75,10 @@ def measure(name: str, bits: str, turns: int, cache: Path) -> Table:
     medians = np.median(times, axis=0)
     table = Table("engine", "median ms", "p90 ms", "of the first", "of the second")
     table.title = f"{name} {bits}: turn {ROWS}+{TOKENS} behind {CONTEXT}, {turns} turns"
-    for kind, column, median in zip(KINDS, times.T, medians, strict=True):
+    for engine_name, column, median in zip(KINDS, times.T, medians, strict=True):
         p90 = np.quantile(column, 0.9)
         table.add_row(
-            kind, f"{median:.2f}", f"{p90:.2f}",
+            engine_name, f"{median:.2f}", f"{p90:.2f}",
             f"{median / medians[0]:.2f}", f"{median / medians[1]:.2f}",
         )  # fmt: skip
     return table

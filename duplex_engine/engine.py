@@ -80,13 +80,15 @@ class Engine:
         self._config = config
         self._tokenizer = tokenizer
         sizes = core_config(config, mtp_layers)
-        formats = {"dtype": dtype, "weights": weights, "kv_dtype": kv_dtype}
-        self._model = ModelIdentity(
-            core,
-            sizes,
-            formats | {"mtp_layers": mtp_layers, "reduction": reduction},
-            [] if ranks is None else ranks.weights_hashes,
-        )
+        options: dict[str, str | int] = {
+            "dtype": dtype,
+            "weights": weights,
+            "kv_dtype": kv_dtype,
+            "mtp_layers": mtp_layers,
+            "reduction": reduction,
+        }
+        hashes = [] if ranks is None else ranks.weights_hashes
+        self._model = ModelIdentity(core, sizes, options, hashes)
 
     @classmethod
     def load(
