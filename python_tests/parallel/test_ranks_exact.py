@@ -137,7 +137,7 @@ def test_any_stream_is_the_same_in_any_pass_and_goes_on_anywhere(
         assert engine.stats["pages_used"] == engine.stats["pages_promised"] == 0
 
 
-@pytest.mark.parametrize("max_batch_rows", [256, 2])  # 2: fewer than there are sessions
+@pytest.mark.parametrize("max_batch_rows", [256, 4])  # 4: fewer than there are rows
 def test_sessions_of_one_pass_compute_what_each_computes_alone(
     load: Load, max_batch_rows: int
 ) -> None:
