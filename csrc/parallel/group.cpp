@@ -15,9 +15,9 @@
 namespace duplex {
 namespace {
 
-// With a core for each rank a partner that is late by this much is worth waiting for awake. With
-// fewer, the one who is waited for may need this very core.
-constexpr std::chrono::microseconds kSpin{200};
+// About what falling asleep and being woken cost, so that a wait costs at most twice the better of
+// the two. With fewer cores than ranks the one who is waited for may need this very core.
+constexpr std::chrono::microseconds kSpin{50};
 constexpr std::chrono::microseconds kSpinOfTooFewCores{5};
 constexpr std::int64_t kHeaderBytes = 4096;
 constexpr std::int64_t kMinRingBytes = 64 << 10;
