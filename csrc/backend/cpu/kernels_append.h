@@ -10,15 +10,17 @@ namespace duplex::DUPLEX_ISA {
 
 // Inputs of one convolution around one row: earlier rows of the same batch are read from the batch
 // (another thread may be writing their tape copy), older ones from the tape.
+template <bool kHasMore>
 struct ConvInput {
   const Segment* segment;
   const ConvSlot* slot;
-  const float* const* parts;  // each the slot's columns of batch row 0; x is their sum, in order
-  std::int32_t n_parts;
+  const float* x;  // the slot's columns of batch row 0
   std::int64_t x_stride;
   float scale;
   std::int32_t row;  // inside the segment
   std::int32_t kernel;
+  const float* const* more = nullptr;  // (n_more) what is added to x, in this order
+  std::int32_t n_more = 0;
 
   std::int64_t position() const { return segment->position + row; }
   float* tape(std::int64_t at) const {
@@ -29,9 +31,10 @@ struct ConvInput {
     const std::int32_t back = kernel - 1 - j;
     if (back <= row) {
       const std::int64_t at = (segment->row_begin + row - back) * x_stride + i;
-      F16 x = load(parts[0] + at);
-      for (std::int32_t p = 1; p < n_parts; ++p) x = add(x, load(parts[p] + at));
-      return mul(x, set1(scale));
+      F16 sum = load(x + at);
+      if constexpr (kHasMore)
+        for (std::int32_t p = 0; p < n_more; ++p) sum = add(sum, load(more[p] + at));
+      return mul(sum, set1(scale));
     }
     if (position() - back < 0) return zero();
     return load(tape(position() - back) + i);
@@ -47,14 +50,25 @@ struct ConvInput {
   }
 };
 
-inline void conv_add_norm_row(const ConvAddNormArgs& args, const Segment& segment,
-                              std::int32_t row) {
-  const ConvInput input{&segment,      &args.conv, args.parts, args.n_parts,
-                        args.x_stride, args.scale, row,        args.kernel};
-  const std::int64_t batch_row = segment.row_begin + row;
-  float* hidden = args.hidden + batch_row * args.hidden_stride;
+template <bool kHasMore>
+inline void conv_add_row(const ConvAddNormArgs& args, const Segment& segment, std::int32_t row,
+                         float* hidden) {
+  const ConvInput<kHasMore> input{&segment,      &args.conv,     args.parts[0],
+                                  args.x_stride, args.scale,     row,
+                                  args.kernel,   args.parts + 1, args.n_parts - 1};
   const std::int64_t n = round_up(args.width, kColumnAlign);
   for (std::int64_t i = 0; i < n; i += 16) store(hidden + i, add(load(hidden + i), input.run(i)));
+}
+
+inline void conv_add_norm_row(const ConvAddNormArgs& args, const Segment& segment,
+                              std::int32_t row) {
+  const std::int64_t batch_row = segment.row_begin + row;
+  float* hidden = args.hidden + batch_row * args.hidden_stride;
+  if (args.n_parts == 1)
+    conv_add_row<false>(args, segment, row, hidden);
+  else
+    conv_add_row<true>(args, segment, row, hidden);
+  const std::int64_t n = round_up(args.width, kColumnAlign);
   const F16 scale = set1(inverse_rms(hidden, n, args.width, args.eps));
   for (std::int64_t i = 0; i < n; i += 16)
     write_row(args.out, batch_row, i, mul(mul(load(hidden + i), scale), load(args.norm + i)));
@@ -109,15 +123,15 @@ inline void append_kv_head(const KvAppendArgs& args, const Segment& segment, std
   ConvSlot slot = args.k_conv;
   slot.offset_bytes += head * n * 4;
   slot.weight += head * n;
-  const float* x = args.qkvr + k_column;
-  const ConvInput input{&segment, &slot, &x, 1, args.stride, 1.0f, row, args.kernel};
+  ConvInput<false> input{&segment, &slot, args.qkvr + k_column, args.stride,
+                         1.0f,     row,   args.kernel};
   for (std::int64_t i = 0; i < n; i += 16) store(values + i, input.run(i));
   norm_in_place(values, args.k_norm, args.eps, args.shape.d_head);
   write_key(panel, args.kv_dtype, position % kBlockPositions, values, n);
   slot = args.v_conv;
   slot.offset_bytes += head * n * 4;
   slot.weight += head * n;
-  x = args.qkvr + v_column;
+  input.x = args.qkvr + v_column;
   for (std::int64_t i = 0; i < n; i += 16) store(values + i, input.run(i));
   write_value(panel + panel_bytes, args.kv_dtype, position % kBlockPositions,
               row + 1 == segment.n_rows, values, n);
