@@ -26,20 +26,14 @@ std::int64_t padded_stride(std::int64_t width, std::size_t element_bytes) {
 
 std::int64_t float_stride(std::int64_t width) { return padded_stride(width, sizeof(float)); }
 
+// From a part to the next, in floats: a few cache lines more than their rows, for the same reason.
+std::int64_t part_stride(const ModelConfig& config, std::int32_t max_rows) {
+  return max_rows * float_stride(config.d_model) + kPanelOutputs;
+}
+
 // Of the logits that one rank computes; alike for all.
 std::int64_t logits_stride(const ModelConfig& config, std::int32_t n_ranks) {
   return float_stride(div_up(config.unpadded_vocab_size, n_ranks));
-}
-
-PackedMatrix matrix_of_part(PackedMatrix first, std::int64_t part_bytes, std::int32_t part) {
-  first.data = static_cast<const std::byte*>(first.data) + part * part_bytes;
-  return first;
-}
-
-Rows columns_from(Rows rows, std::int64_t column) {
-  rows.data = static_cast<std::byte*>(rows.data) +
-              column * static_cast<std::int64_t>(dtype_bytes(rows.dtype));
-  return rows;
 }
 
 }  // namespace
@@ -61,7 +55,7 @@ Inkling::Inkling(const ModelConfig& config, const Weights& weights, const Sequen
 
 std::size_t Inkling::slab_bytes(const ModelConfig& config, const Shard& shard,
                                 std::int32_t max_rows) {
-  const std::int64_t sums = shard.n_parts * max_rows * float_stride(config.d_model);
+  const std::int64_t sums = shard.n_parts * part_stride(config, max_rows);
   const std::int64_t logits = kHeadRows * logits_stride(config, shard.size);
   return static_cast<std::size_t>(std::max(sums, logits)) * sizeof(float);
 }
@@ -86,11 +80,15 @@ Rows Inkling::make_rows(const char* name, std::int64_t width, DType dtype, std::
   Rows rows;
   rows.dtype = dtype;
   rows.stride = padded_stride(width, dtype_bytes(dtype));
-  const auto bytes = static_cast<std::size_t>(n_rows * rows.stride) * dtype_bytes(dtype);
+  rows.data =
+      make_buffer(name, static_cast<std::size_t>(n_rows * rows.stride) * dtype_bytes(dtype));
+  return rows;
+}
+
+void* Inkling::make_buffer(const char* name, std::size_t bytes) {
   buffers_.push_back(backend_.allocate(bytes));
   plan_.emplace_back(name, bytes);
-  rows.data = buffers_.back()->data();
-  return rows;
+  return buffers_.back()->data();
 }
 
 float* Inkling::make_floats(const char* name, std::int64_t width, std::int64_t& stride) {
@@ -120,16 +118,13 @@ void Inkling::allocate() {
   attended_ = make_rows("attended", widest_heads, dtype, max_rows_);
   activated_ = make_rows("activated", widest_mlp, dtype, max_rows_);
   block_out_stride_ = float_stride(config_.d_model);
-  if (exchange_ == nullptr) {
-    const Rows rows = make_rows("block_out", config_.d_model, DType::kF32, n_parts * max_rows_);
-    block_out_ = static_cast<float*>(rows.data);
-  }
-  if (config_.has_moe()) {
-    const std::size_t bytes = backend_.moe_scratch_bytes(config_.moe, config_.d_model, max_rows_);
-    buffers_.push_back(backend_.allocate(bytes));
-    plan_.emplace_back("moe_scratch", bytes);
-    moe_scratch_ = buffers_.back()->data();
-  }
+  part_stride_ = part_stride(config_, max_rows_);
+  if (exchange_ == nullptr)
+    block_out_ = static_cast<float*>(
+        make_buffer("block_out", static_cast<std::size_t>(n_parts * part_stride_) * sizeof(float)));
+  if (config_.has_moe())
+    moe_scratch_ = make_buffer("moe_scratch",
+                               backend_.moe_scratch_bytes(config_.moe, config_.d_model, max_rows_));
   head_rows_ = make_rows("head_rows", config_.d_model, dtype, kHeadRows);
   head_out_stride_ = logits_stride(config_, weights_.shard.size);
   if (exchange_ == nullptr) {
@@ -198,19 +193,27 @@ void Inkling::attention_half(const Segments& segments, const Block& block) {
                       .layer_offset_bytes = place.kv_offset_bytes,
                       .kv_dtype = kv_dtype_,
                       .out = attended_});
-  float* const sums = partial_sums();
-  for (std::int32_t p = 0; p < weights_.shard.n_parts; ++p)
-    backend_.linear({matrix_of_part(w.out, w.out_part_bytes, p),
-                     columns_from(attended_, std::int64_t{p} * w.out.n_in), segments.n_rows,
-                     sums + p * max_rows_ * block_out_stride_, block_out_stride_});
+  multiply_parts(w.out, w.out_part_bytes, attended_, segments.n_rows);
   add_and_norm(segments, block, true, 1.0f, w.mlp_norm);
+}
+
+// Each part of the sums: what its own matrix makes of its own columns of x.
+void Inkling::multiply_parts(const PackedMatrix& first, std::int64_t part_bytes, const Rows& x,
+                             std::int32_t n_rows) {
+  float* const sums = partial_sums();
+  for (std::int32_t p = 0; p < weights_.shard.n_parts; ++p) {
+    PackedMatrix matrix = first;
+    matrix.data = static_cast<const std::byte*>(first.data) + p * part_bytes;
+    Rows columns = x;
+    columns.data = static_cast<std::byte*>(x.data) +
+                   static_cast<std::size_t>(p * first.n_in) * dtype_bytes(x.dtype);
+    backend_.linear({matrix, columns, n_rows, sums + p * part_stride_, block_out_stride_});
+  }
 }
 
 void Inkling::mlp_half(const Segments& segments, const Block& block, const float* next_norm) {
   const LayerWeights& w = *block.weights;
   const std::int32_t n_parts = weights_.shard.n_parts;
-  const std::int64_t part_stride = max_rows_ * block_out_stride_;
-  float* const sums = partial_sums();
   float scale = 1.0f;
   if (block.config.is_moe) {
     backend_.moe({.config = config_.moe,
@@ -223,20 +226,17 @@ void Inkling::mlp_half(const Segments& segments, const Block& block, const float
                   .down = w.moe.down,
                   .gate_up_stride_bytes = w.moe.gate_up_stride_bytes,
                   .down_stride_bytes = w.moe.down_stride_bytes,
-                  .y = sums,
+                  .y = partial_sums(),
                   .y_stride = block_out_stride_,
                   .scratch = moe_scratch_,
                   .n_parts = n_parts,
                   .down_part_bytes = w.moe.down_part_bytes,
-                  .y_part_stride = part_stride});
+                  .y_part_stride = part_stride_});
   } else {
     const std::int32_t width = n_parts * w.dense.down.n_in;
     backend_.linear({w.dense.gate_up, normed_, segments.n_rows, projected_, projected_stride_});
     backend_.silu_mul({projected_, projected_stride_, width, width, segments.n_rows, activated_});
-    for (std::int32_t p = 0; p < n_parts; ++p)
-      backend_.linear({matrix_of_part(w.dense.down, w.dense.down_part_bytes, p),
-                       columns_from(activated_, std::int64_t{p} * w.dense.down.n_in),
-                       segments.n_rows, sums + p * part_stride, block_out_stride_});
+    multiply_parts(w.dense.down, w.dense.down_part_bytes, activated_, segments.n_rows);
     scale = w.dense.global_scale;
   }
   add_and_norm(segments, block, false, scale, next_norm);
@@ -273,7 +273,7 @@ void Inkling::list_parts(const float** parts) {
   const std::span<const void* const> slabs = exchange_ == nullptr ? only : exchange_->meet();
   for (const void* slab : slabs)
     for (std::int32_t p = 0; p < weights_.shard.n_parts; ++p)
-      *parts++ = static_cast<const float*>(slab) + p * max_rows_ * block_out_stride_;
+      *parts++ = static_cast<const float*>(slab) + p * part_stride_;
 }
 
 std::size_t Inkling::head_row_bytes() const {

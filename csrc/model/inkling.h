@@ -73,8 +73,11 @@ class Inkling {
   void allocate();
   void check_exchange() const;
   float* partial_sums();  // of this rank: (n_parts, max_rows, d_model)
+  void multiply_parts(const PackedMatrix& first, std::int64_t part_bytes, const Rows& x,
+                      std::int32_t n_rows);
   void list_parts(const float** parts);
   void read_logits(std::span<const void* const> slabs, std::size_t n_rows, float* out);
+  void* make_buffer(const char* name, std::size_t bytes);
   Rows make_rows(const char* name, std::int64_t width, DType dtype, std::int64_t n_rows);
   float* make_floats(const char* name, std::int64_t width, std::int64_t& stride);
   void attention_half(const Segments& segments, const Block& block);
@@ -102,6 +105,7 @@ class Inkling {
   Rows activated_;              // (max_rows, d_ff padded)
   float* block_out_ = nullptr;  // partial_sums where nobody is met
   std::int64_t block_out_stride_ = 0;
+  std::int64_t part_stride_ = 0;  // floats, from a part to the next
   void* moe_scratch_ = nullptr;
   Rows head_rows_;             // (kHeadRows, d_model)
   float* head_out_ = nullptr;  // (kHeadRows, vocabulary) where nobody is met

@@ -40,6 +40,32 @@ std::vector<Case> cases() {
           {"int4", quantised_config(), {DType::kBF16, DType::kInt4}, DType::kBF16}};
 }
 
+// A model of random sizes that four ranks can share, in random formats.
+Case random_case(std::uint32_t seed) {
+  std::mt19937 random(seed);
+  const auto one_of = [&](std::initializer_list<std::int32_t> values) {
+    return values.begin()[random() % values.size()];
+  };
+  const DType rows = one_of({0, 1}) == 0 ? DType::kF32 : DType::kBF16;
+  const bool is_int4 = one_of({0, 0, 1}) == 1;
+  ModelConfig config = tiny_config();
+  config.d_model = one_of({7, 16, 33, 70});
+  config.d_rel = one_of({1, 4, 5});
+  config.unpadded_vocab_size = one_of({4, 21, 40});
+  config.vision.reset();
+  const std::int32_t n_kv = one_of({1, 2, 4});
+  config.global = {one_of({4, 8}), n_kv, is_int4 ? 32 : one_of({3, 12, 16, 20}), 24, 0};
+  config.local = {4, one_of({1, 2, 4}), is_int4 ? 24 : one_of({1, 8, 16}), 9, 9};
+  if (is_int4) config.local.n_heads = 8;
+  config.d_ff = 4 * (is_int4 ? 32 : one_of({1, 5, 16, 19}));
+  config.moe = {one_of({3, 5}), one_of({1, 2}), one_of({1, 3}),
+                4 * (is_int4 ? 64 : one_of({1, 6, 16})), 1.25f};
+  for (LayerConfig& layer : config.layers) layer = {one_of({0, 1}) == 1, one_of({0, 1}) == 1};
+  config.mtp.layers = {{one_of({0, 1}) == 1, false}};
+  const DType kv_dtype = one_of({0, 1}) == 0 ? rows : DType::kInt8;
+  return {"random", config, {rows, is_int4 ? DType::kInt4 : rows}, kv_dtype};
+}
+
 // What one rank computed: the residual stream, rows for the head, logits (rank 0 alone).
 struct Result {
   std::vector<float> hidden;
@@ -173,6 +199,15 @@ TEST_CASE("with the same parts, any number of ranks gives the same bytes") {
     CHECK(ranks.front() == alone);
     for (const Result& rank : ranks) CHECK(rank.same_rows(alone));
   }
+}
+
+TEST_CASE("models of random sizes give the same bytes on one, two and four ranks") {
+  const auto seed = static_cast<std::uint32_t>(GENERATE(range(0, 24)));
+  const Case of = random_case(seed);
+  CAPTURE(seed, of.config.d_model, of.config.global.d_head, dtype_name(of.dtypes.matrices));
+  const Result alone = run_group(of, 1, 4).front();
+  CHECK(run_group(of, 2, 2).front() == alone);
+  for (const Result& rank : run_group(of, 4, 1)) CHECK(rank.same_rows(alone));
 }
 
 TEST_CASE("one part a rank gives the sum in the order of ranks") {
