@@ -15,8 +15,9 @@
 namespace duplex {
 namespace {
 
-// About what falling asleep and being woken cost, so that a wait costs at most twice the better of
-// the two. With fewer cores than ranks the one who is waited for may need this very core.
+// A few times what falling asleep and being woken cost: longer would only delay a partner that the
+// system has put on the same core. With fewer cores than ranks the one who is waited for may need
+// this very core.
 constexpr std::chrono::microseconds kSpin{50};
 constexpr std::chrono::microseconds kSpinOfTooFewCores{5};
 constexpr std::int64_t kHeaderBytes = 4096;
