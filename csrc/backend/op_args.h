@@ -57,6 +57,10 @@ struct LinearArgs {
   float* y;  // (n_rows, y_stride), y_stride >= n_out rounded up to kPanelOutputs
   std::int64_t y_stride;
   float divisor = 1.0f;  // y = (x w^T) / divisor
+  // Several sums in place of one: part p of y is what the p-th of n_parts equal runs of columns
+  // make.
+  std::int32_t n_parts = 1;
+  std::int64_t y_part_stride = 0;  // floats
 };
 
 // One convolution of one layer: its weights and where its inputs lie in a block of the conv tape.
@@ -134,9 +138,8 @@ struct SiluMulArgs {
   Rows out;
 };
 
-// Routed experts 0..n_experts-1 and shared experts behind them, all packed with one stride. Each
-// part of the output is the sum over its own columns of what the experts' gates let through: those
-// that its own matrix `down` multiplies.
+// Routed experts 0..n_experts-1 and shared experts behind them, all packed with one stride. Parts
+// are those of the products with `down`, as in LinearArgs.
 struct MoeArgs {
   MoeConfig config;
   std::int32_t n_rows;
@@ -145,15 +148,14 @@ struct MoeArgs {
   const float* selection_bias;  // (n_experts)
   float global_scale;
   PackedMatrix gate_up;  // expert 0: gates, padding, ups
-  PackedMatrix down;     // expert 0, part 0
+  PackedMatrix down;     // expert 0
   std::int64_t gate_up_stride_bytes;
   std::int64_t down_stride_bytes;
-  float* y;  // (n_rows, y_stride), part 0
+  float* y;  // (n_rows, y_stride)
   std::int64_t y_stride;
   void* scratch;  // moe_scratch_bytes
   std::int32_t n_parts = 1;
-  std::int64_t down_part_bytes = 0;  // from the matrix of a part to that of the next
-  std::int64_t y_part_stride = 0;    // floats
+  std::int64_t y_part_stride = 0;
 };
 
 // Gather of pixels or features into the rows that one hMLP stage multiplies.

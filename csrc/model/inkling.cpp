@@ -99,15 +99,15 @@ float* Inkling::make_floats(const char* name, std::int64_t width, std::int64_t& 
 
 void Inkling::allocate() {
   const DType dtype = weights_.dtype;
-  const std::int64_t n_parts = weights_.shard.n_parts;
+  const std::int32_t n_parts = weights_.shard.n_parts;
   std::int64_t widest_projection = 0;
   std::int64_t widest_heads = 0;
   std::int64_t widest_mlp = 0;
   const auto widen = [&](const LayerWeights& layer) {
     widest_projection = std::max<std::int64_t>(widest_projection, layer.qkvr.n_out);
-    widest_heads = std::max<std::int64_t>(widest_heads, n_parts * layer.out.n_in);
+    widest_heads = std::max<std::int64_t>(widest_heads, layer.out.n_in);
     widest_projection = std::max<std::int64_t>(widest_projection, layer.dense.gate_up.n_out);
-    widest_mlp = std::max<std::int64_t>(widest_mlp, n_parts * layer.dense.down.n_in);
+    widest_mlp = std::max<std::int64_t>(widest_mlp, layer.dense.down.n_in);
   };
   for (const LayerWeights& layer : weights_.layers) widen(layer);
   for (const MtpLayerWeights& depth : weights_.mtp.layers) widen(depth.block);
@@ -123,8 +123,9 @@ void Inkling::allocate() {
     block_out_ = static_cast<float*>(
         make_buffer("block_out", static_cast<std::size_t>(n_parts * part_stride_) * sizeof(float)));
   if (config_.has_moe())
-    moe_scratch_ = make_buffer("moe_scratch",
-                               backend_.moe_scratch_bytes(config_.moe, config_.d_model, max_rows_));
+    moe_scratch_ =
+        make_buffer("moe_scratch",
+                    backend_.moe_scratch_bytes(config_.moe, config_.d_model, max_rows_, n_parts));
   head_rows_ = make_rows("head_rows", config_.d_model, dtype, kHeadRows);
   head_out_stride_ = logits_stride(config_, weights_.shard.size);
   if (exchange_ == nullptr) {
@@ -193,27 +194,22 @@ void Inkling::attention_half(const Segments& segments, const Block& block) {
                       .layer_offset_bytes = place.kv_offset_bytes,
                       .kv_dtype = kv_dtype_,
                       .out = attended_});
-  multiply_parts(w.out, w.out_part_bytes, attended_, segments.n_rows);
+  sum_parts(w.out, attended_, segments.n_rows);
   add_and_norm(segments, block, true, 1.0f, w.mlp_norm);
 }
 
-// Each part of the sums: what its own matrix makes of its own columns of x.
-void Inkling::multiply_parts(const PackedMatrix& first, std::int64_t part_bytes, const Rows& x,
-                             std::int32_t n_rows) {
-  float* const sums = partial_sums();
-  for (std::int32_t p = 0; p < weights_.shard.n_parts; ++p) {
-    PackedMatrix matrix = first;
-    matrix.data = static_cast<const std::byte*>(first.data) + p * part_bytes;
-    Rows columns = x;
-    columns.data = static_cast<std::byte*>(x.data) +
-                   static_cast<std::size_t>(p * first.n_in) * dtype_bytes(x.dtype);
-    backend_.linear({matrix, columns, n_rows, sums + p * part_stride_, block_out_stride_});
-  }
+void Inkling::sum_parts(const PackedMatrix& w, const Rows& x, std::int32_t n_rows) {
+  backend_.linear({.w = w,
+                   .x = x,
+                   .n_rows = n_rows,
+                   .y = partial_sums(),
+                   .y_stride = block_out_stride_,
+                   .n_parts = weights_.shard.n_parts,
+                   .y_part_stride = part_stride_});
 }
 
 void Inkling::mlp_half(const Segments& segments, const Block& block, const float* next_norm) {
   const LayerWeights& w = *block.weights;
-  const std::int32_t n_parts = weights_.shard.n_parts;
   float scale = 1.0f;
   if (block.config.is_moe) {
     backend_.moe({.config = config_.moe,
@@ -229,14 +225,13 @@ void Inkling::mlp_half(const Segments& segments, const Block& block, const float
                   .y = partial_sums(),
                   .y_stride = block_out_stride_,
                   .scratch = moe_scratch_,
-                  .n_parts = n_parts,
-                  .down_part_bytes = w.moe.down_part_bytes,
+                  .n_parts = weights_.shard.n_parts,
                   .y_part_stride = part_stride_});
   } else {
-    const std::int32_t width = n_parts * w.dense.down.n_in;
+    const std::int32_t width = w.dense.down.n_in;
     backend_.linear({w.dense.gate_up, normed_, segments.n_rows, projected_, projected_stride_});
     backend_.silu_mul({projected_, projected_stride_, width, width, segments.n_rows, activated_});
-    multiply_parts(w.dense.down, w.dense.down_part_bytes, activated_, segments.n_rows);
+    sum_parts(w.dense.down, activated_, segments.n_rows);
     scale = w.dense.global_scale;
   }
   add_and_norm(segments, block, false, scale, next_norm);

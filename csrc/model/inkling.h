@@ -73,8 +73,7 @@ class Inkling {
   void allocate();
   void check_exchange() const;
   float* partial_sums();  // of this rank: (n_parts, max_rows, d_model)
-  void multiply_parts(const PackedMatrix& first, std::int64_t part_bytes, const Rows& x,
-                      std::int32_t n_rows);
+  void sum_parts(const PackedMatrix& w, const Rows& x, std::int32_t n_rows);
   void list_parts(const float** parts);
   void read_logits(std::span<const void* const> slabs, std::size_t n_rows, float* out);
   void* make_buffer(const char* name, std::size_t bytes);

@@ -118,8 +118,8 @@ class Loader {
         layer.rel_stride);
     layer.qkvr = projections(prefix, shape);
     const std::int64_t n_q = std::int64_t{shape.n_heads} * shape.d_head;
-    layer.out = column_slices(source_.find(prefix + "attn.wo_ud.weight", {d_, n_q}), 0, n_q,
-                              shape.d_head, layer.out_part_bytes);
+    layer.out =
+        column_slice(source_.find(prefix + "attn.wo_ud.weight", {d_, n_q}), 0, n_q, shape.d_head);
     if (config.is_moe)
       layer.moe = moe(prefix + "mlp.");
     else
@@ -163,8 +163,8 @@ class Loader {
       const auto [gate, up] = module_gate_up(prefix, "w13_dn.weight", ".weight", {width, d_});
       mlp.gate_up = gate_up({*gate, 0}, {*up, 0}, 1, width);
     }
-    mlp.down = column_slices(source_.find(prefix + "w2_md.weight", {d_, width}), 0, width,
-                             width / shard_.total_parts(), mlp.down_part_bytes);
+    mlp.down = column_slice(source_.find(prefix + "w2_md.weight", {d_, width}), 0, width,
+                            width / shard_.total_parts());
     return mlp;
   }
 
@@ -186,23 +186,15 @@ class Loader {
     return builder_.matrix(outputs, d_);
   }
 
-  // A matrix for each of this rank's parts, of d_model rows from `row` on: its share of `width`
-  // input columns, which come in groups.
-  PackedMatrix column_slices(const SourceTensor& tensor, std::int64_t row, std::int64_t width,
-                             std::int64_t group, std::int64_t& part_bytes) {
-    const std::int64_t n = width / shard_.total_parts();
+  // d_model rows from `row` on: this rank's share of `width` input columns, which come in groups.
+  PackedMatrix column_slice(const SourceTensor& tensor, std::int64_t row, std::int64_t width,
+                            std::int64_t group) {
+    const std::int64_t n = width / shard_.size, first = shard_.rank * n;
     check<CheckpointError>(tensor.type != FileType::kE2M1 || n % 2 == 0,
                            "tensor_parallel: expected slices of an even number of columns of '",
                            tensor.name, "', whose codes come in pairs, found ", n);
-    PackedMatrix first;
-    for (std::int64_t part = 0; part < shard_.n_parts; ++part) {
-      const std::int64_t column = (shard_.rank * shard_.n_parts + part) * n;
-      const OutputRows rows{&tensor, d_, row * width + column, width};
-      note_member(
-          part, builder_.matrix({rows}, n, group, round_up(group, kColumnAlign), dtypes_.matrices),
-          first, part_bytes);
-    }
-    return first;
+    return builder_.matrix({OutputRows{&tensor, d_, row * width + first, width}}, n, group,
+                           round_up(group, kColumnAlign), dtypes_.matrices);
   }
 
   // The gate and up tensors of the transformers spelling, where the `published` one is absent.
@@ -244,19 +236,17 @@ class Loader {
       const bool is_shared = e >= m.n_experts;
       const SourceTensor& tensor = is_shared ? shared : routed;
       const std::int64_t row = (is_shared ? e - m.n_experts : e) * d_;
-      note_member(
-          e,
-          column_slices(tensor, row, width, width / shard_.total_parts(), weights.down_part_bytes),
-          weights.down, weights.down_stride_bytes);
+      note_expert(e, column_slice(tensor, row, width, width / shard_.total_parts()), weights.down,
+                  weights.down_stride_bytes);
     }
     return weights;
   }
 
-  // Experts and parts are packed one behind the other, so member 1 tells the stride.
-  static void note_member(std::int64_t i, const PackedMatrix& packed, PackedMatrix& first,
+  // Experts are packed one behind the other, so expert 1 tells the stride.
+  static void note_expert(std::int64_t e, const PackedMatrix& packed, PackedMatrix& first,
                           std::int64_t& stride) {
-    if (i == 0) first = packed;
-    if (i == 1)
+    if (e == 0) first = packed;
+    if (e == 1)
       stride =
           static_cast<const std::byte*>(packed.data) - static_cast<const std::byte*>(first.data);
   }
@@ -278,7 +268,7 @@ class Loader {
     const std::int64_t up_row = is_interleaved ? 1 : width;
     for (std::int64_t e = 0; e < m.n_experts; ++e) {
       const std::int64_t row = e * 2 * width;
-      note_member(e, gate_up({*routed, row}, {*routed, row + up_row}, step, width), weights.gate_up,
+      note_expert(e, gate_up({*routed, row}, {*routed, row + up_row}, step, width), weights.gate_up,
                   weights.gate_up_stride_bytes);
     }
     const SourceTensor* shared = source_.try_find(prefix + "shared_experts.shared_w13_weight");
@@ -291,7 +281,7 @@ class Loader {
     const std::int64_t shared_step = shared != nullptr ? 2 : 1;
     for (std::int64_t s = 0; s < m.n_shared; ++s) {
       const std::int64_t row = s * per_expert;
-      note_member(
+      note_expert(
           m.n_experts + s,
           gate_up({*gate, row}, {*up, row + (shared != nullptr ? 1 : 0)}, shared_step, width),
           weights.gate_up, weights.gate_up_stride_bytes);

@@ -4,8 +4,8 @@
 // fill it, tensor by tensor, giving file pages back as it goes. The shapes it asks for follow from
 // the config alone; anything missing, misshapen, unused or not finite is a CheckpointError.
 //
-// A rank of a tensor-parallel group packs and reads its own slices alone. What multiplies sliced
-// columns (`out`, `down`) is one matrix for each part of the rank, one behind the other.
+// A rank of a tensor-parallel group packs and reads its own slices alone. The columns of `out` and
+// `down` are those of its parts, one behind the other.
 //
 // An arena may be written to a file and read again (write_arena, load_packed_weights): where each
 // number lies in it follows from config, shard, dtypes, backend and kPackingVersion.
@@ -26,8 +26,7 @@ namespace duplex {
 
 struct DenseMlpWeights {
   PackedMatrix gate_up;  // gates, in padded widths of parts, then ups
-  PackedMatrix down;     // part 0
-  std::int64_t down_part_bytes = 0;
+  PackedMatrix down;
   float global_scale = 1.0f;
 };
 
@@ -36,10 +35,9 @@ struct MoeWeights {
   const float* selection_bias = nullptr;
   float global_scale = 1.0f;
   PackedMatrix gate_up;  // expert 0; the others follow at the stride, shared experts last
-  PackedMatrix down;     // of which the parts follow before the next expert
+  PackedMatrix down;
   std::int64_t gate_up_stride_bytes = 0;
   std::int64_t down_stride_bytes = 0;
-  std::int64_t down_part_bytes = 0;
 };
 
 struct LayerWeights {
@@ -48,8 +46,7 @@ struct LayerWeights {
   const float* q_norm = nullptr;
   const float* k_norm = nullptr;
   PackedMatrix qkvr;  // heads padded: q, k, v, then r
-  PackedMatrix out;   // part 0
-  std::int64_t out_part_bytes = 0;
+  PackedMatrix out;
   const float* k_conv = nullptr;  // (kernel, n_kv_heads * d_head padded)
   const float* v_conv = nullptr;
   const float* attn_conv = nullptr;  // (kernel, d_model padded)

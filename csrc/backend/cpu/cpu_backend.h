@@ -12,7 +12,6 @@
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/thread_pool.h"
-#include "backend/moe_layout.h"
 
 namespace duplex {
 
@@ -41,7 +40,7 @@ class CpuBackend final : public Backend {
   std::int64_t pack(const PackSource& source, const PackShape& shape, std::int64_t first_out,
                     void* destination) override;
   std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
-                                std::int64_t max_rows) const override;
+                                std::int64_t max_rows, std::int32_t n_parts = 1) const override;
   void begin_pass() override { pool_->begin_pass(lane_); }
   void end_pass() override { pool_->end_pass(lane_); }
 
@@ -95,8 +94,13 @@ class CpuBackend final : public Backend {
     std::int64_t stride_bytes;
     const std::byte* at(std::int64_t row) const { return data + row * stride_bytes; }
   };
-  void add_experts(const MoeArgs& args, const MoeSizes& sizes, const MoeScratch& scratch,
-                   std::int32_t n_touched, std::int32_t part);
+  // One of the equal runs of columns of a matrix.
+  struct PanelParts {
+    std::int32_t n_in;
+    std::int64_t panel_bytes;
+    std::int64_t row_bytes;
+  };
+  PanelParts panel_parts(const PackedMatrix& w, std::int32_t n_parts, DType row_dtype) const;
   std::int32_t vectors_at_once(const AttentionArgs& args) const;
   PanelRows panel_rows(const Rows& x, std::int32_t n_rows, std::int64_t n_in, DType format);
 

@@ -94,8 +94,8 @@ std::int64_t CudaBackend::pack(const PackSource& source, const PackShape& shape,
 }
 
 std::size_t CudaBackend::moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
-                                           std::int64_t max_rows) const {
-  return lay_out_moe(moe_sizes(config, d_model, max_rows), nullptr).bytes;
+                                           std::int64_t max_rows, std::int32_t n_parts) const {
+  return lay_out_moe(moe_sizes(config, d_model, max_rows, n_parts), nullptr).bytes;
 }
 
 void CudaBackend::grow(std::unique_ptr<Buffer>& buffer, std::size_t bytes) {
@@ -175,7 +175,10 @@ void CudaBackend::do_embed_audio(const EmbedAudioArgs& args) {
 
 void CudaBackend::do_norm(const NormArgs& args) { launch_norm(runtime_, args); }
 
-void CudaBackend::do_linear(const LinearArgs& args) { launch_linear(runtime_, args); }
+void CudaBackend::do_linear(const LinearArgs& args) {
+  check_one_part(args.n_parts);
+  launch_linear(runtime_, args);
+}
 
 void CudaBackend::do_kv_append(const KvAppendArgs& args) {
   KvAppendArgs on_device = args;
