@@ -31,9 +31,7 @@ LeaderMemory::LeaderMemory(std::shared_ptr<RankLeader> leader, std::unique_ptr<P
   send(command(MemoryCommand::kOpen, static_cast<std::uint64_t>(page_bytes()), n_pages()));
 }
 
-void LeaderMemory::send(const ByteWriter& command) const {
-  leader_->tell({command.bytes()});
-}
+void LeaderMemory::send(const ByteWriter& command) const { leader_->tell({command.bytes()}); }
 
 // What gives memory back may be called when a rank is gone, and then nobody needs to hear of it.
 void LeaderMemory::send_quietly(const ByteWriter& command) const noexcept {
