@@ -33,8 +33,9 @@ BELOW: dict[str, set[str]] = {
     "sequence": {"backend", "core"},
     "encoders": {"sequence", "backend", "core"},
     "model": {"sequence", "backend", "core"},
-    "engine": {"encoders", "model", "sequence", "parallel", "backend", "core"},
-    "bindings": {"engine", "encoders", "model", "sequence", "parallel", "backend", "core"},
+    "ranks": {"model", "sequence", "parallel", "backend", "core"},
+    "engine": {"encoders", "ranks", "model", "sequence", "parallel", "backend", "core"},
+    "bindings": {"engine", "encoders", "ranks", "model", "sequence", "parallel", "backend", "core"},
 }
 
 

@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['Action', 'BackendUnavailable', 'CapacityError', 'CheckpointError', 'DuplexError', 'Engine', 'InvalidArgument', 'PACKING_VERSION', 'RankFailed', 'Session', 'SessionBusy', 'SessionClosed', 'Turn', 'backend_names', 'copy_session', 'dmel_bins', 'encoder_names', 'next_action', 'read_snapshot', 'weights_hash', 'write_snapshot']
+__all__: list[str] = ['Action', 'BackendUnavailable', 'CapacityError', 'CheckpointError', 'DuplexError', 'Engine', 'InvalidArgument', 'PACKING_VERSION', 'RankFailed', 'RankLeader', 'RankWorker', 'Session', 'SessionBusy', 'SessionClosed', 'Turn', 'backend_names', 'copy_session', 'dmel_bins', 'encoder_names', 'n_parts', 'next_action', 'read_snapshot', 'weights_hash', 'write_snapshot']
 class DuplexError(Exception):
     """
     Base of everything that duplex_engine raises on purpose.
@@ -160,7 +160,7 @@ class Engine:
     """
     One checkpoint, loaded.
     """
-    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], *, device: str = 'cpu', n_threads: typing.SupportsInt | typing.SupportsIndex = 0, isa: str = '', dtype: str = 'float32', weights: str = '', kv_dtype: str = '', memory_bytes: typing.SupportsInt | typing.SupportsIndex = 1073741824, page_bytes: typing.SupportsInt | typing.SupportsIndex = 0, max_batch_rows: typing.SupportsInt | typing.SupportsIndex = 256, max_positions: typing.SupportsInt | typing.SupportsIndex = 32768, rewind_rows: typing.SupportsInt | typing.SupportsIndex = 64, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None, beside: Engine | None = None) -> None:
+    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], *, device: str = 'cpu', n_threads: typing.SupportsInt | typing.SupportsIndex = 0, isa: str = '', dtype: str = 'float32', weights: str = '', kv_dtype: str = '', memory_bytes: typing.SupportsInt | typing.SupportsIndex = 1073741824, page_bytes: typing.SupportsInt | typing.SupportsIndex = 0, max_batch_rows: typing.SupportsInt | typing.SupportsIndex = 256, max_positions: typing.SupportsInt | typing.SupportsIndex = 32768, rewind_rows: typing.SupportsInt | typing.SupportsIndex = 64, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None, beside: Engine | None = None, reduction: str = 'ranks', ranks: RankLeader | None = None) -> None:
         ...
     def close(self) -> None:
         ...
@@ -182,6 +182,44 @@ class Engine:
         """
         Hands the packed weights to a function, piece by piece.
         """
+    @property
+    def arena_bytes(self) -> int:
+        ...
+class RankLeader:
+    """
+    A group, seen by rank 0.
+    """
+    def __init__(self, config: dict[str, typing.Any], *, n_ranks: typing.SupportsInt | typing.SupportsIndex, reduction: str, dtype: str, weights: str, max_batch_rows: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def fail(self, rank: typing.SupportsInt | typing.SupportsIndex, reason: str) -> None:
+        ...
+    def stop(self) -> None:
+        ...
+    @property
+    def fd(self) -> int:
+        """
+        Of the memory that the ranks share; a worker inherits it.
+        """
+    @property
+    def n_ranks(self) -> int:
+        ...
+    @property
+    def region_bytes(self) -> int:
+        ...
+class RankWorker:
+    """
+    A rank that is not rank 0, loaded.
+    """
+    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], *, fd: typing.SupportsInt | typing.SupportsIndex, rank: typing.SupportsInt | typing.SupportsIndex, device: str, n_threads: typing.SupportsInt | typing.SupportsIndex, isa: str, dtype: str, weights: str, kv_dtype: str, reduction: str, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None) -> None:
+        ...
+    def serve(self) -> None:
+        """
+        Does what rank 0 asks for until it says stop.
+        """
+    def weights_hash(self) -> int:
+        ...
+    def write_arena(self, write: collections.abc.Callable[[memoryview], None]) -> None:
+        ...
     @property
     def arena_bytes(self) -> int:
         ...
@@ -225,6 +263,10 @@ def dmel_bins(samples: numpy.ndarray, n_mels: typing.SupportsInt | typing.Suppor
 def encoder_names() -> list[str]:
     """
     Encoders that turn raw input into rows.
+    """
+def n_parts(config: dict[str, typing.Any], *, n_ranks: typing.SupportsInt | typing.SupportsIndex, reduction: str, dtype: str, weights: str) -> int:
+    """
+    Partial sums of all ranks together; raises where they do not fit.
     """
 def next_action(now_us: typing.SupportsInt | typing.SupportsIndex, sessions: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]], tasks: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]], *, period_us: typing.SupportsInt | typing.SupportsIndex, patience_us: typing.SupportsInt | typing.SupportsIndex, pass_us: typing.SupportsInt | typing.SupportsIndex, row_ns: typing.SupportsInt | typing.SupportsIndex, max_wait_us: typing.SupportsInt | typing.SupportsIndex, forced_us: typing.SupportsInt | typing.SupportsIndex) -> Action:
     """

@@ -13,17 +13,18 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from duplex_engine import _core
 from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.errors import CheckpointError, InvalidArgument
 from duplex_engine.json_input import found
-from duplex_engine.packed import Dtype, PackedFile, Weights, write_packed
+from duplex_engine.packed import Dtype, HasArena, PackedFile, Weights, write_packed
 
 __all__ = ["cache_folder", "fingerprint", "load_cached"]
 
 SAMPLES = 64  # pieces of each file that the fingerprint reads
 SAMPLE_BYTES = 4096
+Core = TypeVar("Core", bound=HasArena)
 
 
 def cache_folder(cache: bool | str | Path) -> Path | None:
@@ -64,14 +65,16 @@ def load_cached(
     dtype: Dtype,
     weights: Weights,
     layout: str,
-    from_packed: Callable[[PackedFile], _core.Engine],
-    from_tensors: Callable[[], _core.Engine],
-) -> _core.Engine:
-    """Loads the weights from the cache, or from the checkpoint and then fills the cache."""
+    share: str,
+    from_packed: Callable[[PackedFile], Core],
+    from_tensors: Callable[[], Core],
+) -> Core:
+    """Loads the weights from the cache, or from the checkpoint and then fills the cache. `share`
+    names what part of the weights this is; "" for all."""
     source = fingerprint(checkpoint, layout)
     place = checkpoint.path.resolve()
     key = hashlib.sha256(str(place).encode()).hexdigest()[:12]
-    path = folder / f"{place.name}-{dtype}-{weights}-{key}.safetensors"
+    path = folder / f"{place.name}-{dtype}-{weights}-{key}{share and '-' + share}.safetensors"
     try:
         packed = PackedFile.open(path)
         if (packed.source, packed.dtype, packed.weights) == (source, dtype, weights):

@@ -7,24 +7,27 @@ the micro-turns of several sessions in one pass. Read `session.py` next; the wor
 
 from __future__ import annotations
 
+import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias, cast
+from typing import Any, Literal, Self, TypeAlias
 
 from duplex_engine import _core
 from duplex_engine.arguments import MAX_INT32, MAX_INT64, integer, sampling_options, text
 from duplex_engine.arrays import SAMPLE_RATE
-from duplex_engine.cache import cache_folder, load_cached
+from duplex_engine.cache import cache_folder
 from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.config import ModelConfig
 from duplex_engine.core_config import core_config
 from duplex_engine.errors import CheckpointError, DuplexError, InvalidArgument
 from duplex_engine.json_input import found
-from duplex_engine.packed import Dtype, PackedFile, Weights, layout_digest, write_packed
+from duplex_engine.loading import load_engine, row_and_matrix_formats
+from duplex_engine.packed import Dtype, Weights, layout_digest, write_packed
+from duplex_engine.parallel.ranks import Ranks
+from duplex_engine.parallel.transports import check_reduction, choose_transport
 from duplex_engine.progress import progress_bar
 from duplex_engine.session import Session
 from duplex_engine.snapshot import ModelIdentity, open_snapshot
@@ -63,8 +66,12 @@ class Engine:
         kv_dtype: KvDtype,
         mtp_layers: int = 0,
         rewind_rows: int = 0,
+        reduction: str = "ranks",
+        ranks: Ranks | None = None,
     ) -> None:
         self._core = core
+        self._ranks = ranks
+        self._reduction = reduction
         self._rewind_rows = rewind_rows
         self._mtp_layers = mtp_layers
         self._dtype = dtype
@@ -73,7 +80,15 @@ class Engine:
         self._config = config
         self._tokenizer = tokenizer
         sizes = core_config(config, mtp_layers)
-        self._model = ModelIdentity(core, sizes, dtype, weights, kv_dtype, mtp_layers)
+        options: dict[str, str | int] = {
+            "dtype": dtype,
+            "weights": weights,
+            "kv_dtype": kv_dtype,
+            "mtp_layers": mtp_layers,
+            "reduction": reduction,
+        }
+        hashes = [] if ranks is None else ranks.weights_hashes
+        self._model = ModelIdentity(core, sizes, options, hashes)
 
     @classmethod
     def load(
@@ -94,6 +109,9 @@ class Engine:
         isa: str | None = None,
         cache: bool | str | Path = False,
         beside: Engine | None = None,
+        tensor_parallel: int = 1,
+        reduction: Literal["ranks", "invariant", "switch"] = "ranks",
+        transport: str = "auto",
         progress: Progress = None,
     ) -> Self:
         """Loads a checkpoint.
@@ -131,13 +149,22 @@ class Engine:
             beside: another engine, whose threads this one shares and to which it gives way: all
                 its sessions compute as that one's `background` sessions do. Leave out `device`,
                 `threads` and `isa`, which are the other's.
+            tensor_parallel: how many ranks compute together, each with a share of the weights and
+                of `memory`: this process and so many workers less one (docs/PARALLEL.md). `threads`
+                are divided among them.
+            reduction: how ranks add what they have computed. "ranks": a partial sum for each, in
+                rank order, so that the bits depend on their number. "invariant": as many partial
+                sums with any number of ranks, so that they do not; slower. "switch": inside an
+                NVLink switch, which no device has yet.
+            transport: how ranks meet; "auto" takes the best that is there.
             progress: True shows a bar on stderr; a function is called with (bytes done, bytes).
 
         Raises:
             CheckpointError: a file is missing or damaged, or asks for what the engine cannot run.
             InvalidArgument: one of the options is wrong.
-            BackendUnavailable: the device or instruction set is not there.
+            BackendUnavailable: the device, instruction set or transport is not there.
             CapacityError: the memory is not there.
+            RankFailed: a worker process ended while it loaded.
         """
         if dtype not in ("auto", "float32", "bfloat16"):
             raise InvalidArgument(
@@ -158,16 +185,26 @@ class Engine:
                 "beside: expected no device, threads and isa, which are the other engine's"
             )
         mtp_layers = integer(mtp_layers, "mtp_layers", high=MAX_INT32)
+        n_ranks = integer(tensor_parallel, "tensor_parallel", 1, MAX_INT32)
+        check_reduction(text(reduction, "reduction"), text(device, "device"))
+        if n_ranks > 1 or transport != "auto":
+            choose_transport(text(transport, "transport"), device)
+        if beside is not None and (n_ranks > 1 or beside._ranks is not None):
+            raise InvalidArgument(
+                "beside: expected two engines with tensor_parallel=1; engines of several ranks "
+                "share no threads and no memory, so load this one without beside"
+            )
         options: dict[str, Any] = {
-            "device": text(device, "device"),
-            "n_threads": 0 if threads is None else integer(threads, "threads", high=MAX_INT32),
+            "device": device,
+            "n_threads": _threads(threads, n_ranks),
             "isa": "" if isa is None else text(isa, "isa"),
-            "memory_bytes": _memory(memory, beside),
+            "memory_bytes": _memory(memory, beside) // n_ranks,
             "page_bytes": 0 if page is None else parse_bytes(page, "page"),
             "max_batch_rows": integer(max_batch_rows, "max_batch_rows", 1, MAX_INT32),
             "max_positions": integer(max_positions, "max_positions", 1),
             "rewind_rows": integer(rewind_rows, "rewind_rows", high=MAX_INT32),
             "beside": None if beside is None else beside._core,
+            "reduction": reduction,
         }
         folder = cache_folder(cache)
         if folder is not None and device != "cpu":
@@ -180,7 +217,7 @@ class Engine:
                     f"num_nextn_predict_layers, as mtp_layers asks for, "
                     f"found {len(config.mtp_is_local)}; ask for fewer"
                 )
-            row_dtype, matrices = _formats(checkpoint, dtype, weights, device)
+            row_dtype, matrices = row_and_matrix_formats(checkpoint, dtype, weights, device)
             if progress is True:
                 progress = stack.enter_context(progress_bar(f"loading {checkpoint.path.name}"))
             tokenizer = None
@@ -189,37 +226,28 @@ class Engine:
             sizes = core_config(config, mtp_layers)
             held: KvDtype = row_dtype if kv_dtype == "auto" else kv_dtype
             options |= {"dtype": row_dtype, "weights": matrices, "kv_dtype": held}
-            options["progress"] = progress or None
-
-            def from_tensors() -> _core.Engine:
-                tensors = [(t.name, t.dtype, t.shape, t.data) for t in checkpoint.tensors]
-                return _core.Engine(sizes, tensors, **options)
-
-            def from_packed(packed: PackedFile) -> _core.Engine:
-                with packed.reader() as reader:
-                    return _core.Engine(sizes, [], packed=reader, **options)
-
-            if checkpoint.packed is not None:
-                if checkpoint.packed.layout != layout_digest(sizes):
-                    raise CheckpointError(
-                        f"{checkpoint.path}: expected the config.json and the mtp_layers that its "
-                        "weights were packed for, found others; convert the checkpoint again"
-                    )
-                core = from_packed(checkpoint.packed)
-            elif folder is not None:
-                core = load_cached(
-                    folder,
-                    checkpoint,
-                    dtype=row_dtype,
-                    weights=matrices,
-                    layout=layout_digest(sizes),
-                    from_packed=from_packed,
-                    from_tensors=from_tensors,
-                )
-            else:
-                core = from_tensors()
+            core, ranks = load_engine(
+                checkpoint,
+                sizes,
+                options,
+                folder=folder,
+                mtp_layers=mtp_layers,
+                n_ranks=n_ranks,
+                progress=progress or None,
+            )
         rewind_rows = options["rewind_rows"]
-        return cls(core, config, tokenizer, row_dtype, matrices, held, mtp_layers, rewind_rows)
+        return cls(
+            core,
+            config,
+            tokenizer,
+            row_dtype,
+            matrices,
+            held,
+            mtp_layers,
+            rewind_rows,
+            reduction,
+            ranks,
+        )
 
     def write_weights(
         self, path: Path, *, progress: Callable[[int, int], None] | None = None
@@ -227,8 +255,14 @@ class Engine:
         """Writes the packed weights to a file, as `duplex-engine convert` does (CPU only).
 
         Raises:
+            InvalidArgument: the weights are those of one rank of several, or cut into parts.
             OSError: the file cannot be written.
         """
+        if self._ranks is not None or self._reduction != "ranks":
+            raise InvalidArgument(
+                "write_weights: expected an engine with tensor_parallel=1 and reduction='ranks'; "
+                "load with cache=True to keep the packed weights of ranks"
+            )
         write_packed(
             path,
             self._core,
@@ -406,8 +440,10 @@ class Engine:
         return self._core.description()
 
     def close(self) -> None:
-        """Closes every session and gives all memory back."""
+        """Closes every session, ends the workers, and gives all memory back."""
         self._core.close()
+        if self._ranks is not None:
+            self._ranks.close()
 
     def __enter__(self) -> Self:
         return self
@@ -428,6 +464,12 @@ def _memory(memory: int | str | None, beside: Engine | None) -> int:
     return parse_bytes(memory)
 
 
+def _threads(threads: int | None, n_ranks: int) -> int:
+    """Worker threads of one rank; 0 for one per processor core."""
+    n = 0 if threads is None else integer(threads, "threads", high=MAX_INT32)
+    return n if n_ranks == 1 else max((n or len(os.sched_getaffinity(0))) // n_ranks, 1)
+
+
 def parse_bytes(value: int | str, name: str = "memory") -> int:
     """Bytes from a number of them or a string like "512MiB" or "1.5 GB".
 
@@ -442,42 +484,3 @@ def parse_bytes(value: int | str, name: str = "memory") -> int:
             f"{name}: expected a number of bytes or a string like '512MiB', found {found(value)}"
         )
     return n_bytes
-
-
-def _formats(
-    checkpoint: Checkpoint, dtype: str, weights: str, device: str
-) -> tuple[Dtype, Weights]:
-    """The types of rows and matrices that the options ask for.
-
-    Raises:
-        InvalidArgument: packed weights are of other types, or for another device.
-    """
-    packed = checkpoint.packed
-    if packed is None:
-        if dtype == "auto":
-            dtype = checkpoint.config.dtype or _commonest_dtype(checkpoint)
-        rows: Dtype = "bfloat16" if dtype == "bfloat16" else "float32"
-        return rows, rows if weights == "auto" else cast(Weights, weights)
-    if device != "cpu":
-        raise InvalidArgument(
-            f"{checkpoint.path}: expected the device 'cpu' for weights packed for it, "
-            f"found {device!r}; load the checkpoint that they were made of"
-        )
-    for name, asked, held in (("dtype", dtype, packed.dtype), ("weights", weights, packed.weights)):
-        if asked not in ("auto", held):
-            raise InvalidArgument(
-                f"{name}: expected 'auto' or {held!r}, which the packed weights in "
-                f"{checkpoint.path} are, found {asked!r}; convert the checkpoint again for that"
-            )
-    return packed.dtype, packed.weights
-
-
-def _commonest_dtype(checkpoint: Checkpoint) -> str:
-    """The type that most bytes of plain weights have, for a config.json that does not say it."""
-    n_bytes: Counter[str] = Counter()
-    for tensor in checkpoint.tensors:
-        if tensor.dtype in ("F32", "F16", "BF16"):
-            n_bytes[tensor.dtype] += tensor.data.nbytes
-    return (
-        "bfloat16" if max(n_bytes, key=n_bytes.__getitem__, default="F32") == "BF16" else "float32"
-    )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, cast
+from typing import Any, Literal, Protocol, Self, TypeAlias, cast
 
 from safetensors import SafetensorError, safe_open
 
@@ -23,7 +23,15 @@ from duplex_engine.errors import CheckpointError
 from duplex_engine.json_input import found
 from duplex_engine.whole_file import whole_file
 
-__all__ = ["PACKED_FILE", "Dtype", "PackedFile", "Weights", "layout_digest", "write_packed"]
+__all__ = [
+    "PACKED_FILE",
+    "Dtype",
+    "HasArena",
+    "PackedFile",
+    "Weights",
+    "layout_digest",
+    "write_packed",
+]
 
 Dtype: TypeAlias = Literal["float32", "bfloat16"]
 Weights: TypeAlias = Literal["float32", "bfloat16", "int8", "int4"]
@@ -33,6 +41,14 @@ FORMAT = "duplex_engine packed weights"
 TENSOR = "arena"
 HEADER_BYTES = 4096  # the arena begins at a page
 CONFIG_ONLY = ("eos_ids", "interaction")  # what no weight depends on
+
+
+class HasArena(Protocol):
+    """What the core made of a checkpoint: its packed weights can be written to a file."""
+
+    @property
+    def arena_bytes(self) -> int: ...
+    def write_arena(self, write: Callable[[memoryview], None]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +157,7 @@ def layout_digest(core_config: dict[str, Any]) -> str:
 
 def write_packed(
     path: Path,
-    core: _core.Engine,
+    core: HasArena,
     *,
     dtype: Dtype,
     weights: Weights,

@@ -34,6 +34,7 @@ VERSION = 1  # raise it when the header, the state or the order of the blocks ch
 PREAMBLE = struct.Struct("<8sIQQQII")
 CHECKSUM = struct.Struct("<I")  # of the preamble, behind it
 BEGIN = PREAMBLE.size + CHECKSUM.size  # of the header
+SINGLE_RANK = {"tensor_parallel": 1, "reduction": "ranks"}  # of files that do not say
 ABANDONED_S = 600.0  # a file that was begun and not written to for so long belongs to nobody
 
 
@@ -45,19 +46,14 @@ class ModelIdentity:
         self,
         core: _core.Engine,
         sizes: dict[str, Any],
-        dtype: str,
-        weights: str,
-        kv_dtype: str,
-        mtp_layers: int,
+        options: dict[str, str | int],
+        hashes: list[str],
     ) -> None:
+        """options: of `Engine.load`, as they were resolved; hashes: of the workers' weights."""
         self._core = core
         self._sizes = sizes
-        self._formats: dict[str, str | int] = {
-            "dtype": dtype,
-            "weights": weights,
-            "kv_dtype": kv_dtype,
-            "mtp_layers": mtp_layers,
-        }
+        self._options = options | {"tensor_parallel": 1 + len(hashes)}
+        self._hashes = hashes
 
     @cached_property
     def fields(self) -> dict[str, str | int]:
@@ -65,14 +61,15 @@ class ModelIdentity:
         config = json.dumps(self._sizes, sort_keys=True).encode()
         return {
             "config": hashlib.sha256(config).hexdigest()[:16],
-            **self._formats,
+            **self._options,
             "page_bytes": self._core.stats()["page_bytes"],
             "instruction set": self._core.description().partition(",")[0],
-            "packed weights": f"{self._core_hash():016x}",
+            "packed weights": "+".join([f"{self._core_hash():016x}", *self._hashes]),
         }
 
     def check(self, other: dict[str, Any], what: str) -> None:
         """Raises CheckpointError unless `other` are the fields of the same model."""
+        other = SINGLE_RANK | other
         for name, expected in self.fields.items():
             if other.get(name) != expected:
                 raise CheckpointError(

@@ -185,7 +185,8 @@ class ConvAddNormKernel final : public Kernel {
   void run() override {
     const std::int64_t n = sizes.n_in;
     backend->conv_add_norm({.segments = {&segment_, 1, sizes.rows},
-                            .x = x_,
+                            .parts = {x_},
+                            .n_parts = 1,
                             .x_stride = n,
                             .scale = 1,
                             .conv = {weight_, 0, sizes.n_in},

@@ -64,7 +64,7 @@ class Backend {
   virtual std::int64_t pack(const PackSource& source, const PackShape& shape,
                             std::int64_t first_out, void* destination) = 0;
   virtual std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
-                                        std::int64_t max_rows) const = 0;
+                                        std::int64_t max_rows, std::int32_t n_parts = 1) const = 0;
 
   // Runs one pass or more: workers stay awake meanwhile. It may be on a thread of the backend's
   // own; what `work` throws is thrown here.

@@ -25,7 +25,7 @@ struct MoeScratch {
   float* router_logits;        // (n_rows, n_experts + n_shared padded to 64)
   float* gate_up;              // (n_pairs, 2 * d_expert padded, to 64)
   std::byte* activated;        // (n_pairs, d_expert padded) in the dtype of the experts
-  float* down;                 // (n_pairs, d_model padded to 64)
+  float* down;                 // (n_pairs, n_parts, d_model padded to 64)
   MoeChoice* choices;          // (n_rows, top_k + n_shared)
   std::int32_t* pair_row;      // (n_pairs) batch row of the pair at each place
   std::int32_t* expert_begin;  // (n_experts + n_shared + 1) first place of each expert
@@ -35,17 +35,23 @@ struct MoeScratch {
 };
 
 struct MoeSizes {
-  std::int64_t n_rows, d_model, n_all, per_row, d_expert_padded;
+  std::int64_t n_rows, d_model, n_all, per_row, d_expert_padded, n_parts;
 
   std::int64_t n_pairs() const { return n_rows * per_row; }
   std::int64_t router_stride() const { return round_up(n_all, kPanelOutputs); }
   std::int64_t gate_up_stride() const { return round_up(2 * d_expert_padded, kPanelOutputs); }
-  std::int64_t down_stride() const { return round_up(d_model, kPanelOutputs); }
+  std::int64_t down_width() const { return round_up(d_model, kPanelOutputs); }
+  std::int64_t down_stride() const { return n_parts * down_width(); }
 };
 
-inline MoeSizes moe_sizes(const MoeConfig& config, std::int64_t d_model, std::int64_t n_rows) {
-  return {n_rows, d_model, config.n_experts + config.n_shared, config.top_k + config.n_shared,
-          round_up(config.d_expert, kColumnAlign)};
+inline MoeSizes moe_sizes(const MoeConfig& config, std::int64_t d_model, std::int64_t n_rows,
+                          std::int32_t n_parts = 1) {
+  return {n_rows,
+          d_model,
+          config.n_experts + config.n_shared,
+          config.top_k + config.n_shared,
+          round_up(config.d_expert, kColumnAlign),
+          n_parts};
 }
 
 // Places the parts from `base` on; null measures.

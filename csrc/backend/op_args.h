@@ -6,6 +6,7 @@
 
 #include "backend/views.h"
 #include "core/config.h"
+#include "core/shard.h"
 
 namespace duplex {
 
@@ -56,6 +57,10 @@ struct LinearArgs {
   float* y;  // (n_rows, y_stride), y_stride >= n_out rounded up to kPanelOutputs
   std::int64_t y_stride;
   float divisor = 1.0f;  // y = (x w^T) / divisor
+  // Several sums in place of one: part p of y is what the p-th of n_parts equal runs of columns
+  // make.
+  std::int32_t n_parts = 1;
+  std::int64_t y_part_stride = 0;  // floats
 };
 
 // One convolution of one layer: its weights and where its inputs lie in a block of the conv tape.
@@ -105,10 +110,12 @@ struct AttentionArgs {
   Rows out;  // (n_rows, n_heads * d_head_padded)
 };
 
-// hidden += conv(x * scale) + x * scale; out = rms_norm(hidden).
+// x = parts[0] + parts[1] + ..., in this order; hidden += conv(x * scale) + x * scale;
+// out = rms_norm(hidden).
 struct ConvAddNormArgs {
   Segments segments;
-  const float* x;
+  const float* parts[kMaxParts];  // each (n_rows, x_stride)
+  std::int32_t n_parts;
   std::int64_t x_stride;
   float scale;
   ConvSlot conv;
@@ -131,7 +138,8 @@ struct SiluMulArgs {
   Rows out;
 };
 
-// Routed experts 0..n_experts-1 and shared experts behind them, all packed with one stride.
+// Routed experts 0..n_experts-1 and shared experts behind them, all packed with one stride. Parts
+// are those of the products with `down`, as in LinearArgs.
 struct MoeArgs {
   MoeConfig config;
   std::int32_t n_rows;
@@ -146,6 +154,8 @@ struct MoeArgs {
   float* y;  // (n_rows, y_stride)
   std::int64_t y_stride;
   void* scratch;  // moe_scratch_bytes
+  std::int32_t n_parts = 1;
+  std::int64_t y_part_stride = 0;
 };
 
 // Gather of pixels or features into the rows that one hMLP stage multiplies.

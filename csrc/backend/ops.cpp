@@ -23,6 +23,13 @@ void check_meets(const char* op, const Rows& rows, const PackedMatrix& w) {
         ", weights are ", dtype_name(w.dtype));
 }
 
+void check_parts(const char* op, const PackedMatrix& w, std::int32_t n_parts) {
+  const std::int64_t group = is_quantised(w.dtype) ? quantised_group(w.dtype) : kColumnAlign;
+  check(n_parts == 1 || (n_parts > 1 && w.n_in % (n_parts * group) == 0), op, ": expected ",
+        dtype_name(w.dtype), " columns for ", n_parts, " parts of whole groups of ", group,
+        ", found ", w.n_in);
+}
+
 void check_tape(const char* op, const Backend& backend, DType kv_dtype, const Rows& q) {
   check(backend.has_kv_dtype(kv_dtype), op, ": device '", backend.name(), "' keeps no ",
         dtype_name(kv_dtype), " keys and values");
@@ -75,6 +82,7 @@ void Backend::linear(const LinearArgs& args) {
   check_meets("linear", args.x, args.w);
   check_rows("linear", "x", args.x, args.w.n_in);
   check_floats("linear", "y", args.y, args.y_stride, round_up(args.w.n_out, kPanelOutputs));
+  check_parts("linear", args.w, args.n_parts);
   do_linear(args);
 }
 
@@ -103,7 +111,10 @@ void Backend::attention(const AttentionArgs& args) {
 void Backend::conv_add_norm(const ConvAddNormArgs& args) {
   if (args.segments.n_rows == 0) return;
   const std::int64_t width = padded(args.width);
-  check_floats("conv_add_norm", "x", args.x, args.x_stride, width);
+  check(args.n_parts >= 1 && args.n_parts <= kMaxParts, "conv_add_norm: expected 1 to ", kMaxParts,
+        " parts, found ", args.n_parts);
+  for (std::int32_t p = 0; p < args.n_parts; ++p)
+    check_floats("conv_add_norm", "x", args.parts[p], args.x_stride, width);
   check_floats("conv_add_norm", "hidden", args.hidden, args.hidden_stride, width);
   check_rows("conv_add_norm", "out", args.out, width);
   check(args.conv.channels == width, "conv_add_norm: ", args.conv.channels,
@@ -129,6 +140,7 @@ void Backend::moe(const MoeArgs& args) {
   check_rows("moe", "x", args.x, args.gate_up.n_in);
   check_floats("moe", "y", args.y, args.y_stride, round_up(args.down.n_out, kPanelOutputs));
   check(args.scratch != nullptr, "moe: no scratch");
+  check_parts("moe", args.down, args.n_parts);
   do_moe(args);
 }
 

@@ -33,6 +33,15 @@ class PageMemory {
   virtual void read(void* host, const std::byte* source, std::size_t bytes) const = 0;
   // From the host's memory, before all that is asked for afterwards.
   virtual void write(std::byte* destination, const void* host, std::size_t bytes) = 0;
+  // In a tensor-parallel group an address has a content on each rank; read and write are of rank 0.
+  virtual int n_ranks() const { return 1; }
+  virtual void read_rank(int /*rank*/, void* host, const std::byte* source, std::size_t bytes) {
+    read(host, source, bytes);
+  }
+  virtual void write_rank(int /*rank*/, std::byte* destination, const void* host,
+                          std::size_t bytes) {
+    write(destination, host, bytes);
+  }
   // The page's memory may go back to the system; its content is lost.
   virtual void discard(PageId page) noexcept = 0;
 };

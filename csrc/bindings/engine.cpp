@@ -171,6 +171,8 @@ py::typing::List<py::object> turn_list(std::vector<Turn> turns) {
       list.append(py::module_::import("duplex_engine._core").attr("SessionClosed")(e.what()));
     } catch (const CapacityError& e) {
       list.append(py::module_::import("duplex_engine._core").attr("CapacityError")(e.what()));
+    } catch (const RankFailed& e) {
+      list.append(py::module_::import("duplex_engine._core").attr("RankFailed")(e.what()));
     } catch (const Error& e) {
       list.append(py::module_::import("duplex_engine._core").attr("InvalidArgument")(e.what()));
     }

@@ -1,4 +1,5 @@
-// Loading: a checkpoint's tensors where they lie, or packed weights from a function of Python.
+// Loading: a checkpoint's tensors where they lie, or packed weights from a function of Python; an
+// engine, or one rank of several.
 #include <memory>
 #include <optional>
 #include <string>
@@ -8,6 +9,8 @@
 
 #include "bindings/bindings.h"
 #include "core/error.h"
+#include "ranks/leader.h"
+#include "ranks/worker.h"
 
 namespace duplex {
 namespace {
@@ -69,69 +72,164 @@ PackedArena packed_arena(const PackedReader& packed) {
           }};
 }
 
+WeightSource weight_source(const std::vector<TensorTuple>& tensors,
+                           const std::optional<PackedReader>& packed) {
+  if (packed) return packed_arena(*packed);
+  std::vector<SourceTensor> sources;
+  for (const TensorTuple& tensor : tensors) sources.push_back(source_tensor(tensor));
+  return sources;
+}
+
+LoadProgress load_progress(const py::object& progress) {
+  if (progress.is_none()) return {};
+  return [&progress](std::size_t done, std::size_t total) {
+    const py::gil_scoped_acquire acquire;
+    progress(done, total);
+  };
+}
+
+Reduction reduction_from(const std::string& name) {
+  if (name == "ranks") return Reduction::kRanks;
+  if (name == "invariant") return Reduction::kInvariant;
+  fail("reduction: expected 'ranks' or 'invariant', found '", name, "'");
+}
+
 std::shared_ptr<Engine> load(const ConfigDict& config, const std::vector<TensorTuple>& tensors,
                              const std::optional<PackedReader>& packed,
                              const EngineOptions& options, const py::object& progress,
-                             const std::shared_ptr<Engine>& beside) {
-  WeightSource source;
-  if (packed) {
-    source = packed_arena(*packed);
-  } else {
-    for (const TensorTuple& tensor : tensors)
-      std::get<std::vector<SourceTensor>>(source).push_back(source_tensor(tensor));
-  }
+                             const std::shared_ptr<Engine>& beside,
+                             const std::shared_ptr<RankLeader>& ranks) {
+  WeightSource source = weight_source(tensors, packed);
   const ModelConfig model = config_from_dict(config);
-  LoadProgress report;
-  if (!progress.is_none())
-    report = [&progress](std::size_t done, std::size_t total) {
-      const py::gil_scoped_acquire acquire;
-      progress(done, total);
-    };
+  const LoadProgress report = load_progress(progress);
   const py::gil_scoped_release release;
-  return std::make_shared<Engine>(model, std::move(source), options, report, beside.get());
+  return std::make_shared<Engine>(model, std::move(source), options, report, beside.get(), ranks);
 }
 
-void write_packed(const Engine& engine, const PackedWriter& write) {
-  engine.write_arena([&write](const std::byte* from, std::size_t bytes) {
+template <class HasArena>
+void write_packed(const HasArena& weights, const PackedWriter& write) {
+  weights.write_arena([&write](const std::byte* from, std::size_t bytes) {
     write(py::memoryview::from_memory(from, static_cast<py::ssize_t>(bytes)));
   });
+}
+
+void bind_leader(py::module_& m) {
+  using Gil = py::call_guard<py::gil_scoped_release>;
+  m.def(
+      "n_parts",
+      [](const ConfigDict& config, std::int32_t n_ranks, const std::string& reduction,
+         const std::string& dtype, const std::string& weights) {
+        const DType matrices = format_from(weights, dtype_from(dtype, "dtype"), "weights");
+        return make_shard(config_from_dict(config), matrices, 0, n_ranks, reduction_from(reduction))
+            .total_parts();
+      },
+      py::arg("config"), py::kw_only(), py::arg("n_ranks"), py::arg("reduction"), py::arg("dtype"),
+      py::arg("weights"), "Partial sums of all ranks together; raises where they do not fit.");
+  py::class_<RankLeader, std::shared_ptr<RankLeader>>(m, "RankLeader", "A group, seen by rank 0.")
+      .def(py::init([](const ConfigDict& config, std::int32_t n_ranks, const std::string& reduction,
+                       const std::string& dtype, const std::string& weights,
+                       std::int32_t max_batch_rows) {
+             LeaderOptions options;
+             options.n_ranks = n_ranks;
+             options.reduction = reduction_from(reduction);
+             options.matrices = format_from(weights, dtype_from(dtype, "dtype"), "weights");
+             options.max_rows = max_batch_rows;
+             return std::make_shared<RankLeader>(config_from_dict(config), options);
+           }),
+           py::arg("config"), py::kw_only(), py::arg("n_ranks"), py::arg("reduction"),
+           py::arg("dtype"), py::arg("weights"), py::arg("max_batch_rows"))
+      .def_property_readonly("n_ranks", [](const RankLeader& r) { return r.group().n_ranks(); })
+      .def_property_readonly(
+          "fd", [](const RankLeader& r) { return r.group().fd(); },
+          "Of the memory that the ranks share; a worker inherits it.")
+      .def_property_readonly("region_bytes",
+                             [](const RankLeader& r) { return r.group().region_bytes(); })
+      .def("fail", &RankLeader::fail, py::arg("rank"), py::arg("reason"), Gil())
+      .def("stop", &RankLeader::stop, Gil());
+}
+
+std::unique_ptr<RankWorker> load_worker(const ConfigDict& config,
+                                        const std::vector<TensorTuple>& tensors,
+                                        const std::optional<PackedReader>& packed,
+                                        const WorkerOptions& options, const py::object& progress,
+                                        int fd, int rank) {
+  WeightSource source = weight_source(tensors, packed);
+  const ModelConfig model = config_from_dict(config);
+  const LoadProgress report = load_progress(progress);
+  const py::gil_scoped_release release;
+  return std::make_unique<RankWorker>(model, std::move(source), options, Group::join(fd, rank),
+                                      report);
+}
+
+void bind_worker(py::module_& m) {
+  using Gil = py::call_guard<py::gil_scoped_release>;
+  py::class_<RankWorker>(m, "RankWorker", "A rank that is not rank 0, loaded.")
+      .def(py::init([](const ConfigDict& config, const std::vector<TensorTuple>& tensors, int fd,
+                       int rank, const std::string& device, int n_threads, const std::string& isa,
+                       const std::string& dtype, const std::string& weights,
+                       const std::string& kv_dtype, const std::string& reduction,
+                       const std::optional<PackedReader>& packed, const py::object& progress) {
+             WorkerOptions options;
+             options.device = device;
+             options.backend = {n_threads, isa};
+             options.dtypes.rows = dtype_from(dtype, "dtype");
+             options.dtypes.matrices = format_from(weights, options.dtypes.rows, "weights");
+             options.kv_dtype = format_from(kv_dtype, options.dtypes.rows, "kv_dtype");
+             options.reduction = reduction_from(reduction);
+             return load_worker(config, tensors, packed, options, progress, fd, rank);
+           }),
+           py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("fd"), py::arg("rank"),
+           py::arg("device"), py::arg("n_threads"), py::arg("isa"), py::arg("dtype"),
+           py::arg("weights"), py::arg("kv_dtype"), py::arg("reduction"),
+           py::arg("packed") = py::none(), py::arg("progress") = py::none())
+      .def("serve", &RankWorker::serve, Gil(), "Does what rank 0 asks for until it says stop.")
+      .def_property_readonly("arena_bytes", &RankWorker::arena_bytes)
+      .def("write_arena", &write_packed<RankWorker>, py::arg("write"))
+      .def("weights_hash", &RankWorker::weights_hash, Gil());
 }
 
 }  // namespace
 
 void bind_loading(py::module_& m, EngineClass& engine) {
   m.attr("PACKING_VERSION") = kPackingVersion;
+  bind_leader(m);
+  bind_worker(m);
   engine
-      .def(py::init([](const ConfigDict& config, const std::vector<TensorTuple>& tensors,
-                       const std::string& device, int n_threads, const std::string& isa,
-                       const std::string& dtype, const std::string& weights,
-                       const std::string& kv_dtype, std::int64_t memory_bytes,
-                       std::int64_t page_bytes, std::int32_t max_batch_rows,
-                       std::int64_t max_positions, std::int32_t rewind_rows,
-                       const std::optional<PackedReader>& packed, const py::object& progress,
-                       const std::optional<std::shared_ptr<Engine>>& beside) {
-             EngineOptions options;
-             options.device = device;
-             options.backend = {n_threads, isa};
-             options.dtype = dtype_from(dtype, "dtype");
-             options.weights = format_from(weights, options.dtype, "weights");
-             options.kv_dtype = format_from(kv_dtype, options.dtype, "kv_dtype");
-             options.memory_bytes = memory_bytes;
-             options.page_bytes = page_bytes;
-             options.max_batch_rows = max_batch_rows;
-             options.max_positions = max_positions;
-             options.rewind_rows = rewind_rows;
-             return load(config, tensors, packed, options, progress, beside.value_or(nullptr));
-           }),
-           py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("device") = "cpu",
-           py::arg("n_threads") = 0, py::arg("isa") = "", py::arg("dtype") = "float32",
-           py::arg("weights") = "", py::arg("kv_dtype") = "",
-           py::arg("memory_bytes") = std::int64_t{1} << 30, py::arg("page_bytes") = 0,
-           py::arg("max_batch_rows") = 256, py::arg("max_positions") = 32768,
-           py::arg("rewind_rows") = 64, py::arg("packed") = py::none(),
-           py::arg("progress") = py::none(), py::arg("beside") = py::none())
+      .def(
+          py::init(
+              [](const ConfigDict& config, const std::vector<TensorTuple>& tensors,
+                 const std::string& device, int n_threads, const std::string& isa,
+                 const std::string& dtype, const std::string& weights, const std::string& kv_dtype,
+                 std::int64_t memory_bytes, std::int64_t page_bytes, std::int32_t max_batch_rows,
+                 std::int64_t max_positions, std::int32_t rewind_rows,
+                 const std::optional<PackedReader>& packed, const py::object& progress,
+                 const std::optional<std::shared_ptr<Engine>>& beside, const std::string& reduction,
+                 const std::optional<std::shared_ptr<RankLeader>>& ranks) {
+                EngineOptions options;
+                options.device = device;
+                options.backend = {n_threads, isa};
+                options.dtype = dtype_from(dtype, "dtype");
+                options.weights = format_from(weights, options.dtype, "weights");
+                options.kv_dtype = format_from(kv_dtype, options.dtype, "kv_dtype");
+                options.memory_bytes = memory_bytes;
+                options.page_bytes = page_bytes;
+                options.max_batch_rows = max_batch_rows;
+                options.max_positions = max_positions;
+                options.rewind_rows = rewind_rows;
+                options.reduction = reduction_from(reduction);
+                return load(config, tensors, packed, options, progress, beside.value_or(nullptr),
+                            ranks.value_or(nullptr));
+              }),
+          py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("device") = "cpu",
+          py::arg("n_threads") = 0, py::arg("isa") = "", py::arg("dtype") = "float32",
+          py::arg("weights") = "", py::arg("kv_dtype") = "",
+          py::arg("memory_bytes") = std::int64_t{1} << 30, py::arg("page_bytes") = 0,
+          py::arg("max_batch_rows") = 256, py::arg("max_positions") = 32768,
+          py::arg("rewind_rows") = 64, py::arg("packed") = py::none(),
+          py::arg("progress") = py::none(), py::arg("beside") = py::none(),
+          py::arg("reduction") = "ranks", py::arg("ranks") = py::none())
       .def_property_readonly("arena_bytes", &Engine::arena_bytes)
-      .def("write_arena", &write_packed, py::arg("write"),
+      .def("write_arena", &write_packed<Engine>, py::arg("write"),
            "Hands the packed weights to a function, piece by piece.");
 }
 

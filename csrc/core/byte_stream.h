@@ -72,6 +72,7 @@ class ByteReader {
       std::memcpy(values.data(), take(values.size() * sizeof(T)), values.size() * sizeof(T));
     return values;
   }
+  std::span<const std::byte> rest() const { return rest_; }  // not read yet
   void check_at_end() const {
     check<CheckpointError>(rest_.empty(), "snapshot: ", rest_.size(), " bytes more than expected");
   }

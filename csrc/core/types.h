@@ -14,6 +14,8 @@ enum class DType : std::uint8_t { kF32, kBF16, kInt8, kInt4 };
 constexpr bool is_quantised(DType dtype) { return dtype == DType::kInt8 || dtype == DType::kInt4; }
 // Of one element; not for the quantised formats.
 constexpr std::size_t dtype_bytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+// Input columns of a quantised matrix that share a scale.
+constexpr std::int64_t quantised_group(DType format) { return format == DType::kInt8 ? 64 : 32; }
 constexpr const char* dtype_name(DType dtype) {
   constexpr const char* kNames[] = {"float32", "bfloat16", "int8", "int4"};
   return kNames[static_cast<std::size_t>(dtype)];

@@ -21,14 +21,17 @@ constexpr std::int32_t kBackgroundRows = 64;
 constexpr std::int64_t kRowsBackedAtOpen = 32;
 
 std::unique_ptr<PagePool> make_pool(Backend& backend, const SequenceLayout& layout,
-                                    std::int64_t memory_bytes) {
+                                    std::int64_t memory_bytes,
+                                    const std::shared_ptr<RankLeader>& ranks) {
   const auto page_bytes = static_cast<std::int64_t>(layout.page_bytes);
   const std::int64_t n_pages = memory_bytes / page_bytes;
   check<CapacityError>(n_pages >= layout.window_pages() + 1,
                        "memory: expected room for one session, ",
                        (layout.window_pages() + 1) * page_bytes, " bytes, found ", memory_bytes,
                        "; give the engine more memory or a smaller max_batch_rows");
-  return std::make_unique<PagePool>(backend.create_page_memory(layout.page_bytes, n_pages));
+  auto memory = backend.create_page_memory(layout.page_bytes, n_pages);
+  if (ranks != nullptr) memory = std::make_unique<LeaderMemory>(ranks, std::move(memory));
+  return std::make_unique<PagePool>(std::move(memory));
 }
 
 // Looks at the config before anything is allocated.
@@ -69,9 +72,12 @@ std::pair<SequenceLayout, SequenceLayout> make_layouts(const ModelConfig& config
 }  // namespace
 
 Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& options,
-               const LoadProgress& progress, const Engine* beside)
+               const LoadProgress& progress, const Engine* beside,
+               std::shared_ptr<RankLeader> ranks)
     : model_{.config = checked(std::move(config), options, beside),
+             .share = {},
              .options = options,
+             .ranks = std::move(ranks),
              .weights = {},
              .layout = {},
              .mtp_layout = {}} {
@@ -82,11 +88,16 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
         "' keeps keys and values in float32 or bfloat16, found ", dtype_name(options.kv_dtype),
         "; the CPU has int8");
   const WeightDTypes dtypes{options.dtype, options.weights};
+  const Shard shard =
+      make_shard(checked_config, options.weights, 0,
+                 model_.ranks == nullptr ? 1 : model_.ranks->group().n_ranks(), options.reduction);
+  model_.share = shard_config(checked_config, shard);
   if (const auto* packed = std::get_if<PackedArena>(&source)) {
-    model_.weights = load_packed_weights(checked_config, *packed, dtypes, *backend, progress);
+    model_.weights =
+        load_packed_weights(checked_config, *packed, dtypes, *backend, progress, shard);
   } else {
     TensorSource tensors(std::move(std::get<std::vector<SourceTensor>>(source)));
-    model_.weights = load_weights(checked_config, tensors, dtypes, *backend, progress);
+    model_.weights = load_weights(checked_config, tensors, dtypes, *backend, progress, shard);
   }
   const bool is_sharing = beside != nullptr && options.memory_bytes == 0;
   const std::size_t granularity =
@@ -94,13 +105,14 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
                  : static_cast<std::size_t>(
                        round_up(std::max<std::int64_t>(options.page_bytes, 1),
                                 static_cast<std::int64_t>(backend->page_granularity())));
-  std::tie(model_.layout, model_.mtp_layout) = make_layouts(checked_config, options, granularity);
+  std::tie(model_.layout, model_.mtp_layout) = make_layouts(model_.share, options, granularity);
   check(!is_sharing || model_.layout.page_bytes == granularity,
         "memory: this model needs pages of ", model_.layout.page_bytes,
         " bytes, and those of the engine beside it have ", granularity,
         "; load that one with page = ", model_.layout.page_bytes,
         ", or give this one memory of its own");
-  pool_ = is_sharing ? beside->pool_ : make_pool(*backend, model_.layout, options.memory_bytes);
+  pool_ = is_sharing ? beside->pool_
+                     : make_pool(*backend, model_.layout, options.memory_bytes, model_.ranks);
   if (checked_config.audio) analyzer_ = std::make_unique<DmelAnalyzer>(*checked_config.audio);
   interaction_ = std::make_unique<Lane>(LaneKind::kInteraction, model_, std::move(backend),
                                         options.max_batch_rows);
@@ -181,6 +193,23 @@ std::vector<Turn> Engine::step(std::span<const StepRequest> requests) {
           "step: expected sessions of one lane, found interaction and background sessions; step "
           "them in two calls");
   return lane.step(requests);
+}
+
+std::string Engine::description() const {
+  const Backend& backend = interaction_->backend();
+  const Shard& shard = model_.weights.shard;
+  std::string text = backend.description();
+  if (model_.ranks != nullptr) {
+    const int n_threads = backend.n_threads();
+    text = text.substr(0, text.find(',')) + ", " + std::to_string(shard.size) + " ranks x " +
+           std::to_string(n_threads) + (n_threads == 1 ? " thread" : " threads") +
+           ", shared memory";
+  }
+  if (model_.options.reduction == Reduction::kInvariant)
+    text += ", reduction of " + std::to_string(shard.total_parts()) + " parts in order";
+  else if (model_.ranks != nullptr)
+    text += ", reduction in rank order";
+  return text;
 }
 
 std::vector<float> Engine::embed_text(std::span<const std::int32_t> ids) {

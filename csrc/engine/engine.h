@@ -22,8 +22,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
  public:
   // Beside another engine: on its machine and threads, as background work of that engine, and with
   // memory_bytes = 0 out of its page pool. It keeps what they share, not the other engine.
+  // With `ranks` it is rank 0 of a group, whose workers load the same checkpoint; memory_bytes are
+  // those of each rank.
   Engine(ModelConfig config, WeightSource source, const EngineOptions& options,
-         const LoadProgress& progress, const Engine* beside = nullptr);
+         const LoadProgress& progress, const Engine* beside = nullptr,
+         std::shared_ptr<RankLeader> ranks = nullptr);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -37,7 +40,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::vector<float> embed_image(Image image);
 
   const ModelConfig& config() const { return model_.config; }
-  std::string description() const { return interaction_->backend().description(); }
+  std::string description() const;
   std::vector<std::pair<std::string, std::int64_t>> memory_plan() const;
   EngineStats stats() const;
   std::int64_t arena_bytes() const {

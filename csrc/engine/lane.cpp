@@ -14,6 +14,14 @@ namespace {
 // Patches that the vision tower keeps buffers for.
 constexpr std::int64_t kMaxPatchesAtOnce = 64;
 
+std::unique_ptr<Inkling> make_model(LaneKind kind, const LoadedModel& model, Backend& backend,
+                                    std::int32_t max_rows) {
+  if (model.ranks != nullptr)
+    return std::make_unique<LeaderModel>(*model.ranks, kind, model.share, model.weights,
+                                         model.layout, backend, max_rows);
+  return std::make_unique<Inkling>(model.share, model.weights, model.layout, backend, max_rows);
+}
+
 }  // namespace
 
 Lane::Lane(LaneKind kind, const LoadedModel& model, std::unique_ptr<Backend> backend,
@@ -22,7 +30,7 @@ Lane::Lane(LaneKind kind, const LoadedModel& model, std::unique_ptr<Backend> bac
       loaded_(model),
       config_(model.config),
       backend_(std::move(backend)),
-      model_(std::make_unique<Inkling>(config_, model.weights, model.layout, *backend_, max_rows)),
+      model_(make_model(kind, model, *backend_, max_rows)),
       sampler_(config_.unpadded_vocab_size),
       ids_(static_cast<std::size_t>(max_rows)) {
   if (!config_.mtp.layers.empty())

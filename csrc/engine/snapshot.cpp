@@ -27,11 +27,12 @@ class SessionState {
   static std::vector<BlockRun> blocks(const Session& session, const SequenceState& state) {
     return held_blocks(*session.sequence_, state);
   }
-  static void read_memory(const Session& session, std::byte* to, const std::byte* from,
+  static void read_memory(const Session& session, int rank, std::byte* to, const std::byte* from,
                           std::size_t n) {
     session.check_open();
-    session.engine_->pool_->memory().read(to, from, n);
+    session.engine_->pool_->memory().read_rank(rank, to, from, n);
   }
+  static int n_ranks(const Session& session) { return session.engine_->pool_->memory().n_ranks(); }
   // Calls what needs the session's sequence to stay where it is.
   static std::mutex& mutex(const Session& session) { return session.lane_.mutex(); }
   static void check_open(const Session& session) { session.check_open(); }
@@ -212,7 +213,8 @@ std::int64_t n_bytes(const std::vector<BlockRun>& runs) {
   return n;
 }
 
-// Hands out the bytes of a session's blocks, however many are asked for.
+// Hands out the bytes of a session's blocks, however many are asked for: those of all blocks on
+// rank 0, then on the others.
 class BlockReader {
  public:
   BlockReader(Session& session, std::vector<BlockRun> runs)
@@ -223,18 +225,21 @@ class BlockReader {
     while (!to.empty()) {
       const BlockRun& run = runs_[at_];
       const std::size_t n = std::min(to.size(), run.bytes - n_done_);
-      SessionState::read_memory(session_, to.data(), run.data + n_done_, n);
+      SessionState::read_memory(session_, rank_, to.data(), run.data + n_done_, n);
       to = to.subspan(n);
       n_done_ += n;
       if (n_done_ < run.bytes) continue;
-      ++at_;
       n_done_ = 0;
+      if (++at_ < runs_.size()) continue;
+      at_ = 0;
+      ++rank_;
     }
   }
 
  private:
   Session& session_;
   std::vector<BlockRun> runs_;
+  int rank_ = 0;
   std::size_t at_ = 0;
   std::size_t n_done_ = 0;  // of runs_[at_]
 };
@@ -267,13 +272,16 @@ SessionState::Arrival::Arrival(Engine& engine, const SequenceState& state,
 
 void SessionState::Arrival::fill(const SnapshotReader& read) {
   std::vector<std::byte> piece(kPieceBytes);
-  for (const BlockRun& run : runs_) {
-    for (std::size_t at = 0; at < run.bytes; at += kPieceBytes) {
-      const auto part = std::span(piece).first(std::min(kPieceBytes, run.bytes - at));
-      read(part);
-      if (run.data == nullptr) continue;
-      const std::lock_guard lock(mutex());
-      engine_.pool_->memory().write(run.data + at, part.data(), part.size());
+  PageMemory& memory = engine_.pool_->memory();
+  for (int rank = 0; rank < memory.n_ranks(); ++rank) {
+    for (const BlockRun& run : runs_) {
+      for (std::size_t at = 0; at < run.bytes; at += kPieceBytes) {
+        const auto part = std::span(piece).first(std::min(kPieceBytes, run.bytes - at));
+        read(part);
+        if (run.data == nullptr) continue;
+        const std::lock_guard lock(mutex());
+        memory.write_rank(rank, run.data + at, part.data(), part.size());
+      }
     }
   }
 }
@@ -346,7 +354,7 @@ void SessionState::read(ByteReader& from, Session& session) {
 void write_snapshot(Session& session, const SnapshotWriter& writer) {
   const BusyGuard busy(session);
   auto [state, runs] = capture(session);
-  std::int64_t n_left = n_bytes(runs);
+  std::int64_t n_left = SessionState::n_ranks(session) * n_bytes(runs);
   writer.begin(state.bytes(), n_left);
   BlockReader reader(session, std::move(runs));
   std::vector<std::byte> piece(kPieceBytes);

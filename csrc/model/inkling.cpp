@@ -24,30 +24,71 @@ std::int64_t padded_stride(std::int64_t width, std::size_t element_bytes) {
   return stride;
 }
 
+std::int64_t float_stride(std::int64_t width) { return padded_stride(width, sizeof(float)); }
+
+// From a part to the next, in floats: a few cache lines more than their rows, for the same reason.
+std::int64_t part_stride(const ModelConfig& config, std::int32_t max_rows) {
+  return max_rows * float_stride(config.d_model) + kPanelOutputs;
+}
+
+// Of the logits that one rank computes; alike for all.
+std::int64_t logits_stride(const ModelConfig& config, std::int32_t n_ranks) {
+  return float_stride(div_up(config.unpadded_vocab_size, n_ranks));
+}
+
 }  // namespace
 
 Inkling::Inkling(const ModelConfig& config, const Weights& weights, const SequenceLayout& layout,
-                 Backend& backend, std::int32_t max_rows)
+                 Backend& backend, std::int32_t max_rows, Exchange* exchange)
     : config_(config),
       weights_(weights),
       backend_(backend),
+      exchange_(exchange),
       max_rows_(max_rows),
       kv_dtype_(layout.kv_dtype) {
   check(max_rows >= 1, "max_batch_rows: expected 1 or more, found ", max_rows);
+  check_exchange();
   for (std::size_t i = 0; i < weights.layers.size(); ++i)
     blocks_.push_back({&weights.layers[i], config.layers[i], layout.layers[i]});
   allocate();
+}
+
+std::size_t Inkling::slab_bytes(const ModelConfig& config, const Shard& shard,
+                                std::int32_t max_rows) {
+  const std::int64_t sums = shard.n_parts * part_stride(config, max_rows);
+  const std::int64_t logits = kHeadRows * logits_stride(config, shard.size);
+  return static_cast<std::size_t>(std::max(sums, logits)) * sizeof(float);
+}
+
+void Inkling::check_exchange() const {
+  const Shard& shard = weights_.shard;
+  const int rank = exchange_ == nullptr ? 0 : exchange_->rank();
+  const int size = exchange_ == nullptr ? 1 : exchange_->size();
+  check(rank == shard.rank && size == shard.size, "tensor_parallel: expected rank ", shard.rank,
+        " of ", shard.size, ", whose weights these are, found rank ", rank, " of ", size);
+  if (exchange_ == nullptr) return;
+  const std::size_t needed = slab_bytes(config_, shard, max_rows_);
+  check(exchange_->slab_bytes() >= needed, "tensor_parallel: expected slabs of ", needed,
+        " bytes or more for ", max_rows_, " rows, found ", exchange_->slab_bytes());
+}
+
+float* Inkling::partial_sums() {
+  return exchange_ == nullptr ? block_out_ : static_cast<float*>(exchange_->mine());
 }
 
 Rows Inkling::make_rows(const char* name, std::int64_t width, DType dtype, std::int64_t n_rows) {
   Rows rows;
   rows.dtype = dtype;
   rows.stride = padded_stride(width, dtype_bytes(dtype));
-  const auto bytes = static_cast<std::size_t>(n_rows * rows.stride) * dtype_bytes(dtype);
+  rows.data =
+      make_buffer(name, static_cast<std::size_t>(n_rows * rows.stride) * dtype_bytes(dtype));
+  return rows;
+}
+
+void* Inkling::make_buffer(const char* name, std::size_t bytes) {
   buffers_.push_back(backend_.allocate(bytes));
   plan_.emplace_back(name, bytes);
-  rows.data = buffers_.back()->data();
-  return rows;
+  return buffers_.back()->data();
 }
 
 float* Inkling::make_floats(const char* name, std::int64_t width, std::int64_t& stride) {
@@ -58,6 +99,7 @@ float* Inkling::make_floats(const char* name, std::int64_t width, std::int64_t& 
 
 void Inkling::allocate() {
   const DType dtype = weights_.dtype;
+  const std::int32_t n_parts = weights_.shard.n_parts;
   std::int64_t widest_projection = 0;
   std::int64_t widest_heads = 0;
   std::int64_t widest_mlp = 0;
@@ -75,17 +117,21 @@ void Inkling::allocate() {
   queries_ = make_rows("queries", widest_heads, query_dtype(kv_dtype_), max_rows_);
   attended_ = make_rows("attended", widest_heads, dtype, max_rows_);
   activated_ = make_rows("activated", widest_mlp, dtype, max_rows_);
-  block_out_ = make_floats("block_out", config_.d_model, block_out_stride_);
-  if (config_.has_moe()) {
-    const std::size_t bytes = backend_.moe_scratch_bytes(config_.moe, config_.d_model, max_rows_);
-    buffers_.push_back(backend_.allocate(bytes));
-    plan_.emplace_back("moe_scratch", bytes);
-    moe_scratch_ = buffers_.back()->data();
-  }
+  block_out_stride_ = float_stride(config_.d_model);
+  part_stride_ = part_stride(config_, max_rows_);
+  if (exchange_ == nullptr)
+    block_out_ = static_cast<float*>(
+        make_buffer("block_out", static_cast<std::size_t>(n_parts * part_stride_) * sizeof(float)));
+  if (config_.has_moe())
+    moe_scratch_ =
+        make_buffer("moe_scratch",
+                    backend_.moe_scratch_bytes(config_.moe, config_.d_model, max_rows_, n_parts));
   head_rows_ = make_rows("head_rows", config_.d_model, dtype, kHeadRows);
-  const Rows out = make_rows("logits", weights_.head.n_out, DType::kF32, kHeadRows);
-  head_out_ = static_cast<float*>(out.data);
-  head_out_stride_ = out.stride;
+  head_out_stride_ = logits_stride(config_, weights_.shard.size);
+  if (exchange_ == nullptr) {
+    const Rows out = make_rows("logits", weights_.head.n_out, DType::kF32, kHeadRows);
+    head_out_ = static_cast<float*>(out.data);
+  }
 }
 
 void Inkling::forward(const Segments& segments) {
@@ -148,8 +194,18 @@ void Inkling::attention_half(const Segments& segments, const Block& block) {
                       .layer_offset_bytes = place.kv_offset_bytes,
                       .kv_dtype = kv_dtype_,
                       .out = attended_});
-  backend_.linear({w.out, attended_, segments.n_rows, block_out_, block_out_stride_});
+  sum_parts(w.out, attended_, segments.n_rows);
   add_and_norm(segments, block, true, 1.0f, w.mlp_norm);
+}
+
+void Inkling::sum_parts(const PackedMatrix& w, const Rows& x, std::int32_t n_rows) {
+  backend_.linear({.w = w,
+                   .x = x,
+                   .n_rows = n_rows,
+                   .y = partial_sums(),
+                   .y_stride = block_out_stride_,
+                   .n_parts = weights_.shard.n_parts,
+                   .y_part_stride = part_stride_});
 }
 
 void Inkling::mlp_half(const Segments& segments, const Block& block, const float* next_norm) {
@@ -166,14 +222,16 @@ void Inkling::mlp_half(const Segments& segments, const Block& block, const float
                   .down = w.moe.down,
                   .gate_up_stride_bytes = w.moe.gate_up_stride_bytes,
                   .down_stride_bytes = w.moe.down_stride_bytes,
-                  .y = block_out_,
+                  .y = partial_sums(),
                   .y_stride = block_out_stride_,
-                  .scratch = moe_scratch_});
+                  .scratch = moe_scratch_,
+                  .n_parts = weights_.shard.n_parts,
+                  .y_part_stride = part_stride_});
   } else {
     const std::int32_t width = w.dense.down.n_in;
     backend_.linear({w.dense.gate_up, normed_, segments.n_rows, projected_, projected_stride_});
     backend_.silu_mul({projected_, projected_stride_, width, width, segments.n_rows, activated_});
-    backend_.linear({w.dense.down, activated_, segments.n_rows, block_out_, block_out_stride_});
+    sum_parts(w.dense.down, activated_, segments.n_rows);
     scale = w.dense.global_scale;
   }
   add_and_norm(segments, block, false, scale, next_norm);
@@ -187,18 +245,30 @@ void Inkling::add_and_norm(const Segments& segments, const Block& block, bool is
       is_attention ? w.attn_conv : w.mlp_conv,
       is_attention ? place.attention_conv_offset_bytes : place.mlp_conv_offset_bytes,
       static_cast<std::int32_t>(round_up(config_.d_model, kColumnAlign))};
-  backend_.conv_add_norm({.segments = segments,
-                          .x = block_out_,
-                          .x_stride = block_out_stride_,
-                          .scale = scale,
-                          .conv = conv,
-                          .kernel = config_.conv_kernel,
-                          .hidden = hidden_,
-                          .hidden_stride = hidden_stride_,
-                          .norm = next_norm,
-                          .eps = config_.norm_eps,
-                          .width = config_.d_model,
-                          .out = normed_});
+  ConvAddNormArgs args{.segments = segments,
+                       .parts = {},
+                       .n_parts = weights_.shard.total_parts(),
+                       .x_stride = block_out_stride_,
+                       .scale = scale,
+                       .conv = conv,
+                       .kernel = config_.conv_kernel,
+                       .hidden = hidden_,
+                       .hidden_stride = hidden_stride_,
+                       .norm = next_norm,
+                       .eps = config_.norm_eps,
+                       .width = config_.d_model,
+                       .out = normed_};
+  list_parts(args.parts);
+  backend_.conv_add_norm(args);
+}
+
+// Meets the others where there are any; parts of rank 0 come first.
+void Inkling::list_parts(const float** parts) {
+  const void* const only[] = {block_out_};
+  const std::span<const void* const> slabs = exchange_ == nullptr ? only : exchange_->meet();
+  for (const void* slab : slabs)
+    for (std::int32_t p = 0; p < weights_.shard.n_parts; ++p)
+      *parts++ = static_cast<const float*>(slab) + p * part_stride_;
 }
 
 std::size_t Inkling::head_row_bytes() const {
@@ -211,6 +281,7 @@ void Inkling::read_head_row(std::int32_t row, std::byte* out) {
   backend_.read(out, static_cast<const std::byte*>(normed_.data) + offset, head_row_bytes());
 }
 
+// Each rank has the logits of its slice of the vocabulary; rank 0 puts them together.
 void Inkling::logits(std::span<const void* const> head_rows, float* out) {
   const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
   const auto stride_bytes =
@@ -220,12 +291,24 @@ void Inkling::logits(std::span<const void* const> head_rows, float* out) {
     for (std::size_t i = 0; i < n; ++i)
       backend_.write(static_cast<std::byte*>(head_rows_.data) + i * stride_bytes,
                      head_rows[begin + i], head_row_bytes());
-    backend_.linear({weights_.head, head_rows_, static_cast<std::int32_t>(n), head_out_,
+    float* const mine = exchange_ == nullptr ? head_out_ : static_cast<float*>(exchange_->mine());
+    backend_.linear({weights_.head, head_rows_, static_cast<std::int32_t>(n), mine,
                      head_out_stride_, config_.logit_divisor});
-    for (std::size_t i = 0; i < n; ++i)
-      backend_.read(out + (begin + i) * n_vocab,
-                    head_out_ + i * static_cast<std::size_t>(head_out_stride_),
-                    n_vocab * sizeof(float));
+    const void* const only[] = {mine};
+    const std::span<const void* const> slabs = exchange_ == nullptr ? only : exchange_->meet();
+    if (weights_.shard.rank == 0) read_logits(slabs, n, out + begin * n_vocab);
+  }
+}
+
+void Inkling::read_logits(std::span<const void* const> slabs, std::size_t n_rows, float* out) {
+  const auto n_ranks = static_cast<std::int32_t>(slabs.size());
+  for (std::int32_t rank = 0; rank < n_ranks; ++rank) {
+    const Slice slice = vocabulary_slice(config_, rank, n_ranks);
+    const auto* from = static_cast<const float*>(slabs[static_cast<std::size_t>(rank)]);
+    for (std::size_t i = 0; i < n_rows; ++i)
+      backend_.read(out + i * static_cast<std::size_t>(config_.unpadded_vocab_size) + slice.first,
+                    from + i * static_cast<std::size_t>(head_out_stride_),
+                    static_cast<std::size_t>(slice.n) * sizeof(float));
   }
 }
 

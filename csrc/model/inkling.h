@@ -1,5 +1,10 @@
 // The transformer: embedded rows of any number of sequences in, normalised hidden rows out.
 //
+// As a rank of a tensor-parallel group it computes its heads and its share of every width, has the
+// residual stream in full, and meets the others twice a layer: each rank reads the partial sums of
+// all and adds them in ascending order, so all go on with the same bits. All ranks make the same
+// calls with the same rows.
+//
 // Owns the working buffers of one pass and nothing of any session. The arithmetic in formulas:
 // docs/MODEL.md; readable twin: duplex_engine/reference/inkling.py. Next: backend/op_args.h.
 #pragma once
@@ -11,6 +16,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/exchange.h"
 #include "core/config.h"
 #include "model/weights.h"
 #include "sequence/layout.h"
@@ -26,9 +32,18 @@ struct Block {
 
 class Inkling {
  public:
-  // Config, weights and layout must outlive the model. `max_rows`: the most rows of one pass.
+  // All must outlive the model. `config` and `layout` are those of the weights' shard
+  // (shard_config); `exchange` is there if it has several ranks. `max_rows`: the most of one pass.
   Inkling(const ModelConfig& config, const Weights& weights, const SequenceLayout& layout,
-          Backend& backend, std::int32_t max_rows);
+          Backend& backend, std::int32_t max_rows, Exchange* exchange = nullptr);
+
+  virtual ~Inkling() = default;
+  Inkling(const Inkling&) = delete;
+  Inkling& operator=(const Inkling&) = delete;
+
+  // What a slab of the exchange must hold at least.
+  static std::size_t slab_bytes(const ModelConfig& config, const Shard& shard,
+                                std::int32_t max_rows);
 
   std::int32_t max_rows() const { return max_rows_; }
   // The residual stream, (max_rows, row_stride), padding zero: the embedded rows of the next pass,
@@ -40,19 +55,28 @@ class Inkling {
   void forward(const Segments& segments);
   // Runs these blocks over what rows() holds, then `norm`, for read_head_row. Layout and weights of
   // the blocks may be others, as wide as the multi-token-prediction layers are.
-  void run_blocks(const Segments& segments, std::span<const Block> blocks, const float* norm);
+  virtual void run_blocks(const Segments& segments, std::span<const Block> blocks,
+                          const float* norm);
 
   // One normalised row of the last pass, ready for the head, to the host: (head_row_bytes).
   void read_head_row(std::int32_t row, std::byte* out);
   std::size_t head_row_bytes() const;
-  // Logits of rows that read_head_row gave: (n, unpadded_vocab_size).
-  void logits(std::span<const void* const> head_rows, float* out);
+  // Logits of rows that read_head_row gave: (n, unpadded_vocab_size). On ranks other than 0, which
+  // compute their part of it, `out` is not used.
+  virtual void logits(std::span<const void* const> head_rows, float* out);
+  std::int32_t n_logits() const { return config_.unpadded_vocab_size; }
 
   // Working buffers by name, in bytes.
   const std::vector<std::pair<std::string, std::size_t>>& plan() const { return plan_; }
 
  private:
   void allocate();
+  void check_exchange() const;
+  float* partial_sums();  // of this rank: (n_parts, max_rows, d_model)
+  void sum_parts(const PackedMatrix& w, const Rows& x, std::int32_t n_rows);
+  void list_parts(const float** parts);
+  void read_logits(std::span<const void* const> slabs, std::size_t n_rows, float* out);
+  void* make_buffer(const char* name, std::size_t bytes);
   Rows make_rows(const char* name, std::int64_t width, DType dtype, std::int64_t n_rows);
   float* make_floats(const char* name, std::int64_t width, std::int64_t& stride);
   void attention_half(const Segments& segments, const Block& block);
@@ -63,6 +87,7 @@ class Inkling {
   const ModelConfig& config_;
   const Weights& weights_;
   Backend& backend_;
+  Exchange* exchange_;
   std::int32_t max_rows_;
   DType kv_dtype_;  // of the tapes of every block
   std::vector<Block> blocks_;
@@ -77,11 +102,12 @@ class Inkling {
   Rows queries_;                // (max_rows, n_heads * d_head padded)
   Rows attended_;               // (max_rows, n_heads * d_head padded)
   Rows activated_;              // (max_rows, d_ff padded)
-  float* block_out_ = nullptr;  // (max_rows, d_model) before the convolution
+  float* block_out_ = nullptr;  // partial_sums where nobody is met
   std::int64_t block_out_stride_ = 0;
+  std::int64_t part_stride_ = 0;  // floats, from a part to the next
   void* moe_scratch_ = nullptr;
   Rows head_rows_;             // (kHeadRows, d_model)
-  float* head_out_ = nullptr;  // (kHeadRows, vocabulary)
+  float* head_out_ = nullptr;  // (kHeadRows, vocabulary) where nobody is met
   std::int64_t head_out_stride_ = 0;
 };
 

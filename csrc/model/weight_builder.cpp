@@ -96,17 +96,17 @@ const float* WeightBuilder::vector(const SourceTensor& tensor, std::int64_t grou
   return write_floats(out);
 }
 
-const float* WeightBuilder::convolution(const SourceTensor& tensor, std::int64_t group,
-                                        std::int64_t group_padded) {
-  const std::int64_t channels = tensor.shape[0];
+const float* WeightBuilder::convolution(const SourceTensor& tensor, const Slice& channels,
+                                        std::int64_t group, std::int64_t group_padded) {
+  const std::int64_t n = channels.n;
   const std::int64_t kernel = tensor.shape[2];
-  const std::int64_t padded = round_up(channels / group * group_padded, kColumnAlign);
+  const std::int64_t padded = round_up(n / group * group_padded, kColumnAlign);
   auto* out = take<float>(kernel * padded);
   if (!is_filling_) return out;
-  std::vector<float> values(static_cast<std::size_t>(channels * kernel));
-  read(tensor, 0, channels * kernel, values.data());
+  std::vector<float> values(static_cast<std::size_t>(n * kernel));
+  read(tensor, channels.first * kernel, n * kernel, values.data());
   floats_.assign(static_cast<std::size_t>(kernel * padded), 0.0f);
-  for (std::int64_t c = 0; c < channels; ++c)
+  for (std::int64_t c = 0; c < n; ++c)
     for (std::int64_t j = 0; j < kernel; ++j)
       floats_[static_cast<std::size_t>(j * padded + c / group * group_padded + c % group)] =
           values[static_cast<std::size_t>(c * kernel + j)];

@@ -10,12 +10,13 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "core/shard.h"
 #include "model/tensor_source.h"
 
 namespace duplex {
 
 // Rows of a source tensor that become outputs: `n_rows` rows from element `first`, `row_stride`
-// elements apart. tensor == nullptr stands for padding rows.
+// elements apart; their columns begin there. tensor == nullptr stands for padding rows.
 struct OutputRows {
   const SourceTensor* tensor = nullptr;
   std::int64_t n_rows = 0;
@@ -42,8 +43,8 @@ class WeightBuilder {
 
   // All values as float32; `group` of them at multiples of `group_padded`.
   const float* vector(const SourceTensor& tensor, std::int64_t group, std::int64_t group_padded);
-  // (channels, 1, kernel) to (kernel, channels), channels in padded groups.
-  const float* convolution(const SourceTensor& tensor, std::int64_t group,
+  // Some of (channels, 1, kernel) to (kernel, channels), channels in padded groups.
+  const float* convolution(const SourceTensor& tensor, const Slice& channels, std::int64_t group,
                            std::int64_t group_padded);
   // (d_rel, extent) to the bank of AttentionArgs: distances descending between blocks of zeros.
   const float* rel_bank(const SourceTensor& tensor, std::int64_t& stride);

@@ -22,8 +22,9 @@ OutputRows padding(std::int64_t n) { return {nullptr, n, 0, 0}; }
 class Loader {
  public:
   Loader(const ModelConfig& config, TensorSource& source, WeightBuilder& builder,
-         const WeightDTypes& dtypes)
+         const WeightDTypes& dtypes, const Shard& shard)
       : config_(config),
+        shard_(shard),
         source_(source),
         builder_(builder),
         dtypes_(dtypes),
@@ -32,9 +33,9 @@ class Loader {
 
   Weights load() {
     Weights weights;
+    weights.shard = shard_;
     weights.dtype = dtypes_.rows;
-    weights.embed =
-        builder_.table(source_.find("model.llm.embed.weight", {config_.vocab_size, d_}));
+    weights.embed = table("model.llm.embed.weight", config_.vocab_size);
     weights.embed_norm = norm("model.llm.embed_norm.weight", d_);
     for (std::size_t i = 0; i < config_.layers.size(); ++i)
       weights.layers.push_back(
@@ -44,7 +45,7 @@ class Loader {
     weights.mtp = mtp();
     if (config_.audio) {
       const std::int64_t rows = std::int64_t{config_.audio->n_mels} * config_.audio->n_levels;
-      weights.audio_table = builder_.table(source_.find("model.audio.encoder.weight", {rows, d_}));
+      weights.audio_table = table("model.audio.encoder.weight", rows);
       weights.audio_norm = norm("model.audio.final_norm.weight", d_);
     }
     if (config_.vision) weights.vision = vision();
@@ -52,6 +53,14 @@ class Loader {
   }
 
  private:
+  bool has_towers() const { return shard_.rank == 0; }
+
+  // Of embedded rows.
+  const void* table(const std::string& name, std::int64_t n_rows) {
+    const SourceTensor& tensor = source_.find(name, {n_rows, d_});
+    return has_towers() ? builder_.table(tensor) : nullptr;
+  }
+
   const float* norm(const std::string& name, std::int64_t width) {
     return builder_.vector(source_.find(name, {width}), width, round_up(width, kColumnAlign));
   }
@@ -63,7 +72,8 @@ class Loader {
     const bool is_unpadded =
         !tensor.shape.empty() && tensor.shape[0] == config_.unpadded_vocab_size;
     source_.find(name, {is_unpadded ? config_.unpadded_vocab_size : config_.vocab_size, d_});
-    return builder_.matrix({output_rows(tensor, 0, config_.unpadded_vocab_size, d_)}, d_);
+    const Slice rows = vocabulary_slice(config_, shard_.rank, shard_.size);
+    return builder_.matrix({output_rows(tensor, rows.first, rows.n, d_)}, d_);
   }
 
   MtpWeights mtp() {
@@ -85,6 +95,8 @@ class Loader {
 
   LayerWeights layer(const std::string& prefix, const LayerConfig& config) {
     const AttentionShape& shape = config_.attention(config);
+    const Slice kv_heads = kv_head_slice(shape, shard_);
+    const Slice kv_channels{kv_heads.first * shape.d_head, kv_heads.n * shape.d_head};
     const std::int64_t n_kv = std::int64_t{shape.n_kv_heads} * shape.d_head;
     const std::int64_t kernel = config_.conv_kernel;
     LayerWeights layer;
@@ -92,22 +104,22 @@ class Loader {
     layer.mlp_norm = norm(prefix + "mlp_norm.weight", d_);
     layer.q_norm = norm(prefix + "attn.q_norm.weight", shape.d_head);
     layer.k_norm = norm(prefix + "attn.k_norm.weight", shape.d_head);
-    const auto convolution = [&](const char* name, std::int64_t channels, std::int64_t group) {
-      return builder_.convolution(source_.find(prefix + name, {channels, 1, kernel}), group,
+    const auto convolution = [&](const char* name, std::int64_t n, const Slice& channels,
+                                 std::int64_t group) {
+      return builder_.convolution(source_.find(prefix + name, {n, 1, kernel}), channels, group,
                                   round_up(group, kColumnAlign));
     };
-    layer.k_conv = convolution("attn.k_sconv.weight", n_kv, shape.d_head);
-    layer.v_conv = convolution("attn.v_sconv.weight", n_kv, shape.d_head);
-    layer.attn_conv = convolution("attn_sconv.weight", d_, d_);
-    layer.mlp_conv = convolution("mlp_sconv.weight", d_, d_);
+    layer.k_conv = convolution("attn.k_sconv.weight", n_kv, kv_channels, shape.d_head);
+    layer.v_conv = convolution("attn.v_sconv.weight", n_kv, kv_channels, shape.d_head);
+    layer.attn_conv = convolution("attn_sconv.weight", d_, {0, d_}, d_);
+    layer.mlp_conv = convolution("mlp_sconv.weight", d_, {0, d_}, d_);
     layer.rel_bank = builder_.rel_bank(
         source_.find(prefix + "attn.rel_logits_proj.proj", {config_.d_rel, shape.rel_extent}),
         layer.rel_stride);
     layer.qkvr = projections(prefix, shape);
     const std::int64_t n_q = std::int64_t{shape.n_heads} * shape.d_head;
-    layer.out = builder_.matrix(
-        {output_rows(source_.find(prefix + "attn.wo_ud.weight", {d_, n_q}), 0, d_, n_q)}, n_q,
-        shape.d_head, padded_head(shape), dtypes_.matrices);
+    layer.out =
+        column_slice(source_.find(prefix + "attn.wo_ud.weight", {d_, n_q}), 0, n_q, shape.d_head);
     if (config.is_moe)
       layer.moe = moe(prefix + "mlp.");
     else
@@ -126,16 +138,17 @@ class Loader {
     const SourceTensor& v = tensor("wv_dv", shape.n_kv_heads * d_head);
     const SourceTensor& r = tensor("wr_du", std::int64_t{shape.n_heads} * config_.d_rel);
     std::vector<OutputRows> outputs;
-    const auto add_heads = [&](const SourceTensor& heads, std::int64_t n_heads) {
-      for (std::int64_t head = 0; head < n_heads; ++head) {
+    const auto add_heads = [&](const SourceTensor& heads, const Slice& slice) {
+      for (std::int64_t head = slice.first; head < slice.first + slice.n; ++head) {
         outputs.push_back(output_rows(heads, head * d_head, d_head, d_));
         if (padded_head(shape) > d_head) outputs.push_back(padding(padded_head(shape) - d_head));
       }
     };
-    add_heads(q, shape.n_heads);
-    add_heads(k, shape.n_kv_heads);
-    add_heads(v, shape.n_kv_heads);
-    outputs.push_back(output_rows(r, 0, std::int64_t{shape.n_heads} * config_.d_rel, d_));
+    const Slice q_heads = head_slice(shape, shard_), kv_heads = kv_head_slice(shape, shard_);
+    add_heads(q, q_heads);
+    add_heads(k, kv_heads);
+    add_heads(v, kv_heads);
+    outputs.push_back(output_rows(r, q_heads.first * config_.d_rel, q_heads.n * config_.d_rel, d_));
     return builder_.matrix(outputs, d_);
   }
 
@@ -143,21 +156,45 @@ class Loader {
     const std::int64_t width = config_.d_ff;
     DenseMlpWeights mlp;
     mlp.global_scale = builder_.scalar(source_.find(prefix + "global_scale", {1}));
-    const std::int64_t gap = round_up(width, kColumnAlign) - width;
     if (const SourceTensor* both = source_.try_find(prefix + "w13_dn.weight")) {
       source_.find(both->name, {2 * width, d_});
-      mlp.gate_up = builder_.matrix({output_rows(*both, 0, width, d_, 2), padding(gap),
-                                     output_rows(*both, 1, width, d_, 2), padding(gap)},
-                                    d_);
+      mlp.gate_up = gate_up({*both, 0}, {*both, 1}, 2, width);
     } else {
       const auto [gate, up] = module_gate_up(prefix, "w13_dn.weight", ".weight", {width, d_});
-      mlp.gate_up = builder_.matrix({output_rows(*gate, 0, width, d_), padding(gap),
-                                     output_rows(*up, 0, width, d_), padding(gap)},
-                                    d_);
+      mlp.gate_up = gate_up({*gate, 0}, {*up, 0}, 1, width);
     }
-    mlp.down = builder_.matrix(
-        {output_rows(source_.find(prefix + "w2_md.weight", {d_, width}), 0, d_, width)}, width);
+    mlp.down = column_slice(source_.find(prefix + "w2_md.weight", {d_, width}), 0, width,
+                            width / shard_.total_parts());
     return mlp;
+  }
+
+  struct RowsFrom {
+    const SourceTensor& tensor;
+    std::int64_t row;
+  };
+  // Gates and ups of one MLP of that width, or of one expert: every `step`-th row of the tensors.
+  PackedMatrix gate_up(const RowsFrom& gates, const RowsFrom& ups, std::int64_t step,
+                       std::int64_t width) {
+    const std::int64_t n = width / shard_.total_parts();
+    std::vector<OutputRows> outputs;
+    for (const RowsFrom& from : {gates, ups})
+      for (std::int64_t part = 0; part < shard_.n_parts; ++part) {
+        const std::int64_t first = from.row + step * (shard_.rank * shard_.n_parts + part) * n;
+        outputs.push_back(output_rows(from.tensor, first, n, d_, step));
+        outputs.push_back(padding(round_up(n, kColumnAlign) - n));
+      }
+    return builder_.matrix(outputs, d_);
+  }
+
+  // d_model rows from `row` on: this rank's share of `width` input columns, which come in groups.
+  PackedMatrix column_slice(const SourceTensor& tensor, std::int64_t row, std::int64_t width,
+                            std::int64_t group) {
+    const std::int64_t n = width / shard_.size, first = shard_.rank * n;
+    check<CheckpointError>(tensor.type != FileType::kE2M1 || n % 2 == 0,
+                           "tensor_parallel: expected slices of an even number of columns of '",
+                           tensor.name, "', whose codes come in pairs, found ", n);
+    return builder_.matrix({OutputRows{&tensor, d_, row * width + first, width}}, n, group,
+                           round_up(group, kColumnAlign), dtypes_.matrices);
   }
 
   // The gate and up tensors of the transformers spelling, where the `published` one is absent.
@@ -199,7 +236,7 @@ class Loader {
       const bool is_shared = e >= m.n_experts;
       const SourceTensor& tensor = is_shared ? shared : routed;
       const std::int64_t row = (is_shared ? e - m.n_experts : e) * d_;
-      note_expert(e, builder_.matrix({output_rows(tensor, row, d_, width)}, width), weights.down,
+      note_expert(e, column_slice(tensor, row, width, width / shard_.total_parts()), weights.down,
                   weights.down_stride_bytes);
     }
     return weights;
@@ -217,7 +254,6 @@ class Loader {
   void load_gate_up(const std::string& prefix, MoeWeights& weights) {
     const MoeConfig& m = config_.moe;
     const std::int64_t width = m.d_expert;
-    const std::int64_t gap = round_up(width, kColumnAlign) - width;
     // Interleaved (step 2, ups at 1) as published, or halves (step 1, ups at `width`).
     const SourceTensor* routed = source_.try_find(prefix + "experts.w13_weight");
     const bool is_interleaved = routed != nullptr;
@@ -232,12 +268,8 @@ class Loader {
     const std::int64_t up_row = is_interleaved ? 1 : width;
     for (std::int64_t e = 0; e < m.n_experts; ++e) {
       const std::int64_t row = e * 2 * width;
-      note_expert(
-          e,
-          builder_.matrix({output_rows(*routed, row, width, d_, step), padding(gap),
-                           output_rows(*routed, row + up_row, width, d_, step), padding(gap)},
-                          d_),
-          weights.gate_up, weights.gate_up_stride_bytes);
+      note_expert(e, gate_up({*routed, row}, {*routed, row + up_row}, step, width), weights.gate_up,
+                  weights.gate_up_stride_bytes);
     }
     const SourceTensor* shared = source_.try_find(prefix + "shared_experts.shared_w13_weight");
     if (shared != nullptr) source_.find(shared->name, {m.n_shared, 2 * width, d_});
@@ -249,13 +281,10 @@ class Loader {
     const std::int64_t shared_step = shared != nullptr ? 2 : 1;
     for (std::int64_t s = 0; s < m.n_shared; ++s) {
       const std::int64_t row = s * per_expert;
-      note_expert(m.n_experts + s,
-                  builder_.matrix(
-                      {output_rows(*gate, row, width, d_, shared_step), padding(gap),
-                       output_rows(*up, row + (shared != nullptr ? 1 : 0), width, d_, shared_step),
-                       padding(gap)},
-                      d_),
-                  weights.gate_up, weights.gate_up_stride_bytes);
+      note_expert(
+          m.n_experts + s,
+          gate_up({*gate, row}, {*up, row + (shared != nullptr ? 1 : 0)}, shared_step, width),
+          weights.gate_up, weights.gate_up_stride_bytes);
     }
   }
 
@@ -265,11 +294,12 @@ class Loader {
     for (std::size_t i = 0; i < stages.size(); ++i) {
       const std::string number = std::to_string(i) + ".weight";
       const HmlpStage& stage = stages[i];
-      weights.linear.push_back(builder_.matrix(
-          {output_rows(
-              source_.find("model.visual.layers.linear_" + number, {stage.d_out, stage.d_in}), 0,
-              stage.d_out, stage.d_in)},
-          stage.d_in, stage.d_in, round_up(stage.d_in, kColumnAlign), dtypes_.rows));
+      const SourceTensor& linear =
+          source_.find("model.visual.layers.linear_" + number, {stage.d_out, stage.d_in});
+      if (has_towers())
+        weights.linear.push_back(builder_.matrix({output_rows(linear, 0, stage.d_out, stage.d_in)},
+                                                 stage.d_in, stage.d_in,
+                                                 round_up(stage.d_in, kColumnAlign), dtypes_.rows));
       if (i + 1 < stages.size())
         weights.norm.push_back(norm("model.visual.layers.norm_" + number, stage.d_out));
     }
@@ -278,6 +308,7 @@ class Loader {
   }
 
   const ModelConfig& config_;
+  Shard shard_;
   TensorSource& source_;
   WeightBuilder& builder_;
   WeightDTypes dtypes_;
@@ -288,13 +319,14 @@ class Loader {
 }  // namespace
 
 Weights load_weights(const ModelConfig& config, TensorSource& source, const WeightDTypes& dtypes,
-                     Backend& backend, const LoadProgress& progress) {
+                     Backend& backend, const LoadProgress& progress, const Shard& shard) {
+  check_shard(config, dtypes.matrices, shard);
   WeightBuilder builder(backend, dtypes, progress);
-  Loader(config, source, builder, dtypes).load();  // measures, and checks names and shapes
+  Loader(config, source, builder, dtypes, shard).load();  // measures, checks names and shapes
   source.check_all_used();
   auto arena = backend.allocate(builder.bytes());
   builder.start_filling(static_cast<std::byte*>(arena->data()), builder.bytes());
-  Weights weights = Loader(config, source, builder, dtypes).load();
+  Weights weights = Loader(config, source, builder, dtypes, shard).load();
   weights.arena = std::move(arena);
   if (progress) progress(builder.bytes(), builder.bytes());
   return weights;
@@ -302,10 +334,11 @@ Weights load_weights(const ModelConfig& config, TensorSource& source, const Weig
 
 Weights load_packed_weights(const ModelConfig& config, const PackedArena& packed,
                             const WeightDTypes& dtypes, Backend& backend,
-                            const LoadProgress& progress) {
+                            const LoadProgress& progress, const Shard& shard) {
+  check_shard(config, dtypes.matrices, shard);
   TensorSource shapes = TensorSource::of_shapes();
   WeightBuilder builder(backend, dtypes, progress);
-  Loader(config, shapes, builder, dtypes).load();
+  Loader(config, shapes, builder, dtypes, shard).load();
   const std::size_t bytes = builder.bytes();
   check<CheckpointError>(packed.bytes == bytes, "packed weights: expected ", bytes,
                          " bytes for this config.json, ", dtype_name(dtypes.rows), " and ",
@@ -320,7 +353,7 @@ Weights load_packed_weights(const ModelConfig& config, const PackedArena& packed
     if (progress) progress(at + n, bytes);
   }
   builder.start_placing(base);
-  Weights weights = Loader(config, shapes, builder, dtypes).load();
+  Weights weights = Loader(config, shapes, builder, dtypes, shard).load();
   weights.arena = std::move(arena);
   return weights;
 }

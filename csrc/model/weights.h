@@ -4,8 +4,11 @@
 // fill it, tensor by tensor, giving file pages back as it goes. The shapes it asks for follow from
 // the config alone; anything missing, misshapen, unused or not finite is a CheckpointError.
 //
+// A rank of a tensor-parallel group packs and reads its own slices alone. The columns of `out` and
+// `down` are those of its parts, one behind the other.
+//
 // An arena may be written to a file and read again (write_arena, load_packed_weights): where each
-// number lies in it follows from config, dtypes, backend and kPackingVersion.
+// number lies in it follows from config, shard, dtypes, backend and kPackingVersion.
 #pragma once
 
 #include <functional>
@@ -15,13 +18,14 @@
 
 #include "backend/backend.h"
 #include "core/config.h"
+#include "core/shard.h"
 #include "model/tensor_source.h"
 #include "model/weight_builder.h"
 
 namespace duplex {
 
 struct DenseMlpWeights {
-  PackedMatrix gate_up;  // gates in outputs [0, d_ff padded), ups behind
+  PackedMatrix gate_up;  // gates, in padded widths of parts, then ups
   PackedMatrix down;
   float global_scale = 1.0f;
 };
@@ -73,13 +77,15 @@ struct VisionWeights {
   const float* final_norm = nullptr;
 };
 
+// What makes rows of text, sound and pictures is null on all ranks but 0.
 struct Weights {
+  Shard shard;
   DType dtype = DType::kF32;    // of tables, and of the rows that meet the matrices
   const void* embed = nullptr;  // (vocab_size, d_model padded)
   const float* embed_norm = nullptr;
   std::vector<LayerWeights> layers;
   const float* final_norm = nullptr;
-  PackedMatrix head;
+  PackedMatrix head;  // this rank's vocabulary_slice
   MtpWeights mtp;
   const void* audio_table = nullptr;  // (n_mels * n_levels, d_model padded)
   const float* audio_norm = nullptr;
@@ -87,8 +93,9 @@ struct Weights {
   std::unique_ptr<Buffer> arena;
 };
 
+// `config` is that of the whole model. Throws InvalidArgument where it cannot be cut so.
 Weights load_weights(const ModelConfig& config, TensorSource& source, const WeightDTypes& dtypes,
-                     Backend& backend, const LoadProgress& progress);
+                     Backend& backend, const LoadProgress& progress, const Shard& shard = {});
 
 // Raise it when the bytes of an arena change: the order of its parts, a layout, a rounding.
 inline constexpr int kPackingVersion = 1;
@@ -100,7 +107,7 @@ struct PackedArena {
 };
 Weights load_packed_weights(const ModelConfig& config, const PackedArena& packed,
                             const WeightDTypes& dtypes, Backend& backend,
-                            const LoadProgress& progress);
+                            const LoadProgress& progress, const Shard& shard = {});
 // Hands out the arena from its beginning, piece by piece.
 using ArenaWriter = std::function<void(const std::byte* from, std::size_t bytes)>;
 void write_arena(const Weights& weights, Backend& backend, const ArenaWriter& write);

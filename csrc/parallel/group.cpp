@@ -15,9 +15,10 @@
 namespace duplex {
 namespace {
 
-// With a core for each rank a partner that is late by this much is worth waiting for awake. With
-// fewer, the one who is waited for may need this very core.
-constexpr std::chrono::microseconds kSpin{200};
+// A few times what falling asleep and being woken cost: longer would only delay a partner that the
+// system has put on the same core. With fewer cores than ranks the one who is waited for may need
+// this very core.
+constexpr std::chrono::microseconds kSpin{50};
 constexpr std::chrono::microseconds kSpinOfTooFewCores{5};
 constexpr std::int64_t kHeaderBytes = 4096;
 constexpr std::int64_t kMinRingBytes = 64 << 10;

@@ -17,6 +17,7 @@ from duplex_engine.cli.run import (
     CheckpointOption,
     DeviceOption,
     JsonOption,
+    TensorParallelOption,
     ThreadsOption,
     turn_duration_ms,
 )
@@ -40,6 +41,7 @@ def demo(
     ),
     json: JsonOption = False,
     threads: ThreadsOption = None,
+    tensor_parallel: TensorParallelOption = 1,
     device: DeviceOption = "cpu",
 ) -> None:
     """Play a recorded scene to a model, live, and measure how fast it reacts.
@@ -60,7 +62,13 @@ def demo(
     with as_file(files("duplex_engine") / "examples") as folder:
         showcase = read_showcase(folder)
     with (
-        Engine.load(checkpoint, device=device, threads=threads, progress=True) as engine,
+        Engine.load(
+            checkpoint,
+            device=device,
+            threads=threads,
+            tensor_parallel=tensor_parallel,
+            progress=True,
+        ) as engine,
         engine.open_session() as session,
     ):
         turn_ms = turn_duration_ms(engine.config)

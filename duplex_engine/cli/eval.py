@@ -17,6 +17,7 @@ from duplex_engine.cli.run import (
     DeviceOption,
     DtypeOption,
     KvDtypeOption,
+    TensorParallelOption,
     ThreadsOption,
     WeightsOption,
     turn_duration_ms,
@@ -109,6 +110,7 @@ def evaluate(
     weights: WeightsOption = "auto",
     kv_dtype: KvDtypeOption = "auto",
     threads: ThreadsOption = None,
+    tensor_parallel: TensorParallelOption = 1,
     device: DeviceOption = "cpu",
 ) -> None:
     """Measure what a checkpoint says and when.
@@ -153,6 +155,7 @@ def evaluate(
         weights=weights,
         kv_dtype=kv_dtype,
         threads=threads,
+        tensor_parallel=tensor_parallel,
         progress=True,
     ) as engine:
         run = _runner(engine, realtime)

@@ -21,6 +21,7 @@ from duplex_engine.cli.run import (
     CheckpointArgument,
     DtypeOption,
     KvDtypeOption,
+    TensorParallelOption,
     ThreadsOption,
     WeightsOption,
     turn_duration_ms,
@@ -42,6 +43,7 @@ def inspect(
     weights: WeightsOption = "auto",
     kv_dtype: KvDtypeOption = "auto",
     threads: ThreadsOption = None,
+    tensor_parallel: TensorParallelOption = 1,
     memory: Annotated[str, typer.Option(help="Bytes for all sessions.")] = "1GiB",
     context: Annotated[
         int, typer.Option(min=1, help="Positions in the sequence, for the costs.")
@@ -67,12 +69,14 @@ def inspect(
         weights=weights,
         kv_dtype=kv_dtype,
         threads=threads,
+        tensor_parallel=tensor_parallel,
         memory=memory,
         progress=True,
     ) as engine:
         config = engine.config
         out.print(engine.description, markup=False)
-        plan = Table("range", "MiB", title="memory plan", title_justify="left")
+        title = "memory plan" if tensor_parallel == 1 else "memory plan of rank 0"
+        plan = Table("range", "MiB", title=title, title_justify="left")
         plan.columns[1].justify = "right"
         for name, n_bytes in engine.memory_plan:
             plan.add_row(name, f"{n_bytes / 2**20:,.2f}")

@@ -20,6 +20,7 @@ __all__ = [
     "DtypeOption",
     "JsonOption",
     "KvDtypeOption",
+    "TensorParallelOption",
     "ThreadsOption",
     "WeightsOption",
     "run",
@@ -45,6 +46,10 @@ KvDtypeOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, help="Worker threads. Default: one per core.")
+]
+TensorParallelOption = Annotated[
+    int,
+    typer.Option(min=1, help="Ranks that compute together, each a process (docs/PARALLEL.md)."),
 ]
 DeviceOption = Annotated[
     str, typer.Option(help='"cpu", or "cuda" where there is a GPU (docs/GPU.md).')
@@ -75,6 +80,7 @@ def run(
     weights: WeightsOption = "auto",
     kv_dtype: KvDtypeOption = "auto",
     threads: ThreadsOption = None,
+    tensor_parallel: TensorParallelOption = 1,
     device: DeviceOption = "cpu",
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the random numbers.")] = 0,
@@ -106,6 +112,7 @@ def run(
             weights=weights,
             kv_dtype=kv_dtype,
             threads=threads,
+            tensor_parallel=tensor_parallel,
             progress=True,
         ) as engine,
         engine.open_session(temperature=temperature, seed=seed) as session,

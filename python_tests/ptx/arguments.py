@@ -34,6 +34,7 @@ Segment = struct(
 Segments = struct("Segments", data=PTR, count=I32, n_rows=I32)
 Shape = struct("Shape", n_heads=I32, n_kv_heads=I32, d_head=I32, rel_extent=I32, window=I32)
 MoeConfig = struct("MoeConfig", n_experts=I32, n_shared=I32, top_k=I32, d_expert=I32, route_scale=F)
+Parts = PTR * 8  # of ConvAddNormArgs
 ConvSlot = struct("ConvSlot", weight=PTR, offset_bytes=I64, channels=I32)
 
 EmbedText = struct(
@@ -62,8 +63,8 @@ Pack = struct(
     n_in_padded=I64, first_out=I64, destination=PTR,
 )  # fmt: skip
 ConvAddNorm = struct(
-    "ConvAddNorm", segments=Segments, x=PTR, x_stride=I64, scale=F, conv=ConvSlot, kernel=I32,
-    hidden=PTR, hidden_stride=I64, norm=PTR, eps=F, width=I32, out=Rows,
+    "ConvAddNorm", segments=Segments, parts=Parts, n_parts=I32, x_stride=I64, scale=F,
+    conv=ConvSlot, kernel=I32, hidden=PTR, hidden_stride=I64, norm=PTR, eps=F, width=I32, out=Rows,
 )  # fmt: skip
 KvAppend = struct(
     "KvAppend", segments=Segments, shape=Shape, d_head_padded=I32, qkvr=PTR, stride=I64,

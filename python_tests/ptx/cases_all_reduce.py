@@ -22,6 +22,7 @@ from ptx.arguments import (
     Floats,
     Group,
     NextWeights,
+    Parts,
     Segment,
     Segments,
     Share,
@@ -171,7 +172,7 @@ def all_reduce(device: Device, kernel: str, n_ranks: int, *, has_multicast: bool
     there = device.out(pad(hidden, PADDED + 16))
     out = device.out_rows(ROWS, PADDED, dtype)
     op = ConvAddNorm(
-        Segments(device.put(np.frombuffer(segments, np.uint8)), 2, ROWS), 0, 0, scale,
+        Segments(device.put(np.frombuffer(segments, np.uint8)), 2, ROWS), Parts(), 1, 0, scale,
         ConvSlot(device.put(pad(weight, PADDED)), offset * 4, PADDED), KERNEL, there, PADDED + 16,
         device.put(pad(norm[None], PADDED)), EPS, WIDTH, out,
     )  # fmt: skip

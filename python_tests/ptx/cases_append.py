@@ -13,6 +13,7 @@ from ptx.arguments import (
     ConvSlot,
     Floats,
     KvAppend,
+    Parts,
     Segment,
     Segments,
     Shape,
@@ -94,8 +95,9 @@ def conv_add_norm(device: Device, dtype: int) -> None:
     there = device.out(pad(hidden, padded + 16))
     out = device.out_rows(6, padded, dtype)
     args = ConvAddNorm(
-        Segments(device.put(np.frombuffer(segments, np.uint8)), 2, 6), device.put(pad(x, padded)),
-        padded, scale, ConvSlot(device.put(pad(weight, padded)), offset * 4, padded), KERNEL, there,
+        Segments(device.put(np.frombuffer(segments, np.uint8)), 2, 6),
+        Parts(device.put(pad(x, padded))), 1, padded, scale,
+        ConvSlot(device.put(pad(weight, padded)), offset * 4, padded), KERNEL, there,
         padded + 16, device.put(pad(norm[None], padded)), EPS, width, out,
     )  # fmt: skip
     n_threads, shared = norm_shape(width)

@@ -41,7 +41,7 @@ class CpuBackend final : public Backend {
   std::int64_t pack(const PackSource& source, const PackShape& shape, std::int64_t first_out,
                     void* destination) override;
   std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
-                                std::int64_t max_rows) const override;
+                                std::int64_t max_rows, std::int32_t n_parts = 1) const override;
   void run_awake(const std::function<void()>& work) override;
 
  protected:
@@ -94,6 +94,13 @@ class CpuBackend final : public Backend {
     std::int64_t stride_bytes;
     const std::byte* at(std::int64_t row) const { return data + row * stride_bytes; }
   };
+  // One of the equal runs of columns of a matrix.
+  struct PanelParts {
+    std::int32_t n_in;
+    std::int64_t panel_bytes;
+    std::int64_t row_bytes;
+  };
+  PanelParts panel_parts(const PackedMatrix& w, std::int32_t n_parts, DType row_dtype) const;
   std::int32_t vectors_at_once(const AttentionArgs& args) const;
   PanelRows panel_rows(const Rows& x, std::int32_t n_rows, std::int64_t n_in, DType format);
 

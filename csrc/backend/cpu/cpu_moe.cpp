@@ -84,15 +84,29 @@ void run_panel(const CpuKernels& kernels, const PackedMatrix& w, std::int64_t ex
   }
 }
 
+// The parts of one row of the output.
+void add_experts(const CpuKernels& kernels, const MoeArgs& args, const MoeSizes& s,
+                 const MoeScratch& scratch, std::int32_t row) {
+  for (std::int32_t p = 0; p < args.n_parts; ++p) {
+    float* const y = args.y + p * args.y_part_stride + row * args.y_stride;
+    std::fill_n(y, s.down_width(), 0.0f);
+    for (std::int64_t i = 0; i < s.per_row; ++i) {
+      const MoeChoice& choice = scratch.choices[row * s.per_row + i];
+      kernels.add_scaled(y, scratch.down + choice.place * s.down_stride() + p * s.down_width(),
+                         choice.weight, s.down_width());
+    }
+  }
+}
+
 }  // namespace
 
 std::size_t CpuBackend::moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
-                                          std::int64_t max_rows) const {
-  return lay_out_moe(moe_sizes(config, d_model, max_rows), nullptr).bytes;
+                                          std::int64_t max_rows, std::int32_t n_parts) const {
+  return lay_out_moe(moe_sizes(config, d_model, max_rows, n_parts), nullptr).bytes;
 }
 
 void CpuBackend::do_moe(const MoeArgs& args) {
-  const MoeSizes s = moe_sizes(args.config, args.down.n_out, args.n_rows);
+  const MoeSizes s = moe_sizes(args.config, args.down.n_out, args.n_rows, args.n_parts);
   const MoeScratch scratch = lay_out_moe(s, args.scratch);
   const std::int64_t element = static_cast<std::int64_t>(dtype_bytes(args.x.dtype));
   const auto x_row = [&](std::int64_t row) {
@@ -130,24 +144,24 @@ void CpuBackend::do_moe(const MoeArgs& args) {
                s.d_expert_padded, static_cast<std::int32_t>(s.n_pairs()), activated});
   const PanelRows down_rows = panel_rows(activated, static_cast<std::int32_t>(s.n_pairs()),
                                          args.down.n_in, args.down.dtype);
+  const PanelParts parts = panel_parts(args.down, args.n_parts, args.x.dtype);
   const std::int64_t down_panels = div_up(args.down.n_out, kPanelOutputs);
   const auto down_bytes =
       static_cast<std::int64_t>(packed_bytes(1, args.down.n_in, args.down.dtype));
   pool_->parallel_for(lane_, n_touched * down_panels, [&](std::int64_t task, int) {
-    run_panel(
-        kernels_, args.down, args.down_stride_bytes, down_bytes, scratch,
-        scratch.touched[task / down_panels], task % down_panels,
-        [&](std::int32_t place) { return down_rows.at(place); }, scratch.down, s.down_stride());
-  });
-  for_rows(args.n_rows, s.down_stride() * s.per_row, [&](std::int32_t row) {
-    float* y = args.y + row * args.y_stride;
-    std::fill_n(y, s.down_stride(), 0.0f);
-    for (std::int64_t i = 0; i < s.per_row; ++i) {
-      const MoeChoice& choice = scratch.choices[row * s.per_row + i];
-      kernels_.add_scaled(y, scratch.down + choice.place * s.down_stride(), choice.weight,
-                          s.down_stride());
+    PackedMatrix w = args.down;
+    w.n_in = parts.n_in;
+    for (std::int32_t p = 0; p < args.n_parts; ++p) {
+      w.data = static_cast<const std::byte*>(args.down.data) + p * parts.panel_bytes;
+      run_panel(
+          kernels_, w, args.down_stride_bytes, down_bytes, scratch,
+          scratch.touched[task / down_panels], task % down_panels,
+          [&](std::int32_t place) { return down_rows.at(place) + p * parts.row_bytes; },
+          scratch.down + p * s.down_width(), s.down_stride());
     }
   });
+  for_rows(args.n_rows, s.down_stride() * s.per_row,
+           [&](std::int32_t row) { add_experts(kernels_, args, s, scratch, row); });
 }
 
 }  // namespace duplex

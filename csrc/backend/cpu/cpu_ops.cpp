@@ -111,9 +111,20 @@ CpuBackend::PanelRows CpuBackend::panel_rows(const Rows& x, std::int32_t n_rows,
   return {quantised_.data(), bytes};
 }
 
+// A part of a panel lies behind the part before it, and so does a part of a row.
+CpuBackend::PanelParts CpuBackend::panel_parts(const PackedMatrix& w, std::int32_t n_parts,
+                                               DType row_dtype) const {
+  const std::int32_t n_in = w.n_in / n_parts;
+  const std::int64_t row_bytes = is_quantised(w.dtype)
+                                     ? quantised_row_bytes(n_in, w.dtype)
+                                     : n_in * static_cast<std::int64_t>(dtype_bytes(row_dtype));
+  return {n_in, static_cast<std::int64_t>(packed_bytes(1, n_in, w.dtype)), row_bytes};
+}
+
 void CpuBackend::do_linear(const LinearArgs& args) {
   const PanelRows rows = panel_rows(args.x, args.n_rows, args.w.n_in, args.w.dtype);
   const auto panel_bytes = static_cast<std::int64_t>(packed_bytes(1, args.w.n_in, args.w.dtype));
+  const PanelParts parts = panel_parts(args.w, args.n_parts, args.x.dtype);
   const std::int64_t n_panels = div_up(args.w.n_out, kPanelOutputs);
   const bool is_worth_sharing =
       n_panels * panel_bytes >= kWeightBytesWorthSharing ||
@@ -121,17 +132,18 @@ void CpuBackend::do_linear(const LinearArgs& args) {
   for_tasks(n_panels, is_worth_sharing, [&](std::int64_t panel, int) {
     std::array<const void*, kMaxLinearRows> x;
     std::array<float*, kMaxLinearRows> y;
-    for (std::int64_t begin = 0; begin < args.n_rows; begin += kMaxLinearRows) {
-      const std::int64_t n = std::min<std::int64_t>(kMaxLinearRows, args.n_rows - begin);
-      for (std::int64_t i = 0; i < n; ++i) {
-        x[static_cast<std::size_t>(i)] = rows.at(begin + i);
-        y[static_cast<std::size_t>(i)] =
-            args.y + (begin + i) * args.y_stride + panel * kPanelOutputs;
+    const std::byte* weights = static_cast<const std::byte*>(args.w.data) + panel * panel_bytes;
+    for (std::int32_t part = 0; part < args.n_parts; ++part, weights += parts.panel_bytes)
+      for (std::int64_t begin = 0; begin < args.n_rows; begin += kMaxLinearRows) {
+        const std::int64_t n = std::min<std::int64_t>(kMaxLinearRows, args.n_rows - begin);
+        float* const out = args.y + part * args.y_part_stride + panel * kPanelOutputs;
+        for (std::int64_t i = 0; i < n; ++i) {
+          x[static_cast<std::size_t>(i)] = rows.at(begin + i) + part * parts.row_bytes;
+          y[static_cast<std::size_t>(i)] = out + (begin + i) * args.y_stride;
+        }
+        kernels_.linear_panel({x.data(), static_cast<std::int32_t>(n), weights, parts.n_in,
+                               args.w.dtype, y.data(), args.divisor});
       }
-      kernels_.linear_panel({x.data(), static_cast<std::int32_t>(n),
-                             static_cast<const std::byte*>(args.w.data) + panel * panel_bytes,
-                             args.w.n_in, args.w.dtype, y.data(), args.divisor});
-    }
   });
 }
 

@@ -1,58 +1,12 @@
-// The operations that write the tapes: short convolutions, and the append of keys and values.
-// Included by kernels_<isa>.cpp; see kernels_gemm.h.
+// The append of keys and values to their tape. Included by kernels_<isa>.cpp; see kernels_gemm.h.
 #pragma once
 
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/kernels_conv.h"
 #include "backend/cpu/kernels_kv_int8.h"
 #include "backend/cpu/kernels_rows.h"
 
 namespace duplex::DUPLEX_ISA {
-
-// Inputs of one convolution around one row: earlier rows of the same batch are read from the batch
-// (another thread may be writing their tape copy), older ones from the tape.
-struct ConvInput {
-  const Segment* segment;
-  const ConvSlot* slot;
-  const float* x;  // the slot's columns of batch row 0
-  std::int64_t x_stride;
-  float scale;
-  std::int32_t row;  // inside the segment
-  std::int32_t kernel;
-
-  std::int64_t position() const { return segment->position + row; }
-  float* tape(std::int64_t at) const {
-    return reinterpret_cast<float*>(segment->conv.block(at) + slot->offset_bytes);
-  }
-  // Input of tap j at column i: x at position - (kernel - 1) + j, zero before the start.
-  F16 tap(std::int32_t j, std::int64_t i) const {
-    const std::int32_t back = kernel - 1 - j;
-    if (back <= row)
-      return mul(load(x + (segment->row_begin + row - back) * x_stride + i), set1(scale));
-    if (position() - back < 0) return zero();
-    return load(tape(position() - back) + i);
-  }
-  // The convolved value plus the input itself; also leaves the input on the tape.
-  F16 run(std::int64_t i) const {
-    F16 sum = zero();
-    for (std::int32_t j = 0; j < kernel; ++j)
-      sum = fma(tap(j, i), load(slot->weight + std::int64_t{j} * slot->channels + i), sum);
-    const F16 self = tap(kernel - 1, i);
-    store(tape(position()) + i, self);
-    return add(sum, self);
-  }
-};
-
-inline void conv_add_norm_row(const ConvAddNormArgs& args, const Segment& segment,
-                              std::int32_t row) {
-  const ConvInput input{&segment, &args.conv, args.x, args.x_stride, args.scale, row, args.kernel};
-  const std::int64_t batch_row = segment.row_begin + row;
-  float* hidden = args.hidden + batch_row * args.hidden_stride;
-  const std::int64_t n = round_up(args.width, kColumnAlign);
-  for (std::int64_t i = 0; i < n; i += 16) store(hidden + i, add(load(hidden + i), input.run(i)));
-  const F16 scale = set1(inverse_rms(hidden, n, args.width, args.eps));
-  for (std::int64_t i = 0; i < n; i += 16)
-    write_row(args.out, batch_row, i, mul(mul(load(hidden + i), scale), load(args.norm + i)));
-}
 
 // Key c of position p lies at panel[c][p % 64] (float32) or panel[c / 2][p % 64][c % 2]
 // (bfloat16): the layout of a weight panel with positions as outputs. int8: kernels_kv_int8.h.
@@ -103,7 +57,8 @@ inline void append_kv_head(const KvAppendArgs& args, const Segment& segment, std
   ConvSlot slot = args.k_conv;
   slot.offset_bytes += head * n * 4;
   slot.weight += head * n;
-  ConvInput input{&segment, &slot, args.qkvr + k_column, args.stride, 1.0f, row, args.kernel};
+  ConvInput<false> input{&segment, &slot, args.qkvr + k_column, args.stride,
+                         1.0f,     row,   args.kernel};
   for (std::int64_t i = 0; i < n; i += 16) store(values + i, input.run(i));
   norm_in_place(values, args.k_norm, args.eps, args.shape.d_head);
   write_key(panel, args.kv_dtype, position % kBlockPositions, values, n);

@@ -5,6 +5,7 @@
 // after the simd header, whose types they use:
 #include "backend/cpu/kernels_append.h"
 #include "backend/cpu/kernels_attention.h"
+#include "backend/cpu/kernels_conv.h"
 #include "backend/cpu/kernels_gemm.h"
 #include "backend/cpu/kernels_quantise.h"
 #include "backend/cpu/kernels_quantised.h"

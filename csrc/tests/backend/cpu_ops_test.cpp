@@ -75,7 +75,8 @@ struct Work {
                          .kv_dtype = DType::kF32,
                          .out = attended.rows()});
       backend.conv_add_norm({.segments = all,
-                             .x = attended.floats(),
+                             .parts = {attended.floats()},
+                             .n_parts = 1,
                              .x_stride = attended.stride(),
                              .scale = 0.5f,
                              .conv = {vector.floats(), 256, kWidth},

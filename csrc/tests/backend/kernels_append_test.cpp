@@ -64,7 +64,8 @@ struct ConvStream {
     for (const std::int32_t n : chunks) {
       const Segment rows = segment(0, n, at);
       backend.conv_add_norm({.segments = {&rows, 1, n},
-                             .x = static_cast<float*>(x.address(at)),
+                             .parts = {static_cast<float*>(x.address(at))},
+                             .n_parts = 1,
                              .x_stride = kPadded,
                              .scale = kScale,
                              .conv = {weight.floats(), kOffset, kPadded},

@@ -31,7 +31,8 @@ struct Valid {
       0,        DType::kF32,      rows};
   AttentionArgs attention{segments, {1, 1, 16, 8, 0}, 16,  2, rows, data, 2, data, 144, false, 0, 0,
                           0,        DType::kF32,      rows};
-  ConvAddNormArgs conv_add_norm{segments, data, 16, 1.0f, slot, 2, data, 16, data, 1e-6f, 16, rows};
+  ConvAddNormArgs conv_add_norm{segments, {data}, 1,    16,    1.0f, slot, 2,
+                                data,     16,     data, 1e-6f, 16,   rows};
   SiluMulArgs silu_mul{data, 64, 16, 16, 2, rows};
   MoeArgs moe{{1, 1, 1, 16, 1.0f},
               1,

@@ -50,7 +50,8 @@ class PlainBackend : public Backend {
   std::int64_t pack(const PackSource&, const PackShape&, std::int64_t, void*) override {
     return -1;
   }
-  std::size_t moe_scratch_bytes(const MoeConfig&, std::int64_t, std::int64_t) const override {
+  std::size_t moe_scratch_bytes(const MoeConfig&, std::int64_t, std::int64_t,
+                                std::int32_t) const override {
     return 0;
   }
 

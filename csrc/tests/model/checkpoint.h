@@ -61,7 +61,10 @@ class RandomCheckpoint {
     add_norm("model.llm.embed_norm.weight", d);
     add_norm("model.llm.norm.weight", d);
     add("model.llm.unembed.weight", {config.vocab_size, d}, 1.0f);
-    for (std::size_t i = 0; i < config.layers.size(); ++i) add_layer(i);
+    for (std::size_t i = 0; i < config.layers.size(); ++i)
+      add_layer("model.llm.layers." + std::to_string(i) + ".", config.layers[i]);
+    for (std::size_t i = 0; i < config.mtp.layers.size(); ++i) add_depth(i);
+    if (config.mtp.has_chain_norm) add_norm("model.mtp.chain_norm.weight", d);
     if (config.audio) {
       add("model.audio.encoder.weight", {config.audio->n_mels * config.audio->n_levels, d}, 1.0f);
       add_norm("model.audio.final_norm.weight", d);
@@ -81,9 +84,15 @@ class RandomCheckpoint {
   }
   void add_norm(const std::string& name, std::int64_t width) { add(name, {width}, 0.1f, 1.0f); }
 
-  void add_layer(std::size_t index) {
-    const std::string prefix = "model.llm.layers." + std::to_string(index) + ".";
-    const AttentionShape& shape = config_.attention(index);
+  void add_depth(std::size_t index) {
+    const std::string prefix = "model.mtp.layers." + std::to_string(index) + ".";
+    add_norm(prefix + "hidden_norm.weight", config_.d_model);
+    add_norm(prefix + "embed_norm.weight", config_.d_model);
+    add(prefix + "input_proj.weight", {config_.d_model, 2 * config_.d_model}, 0.3f);
+    add_layer(prefix + "transformer_block.", config_.mtp.layers[index]);
+  }
+  void add_layer(const std::string& prefix, const LayerConfig& layer) {
+    const AttentionShape& shape = config_.attention(layer);
     const std::int64_t d = config_.d_model, n_kv = shape.n_kv_heads * shape.d_head;
     add_norm(prefix + "attn_norm.weight", d);
     add_norm(prefix + "mlp_norm.weight", d);
@@ -99,7 +108,7 @@ class RandomCheckpoint {
     add(prefix + "attn.wv_dv.weight", {n_kv, d}, 0.3f);
     add(prefix + "attn.wr_du.weight", {shape.n_heads * config_.d_rel, d}, 0.3f);
     add(prefix + "attn.wo_ud.weight", {d, shape.n_heads * shape.d_head}, 0.3f);
-    if (config_.layers[index].is_moe)
+    if (layer.is_moe)
       add_experts(prefix + "mlp.");
     else
       add_dense(prefix + "mlp.");

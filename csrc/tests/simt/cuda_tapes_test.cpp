@@ -59,7 +59,8 @@ struct Conv {
     const Segment segments[] = {segment(0, views[0]), segment(1, views[1])};
     backend.conv_add_norm(
         {.segments = {segments, 2, pair.total()},
-         .x = memory.put_floats(in.x),
+         .parts = {memory.put_floats(in.x)},
+         .n_parts = 1,
          .x_stride = padded,
          .scale = 0.7f,
          .conv = {memory.put_floats(in.weight), kOffset, static_cast<std::int32_t>(padded)},

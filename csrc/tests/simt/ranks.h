@@ -133,7 +133,7 @@ class Place {
   std::vector<std::byte> expected() {
     CpuBackend cpu({1, ""});
     ConvAddNormArgs args = op();
-    args.x = device_.put(sum_);
+    args.parts[0] = device_.put(sum_);
     reset();
     cpu.conv_add_norm(args);
     return result();
@@ -141,7 +141,8 @@ class Place {
 
   ConvAddNormArgs op() const {
     return {.segments = {segments_, scene.n_rows[1] == 0 ? 1 : 2, scene.total()},
-            .x = nullptr,
+            .parts = {},
+            .n_parts = 1,
             .x_stride = scene.padded(),
             .scale = 0.7f,
             .conv = {weight_, kOffset, scene.padded()},
@@ -165,7 +166,7 @@ class Place {
     cuda::launch_reduce_scatter(device_.runtime, {group, part_, share_, n_words, {}});
     cuda::launch_all_gather(device_.runtime, {group, share_, gathered_, n_words, {}});
     ConvAddNormArgs args = op();
-    args.x = gathered_;
+    args.parts[0] = gathered_;
     cuda::launch_conv_add_norm(device_.runtime, args);
   }
   cuda::Runtime& runtime() { return device_.runtime; }

@@ -39,6 +39,11 @@ std::int64_t first_bad_row(const PackSource& source, std::int32_t n_in) {
   return -1;
 }
 
+void check_one_part(std::int32_t n_parts) {
+  check<BackendUnavailable>(n_parts == 1, "tensor_parallel: device 'cuda' takes one part so far, ",
+                            "found ", n_parts, "; the CPU takes several");
+}
+
 }  // namespace
 
 CudaBackend::CudaBackend(const BackendOptions& options) {
@@ -89,8 +94,8 @@ std::int64_t CudaBackend::pack(const PackSource& source, const PackShape& shape,
 }
 
 std::size_t CudaBackend::moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
-                                           std::int64_t max_rows) const {
-  return lay_out_moe(moe_sizes(config, d_model, max_rows), nullptr).bytes;
+                                           std::int64_t max_rows, std::int32_t n_parts) const {
+  return lay_out_moe(moe_sizes(config, d_model, max_rows, n_parts), nullptr).bytes;
 }
 
 void CudaBackend::grow(std::unique_ptr<Buffer>& buffer, std::size_t bytes) {
@@ -170,7 +175,10 @@ void CudaBackend::do_embed_audio(const EmbedAudioArgs& args) {
 
 void CudaBackend::do_norm(const NormArgs& args) { launch_norm(runtime_, args); }
 
-void CudaBackend::do_linear(const LinearArgs& args) { launch_linear(runtime_, args); }
+void CudaBackend::do_linear(const LinearArgs& args) {
+  check_one_part(args.n_parts);
+  launch_linear(runtime_, args);
+}
 
 void CudaBackend::do_kv_append(const KvAppendArgs& args) {
   KvAppendArgs on_device = args;
@@ -189,6 +197,7 @@ void CudaBackend::do_attention(const AttentionArgs& args) {
 }
 
 void CudaBackend::do_conv_add_norm(const ConvAddNormArgs& args) {
+  check_one_part(args.n_parts);
   ConvAddNormArgs on_device = args;
   on_device.segments = staged(args.segments);
   launch_conv_add_norm(runtime_, on_device);
@@ -196,7 +205,10 @@ void CudaBackend::do_conv_add_norm(const ConvAddNormArgs& args) {
 
 void CudaBackend::do_silu_mul(const SiluMulArgs& args) { launch_silu_mul(runtime_, args); }
 
-void CudaBackend::do_moe(const MoeArgs& args) { launch_moe(runtime_, args); }
+void CudaBackend::do_moe(const MoeArgs& args) {
+  check_one_part(args.n_parts);
+  launch_moe(runtime_, args);
+}
 
 void CudaBackend::do_fold(const FoldArgs& args) { launch_fold(runtime_, args); }
 

@@ -34,7 +34,7 @@ class CudaBackend final : public Backend {
   std::int64_t pack(const PackSource& source, const PackShape& shape, std::int64_t first_out,
                     void* destination) override;
   std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
-                                std::int64_t max_rows) const override;
+                                std::int64_t max_rows, std::int32_t n_parts = 1) const override;
   void run_layers(const Segments& segments, const std::function<void()>& layers) override;
 
  protected:

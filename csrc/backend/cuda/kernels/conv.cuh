@@ -77,8 +77,8 @@ DUPLEX_DEVICE void conv_add_norm_row(const ConvAddNormArgs& args, std::int32_t r
   const NormRow sums = begin_norm(args.norm, args.width);
   auto* const places = reinterpret_cast<const float**>(sums.slot + kFour);
   const Segment& segment = segment_of(args.segments, row, reinterpret_cast<std::int32_t*>(places));
-  const ConvInput input = begin_conv(segment, args.conv, args.x, args.x_stride, args.scale, row,
-                                     args.kernel, places + 1);
+  const ConvInput input = begin_conv(segment, args.conv, args.parts[0], args.x_stride, args.scale,
+                                     row, args.kernel, places + 1);
   float* const hidden = args.hidden + row * args.hidden_stride;
   for (std::int32_t i = thread_index() * kFour; i < sums.n; i += n_threads() * kFour) {
     Four h = load_four(hidden + i);

@@ -1,0 +1,137 @@
+// The group of rank 0, and its model.
+#include "ranks/leader.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "core/error.h"
+
+namespace duplex {
+namespace {
+
+// A rank that is gone is noticed by its process (parallel/ranks.py); this is for one that hangs.
+// The background lane may have to stand still for long in one rank while it waits in another.
+constexpr std::chrono::seconds kTimeOut{60};
+constexpr std::int64_t kMaxStridePadding = 128;  // of a row of floats, in elements
+constexpr std::size_t kCommandHeadBytes = 256;   // before rows and segments
+// Bytes of blocks that travel at once, where passes do not need more.
+constexpr std::size_t kLeastPieceBytes = std::size_t{256} << 10;
+
+GroupOptions sizes(const ModelConfig& config, const LeaderOptions& options) {
+  const Shard shard = make_shard(config, options.matrices, 0, options.n_ranks, options.reduction);
+  const auto row_bytes = static_cast<std::size_t>(config.d_model + kMaxStridePadding) * 4;
+  GroupOptions group;
+  group.n_ranks = options.n_ranks;
+  group.n_lanes = 2;
+  group.slab_bytes =
+      std::max(Inkling::slab_bytes(config, shard, options.max_rows), kLeastPieceBytes);
+  group.max_command_bytes =
+      kCommandHeadBytes +
+      std::max(static_cast<std::size_t>(options.max_rows) * (row_bytes + kSegmentBytes),
+               kLeastPieceBytes);
+  group.time_out = kTimeOut;
+  return group;
+}
+
+template <class Kind>
+ByteWriter command(Kind kind) {
+  ByteWriter bytes;
+  bytes.put(kind);
+  return bytes;
+}
+
+}  // namespace
+
+RankLeader::RankLeader(const ModelConfig& config, const LeaderOptions& options)
+    : options_(options),
+      group_(Group::create(sizes(config, options))),
+      sender_(group_),
+      memory_exchange_(group_, group_.memory_channel()) {
+  for (int lane = 0; lane < kLanes; ++lane)
+    lanes_[lane] = std::make_unique<SharedExchange>(group_, lane);
+}
+
+void RankLeader::stop() noexcept {
+  const std::lock_guard lock(memory_mutex_);
+  if (is_stopped_) return;
+  is_stopped_ = true;
+  try {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      sender_.send_pass(lane, {command(PassCommand::kStop).bytes()});
+      sender_.end_pass(lane);
+    }
+    sender_.send_memory({command(MemoryCommand::kStop).bytes()});
+  } catch (const Error&) {  // a rank is gone: the others end by that
+  }
+}
+
+void RankLeader::tell(CommandParts parts) {
+  check<SessionClosed>(!is_stopped_, "engine: it is closed; load it again");
+  sender_.send_memory(parts);
+}
+
+std::span<const void* const> RankLeader::ask(CommandParts parts) {
+  tell(parts);
+  memory_exchange_.mine();
+  return memory_exchange_.meet();
+}
+
+LeaderModel::LeaderModel(RankLeader& leader, LaneKind lane, const ModelConfig& config,
+                         const Weights& weights, const SequenceLayout& layout, Backend& backend,
+                         std::int32_t max_rows)
+    : Inkling(config, weights, layout, backend, max_rows,
+              leader.lanes_[static_cast<int>(lane)].get()),
+      leader_(leader),
+      lane_(static_cast<int>(lane)),
+      weights_(weights),
+      gathered_(static_cast<std::size_t>(max_rows) * head_row_bytes()) {
+  ByteWriter open = command(PassCommand::kOpen);
+  open.put(max_rows);
+  leader_.sender_.send_pass(lane_, {open.bytes()});
+  leader_.sender_.end_pass(lane_);
+}
+
+// A rank that breaks off leaves the others waiting in a meeting.
+void LeaderModel::share(const std::function<void()>& compute) {
+  try {
+    compute();
+  } catch (const std::exception& error) {
+    leader_.fail(0, error.what());
+    throw;
+  }
+  leader_.sender_.end_pass(lane_);
+}
+
+void LeaderModel::run_blocks(const Segments& segments, std::span<const Block> blocks,
+                             const float* norm) {
+  std::int32_t depth = kModelLayers;
+  const auto& drafting = weights_.mtp.layers;
+  for (std::size_t i = 0; i < drafting.size(); ++i)
+    if (blocks.front().weights == &drafting[i].block) depth = static_cast<std::int32_t>(i);
+  ByteWriter head = command(PassCommand::kBlocks);
+  head.put(depth);
+  put_segments(head, segments, leader_.ranges_);
+  const auto row_bytes = static_cast<std::size_t>(row_stride()) * sizeof(float);
+  leader_.sender_.send_pass(lane_, {head.bytes(),
+                                    {reinterpret_cast<const std::byte*>(rows()),
+                                     static_cast<std::size_t>(segments.n_rows) * row_bytes}});
+  share([&] { Inkling::run_blocks(segments, blocks, norm); });
+}
+
+void LeaderModel::logits(std::span<const void* const> head_rows, float* out) {
+  const auto n_vocab = static_cast<std::size_t>(n_logits());
+  const auto most = static_cast<std::size_t>(max_rows());
+  for (std::size_t begin = 0; begin < head_rows.size(); begin += most) {
+    const auto rows = head_rows.subspan(begin, std::min(most, head_rows.size() - begin));
+    for (std::size_t i = 0; i < rows.size(); ++i)
+      std::copy_n(static_cast<const std::byte*>(rows[i]), head_row_bytes(),
+                  gathered_.data() + i * head_row_bytes());
+    ByteWriter head = command(PassCommand::kLogits);
+    head.put(static_cast<std::int32_t>(rows.size()));
+    leader_.sender_.send_pass(
+        lane_, {head.bytes(), std::span(gathered_).first(rows.size() * head_row_bytes())});
+    share([&] { Inkling::logits(rows, out + begin * n_vocab); });
+  }
+}
+
+}  // namespace duplex

@@ -1,0 +1,122 @@
+// Rank 0's side of a tensor-parallel group: what it does is mirrored to the workers.
+//
+// Rank 0 alone knows sessions. What reaches the others is page memory (LeaderMemory, a decorator
+// around rank 0's own) and passes (LeaderModel, rank 0's Inkling): so sequences, forks, lanes and
+// snapshots above need not know of ranks. Between a call's beginning and end all ranks have done
+// what it says; what gives memory back is only sent. Next: ranks/worker.h for the other side.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "backend/page_memory.h"
+#include "core/shard.h"
+#include "model/inkling.h"
+#include "parallel/commands.h"
+#include "parallel/group.h"
+#include "parallel/shared_exchange.h"
+#include "ranks/commands.h"
+
+namespace duplex {
+
+struct LeaderOptions {
+  std::int32_t n_ranks = 2;
+  Reduction reduction = Reduction::kRanks;
+  DType matrices = DType::kF32;  // format of the layers' matrices
+  std::int32_t max_rows = 256;   // of one pass
+};
+
+// The group itself. Outlives the memory and the models that lead it.
+class RankLeader {
+ public:
+  RankLeader(const ModelConfig& config, const LeaderOptions& options);
+
+  const Group& group() const { return group_; }
+  Reduction reduction() const { return options_.reduction; }
+  std::int32_t max_rows() const { return options_.max_rows; }
+  // Says that a rank is gone; every wait in the group ends. Any thread.
+  void fail(int rank, std::string_view reason) const noexcept { group_.fail(rank, reason); }
+  // Tells the workers to end. Later calls do nothing.
+  void stop() noexcept;
+
+ private:
+  friend class LeaderMemory;
+  friend class LeaderModel;
+  static constexpr int kLanes = 2;  // channel = LaneKind
+
+  // Page-memory commands, with memory_mutex_ held: one that is only sent, and one that waits for
+  // the answers, the slabs of all ranks.
+  void tell(CommandParts parts);
+  std::span<const void* const> ask(CommandParts parts);
+
+  LeaderOptions options_;
+  Group group_;
+  CommandSender sender_;
+  std::unique_ptr<SharedExchange> lanes_[kLanes];
+  AddressRanges ranges_;
+
+  std::mutex memory_mutex_;  // one page-memory command at a time; guards all below
+  SharedExchange memory_exchange_;
+  std::int32_t next_range_ = 0;
+  bool is_stopped_ = false;
+};
+
+// Page memory of all ranks: addresses are those of rank 0, whose own memory it is around.
+class LeaderMemory final : public PageMemory {
+ public:
+  LeaderMemory(std::shared_ptr<RankLeader> leader, std::unique_ptr<PageMemory> own);
+
+  std::size_t page_bytes() const override { return own_->page_bytes(); }
+  std::int64_t n_pages() const override { return own_->n_pages(); }
+  std::byte* reserve_range(std::size_t bytes) override;
+  void release_range(std::byte* base, std::size_t bytes) noexcept override;
+  void map(std::byte* address, PageId page) override;
+  void unmap(std::byte* address) noexcept override;
+  void copy(std::byte* destination, const std::byte* source, std::size_t bytes) override;
+  void discard(PageId page) noexcept override;
+  void read(void* host, const std::byte* source, std::size_t bytes) const override {
+    own_->read(host, source, bytes);
+  }
+  void write(std::byte* destination, const void* host, std::size_t bytes) override {
+    own_->write(destination, host, bytes);
+  }
+  int n_ranks() const override { return leader_->group().n_ranks(); }
+  void read_rank(int rank, void* host, const std::byte* source, std::size_t bytes) override;
+  void write_rank(int rank, std::byte* destination, const void* host, std::size_t bytes) override;
+
+ private:
+  // Does `here` on this rank while the others do `command`; where one fails, all undo it.
+  void everywhere(const ByteWriter& command, const std::function<void()>& here,
+                  const std::function<void()>& undo_here, const ByteWriter& undo);
+  void send(const ByteWriter& command) const;
+  void send_quietly(const ByteWriter& command) const noexcept;
+
+  std::shared_ptr<RankLeader> leader_;
+  std::unique_ptr<PageMemory> own_;
+};
+
+// The model of rank 0: tells the others what it is about to compute.
+class LeaderModel final : public Inkling {
+ public:
+  LeaderModel(RankLeader& leader, LaneKind lane, const ModelConfig& config, const Weights& weights,
+              const SequenceLayout& layout, Backend& backend, std::int32_t max_rows);
+
+  void run_blocks(const Segments& segments, std::span<const Block> blocks,
+                  const float* norm) override;
+  void logits(std::span<const void* const> head_rows, float* out) override;
+
+ private:
+  // Runs this rank's share of what was sent.
+  void share(const std::function<void()>& compute);
+
+  RankLeader& leader_;
+  int lane_;
+  const Weights& weights_;
+  std::vector<std::byte> gathered_;  // head rows, one behind the other
+};
+
+}  // namespace duplex

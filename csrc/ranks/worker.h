@@ -1,0 +1,67 @@
+// A rank of a group that is not rank 0: it owns a share of the weights and of every sequence, knows
+// nothing of sessions, and does what rank 0 sends (ranks/leader.h) in the order in which it is
+// sent.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "backend/backend.h"
+#include "core/shard.h"
+#include "model/inkling.h"
+#include "model/weights.h"
+#include "parallel/commands.h"
+#include "parallel/group.h"
+#include "parallel/shared_exchange.h"
+#include "ranks/commands.h"
+#include "sequence/layout.h"
+
+namespace duplex {
+
+struct WorkerOptions {
+  std::string device = "cpu";
+  BackendOptions backend;
+  WeightDTypes dtypes;
+  DType kv_dtype = DType::kF32;
+  Reduction reduction = Reduction::kRanks;
+};
+
+class RankWorker {
+ public:
+  // Loads this rank's share. `config` is that of the whole model.
+  RankWorker(const ModelConfig& config, WeightSource source, const WorkerOptions& options,
+             Group group, const LoadProgress& progress);
+
+  // Does what rank 0 asks for until it says stop. Throws RankFailed when a rank is gone.
+  void serve();
+
+  std::size_t arena_bytes() const { return weights_.arena->bytes(); }
+  void write_arena(const ArenaWriter& write) const {
+    duplex::write_arena(weights_, *backend_, write);
+  }
+  std::uint64_t weights_hash() const;  // as duplex::weights_hash of an engine
+
+ private:
+  class LaneServer;
+
+  void serve_lane(LaneServer& server, LaneKind lane);
+  void serve_memory();
+  // Carries one command out; false for stop.
+  bool do_memory(std::span<const std::byte> command);
+  template <class Do>
+  void answer_status(const Do& act);
+  void transfer(MemoryCommand kind, ByteReader& from);
+
+  Group group_;
+  ModelConfig config_;  // of this shard
+  std::unique_ptr<Backend> backend_;
+  Weights weights_;
+  SequenceLayout layout_;
+  SequenceLayout mtp_layout_;
+  std::unique_ptr<PageMemory> memory_;
+  AddressRanges ranges_;
+  SharedExchange memory_exchange_;
+};
+
+}  // namespace duplex

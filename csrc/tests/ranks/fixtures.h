@@ -1,0 +1,73 @@
+// An engine with several ranks, the workers being threads of this process.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/error.h"
+#include "ranks/leader.h"
+#include "ranks/worker.h"
+#include "tests/engine/fixtures.h"
+
+namespace duplex::ranks_tests {
+
+class RankedEngine {
+ public:
+  RankedEngine(const ModelConfig& config, std::int32_t n_ranks, Reduction reduction)
+      : RankedEngine(config, n_ranks, reduction, engine_tests::small_options()) {}
+
+  RankedEngine(const ModelConfig& config, std::int32_t n_ranks, Reduction reduction,
+               EngineOptions options) {
+    model_tests::RandomCheckpoint checkpoint(config, 1);
+    options.reduction = reduction;
+    if (n_ranks > 1) start_workers(config, checkpoint, n_ranks, options);
+    engine_ = std::make_shared<Engine>(config, model_tests::views(checkpoint.tensors()), options,
+                                       LoadProgress{}, nullptr, leader_);
+  }
+  ~RankedEngine() {
+    engine_->close();
+    if (leader_ != nullptr) leader_->stop();
+    for (std::thread& worker : workers_) worker.join();
+  }
+
+  Engine& operator*() const { return *engine_; }
+  Engine* operator->() const { return engine_.get(); }
+  RankLeader& leader() const { return *leader_; }
+  // What the workers ended with; once this object is gone there is no more to come.
+  const std::vector<std::string>& ends() const { return ends_; }
+
+ private:
+  void start_workers(const ModelConfig& config, model_tests::RandomCheckpoint& checkpoint,
+                     std::int32_t n_ranks, const EngineOptions& options) {
+    leader_ = std::make_shared<RankLeader>(
+        config, LeaderOptions{n_ranks, options.reduction, options.weights, options.max_batch_rows});
+    ends_.resize(static_cast<std::size_t>(n_ranks));
+    for (std::int32_t rank = 1; rank < n_ranks; ++rank) {
+      WorkerOptions worker_options;
+      worker_options.backend = options.backend;
+      worker_options.dtypes = {options.dtype, options.weights};
+      worker_options.kv_dtype = options.kv_dtype;
+      worker_options.reduction = options.reduction;
+      loaded_.push_back(
+          std::make_unique<RankWorker>(config, model_tests::views(checkpoint.tensors()),
+                                       worker_options, leader_->group().as(rank), LoadProgress{}));
+      workers_.emplace_back([this, rank] {
+        try {
+          loaded_[static_cast<std::size_t>(rank - 1)]->serve();
+        } catch (const RankFailed& error) {
+          ends_[static_cast<std::size_t>(rank)] = error.what();
+        }
+      });
+    }
+  }
+
+  std::shared_ptr<RankLeader> leader_;
+  std::vector<std::unique_ptr<RankWorker>> loaded_;
+  std::vector<std::thread> workers_;
+  std::vector<std::string> ends_;
+  std::shared_ptr<Engine> engine_;
+};
+
+}  // namespace duplex::ranks_tests

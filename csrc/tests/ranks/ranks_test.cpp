@@ -1,0 +1,94 @@
+// Engines whose ranks are threads: what they say and hold, on both lanes, and how they end. All of
+// it runs under ThreadSanitizer too. Processes: python_tests/parallel.
+#include <catch2/catch.hpp>
+#include <thread>
+
+#include "engine/snapshot.h"
+#include "tests/ranks/fixtures.h"
+
+namespace duplex::ranks_tests {
+namespace {
+
+using namespace engine_tests;
+
+std::vector<std::int32_t> think(Session& session, std::int32_t n) {
+  const std::vector<std::int32_t> prompt = {9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20};
+  session.lane().append_text(session, prompt, LogitsWanted::kNone);
+  return session.lane().decode(session, n, {});
+}
+
+// Turns, a fork, a rewind, a hole; everything that was said, and logits.
+std::vector<std::vector<float>> live(Engine& engine) {
+  std::vector<std::vector<float>> story;
+  const auto session = engine.open_session({});
+  const std::vector<std::int32_t> words(100, 9);
+  for (int turn = 0; turn < 20; ++turn) {
+    const auto ids = hear(*session, turn).token_ids;
+    story.emplace_back(ids.begin(), ids.end());
+  }
+  story.push_back(session->lane().append_text(*session, words, LogitsWanted::kAll));
+  const auto fork = session->fork(0);
+  session->truncate(session->marks().front());
+  fork->forget(0, 64);
+  for (Session* each : {session.get(), fork.get()}) {
+    const auto ids = think(*each, 30);
+    story.emplace_back(ids.begin(), ids.end());
+    story.push_back(each->lane().append_text(*each, words, LogitsWanted::kLast));
+  }
+  return story;
+}
+
+TEST_CASE("one and two ranks say the same where sums are invariant", "[ranks]") {
+  const auto kv_dtype = GENERATE(DType::kF32, DType::kInt8);
+  EngineOptions options = small_options();
+  options.kv_dtype = kv_dtype;
+  const RankedEngine one(streaming_config(), 1, Reduction::kInvariant, options);
+  const RankedEngine two(streaming_config(), 2, Reduction::kInvariant, options);
+  CHECK(live(*one) == live(*two));
+  CHECK(is_empty(two->stats()));
+}
+
+TEST_CASE("both lanes at once on two ranks give the bits of each alone", "[ranks][threads]") {
+  const RankedEngine engine(streaming_config(), 2, Reduction::kRanks);
+  const auto calm = engine->open_session({});
+  std::vector<std::vector<std::int32_t>> heard;
+  for (int turn = 0; turn < 10; ++turn) heard.push_back(hear(*calm, turn).token_ids);
+  const std::vector<std::int32_t> thought = think(*calm->fork(0), 40);
+
+  const auto session = engine->open_session({});
+  for (int turn = 0; turn < 10; ++turn)
+    CHECK(hear(*session, turn).token_ids == heard[static_cast<std::size_t>(turn)]);
+  std::vector<std::int32_t> there;
+  const auto fork = session->fork(0, LaneKind::kBackground);
+  std::thread thinker([&] { there = think(*fork, 40); });
+  const auto again = engine->open_session({});
+  for (int turn = 0; turn < 10; ++turn)
+    CHECK(hear(*again, turn).token_ids == heard[static_cast<std::size_t>(turn)]);
+  thinker.join();
+  CHECK(there == thought);
+}
+
+TEST_CASE("a session moves between groups with the blocks of all ranks", "[ranks]") {
+  const RankedEngine first(streaming_config(), 2, Reduction::kRanks);
+  const RankedEngine second(streaming_config(), 2, Reduction::kRanks);
+  const auto session = first->open_session({});
+  for (int turn = 0; turn < 30; ++turn) hear(*session, turn);
+  const auto moved = copy_session(*session, *second);
+  CHECK(moved->digests() == session->digests());
+  CHECK(think(*moved, 40) == think(*session, 40));
+}
+
+TEST_CASE("a rank that is gone ends every call, and the engine closes", "[ranks]") {
+  RankedEngine engine(streaming_config(), 2, Reduction::kRanks);
+  const auto session = engine->open_session({});
+  hear(*session, 0);
+  engine.leader().fail(1, "it was told to go");
+  CHECK_THROWS_WITH(hear(*session, 1), Catch::Contains("it was told to go"));
+  CHECK_THROWS_AS(engine->open_session({}), RankFailed);
+  CHECK_THROWS_AS(think(*session, 3), RankFailed);
+  engine->close();
+  CHECK(throws<SessionClosed>([&] { hear(*session, 1); }));
+}
+
+}  // namespace
+}  // namespace duplex::ranks_tests

@@ -1,0 +1,195 @@
+"""From a checkpoint on disk to weights in the core, in this process alone or in several ranks.
+
+Owns which of three sources is read (a packed checkpoint, the cache, the tensors), and that all
+ranks read the same. Does not own the options (`engine.py`), nor what a rank takes of each tensor
+(`csrc/model/`).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from duplex_engine import _core
+from duplex_engine.cache import load_cached
+from duplex_engine.checkpoint import Checkpoint
+from duplex_engine.errors import CheckpointError, InvalidArgument
+from duplex_engine.packed import Dtype, HasArena, PackedFile, Weights, layout_digest
+from duplex_engine.parallel.ranks import Ranks
+
+__all__ = ["RankShare", "load_core", "load_engine", "row_and_matrix_formats"]
+
+
+Core = TypeVar("Core", bound=HasArena)
+
+
+@dataclass(frozen=True, slots=True)
+class RankShare:
+    """Whose share of the weights is loaded.
+
+    Attributes:
+        rank: of `n_ranks`.
+        n_parts: how many partial sums all ranks make together.
+    """
+
+    rank: int
+    n_ranks: int
+    n_parts: int
+
+    @property
+    def is_all(self) -> bool:
+        """Whether these are the weights of an engine without ranks."""
+        return self.n_ranks == self.n_parts == 1
+
+
+def load_engine(
+    checkpoint: Checkpoint,
+    sizes: dict[str, Any],
+    options: dict[str, Any],
+    *,
+    folder: Path | None,
+    mtp_layers: int,
+    n_ranks: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[_core.Engine, Ranks | None]:
+    """An engine of the core, and its workers where it has several ranks.
+
+    Args:
+        sizes, options, folder: as in `load_core`.
+        progress: called with (bytes done, bytes) of all ranks.
+
+    Raises:
+        DuplexError: as `Engine.load`; no worker is left.
+    """
+    kinds = {key: options[key] for key in ("reduction", "dtype", "weights")}
+    share = RankShare(0, n_ranks, _core.n_parts(sizes, n_ranks=n_ranks, **kinds))
+    if n_ranks == 1:
+        options = options | {"progress": progress}
+        return load_core(checkpoint, sizes, options, _core.Engine, folder=folder, share=share), None
+    check_not_packed(checkpoint)
+    leader = _core.RankLeader(
+        sizes, n_ranks=n_ranks, max_batch_rows=options["max_batch_rows"], **kinds
+    )
+    request = {
+        "path": str(checkpoint.path.resolve()),
+        "cache": None if folder is None else str(folder.resolve()),
+        "mtp_layers": mtp_layers,
+        "share": asdict(share),
+        "options": kinds
+        | {key: options[key] for key in ("device", "n_threads", "isa", "kv_dtype")},
+    }
+    ranks = Ranks(leader, request, progress)
+    try:
+        options = options | {"progress": ranks.report, "ranks": leader}
+        core = load_core(checkpoint, sizes, options, _core.Engine, folder=folder, share=share)
+        ranks.wait_until_loaded()
+    except BaseException:
+        ranks.close(patience_s=0)  # they may be in the middle of loading
+        raise
+    # Workers end with the engine, closed or not.
+    weakref.finalize(core, ranks.close)
+    return core, ranks
+
+
+def check_not_packed(checkpoint: Checkpoint) -> None:
+    """Raises InvalidArgument for weights that were packed for one rank."""
+    if checkpoint.packed is not None:
+        raise InvalidArgument(
+            f"tensor_parallel: {checkpoint.path} holds weights that were packed for one rank; "
+            "load the checkpoint that they were made of, with cache=True if it should be fast"
+        )
+
+
+def load_core(
+    checkpoint: Checkpoint,
+    sizes: dict[str, Any],
+    options: dict[str, Any],
+    make: Callable[..., Core],
+    *,
+    folder: Path | None,
+    share: RankShare,
+) -> Core:
+    """Loads the weights by calling `make(sizes, tensors, packed=..., **options)`.
+
+    Args:
+        sizes: `core_config` of the checkpoint.
+        options: the core's, with final `dtype` and `weights`.
+        folder: of the cache; None: no cache.
+
+    Raises:
+        CheckpointError, CapacityError: as `Engine.load`.
+    """
+    layout = layout_digest(sizes if share.is_all else {**sizes, "share": asdict(share)})
+
+    def from_tensors() -> Core:
+        tensors = [(t.name, t.dtype, t.shape, t.data) for t in checkpoint.tensors]
+        return make(sizes, tensors, **options)
+
+    def from_packed(packed: PackedFile) -> Core:
+        with packed.reader() as reader:
+            return make(sizes, [], packed=reader, **options)
+
+    if checkpoint.packed is not None:
+        if not share.is_all:
+            check_not_packed(checkpoint)
+        if checkpoint.packed.layout != layout:
+            raise CheckpointError(
+                f"{checkpoint.path}: expected the config.json and the mtp_layers that its "
+                "weights were packed for, found others; convert the checkpoint again"
+            )
+        return from_packed(checkpoint.packed)
+    if folder is None:
+        return from_tensors()
+    return load_cached(
+        folder,
+        checkpoint,
+        dtype=options["dtype"],
+        weights=options["weights"],
+        layout=layout,
+        share="" if share.is_all else f"{share.rank}of{share.n_ranks}x{share.n_parts}",
+        from_packed=from_packed,
+        from_tensors=from_tensors,
+    )
+
+
+def row_and_matrix_formats(
+    checkpoint: Checkpoint, dtype: str, weights: str, device: str
+) -> tuple[Dtype, Weights]:
+    """The types of rows and matrices that the options ask for.
+
+    Raises:
+        InvalidArgument: packed weights are of other types, or for another device.
+    """
+    packed = checkpoint.packed
+    if packed is None:
+        if dtype == "auto":
+            dtype = checkpoint.config.dtype or _commonest_dtype(checkpoint)
+        rows: Dtype = "bfloat16" if dtype == "bfloat16" else "float32"
+        return rows, rows if weights == "auto" else cast(Weights, weights)
+    if device != "cpu":
+        raise InvalidArgument(
+            f"{checkpoint.path}: expected the device 'cpu' for weights packed for it, "
+            f"found {device!r}; load the checkpoint that they were made of"
+        )
+    for name, asked, held in (("dtype", dtype, packed.dtype), ("weights", weights, packed.weights)):
+        if asked not in ("auto", held):
+            raise InvalidArgument(
+                f"{name}: expected 'auto' or {held!r}, which the packed weights in "
+                f"{checkpoint.path} are, found {asked!r}; convert the checkpoint again for that"
+            )
+    return packed.dtype, packed.weights
+
+
+def _commonest_dtype(checkpoint: Checkpoint) -> str:
+    """The type that most bytes of plain weights have, for a config.json that does not say it."""
+    n_bytes: Counter[str] = Counter()
+    for tensor in checkpoint.tensors:
+        if tensor.dtype in ("F32", "F16", "BF16"):
+            n_bytes[tensor.dtype] += tensor.data.nbytes
+    return (
+        "bfloat16" if max(n_bytes, key=n_bytes.__getitem__, default="F32") == "BF16" else "float32"
+    )
