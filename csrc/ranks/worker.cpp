@@ -20,18 +20,6 @@ SequenceLayout any_layout(const ModelConfig& config, DType kv_dtype) {
   return SequenceLayout::make(config, kv_dtype, 1, {.rewind_rows = 0, .pending_rows = 1});
 }
 
-// The background lane goes on behind a pass, also behind one that was broken off.
-class PassScope {
- public:
-  explicit PassScope(Backend& backend) : backend_(backend) { backend_.begin_pass(); }
-  ~PassScope() { backend_.end_pass(); }
-  PassScope(const PassScope&) = delete;
-  PassScope& operator=(const PassScope&) = delete;
-
- private:
-  Backend& backend_;
-};
-
 }  // namespace
 
 RankWorker::RankWorker(const ModelConfig& config, WeightSource source, const WorkerOptions& options,
@@ -101,12 +89,13 @@ class RankWorker::LaneServer {
     const Segments segments = get_segments(from, worker_.ranges_, store_);
     const std::span<const std::byte> rows = from.rest();
     backend_.write(model_->rows(), rows.data(), rows.size());
-    const PassScope pass(backend_);
-    if (depth == kModelLayers)
-      model_->forward(segments);
-    else  // what the last norm makes of it is rank 0's alone
-      model_->run_blocks(segments, {&drafting_[static_cast<std::size_t>(depth)], 1},
-                         worker_.weights_.final_norm);
+    backend_.run_awake([&] {
+      if (depth == kModelLayers)
+        model_->forward(segments);
+      else  // what the last norm makes of it is rank 0's alone
+        model_->run_blocks(segments, {&drafting_[static_cast<std::size_t>(depth)], 1},
+                           worker_.weights_.final_norm);
+    });
   }
 
   void logits(ByteReader& from) {
@@ -115,8 +104,7 @@ class RankWorker::LaneServer {
     head_rows_.clear();
     for (std::int32_t i = 0; i < n_rows; ++i)
       head_rows_.push_back(rows.data() + static_cast<std::size_t>(i) * model_->head_row_bytes());
-    const PassScope pass(backend_);
-    model_->logits(head_rows_, nullptr);
+    backend_.run_awake([&] { model_->logits(head_rows_, nullptr); });
   }
 
   RankWorker& worker_;
