@@ -116,10 +116,10 @@ TEST_CASE("cuda: all_reduce in random interleavings", "[simt]") {
 
 TEST_CASE("all_reduce in thousands of interleavings", "[.][interleavings]") {
   const bool has_multicast = GENERATE(true, false);
-  CHECK(n_wrong_in(2, 5000, has_multicast, 4) == 0);
-  CHECK(n_wrong_in(4, 1500, has_multicast, 5) == 0);
-  CHECK(n_wrong_in(8, 500, has_multicast, 6) == 0);
-  CHECK(n_wrong_in(4, 500, has_multicast, 7, 2) == 0);
+  CHECK(n_wrong_in(2, 2000, has_multicast, 4) == 0);
+  CHECK(n_wrong_in(4, 500, has_multicast, 5) == 0);
+  CHECK(n_wrong_in(8, 150, has_multicast, 6) == 0);
+  CHECK(n_wrong_in(4, 150, has_multicast, 7, 2) == 0);
 }
 
 TEST_CASE("cuda: all_reduce of two lanes at once", "[simt]") {
