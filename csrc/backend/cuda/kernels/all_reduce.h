@@ -1,7 +1,7 @@
 // Sums over the ranks of a tensor-parallel group, as launches: every rank makes the same ones, in
 // the same order, each in its own stream. Not used by an engine yet.
 //
-// A lane of a group has memory of its own on every rank (device/symmetric_memory.h): a pad, then
+// A lane of a group has memory of its own on every rank (device/multicast.h): a pad, then
 // three buffers that take turns; at first the pad is zeros, and the buffers hold kEmpty, as they do
 // until numbers arrive: so a number is its own signal. While one call fills a buffer, the one of
 // the call before is emptied; the third may be filled by ranks that are a call ahead, and none can
