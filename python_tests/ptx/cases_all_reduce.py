@@ -204,7 +204,7 @@ def all_reduce(device: Device, kernel: str, n_ranks: int, *, has_multicast: bool
 def shares(device: Device, n_ranks: int) -> None:
     """A reduce-scatter without multicast, then an all-gather with it."""
     random = np.random.default_rng(18)
-    n_words = 21
+    n_words = 29
     share = -(-n_words // n_ranks)
     parts = random.normal(size=(n_ranks, n_words, 4)).astype(np.float32)
     total = in_rank_order(parts)

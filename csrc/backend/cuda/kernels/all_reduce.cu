@@ -241,9 +241,14 @@ void launch_for(Runtime& runtime, void (*two)(Args), void (*four)(Args), void (*
   runtime.launch(kernel, {args.group.n_blocks}, n_threads, shared_bytes, args);
 }
 
+// note: a rank without a share would be waited for by nobody, and could be overtaken.
 void check_share(const char* op, const ShareArgs& args, std::int64_t n_words) {
   check_group(op, args.group, n_words * kWordBytes);
   check_next(op, args.next);
+  const std::int64_t before_last =
+      (args.group.n_ranks - 1) * div_up(args.n_words, args.group.n_ranks);
+  check(before_last < args.n_words, op, ": expected a share for each of ", args.group.n_ranks,
+        " ranks, found ", args.n_words, " words of 16 bytes");
 }
 
 }  // namespace
@@ -271,6 +276,7 @@ void launch_all_reduce(Runtime& runtime, const AllReduceArgs& args, Exchanges ho
   check_group("all_reduce", args.group,
               all_reduce_bytes(args.group.n_ranks, args.op.segments.n_rows, n, how));
   check_next("all_reduce", args.next);
+  check(args.op.segments.n_rows > 0, "all_reduce: expected 1 row or more, found none");
   check(how != Exchanges::kSwitch || args.group.multicast != nullptr,
         "all_reduce: reduction=\"switch\" needs multicast, which this group does not have");
   const int n_threads = threads_for(n / 4);

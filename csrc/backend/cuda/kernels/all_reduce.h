@@ -1,11 +1,12 @@
 // Sums over the ranks of a tensor-parallel group, as launches: every rank makes the same ones, in
 // the same order, each in its own stream. Not used by an engine yet.
 //
-// A lane of a group has memory of its own on every rank (device/symmetric_memory.h): a pad, then
-// three buffers that take turns. A buffer holds kEmpty until numbers arrive, so a number is its own
-// signal. While one call fills a buffer, the one of the call before is emptied; the third may be
-// filled by ranks that are a call ahead, and none can be further. Which buffer it is stands in the
-// device's memory, so a recorded launch can be made again.
+// A lane of a group has memory of its own on every rank (device/multicast.h): a pad, then
+// three buffers that take turns; at first the pad is zeros, and the buffers hold kEmpty, as they do
+// until numbers arrive: so a number is its own signal. While one call fills a buffer, the one of
+// the call before is emptied; the third may be filled by ranks that are a call ahead, and none can
+// be further, since in every call every rank waits for all others, if only through a third. Which
+// buffer it is stands in the device's memory, so a recorded launch can be made again.
 #pragma once
 
 #include <cstdint>
@@ -79,7 +80,7 @@ struct AllReduceArgs {
 };
 
 // n_words words of 16 bytes, cut into shares of div_up(n_words, n_ranks) by rank; the last may be
-// shorter or empty.
+// shorter, but not empty.
 struct ShareArgs {
   Group group;
   const float* in;  // reduce-scatter: all words; all-gather: this rank's share
