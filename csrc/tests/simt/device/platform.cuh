@@ -63,5 +63,10 @@ DUPLEX_DEVICE void multiply_add(float (&acc)[4], const Words& a, std::uint32_t b
   const std::uint32_t b[2] = {b0, b1};
   simt::multiply_fragments(acc, a.v, b);
 }
+DUPLEX_DEVICE void multiply_add(std::int32_t (&acc)[4], const Words& a, std::uint32_t b0,
+                                std::uint32_t b1) {
+  const std::uint32_t b[2] = {b0, b1};
+  simt::multiply_fragments(acc, a.v, b);
+}
 
 }  // namespace duplex::cuda
