@@ -36,8 +36,10 @@ IN_KERNELS = (
     (r"\bwait_copies<\d+>\(\);", ";", "no wait"),
     (r"\bwait_copies<1>\(\);", "wait_copies<2>();", "a wait for one group less"),
     (r"(multiply_add\(\S+ \S+) (\S+), (\S+)\);", r"\1 \3, \2);", "halves of b change places"),
-    (r"(multiply_add\(\S+) w\[0\]", r"\1 w[1]", "the other half of a"),
-    (r"(multiply_add\(\S+) w\[1\]", r"\1 w[0]", "the other half of a"),
+    (r"(multiply_add\(\S+ (?:w|codes))\[0\]", r"\1[1]", "the other half of a"),
+    (r"(multiply_add\(\S+ (?:w|codes))\[1\]", r"\1[0]", "the other half of a"),
+    (r"(multiply_add\(\S+) low", r"\1 high", "the other half of a"),
+    (r"(multiply_add\(\S+) high", r"\1 low", "the other half of a"),
 )
 IN_WRAPPERS = (
     (r"__syncthreads\(\);", ";", "no barrier"),

@@ -107,8 +107,8 @@ class Engine:
             dtype: type of the rows and, unless `weights` and `kv_dtype` say otherwise, of the
                 weights and of the cache of keys and values; "auto" is bfloat16 for a bfloat16
                 checkpoint, else float32.
-            weights: "int8" or "int4" quantise the layers' matrices and the head while loading (CPU
-                only): groups of 64 or 32 inputs share a scale, 8.25 or 4.5 bits a weight.
+            weights: "int8" or "int4" quantise the layers' matrices and the head while loading:
+                groups of 64 or 32 inputs share a scale, 8.25 or 4.5 bits a weight.
             kv_dtype: "int8" keeps keys and values in 8 bits, a scale for each position and head
                 (CPU only): half the memory of bfloat16, and less time the longer the context.
             mtp_layers: of the checkpoint's multi-token-prediction layers, how many to load: each

@@ -12,7 +12,7 @@ from ctypes import Structure, c_bool, c_float, c_int32, c_int64, c_uint8, c_uint
 import numpy as np
 from numpy.typing import NDArray
 
-F32, BF16 = 0, 1  # DType
+F32, BF16, INT8, INT4 = 0, 1, 2, 3  # DType
 BLOCK = 64  # positions of a block of keys and values
 Floats = NDArray[np.float32]
 
@@ -61,6 +61,7 @@ Pack = struct(
     "Pack", source=PTR, source_dtype=U8, n_rows=I64, row_stride=I64, shape=PackShape,
     n_in_padded=I64, first_out=I64, destination=PTR,
 )  # fmt: skip
+QuantiseRows = struct("QuantiseRows", x=Rows, n_in=I32, out=PTR, out_stride=I64)
 ConvAddNorm = struct(
     "ConvAddNorm", segments=Segments, x=PTR, x_stride=I64, scale=F, conv=ConvSlot, kernel=I32,
     hidden=PTR, hidden_stride=I64, norm=PTR, eps=F, width=I32, out=Rows,

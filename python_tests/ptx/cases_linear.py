@@ -1,4 +1,4 @@
-"""Cases of the matrix products and the packing (kernels/linear.cu).
+"""Cases of the matrix products and the packing (kernels/linear.cu, linear_bf16.cu, pack.cu).
 
 The numbers are small integers, so sums of products are exact in any order and the results are
 compared by value.
@@ -50,7 +50,7 @@ def pack(device: Device, dtype: int) -> None:
             device.put(source), source_dtype, end - begin, source.shape[1], shape, n_groups * 16,
             begin, destination,
         )  # fmt: skip
-        device.launch("linear/pack_kernel", (end - begin, 1), 128, 0, args)
+        device.launch("pack/pack_kernel", (end - begin, 1), 128, 0, args)
     assert (device.get(destination) == expected).all()
 
 
@@ -69,7 +69,7 @@ def linear(device: Device, n_tiles: int, n_in: int, n_rows: int) -> None:
         if n_tiles:
             grid = (stride // 16, -(-n_rows // (n_tiles * TILE_ROWS)))
             shared = 4 * 8 * n_tiles * TILE_ROWS * 16
-            device.launch(f"linear/linear_bf16_kernel<{n_tiles}>", grid, 256, shared, args)
+            device.launch(f"linear_bf16/linear_bf16_kernel<{n_tiles}>", grid, 256, shared, args)
         else:
             device.launch("linear/linear_f32_kernel", (stride // 64, -(-n_rows // 8)), 256, 0, args)
         expected = (x @ w.T) / divisor
@@ -96,7 +96,7 @@ def expert_linear(device: Device, dtype: int) -> None:
         if dtype == F32:
             device.launch("linear/expert_f32_kernel", (1, n_experts), 256, 0, args)
         else:
-            device.launch("linear/expert_bf16_kernel", (4, n_experts), 256, 4 * 8 * 256, args)
+            device.launch("linear_bf16/expert_bf16_kernel", (4, n_experts), 256, 4 * 8 * 256, args)
         expert = np.searchsorted(begin, np.arange(begin[-1]), side="right") - 1
         expected = np.einsum("pi,poi->po", rows, w[expert])
         assert (device.get(y) == expected).all()

@@ -79,9 +79,10 @@ DUPLEX_DEVICE void multiply_chunk(const Chunk<kBits>& w, const std::byte* row, f
     if (row != nullptr)
       x = *reinterpret_cast<const Words*>(row + block * kBlock + thread_index() % 4 * 16);
     if constexpr (kBits == 8) {
+      const Words* const codes = w.codes + 2 * block;
       std::int32_t acc[4] = {};
-      multiply_add(acc, w.codes[2 * block], x.v[0], x.v[1]);
-      multiply_add(acc, w.codes[2 * block + 1], x.v[2], x.v[3]);
+      multiply_add(acc, codes[0], x.v[0], x.v[1]);
+      multiply_add(acc, codes[1], x.v[2], x.v[3]);
       store_sums<kBits>(acc, w.scales.v[block], sums + block * kThreads);
     } else {
       Words low, high;
