@@ -80,7 +80,18 @@ KERNELS = {
     # Eight tiles of sums, and four steps of weights on their way.
     "linear_bf16/linear_bf16_kernel": Rule(
         {"HMMA.16816.F32.BF16": 8, WEIGHTS: 8, "LDG.E.128": 4, BARRIER: 2},
-        registers=136,
+        registers=144,
+        must_not=(DOUBLE,),
+    ),
+    # As bfloat16, with half the weights to load; codes become numbers two at a time.
+    "linear_mxfp8/expert_mxfp8_kernel": Rule(
+        {"HMMA.16816.F32.BF16": 24, WEIGHTS: 8, "HMUL2.BF16": 16, "LDG.E.128": 12, BARRIER: 4},
+        registers=72,
+        must_not=(DOUBLE,),
+    ),
+    "linear_mxfp8/linear_mxfp8_kernel": Rule(
+        {"HMMA.16816.F32.BF16": 8, WEIGHTS: 4, "HMUL2.BF16": 16, "LDG.E.128": 4, BARRIER: 2},
+        registers=144,
         must_not=(DOUBLE,),
     ),
     # Weights of a round and of the next; group sums of two rows in one store.
@@ -93,6 +104,7 @@ KERNELS = {
     "moe/route_kernel": Rule({BARRIER: 2, EXCHANGE: 10, "DFMA": 1}, must_not=(TENSOR,)),
     "moe/to_float_kernel": Rule({"STG.E": 1}),
     "pack/pack_kernel": Rule({"STG.E.U16": 1}),
+    "pack/pack_mxfp8_kernel": Rule({"STG.E.U8": 2}),
     "pack/pack_quantised_kernel": Rule({"STG.E.U16": 1}),
     "rows/embed_audio_kernel": Rule(NORM),
     "rows/embed_text_kernel": Rule(NORM),

@@ -61,6 +61,7 @@ IN_WRAPPERS = (
     (r"\{%0, %1, %2, %3\};", "{%0, %1, %3, %2};", "sums 2, 3"),
     (r"static_cast<unsigned>\(delta\)", "static_cast<unsigned>(delta + 1)", "another lane"),
     (r"__shfl_xor_sync", "__shfl_down_sync", "another shuffle"),
+    (r"mul\.rn\.bf16x2 %0, %1, %2", "mul.rn.bf16x2 %0, %1, %1", "a square"),
 )
 
 # Mutants that neither run can tell apart: (file, the line before, what) -> why.
@@ -104,7 +105,9 @@ def stems_of(host: HostBuild, path: str) -> list[str]:
     """The kernel files to compile anew for a damaged file."""
     if path.endswith(".cu"):
         return [Path(path).stem]
-    return ["attention"] if path == "kernels/attention.cuh" else host.stems()
+    name = Path(path).stem  # a header of some files alone is named like one of them
+    users = {"attention": ["attention"], "linear_bf16": ["linear_bf16", "linear_mxfp8"]}
+    return users.get(name, host.stems())
 
 
 def host_notices(host: HostBuild, path: str) -> bool:

@@ -52,4 +52,28 @@ template <class Value>
   return float_to_bf16(square > 0.0f ? product / square : 0.0f);
 }
 
+// MXFP8: E4M3 codes in groups of 32 columns that share a power of two. Its exponent, with bias 127:
+// the least with which the largest magnitude is no more than 448, the largest code.
+constexpr std::uint32_t mxfp8_exponent(float largest) {
+  const auto bits = std::bit_cast<std::uint32_t>(largest);
+  constexpr std::uint32_t kMantissaOf448 = 0x600000u;
+  const std::uint32_t exponent = (bits >> 23) + ((bits & 0x7fffffu) > kMantissaOf448 ? 1 : 0);
+  return exponent < 8 ? 0 : exponent - 8;
+}
+// What values are multiplied by to become codes.
+constexpr float mxfp8_inverse(std::uint32_t exponent) {
+  return std::bit_cast<float>((254 - exponent) << 23);
+}
+// The nearest code of a number up to 448 (sign, 4 bits of exponent with bias 7, 3 of mantissa).
+constexpr std::uint8_t e4m3_code(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t sign = bits >> 24 & 0x80u, size = bits & 0x7fffffffu;
+  constexpr std::uint32_t kLeastNormal = 121u << 23;  // 2^-6
+  if (size < kLeastNormal)                            // multiples of 2^-9
+    return static_cast<std::uint8_t>(sign | static_cast<std::uint32_t>(nearest_code(
+                                                std::bit_cast<float>(size), 512.0f, 0.0f, 8.0f)));
+  const std::uint32_t rounded = (size + 0x7ffffu + (size >> 20 & 1u)) >> 20;
+  return static_cast<std::uint8_t>(sign | (rounded - (120u << 3)));
+}
+
 }  // namespace duplex

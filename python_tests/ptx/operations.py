@@ -112,6 +112,17 @@ def permute(a: Array, b: Array, selector: Array) -> Array:
     return result.astype(np.uint32)
 
 
+def multiply_bfloat16(a: Array, b: Array) -> Array:
+    """mul.rn.bf16x2: the products of the two halves, each rounded to nearest even."""
+    wide = [
+        np.stack([x << np.uint32(16), x & np.uint32(0xFFFF0000)], -1).view(np.float32)
+        for x in np.broadcast_arrays(a, b)
+    ]
+    bits = (wide[0] * wide[1]).view(np.uint32).astype(np.uint64)
+    halves = (bits + np.uint64(0x7FFF) + (bits >> np.uint64(16) & np.uint64(1))) >> np.uint64(16)
+    return (halves[..., 0] | halves[..., 1] << np.uint64(16)).astype(np.uint32)
+
+
 # opcode without its type -> types, number of sources, function; all of one type
 SIMPLE: dict[str, tuple[str, int, Function]] = {
     "add": (INTEGERS, 2, lambda a, b: a + b),
@@ -210,6 +221,8 @@ def operation(opcode: str) -> Operation:
             return Operation(kind, (kind, "u32"), shift_right)
         if name == "bfe" and kind == "u32":
             return Operation(kind, (kind, "u32", "u32"), extract)
+        if opcode == "mul.rn.bf16x2":
+            return Operation("u32", ("u32", "u32"), multiply_bfloat16)
         if opcode == "bfi.b32":
             return Operation(kind, ("u32",) * 4, insert)
         if opcode == "prmt.b32":

@@ -1,5 +1,6 @@
-// The CUDA backend's products with int8 and int4 weights: the CPU backend's bytes, for rows of
-// either type, any number of them, and matrices of any size.
+// The CUDA backend's products with weights in codes, for any number of rows and matrices of any
+// size: int8 and int4 have the CPU backend's bytes, MXFP8 those of bfloat16 weights.
+#include <algorithm>
 #include <cmath>
 
 #include "tests/simt/fixtures.h"
@@ -113,6 +114,67 @@ TEST_CASE("cuda: pack quantises groups of columns, and outputs behind others", "
   });
 }
 
+// ---- MXFP8
+
+// The number of MXFP8 next to each, by trying all codes; ties go to the even one.
+RowBuffer in_mxfp8(const RowBuffer& w, std::int64_t n_in) {
+  RowBuffer out(w.n_rows(), n_in, w.stride(), DType::kF32);
+  for (std::int64_t row = 0; row < w.n_rows(); ++row)
+    for (std::int64_t begin = 0; begin < n_in; begin += 32) {
+      const std::int64_t end = std::min(begin + 32, n_in);
+      float largest = 0.0f;
+      for (std::int64_t c = begin; c < end; ++c)
+        largest = std::max(largest, std::abs(w.get(row, c)));
+      int exponent = -127;
+      while (448.0 * std::ldexp(1.0, exponent) < double{largest}) ++exponent;
+      for (std::int64_t c = begin; c < end; ++c) {
+        const double size = std::abs(double{w.get(row, c)});
+        double nearest = 0.0;
+        int nearest_code = 0;
+        for (int code = 0; code < 127; ++code) {
+          const double number = code < 8 ? std::ldexp(code, exponent - 9)
+                                         : std::ldexp(8 + code % 8, code / 8 - 10 + exponent);
+          const double off = std::abs(number - size), best = std::abs(nearest - size);
+          if (off > best || (off == best && nearest_code % 2 == 0)) continue;
+          nearest = number;
+          nearest_code = code;
+        }
+        out.set(row, c, std::copysign(static_cast<float>(nearest), w.get(row, c)));
+      }
+    }
+  return out;
+}
+
+TEST_CASE("cuda: MXFP8 has the bytes of bfloat16 weights of the same values", "[simt]") {
+  const std::int32_t n_in = GENERATE(16, 40, 336, 1104);
+  const std::int32_t n_out = n_in == 40 ? 70 : 64;
+  CAPTURE(n_in);
+  Case coded(n_in, n_out, DType::kMxfp8, DType::kBF16, DType::kF32);
+  Case plain = coded;
+  plain.format = DType::kBF16;
+  plain.w = in_mxfp8(coded.w, n_in);
+  const float divisor = n_in == 40 ? 3.5f : 1.0f;
+  in_every_order([&](Backend& backend) {
+    for (const std::int32_t n_rows : {1, 9, 20, 28, 70}) {
+      CAPTURE(n_rows);
+      const RowBuffer expected = plain.run(backend, 0, n_rows, divisor);
+      CHECK(n_different(coded.run(backend, 0, n_rows, divisor), expected) == 0);
+    }
+  });
+  Case again = coded;  // numbers of the format keep their values
+  again.w = plain.w;
+  cuda::CudaBackend backend({});
+  CHECK(n_different(again.run(backend, 0, 3, 1.0f), plain.run(backend, 0, 3, 1.0f)) == 0);
+}
+
+TEST_CASE("MXFP8 is refused by the CPU, and for float32 rows", "[simt]") {
+  CpuBackend cpu({1, ""});
+  CHECK_THROWS_AS(cpu.packed_bytes(64, 64, DType::kMxfp8), InvalidArgument);
+  cuda::CudaBackend backend({});
+  Case given(32, 64, DType::kMxfp8, DType::kF32, DType::kF32);
+  CHECK_THROWS_AS(given.run(backend, 0, 1, 1.0f), InvalidArgument);
+}
+
 // ---- experts
 
 // Gates, ups and downs of all experts; routed by `router` and bias alone.
@@ -192,6 +254,19 @@ TEST_CASE("cuda: experts of quantised weights have the CPU's bytes", "[simt]") {
   RowBuffer x = varied_rows(experts.random, is_alone ? 20 : 70, Experts::kModel,
                             Experts::kModelPadded, of_rows);
   check_same_bytes([&](Backend& backend) { return experts.run(backend, x); });
+}
+
+TEST_CASE("cuda: experts in MXFP8 have the bytes of those in bfloat16", "[simt]") {
+  Experts coded({4, 1, 2, 40, 1.0f}, DType::kMxfp8);
+  coded.router = random_rows(coded.random, 5, Experts::kModel, Experts::kModel);
+  coded.up = in_mxfp8(coded.up, Experts::kModel);
+  coded.down = in_mxfp8(coded.down, 40);
+  RowBuffer x = random_rows(coded.random, 20, Experts::kModel, Experts::kModelPadded, DType::kBF16);
+  Experts plain = coded;
+  plain.format = DType::kBF16;
+  in_every_order([&](Backend& backend) {
+    CHECK(n_different(coded.run(backend, x), plain.run(backend, x)) == 0);
+  });
 }
 
 }  // namespace

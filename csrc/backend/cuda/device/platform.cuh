@@ -67,6 +67,13 @@ DUPLEX_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// The products of two pairs of bfloat16 numbers, rounded to nearest even.
+DUPLEX_DEVICE std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
 // acc += a b for a (16, 16) and b (16, 8) in bfloat16, in the fragments of mma.m16n8k16: with
 // g = lane / 4 and t = lane % 4, a.v[0] holds columns 2t, 2t + 1 of row g, a.v[1] of row g + 8,
 // a.v[2] and a.v[3] the same rows at columns 2t + 8, 2t + 9; b0 holds rows 2t, 2t + 1 of column g,

@@ -44,6 +44,25 @@ constexpr std::int64_t chunk_at(std::int64_t n_in, std::int64_t tile, std::int64
   return (tile * chunks_of(n_in) + chunk) * chunk_scales_at<kBits>(8);
 }
 
+// MXFP8: the codes of a tile of outputs step by step (of kBf16Step columns), 16 bytes for each
+// lane; word 2 f + h of a lane has the columns that fragment f of the products in bfloat16 takes,
+// of the upper or the lower 8 outputs, pairs in bytes 0 and 2, 1 and 3. Behind the codes of a tile
+// are the exponents, those together that a warp needs for four steps, 8 apart.
+struct alignas(8) Mxfp8Scales {
+  std::uint8_t v[4][2];  // of an output, and of the one 8 further on
+};
+constexpr std::int64_t mxfp8_codes_at(std::int64_t step, std::int64_t lane) {
+  return (step * kWarp + lane) * 16;
+}
+constexpr std::int64_t mxfp8_scales_at(std::int64_t n_steps, std::int64_t step,
+                                       std::int64_t output) {
+  return mxfp8_codes_at(n_steps, 0) +
+         ((step / 32 * 8 + step % 8) * 8 + output) * std::int64_t{sizeof(Mxfp8Scales)};
+}
+constexpr std::int64_t mxfp8_tile_bytes(std::int64_t n_steps) {
+  return mxfp8_scales_at(n_steps, round_up(n_steps, 32), 0);
+}
+
 // A quantised row: the codes, then the scales of its groups; in bytes, a multiple of 16.
 constexpr std::int64_t row_codes_bytes(std::int64_t n_in) { return chunks_of(n_in) * kChunk; }
 template <int kBits>
@@ -91,8 +110,10 @@ DUPLEX_DEVICE Job job_of(const ExpertLinearArgs& args, std::int32_t expert) {
 }
 
 void launch_linear_bf16(Runtime& runtime, const LinearArgs& args);
+void launch_linear_mxfp8(Runtime& runtime, const LinearArgs& args);
 void launch_linear_quantised(Runtime& runtime, const LinearArgs& args);
 void launch_expert_bf16(Runtime& runtime, const ExpertLinearArgs& args);
+void launch_expert_mxfp8(Runtime& runtime, const ExpertLinearArgs& args);
 void launch_expert_quantised(Runtime& runtime, const ExpertLinearArgs& args);
 
 }  // namespace duplex::cuda

@@ -107,12 +107,41 @@ DUPLEX_KERNEL pack_quantised_kernel(PackArgs args) {
   }
 }
 
+// ---- MXFP8
+
+// One thread a group of 32 columns of an output.
+DUPLEX_KERNEL pack_mxfp8_kernel(PackArgs args) {
+  const std::int64_t step = std::int64_t{block_y()} * n_threads() + thread_index();
+  if (step * kBf16Step >= args.n_in_padded) return;
+  const std::int64_t output = args.first_out + block_x(), g = output % 8;
+  const std::int64_t half = output % kTileOutputs / 8;
+  const std::int64_t n_steps = div_up(args.n_in_padded, kBf16Step);
+  std::byte* const tile =
+      static_cast<std::byte*>(args.destination) + output / kTileOutputs * mxfp8_tile_bytes(n_steps);
+  const BlockValues values{args, step * kBf16Step};
+  float largest = 0.0f;
+  for (std::int64_t i = 0; i < kBf16Step; ++i) {
+    const float size = fabsf(values(i));
+    if (size > largest) largest = size;
+  }
+  const std::uint32_t exponent = mxfp8_exponent(largest);
+  auto* const scales = reinterpret_cast<std::uint8_t*>(tile + mxfp8_scales_at(n_steps, step, g));
+  scales[step % 32 / 8 * 2 + half] = static_cast<std::uint8_t>(exponent);
+  for (std::int64_t i = 0; i < kBf16Step; ++i) {
+    const std::int64_t word = i % 8 / 4 * 2 + half, byte = i % 4 / 2 + i % 2 * 2;
+    auto* const lane = reinterpret_cast<std::uint8_t*>(tile + mxfp8_codes_at(step, g * 4 + i / 8));
+    lane[word * 4 + byte] = e4m3_code(values(i) * mxfp8_inverse(exponent));
+  }
+}
+
 }  // namespace
 
 std::size_t packed_matrix_bytes(std::int64_t n_out, std::int64_t n_in_padded, DType dtype) {
   const std::int64_t n_tiles = round_up(n_out, kPanelOutputs) / kTileOutputs;
   if (dtype == DType::kInt8) return static_cast<std::size_t>(chunk_at<8>(n_in_padded, n_tiles, 0));
   if (dtype == DType::kInt4) return static_cast<std::size_t>(chunk_at<4>(n_in_padded, n_tiles, 0));
+  if (dtype == DType::kMxfp8)
+    return static_cast<std::size_t>(n_tiles * mxfp8_tile_bytes(div_up(n_in_padded, kBf16Step)));
   const std::int64_t n_in = dtype == DType::kF32 ? n_in_padded : round_up(n_in_padded, kBf16Step);
   return static_cast<std::size_t>(round_up(n_out, kPanelOutputs) * n_in) * dtype_bytes(dtype);
 }
@@ -124,6 +153,9 @@ void launch_pack(Runtime& runtime, const PackArgs& args) {
     runtime.launch(pack_quantised_kernel<8>, blocks, kThreads, 0, args);
   else if (args.shape.dtype == DType::kInt4)
     runtime.launch(pack_quantised_kernel<4>, blocks, kThreads, 0, args);
+  else if (args.shape.dtype == DType::kMxfp8)
+    runtime.launch(pack_mxfp8_kernel, {args.n_rows, div_up(args.n_in_padded, kThreads * kBf16Step)},
+                   kThreads, 0, args);
   else
     runtime.launch(pack_kernel, grid, kThreads, 0, args);
 }

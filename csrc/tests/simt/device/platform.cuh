@@ -7,6 +7,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "core/types.h"
 #include "tests/simt/grid.h"
 
 #define DUPLEX_KERNEL void
@@ -56,6 +57,15 @@ DUPLEX_DEVICE void commit_copies() { simt::commit_copies(); }
 template <int kPending>
 DUPLEX_DEVICE void wait_copies() {
   simt::wait_copies(kPending);
+}
+
+DUPLEX_DEVICE std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b) {
+  const auto product = [&](int shift) {
+    const float x = bf16_to_float(static_cast<std::uint16_t>(a >> shift));
+    const float y = bf16_to_float(static_cast<std::uint16_t>(b >> shift));
+    return std::uint32_t{float_to_bf16(x * y)} << shift;
+  };
+  return product(0) | product(16);
 }
 
 DUPLEX_DEVICE void multiply_add(float (&acc)[4], const Words& a, std::uint32_t b0,
