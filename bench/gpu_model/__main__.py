@@ -94,7 +94,7 @@ def main(
 
     Variants: *design*, one graph, starts hidden; *public*, the same kernels, each as fast as the
     best published one; *today*, our kernels and host code as measured on one H200, for tensor
-    parallelism and formats that they do not have yet. Nothing here ran on those GPUs.
+    parallelism and NVFP4 weights that they do not have yet. Nothing here ran on those GPUs.
     """
     console = Console(highlight=False, width=140)
     if cpu:
