@@ -26,7 +26,7 @@ from duplex_engine.whole_file import whole_file
 __all__ = ["PACKED_FILE", "Dtype", "PackedFile", "Weights", "layout_digest", "write_packed"]
 
 Dtype: TypeAlias = Literal["float32", "bfloat16"]
-Weights: TypeAlias = Literal["float32", "bfloat16", "int8", "int4"]
+Weights: TypeAlias = Literal["float32", "bfloat16", "int8", "int4", "mxfp8"]
 
 PACKED_FILE = "packed.safetensors"
 FORMAT = "duplex_engine packed weights"

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "backend/op_args.h"
+#include "backend/quantised.h"
 #include "core/types.h"
 
 // Before a loop over the rows or columns of a tile: unrolled early, the sums stay in registers.
@@ -19,7 +20,6 @@ namespace duplex {
 // codes; the codes of four indices (a quad) and 16 outputs fill one vector of 64 bytes. int8: code
 // + 128. int4: code + 8, the quads of a pair in the low and the high nibbles. The rows they meet
 // are quantised by the same groups, so a group's sum is an exact integer.
-constexpr std::int64_t quantised_group(DType format) { return format == DType::kInt8 ? 64 : 32; }
 constexpr std::int64_t kScalesBytes = kPanelOutputs * 2;  // of one group of a panel
 
 // A group of a quantised row is this header and the int8 codes of its group.
