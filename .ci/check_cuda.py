@@ -29,7 +29,7 @@ SASS_TOOLS = ("nvidia-cuda-cuobjdump", "nvidia-cuda-nvdisasm")  # the Makefile h
 BARRIER = "BAR.SYNC"
 SUM, EXCHANGE = "SHFL.DOWN", "SHFL.BFLY"
 DOUBLE = r"D(ADD|FMA|MUL|SETP|MNMX)"
-TENSOR = "HMMA"
+TENSOR = "[HI]MMA"
 LOCAL = r"(LDL|STL)"
 WEIGHTS = "LDG.E.NA.LTC256B.128.CONSTANT"  # 16 bytes, streamed past the first-level cache
 COPY = "LDGSTS.E.BYPASS.128"
@@ -59,6 +59,12 @@ class Rule:
     registers: int = 64
     must_not: tuple[str, ...] = (DOUBLE, TENSOR)
 
+
+QUANTISED = Rule(
+    {"IMMA.16832.S8.S8": 16, WEIGHTS: 4, "LDG.E.128": 8, "STS.64": 16, BARRIER: 8, "FFMA": 32},
+    registers=96,
+    must_not=(DOUBLE, "HMMA"),
+)
 
 KERNELS = {
     "all_reduce/all_gather_kernel": Rule(EXCHANGE_OF_RANKS, registers=40),
@@ -102,20 +108,19 @@ KERNELS = {
     "attention_bf16/combine_kernel": Rule(
         {"FFMA": 5, FOUR: 4, EXCHANGE: 5, BARRIER: 3}, registers=80
     ),
-    "linear/expert_bf16_kernel": Rule(
+    "linear/expert_f32_kernel": Rule({"FFMA": 16}),
+    "linear/linear_f32_kernel": Rule({"FFMA": 16}),
+    "linear_bf16/expert_bf16_kernel": Rule(
         {"HMMA.16816.F32.BF16": 24, WEIGHTS: 16, "LDG.E.128": 12, BARRIER: 4},
         registers=72,
         must_not=(DOUBLE,),
     ),
-    "linear/expert_f32_kernel": Rule({"FFMA": 16}),
     # Eight tiles of sums, and four steps of weights on their way.
-    "linear/linear_bf16_kernel": Rule(
+    "linear_bf16/linear_bf16_kernel": Rule(
         {"HMMA.16816.F32.BF16": 8, WEIGHTS: 8, "LDG.E.128": 4, BARRIER: 2},
-        registers=136,
+        registers=144,
         must_not=(DOUBLE,),
     ),
-    "linear/linear_f32_kernel": Rule({"FFMA": 16}),
-    "linear/pack_kernel": Rule({"STG.E.U16": 1}),
     # A step of a warp: 2 or 4 tiles by 4, twice 8 products a tile. Steps come by 16-byte copies.
     "linear_large/linear_large_kernel": Rule(
         {
@@ -129,11 +134,29 @@ KERNELS = {
         registers=144,
         must_not=(DOUBLE,),
     ),
+    # As bfloat16, with half the weights to load; codes become numbers two at a time.
+    "linear_mxfp8/expert_mxfp8_kernel": Rule(
+        {"HMMA.16816.F32.BF16": 24, WEIGHTS: 8, "HMUL2.BF16": 16, "LDG.E.128": 12, BARRIER: 4},
+        registers=72,
+        must_not=(DOUBLE,),
+    ),
+    "linear_mxfp8/linear_mxfp8_kernel": Rule(
+        {"HMMA.16816.F32.BF16": 8, WEIGHTS: 4, "HMUL2.BF16": 16, "LDG.E.128": 4, BARRIER: 2},
+        registers=144,
+        must_not=(DOUBLE,),
+    ),
+    # Weights of a round and of the next; group sums of two rows in one store.
+    "linear_quantised/expert_quantised_kernel": QUANTISED,
+    "linear_quantised/linear_quantised_kernel": QUANTISED,
+    "linear_quantised/quantise_rows_kernel": Rule({EXCHANGE: 4, "STG.E.U16": 1}),
     "moe/combine_kernel": Rule({"FFMA": 1}),
     "moe/group_kernel": Rule({BARRIER: 2}),
     # Sigmoids in double, as on the CPU.
     "moe/route_kernel": Rule({BARRIER: 2, EXCHANGE: 10, "DFMA": 1}, must_not=(TENSOR,)),
     "moe/to_float_kernel": Rule({"STG.E": 1}),
+    "pack/pack_kernel": Rule({"STG.E.U16": 1}),
+    "pack/pack_mxfp8_kernel": Rule({"STG.E.U8": 2}),
+    "pack/pack_quantised_kernel": Rule({"STG.E.U16": 1}),
     "rows/embed_audio_kernel": Rule(NORM),
     "rows/embed_text_kernel": Rule(NORM),
     "rows/fold_kernel": Rule({"STG.E": 1}),

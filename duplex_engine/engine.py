@@ -97,7 +97,7 @@ class Engine:
         *,
         device: str = "cpu",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-        weights: Literal["auto", "int8", "int4"] = "auto",
+        weights: Literal["auto", "int8", "int4", "mxfp8"] = "auto",
         kv_dtype: Literal["auto", "int8"] = "auto",
         mtp_layers: int = 0,
         threads: int | None = None,
@@ -125,8 +125,9 @@ class Engine:
             dtype: type of the rows and, unless `weights` and `kv_dtype` say otherwise, of the
                 weights and of the cache of keys and values; "auto" is bfloat16 for a bfloat16
                 checkpoint, else float32.
-            weights: "int8" or "int4" quantise the layers' matrices and the head while loading (CPU
-                only): groups of 64 or 32 inputs share a scale, 8.25 or 4.5 bits a weight.
+            weights: "int8" or "int4" quantise the layers' matrices and the head while loading:
+                groups of 64 or 32 inputs share a scale, 8.25 or 4.5 bits a weight. "mxfp8" keeps
+                them in MXFP8, for `device="cuda"` and bfloat16 rows (docs/CHECKPOINT.md).
             kv_dtype: "int8" keeps keys and values in 8 bits, a scale for each position and head
                 (CPU only): half the memory of bfloat16, and less time the longer the context.
             mtp_layers: of the checkpoint's multi-token-prediction layers, how many to load: each
@@ -170,9 +171,9 @@ class Engine:
             raise InvalidArgument(
                 f"dtype: expected 'auto', 'float32' or 'bfloat16', found {found(dtype)}"
             )
-        if weights not in ("auto", "int8", "int4"):
+        if weights not in ("auto", "int8", "int4", "mxfp8"):
             raise InvalidArgument(
-                f"weights: expected 'auto', 'int8' or 'int4', found {found(weights)}"
+                f"weights: expected 'auto', 'int8', 'int4' or 'mxfp8', found {found(weights)}"
             )
         if kv_dtype not in ("auto", "int8"):
             raise InvalidArgument(f"kv_dtype: expected 'auto' or 'int8', found {found(kv_dtype)}")
@@ -295,7 +296,7 @@ class Engine:
 
     @property
     def weights(self) -> Weights:
-        """Format of the layers' matrices and the head: `dtype`, "int8" or "int4"."""
+        """Format of the layers' matrices and the head: `dtype`, "int8", "int4" or "mxfp8"."""
         return self._weights
 
     @property

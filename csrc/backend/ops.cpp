@@ -17,9 +17,8 @@ void check_floats(const char* op, const char* name, const float* data, std::int6
   check(stride >= width, op, ": ", name, " needs rows of ", width, " floats, stride is ", stride);
 }
 
-// Dense weights multiply rows of their own dtype; quantised ones take either.
 void check_meets(const char* op, const Rows& rows, const PackedMatrix& w) {
-  check(is_quantised(w.dtype) || rows.dtype == w.dtype, op, ": rows are ", dtype_name(rows.dtype),
+  check(takes_rows(w.dtype, rows.dtype), op, ": rows are ", dtype_name(rows.dtype),
         ", weights are ", dtype_name(w.dtype));
 }
 

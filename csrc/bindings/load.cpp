@@ -37,6 +37,7 @@ FileType file_type_from(const std::string& name, const std::string& tensor) {
 DType format_from(const std::string& name, DType dtype, const std::string& what) {
   if (name == "int8") return DType::kInt8;
   if (name == "int4") return DType::kInt4;
+  if (name == "mxfp8") return DType::kMxfp8;
   return name.empty() ? dtype : dtype_from(name, what);
 }
 

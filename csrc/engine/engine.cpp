@@ -39,8 +39,8 @@ ModelConfig checked(ModelConfig config, const EngineOptions& options, const Engi
   config.validate();
   check(options.max_batch_rows >= 1 && options.max_batch_rows <= 65536,
         "max_batch_rows: expected 1 to 65536, found ", options.max_batch_rows);
-  check(options.weights == options.dtype || is_quantised(options.weights), "weights: expected ",
-        dtype_name(options.dtype), " (the dtype), int8 or int4, found ",
+  check(takes_rows(options.weights, options.dtype), "weights: expected ", dtype_name(options.dtype),
+        " (the dtype), int8, int4, or mxfp8 with the dtype bfloat16, found ",
         dtype_name(options.weights));
   check(options.kv_dtype == options.dtype || options.kv_dtype == DType::kInt8,
         "kv_dtype: expected ", dtype_name(options.dtype), " (the dtype) or int8, found ",

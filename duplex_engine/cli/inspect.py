@@ -31,7 +31,7 @@ from duplex_engine.engine import Engine
 
 __all__ = ["inspect", "measure_machine"]
 
-QUANTISED_BITS = {"int8": 8.25, "int4": 4.5}  # a weight, with its share of the scale
+QUANTISED_BITS = {"int8": 8.25, "int4": 4.5, "mxfp8": 8.25}  # a weight, with its share of the scale
 PROBE_BYTES = 256 * 2**20  # more than any processor's cache
 PROBE_SIDE = 1024
 PROBE_REPEATS = 5

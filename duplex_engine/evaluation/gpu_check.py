@@ -1,10 +1,10 @@
 """Does the engine compute on a GPU what it computes on the CPU, exactly, and how fast?
 
 Owns the checks and the timings of `duplex-engine gpu-check`. A check compares bytes: digests of all
-that a session holds in memory (keys, values, convolution inputs), and tokens. In float32 the GPU
-does every operation in the CPU's order, so its memory must be the same; in bfloat16, where the
-matrix units add in an order of their own, the same stream must give the same bits on the GPU in any
-chunks and with any company.
+that a session holds in memory (keys, values, convolution inputs), and tokens. In float32, whatever
+the weights, the GPU does every operation in the CPU's order, so its memory must be the same; in
+bfloat16, where the matrix units add in an order of their own, the same stream must give the same
+bits on the GPU in any chunks and with any company.
 """
 
 from __future__ import annotations
@@ -28,10 +28,17 @@ from duplex_engine.models.random import Preset, write_random_checkpoint
 from duplex_engine.session import Session
 from duplex_engine.types import StepInput
 
-__all__ = ["DTYPES", "SHAPES", "Check", "Shape", "Timing", "checks", "timings"]
+__all__ = ["FORMATS", "SHAPES", "Check", "Shape", "Timing", "checks", "timings"]
 
 Dtype = Literal["float32", "bfloat16"]
-DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
+Weights = Literal["auto", "int8", "int4"]
+# What is compared: types of the rows, and of the weights.
+FORMATS: tuple[tuple[Dtype, Weights], ...] = (
+    ("float32", "auto"),
+    ("bfloat16", "auto"),
+    ("float32", "int8"),
+    ("float32", "int4"),
+)
 Digests = list[tuple[int, int, int]]
 TURN = 3200  # samples
 N_COMPANIONS = 5
@@ -132,48 +139,53 @@ def _same(name: str, one: Any, other: Any, what: str) -> Check:
     return Check(name, different == 0, detail)
 
 
-def checks(device: str, checkpoint: str, dtype: Dtype, n_turns: int = 100) -> Iterator[Check]:
+def checks(
+    device: str, checkpoint: str, dtype: Dtype, n_turns: int = 100, weights: Weights = "auto"
+) -> Iterator[Check]:
     """Compares the device with the CPU, and with itself under other chunks and company.
 
     Args:
         device: as `Engine.load` takes it.
         checkpoint: with audio and a tokenizer.
-        dtype: of weights and cache.
+        dtype: of rows and cache.
         n_turns: micro-turns of the stream.
+        weights: as `Engine.load` takes it.
     """
     stream = _Stream(n_turns)
-    with Engine.load(checkpoint, dtype=dtype) as engine, engine.open_session() as session:
+    name = dtype if weights == "auto" else f"{dtype}, {weights} weights"
+    load = partial(Engine.load, checkpoint, dtype=dtype, weights=weights)
+    with load() as engine, engine.open_session() as session:
         cpu_said, cpu_memory = stream.play(session), _digests(session)
-    with Engine.load(checkpoint, dtype=dtype, device=device) as engine:
+    with load(device=device) as engine:
         with engine.open_session() as session:
             said, memory = stream.play(session), _digests(session)
-            yield _same(f"{dtype}: tokens of the CPU", cpu_said, said, "micro-turns")
+            yield _same(f"{name}: tokens of the CPU", cpu_said, said, "micro-turns")
             if dtype == "float32":
                 # Pages differ in size, so the devices hold old blocks for longer or shorter.
                 held = {block[:2] for block in cpu_memory} & {block[:2] for block in memory}
                 ours, theirs = ([b for b in m if b[:2] in held] for m in (memory, cpu_memory))
-                yield _same(f"{dtype}: memory of the CPU", theirs, ours, "blocks")
-            yield from _forks(session, dtype)
+                yield _same(f"{name}: memory of the CPU", theirs, ours, "blocks")
+            yield from _forks(session, name)
         with engine.open_session() as session:
             again = stream.play(session, pieces=3)
-            yield _same(f"{dtype}: in other pieces", memory, _digests(session), "blocks")
-            yield _same(f"{dtype}: in other pieces", said, again, "micro-turns")
-        yield from _with_company(engine, stream, dtype, said, memory)
+            yield _same(f"{name}: in other pieces", memory, _digests(session), "blocks")
+            yield _same(f"{name}: in other pieces", said, again, "micro-turns")
+        yield from _with_company(engine, stream, name, said, memory)
 
 
-def _forks(session: Session, dtype: Dtype) -> Iterator[Check]:
+def _forks(session: Session, name: str) -> Iterator[Check]:
     """A fork goes on as its origin does; cut back, it goes on as it did."""
     probe = [1, 2, 3]
     with session.fork() as fork:
         answers = [s.append(text=probe, logits="all").tobytes() for s in (session, fork)]
-        yield Check(f"{dtype}: a fork", answers[0] == answers[1], "logits of three rows")
+        yield Check(f"{name}: a fork", answers[0] == answers[1], "logits of three rows")
         fork.truncate(fork.marks[-2])
         again = fork.append(text=probe, logits="all").tobytes()
-        yield Check(f"{dtype}: cut back", again == answers[0], "logits of three rows")
+        yield Check(f"{name}: cut back", again == answers[0], "logits of three rows")
 
 
 def _with_company(
-    engine: Engine, stream: _Stream, dtype: Dtype, said: list[tuple[int, ...]], memory: Digests
+    engine: Engine, stream: _Stream, name: str, said: list[tuple[int, ...]], memory: Digests
 ) -> Iterator[Check]:
     sessions = [engine.open_session() for _ in range(1 + N_COMPANIONS)]
     together = []
@@ -187,8 +199,8 @@ def _with_company(
         if isinstance(first, Exception):
             raise first
         together.append(first.token_ids)
-    yield _same(f"{dtype}: with {N_COMPANIONS} others", said, together, "micro-turns")
-    yield _same(f"{dtype}: with {N_COMPANIONS} others", memory, _digests(sessions[0]), "blocks")
+    yield _same(f"{name}: with {N_COMPANIONS} others", said, together, "micro-turns")
+    yield _same(f"{name}: with {N_COMPANIONS} others", memory, _digests(sessions[0]), "blocks")
     for session in sessions:
         session.close()
 

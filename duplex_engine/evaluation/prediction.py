@@ -128,7 +128,8 @@ def work_us(op: Op, setup: Setup) -> float:
     machine = setup.machine
     if op.kind == "all-reduce":
         return machine.all_reduce[setup.tp].us(op.row_bytes)
-    # We turn weights of fewer bits into bfloat16 in registers; published kernels turn the rows.
+    # We turn weights of fewer bits into bfloat16 in registers, or into int8, which is no slower to
+    # multiply; published kernels turn the rows.
     format = op.format if setup.variant == "public" else "bfloat16"
     per_s = machine.operations_per_s.get(format, machine.operations_per_s["bfloat16"])
     return 1e6 * max(op.n_bytes / _fit(op, machine).bytes_per_s, op.operations / per_s)

@@ -234,6 +234,7 @@ def _linear(
         row_bytes=n_rows * (2 * n_in + 4 * n_out),
         operations=2 * n_rows * n_out * n_in,
         nodes=nodes,
+        launches=1 + (format.name in ("int8", "int4")),  # rows are quantised first
     )
 
 

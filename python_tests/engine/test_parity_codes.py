@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from parity import OracleCheckpoint, logits, mixed_prompt
 from safetensors.torch import load_file, save_file
 
-from duplex_engine import CheckpointError
+from duplex_engine import CheckpointError, Engine, InvalidArgument, _core
 from duplex_engine.checkpoint import Checkpoint
 
 NAMES = ["uneven_heads", "moe_mixed"]
@@ -116,6 +116,28 @@ def test_bfloat16_holds_codes_times_powers_of_two(
     for name, tensor in plain.items():
         if is_matrix(name, tensor):
             assert torch.equal(tensor.bfloat16().float(), tensor)
+
+
+@pytest.mark.skipif("cuda_host" not in _core.backend_names(), reason="a build without tests")
+def test_mxfp8_on_a_gpu_is_the_same_in_fewer_bytes(
+    oracle_checkpoint: OracleCheckpoint, tmp_path: Path
+) -> None:
+    """The CUDA kernels, run on the host: codes in memory have the bits of bfloat16 weights."""
+    folder = oracle_checkpoint("moe_mixed")[0]
+    coded, _ = quantise(load_file(folder / "model.safetensors"), FORMS["mxfp8"])
+    to = write(folder, tmp_path / "coded", coded)
+    found = []
+    for weights in ("auto", "mxfp8"):
+        options: dict[str, Any] = {"dtype": "bfloat16", "weights": weights}
+        with (
+            Engine.load(to, device="cuda_host", **options) as engine,
+            engine.open_session() as session,
+        ):
+            found.append(session.append(text=[3, 1, 4, 1, 5], logits="all").tobytes())
+    assert found[0] == found[1]
+    for device, dtype in (("cpu", "bfloat16"), ("cuda_host", "float32")):
+        with pytest.raises(InvalidArgument, match="weights: "):
+            Engine.load(to, device=device, weights="mxfp8", dtype=dtype)
 
 
 @pytest.mark.parametrize("form", ["published", "compressed-tensors"])

@@ -23,12 +23,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", gpu_check.DTYPES)
+@pytest.mark.parametrize(("dtype", "weights"), gpu_check.FORMATS)
 def test_the_cuda_kernels_compute_what_the_cpu_computes(
-    checkpoint: Path, dtype: gpu_check.Dtype
+    checkpoint: Path, dtype: gpu_check.Dtype, weights: gpu_check.Weights
 ) -> None:
     """Whole micro-turns, by the sources that nvcc compiles, run thread by thread on the host."""
-    checks = list(gpu_check.checks("cuda_host", str(checkpoint), dtype, N_TURNS))
+    checks = list(gpu_check.checks("cuda_host", str(checkpoint), dtype, N_TURNS, weights))
     assert [check for check in checks if not check.passed] == []
     assert any("memory of the CPU" in check.name for check in checks) == (dtype == "float32")
 

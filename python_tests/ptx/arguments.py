@@ -12,7 +12,7 @@ from ctypes import Structure, c_bool, c_float, c_int32, c_int64, c_uint8, c_uint
 import numpy as np
 from numpy.typing import NDArray
 
-F32, BF16 = 0, 1  # DType
+F32, BF16, INT8, INT4, MXFP8 = 0, 1, 2, 3, 4  # DType
 BLOCK = 64  # positions of a block of keys and values
 Floats = NDArray[np.float32]
 
@@ -62,6 +62,7 @@ Pack = struct(
     "Pack", source=PTR, source_dtype=U8, n_rows=I64, row_stride=I64, shape=PackShape,
     n_in_padded=I64, first_out=I64, destination=PTR,
 )  # fmt: skip
+QuantiseRows = struct("QuantiseRows", x=Rows, n_in=I32, out=PTR, out_stride=I64)
 ConvAddNorm = struct(
     "ConvAddNorm", segments=Segments, parts=Parts, n_parts=I32, x_stride=I64, scale=F,
     conv=ConvSlot, kernel=I32, hidden=PTR, hidden_stride=I64, norm=PTR, eps=F, width=I32, out=Rows,
@@ -151,6 +152,8 @@ def packed(w: Floats, dtype: int) -> NDArray[np.generic]:
     columns 2 t, 2 t + 1 and 2 t + 8, 2 t + 9.
     """
     n_out, n_in = round_up(w.shape[0], 64), w.shape[1] if dtype == F32 else round_up(w.shape[1], 32)
+    if dtype == MXFP8:
+        return packed_mxfp8(w)
     full = np.zeros((n_out, n_in), np.float32)
     full[: w.shape[0], : w.shape[1]] = w
     if dtype == F32:
@@ -158,6 +161,38 @@ def packed(w: Floats, dtype: int) -> NDArray[np.generic]:
     # (tile, row half, g, step, t, fragment, column half, pair) -> what a lane reads in order
     parts = full.reshape(n_out // 16, 2, 8, n_in // 32, 4, 2, 2, 2)
     return encode(parts.transpose(0, 3, 5, 2, 4, 6, 1, 7).copy(), BF16)
+
+
+def exponents(w: Floats) -> NDArray[np.int64]:
+    """Of the powers of two of MXFP8, for every 32 columns: 448 is the largest code."""
+    largest = np.abs(w).reshape(len(w), -1, 32).max(2)
+    with np.errstate(divide="ignore"):
+        found = np.ceil(np.log2(largest.astype(np.float64) / 448))
+    return np.clip(found, -127, 127).astype(np.int64)
+
+
+def packed_mxfp8(w: Floats) -> NDArray[np.uint8]:
+    """The same in MXFP8: by tiles of 16 outputs, codes and behind them the exponents.
+
+    A lane's 16 bytes of a step: words by fragment and half of the outputs, the first pair of
+    columns in bytes 0 and 2. Exponents by the warp that needs them: of four steps 8 apart.
+    """
+    n_steps = -(-w.shape[1] // 32)
+    full = np.zeros((round_up(w.shape[0], 64), n_steps * 32), np.float32)
+    full[: w.shape[0], : w.shape[1]] = w
+    found = exponents(full)
+    unit = full.astype(np.float64) / 2.0 ** np.repeat(found, 32, 1)
+    table = np.array(
+        [m * 2.0**-9 if m < 8 else (8 + m % 8) * 2.0 ** (m // 8 - 10) for m in range(127)]
+    )
+    nearest = np.abs(np.abs(unit)[..., None] - table).argmin(-1)  # cases have no ties
+    codes = (nearest + 128 * np.signbit(full)).astype(np.uint8)
+    parts = codes.reshape(-1, 2, 8, n_steps, 4, 2, 2, 2).transpose(0, 3, 2, 4, 5, 1, 7, 6)
+    padded = np.zeros((len(full), round_up(n_steps, 32)), np.uint8)
+    padded[:, :n_steps] = found + 127
+    of_warps = padded.reshape(len(full) // 16, 2, 8, -1, 4, 8).transpose(0, 3, 5, 2, 4, 1)
+    n_tiles = len(full) // 16
+    return np.concatenate([parts.reshape(n_tiles, -1), of_warps.reshape(n_tiles, -1)], 1)
 
 
 def key_panel(keys: Floats, dtype: int) -> NDArray[np.generic]:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from ptx import cases_all_reduce, cases_append, cases_attention, cases_linear, cases_moe, cases_rows
+from ptx import (
+    cases_all_reduce,
+    cases_append,
+    cases_attention,
+    cases_linear,
+    cases_moe,
+    cases_quantised,
+    cases_rows,
+)
 from ptx.device import Case, Device
 from ptx.machine import Order
 from ptx.program import Kernel, parse
@@ -12,6 +20,7 @@ CASES: dict[str, Case] = {
     **cases_append.CASES,
     **cases_attention.CASES,
     **cases_linear.CASES,
+    **cases_quantised.CASES,
     **cases_moe.CASES,
     **cases_all_reduce.CASES,
 }

@@ -1,4 +1,4 @@
-"""Cases of the matrix products and the packing (kernels/linear.cu).
+"""Cases of the matrix products in float32, bfloat16 and MXFP8, and the packing.
 
 The numbers are small integers, so sums of products are exact in any order and the results are
 compared by value.
@@ -12,6 +12,7 @@ import numpy as np
 from ptx.arguments import (
     BF16,
     F32,
+    MXFP8,
     ExpertLinear,
     Floats,
     Linear,
@@ -33,6 +34,15 @@ def integers(random: np.random.Generator, *shape: int) -> Floats:
     return random.integers(-8, 9, size=shape).astype(np.float32)
 
 
+def matrix_of(random: np.random.Generator, n_out: int, n_in: int, dtype: int) -> Floats:
+    """Integers; in MXFP8 times powers of two, for every 32 columns another."""
+    w = integers(random, n_out, n_in)
+    if dtype != MXFP8:
+        return w
+    powers = 2.0 ** random.integers(-3, 4, size=(n_out, -(-n_in // 32)))
+    return (w * np.repeat(powers, 32, 1)[:, :n_in]).astype(np.float32)
+
+
 def pack(device: Device, dtype: int) -> None:
     """Columns in groups of 5, padded to 16; a second source behind the first."""
     random = np.random.default_rng(6)
@@ -50,26 +60,28 @@ def pack(device: Device, dtype: int) -> None:
             device.put(source), source_dtype, end - begin, source.shape[1], shape, n_groups * 16,
             begin, destination,
         )  # fmt: skip
-        device.launch("linear/pack_kernel", (end - begin, 1), 128, 0, args)
+        name = "pack/pack_mxfp8_kernel" if dtype == MXFP8 else "pack/pack_kernel"
+        device.launch(name, (end - begin, 1), 128, 0, args)
     assert (device.get(destination) == expected).all()
 
 
-def linear(device: Device, n_tiles: int, n_in: int, n_rows: int) -> None:
-    """In float32 (n_tiles 0), or in bfloat16 by the kernel for so many tiles of rows."""
+def linear(device: Device, n_tiles: int, n_in: int, n_rows: int, dtype: int = BF16) -> None:
+    """In float32 (n_tiles 0), or by the kernel for so many tiles of bfloat16 rows."""
     random = np.random.default_rng(7)
-    n_out, dtype = 70, BF16 if n_tiles else F32
-    w, x = integers(random, n_out, n_in), integers(random, n_rows, n_in)
+    n_out = 70
+    w, x = matrix_of(random, n_out, n_in, dtype), integers(random, n_rows, n_in)
     stride = round_up(n_out, 64)
     for divisor in (np.float32(1), DIVISOR):
         y = device.out(np.full((n_rows, stride), np.nan, np.float32))
         matrix = PackedMatrix(device.put(packed(w, dtype)), n_out, n_in, dtype)
         behind = np.full((1, n_in), np.nan, np.float32)  # a row that is none
-        rows = device.rows(np.concatenate([x, behind]), dtype)
+        rows = device.rows(np.concatenate([x, behind]), min(dtype, BF16))
         args = Linear(matrix, rows, n_rows, y, stride, divisor)
         if n_tiles:
             grid = (stride // 16, -(-n_rows // (n_tiles * TILE_ROWS)))
             shared = 4 * 8 * n_tiles * TILE_ROWS * 16
-            device.launch(f"linear/linear_bf16_kernel<{n_tiles}>", grid, 256, shared, args)
+            name = "mxfp8" if dtype == MXFP8 else "bf16"
+            device.launch(f"linear_{name}/linear_{name}_kernel<{n_tiles}>", grid, 256, shared, args)
         else:
             device.launch("linear/linear_f32_kernel", (stride // 64, -(-n_rows // 8)), 256, 0, args)
         expected = (x @ w.T) / divisor
@@ -98,7 +110,8 @@ def expert_linear(device: Device, dtype: int) -> None:
     random = np.random.default_rng(8)
     begin = np.array([0, 3, 3, 15], np.int32)
     n_experts, n_in, n_out, stride, n_rows = 3, 48, 64, 64, 9
-    w, x = integers(random, n_experts, n_out, n_in), integers(random, n_rows, n_in)
+    w = np.stack([matrix_of(random, n_out, n_in, dtype) for _ in range(n_experts)])
+    x = integers(random, n_rows, n_in)
     row = random.integers(0, n_rows, size=begin[-1]).astype(np.int32)
     matrices = np.stack([packed(of_expert, dtype).reshape(-1) for of_expert in w])
     for row_of_place, rows in ((row, x[row]), (None, np.concatenate([x, x])[: begin[-1]])):
@@ -107,12 +120,14 @@ def expert_linear(device: Device, dtype: int) -> None:
             PackedMatrix(device.put(matrices), n_out, n_in, dtype),
             matrices.shape[1] * matrices.itemsize, n_experts, device.put(begin),
             0 if row_of_place is None else device.put(row_of_place),
-            device.rows(x if row_of_place is not None else rows, dtype), y, stride,
+            device.rows(x if row_of_place is not None else rows, min(dtype, BF16)), y, stride,
         )  # fmt: skip
         if dtype == F32:
             device.launch("linear/expert_f32_kernel", (1, n_experts), 256, 0, args)
         else:
-            device.launch("linear/expert_bf16_kernel", (4, n_experts), 256, 4 * 8 * 256, args)
+            name = "mxfp8" if dtype == MXFP8 else "bf16"
+            shared = 4 * 8 * 256
+            device.launch(f"linear_{name}/expert_{name}_kernel", (4, n_experts), 256, shared, args)
         expert = np.searchsorted(begin, np.arange(begin[-1]), side="right") - 1
         expected = np.einsum("pi,poi->po", rows, w[expert])
         assert (device.get(y) == expected).all()
@@ -120,19 +135,23 @@ def expert_linear(device: Device, dtype: int) -> None:
 
 CASES = {
     **both("pack", pack),
-    "linear-float32": partial(linear, n_tiles=0, n_in=48, n_rows=15),
-    "linear_few-float32": partial(linear, n_tiles=0, n_in=112, n_rows=3),
+    "pack-mxfp8": partial(pack, dtype=MXFP8),
+    "linear-float32": partial(linear, n_tiles=0, n_in=48, n_rows=15, dtype=F32),
+    "linear_few-float32": partial(linear, n_tiles=0, n_in=112, n_rows=3, dtype=F32),
     **{
         # As many rows as two thread blocks take, less one; a reduction with a tail.
-        f"linear_{n * TILE_ROWS}_rows-bfloat16": partial(
-            linear, n_tiles=n, n_in=48, n_rows=2 * n * TILE_ROWS - 1
+        f"linear_{n * TILE_ROWS}_rows-{kind}": partial(
+            linear, n_tiles=n, n_in=48, n_rows=2 * n * TILE_ROWS - 1, dtype=dtype
         )
+        for kind, dtype in (("bfloat16", BF16), ("mxfp8", MXFP8))
         for n in (1, 2, 3, 4, 8)
     },
     # More steps than the warps have in flight.
     "linear_long-bfloat16": partial(linear, n_tiles=1, n_in=1072, n_rows=3),
+    "linear_long-mxfp8": partial(linear, n_tiles=1, n_in=1072, n_rows=3, dtype=MXFP8),
     # More steps than parts, fewer than stages; half a square without outputs, rows behind the last.
     "linear_large_64-bfloat16": partial(linear_large, side=64, n_in=304, n_out=70, n_rows=67),
     "linear_large_128-bfloat16": partial(linear_large, side=128, n_in=48, n_out=150, n_rows=67),
     **both("expert_linear", expert_linear),
+    "expert_linear-mxfp8": partial(expert_linear, dtype=MXFP8),
 }

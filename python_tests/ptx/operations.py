@@ -99,6 +99,36 @@ def extract(a: Array, begin: Array, length: Array) -> Array:
     return shift_right(a, begin & 0xFF) & mask
 
 
+def insert(a: Array, b: Array, begin: Array, length: Array) -> Array:
+    """bfi.b32: the lowest bits of a in place of some of b."""
+    mask = shift_left(shift_left(np.ones_like(a), length & 0xFF) - np.uint32(1), begin & 0xFF)
+    return (shift_left(a, begin & 0xFF) & mask) | (b & ~mask)
+
+
+def permute(a: Array, b: Array, selector: Array) -> Array:
+    """prmt.b32: each byte is one of the eight of a and b, or its sign, as a nibble says."""
+    a, b, selector = np.broadcast_arrays(a, b, selector)
+    both = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
+    result = np.zeros(a.shape, np.uint64)
+    for i in range(4):
+        choice = (selector.astype(np.uint64) >> np.uint64(4 * i)) & np.uint64(15)
+        byte = both >> ((choice & np.uint64(7)) * np.uint64(8)) & np.uint64(255)
+        sign = np.where(byte > 127, np.uint64(255), np.uint64(0))
+        result |= np.where(choice > 7, sign, byte) << np.uint64(8 * i)
+    return result.astype(np.uint32)
+
+
+def multiply_bfloat16(a: Array, b: Array) -> Array:
+    """mul.rn.bf16x2: the products of the two halves, each rounded to nearest even."""
+    wide = [
+        np.stack([x << np.uint32(16), x & np.uint32(0xFFFF0000)], -1).view(np.float32)
+        for x in np.broadcast_arrays(a, b)
+    ]
+    bits = (wide[0] * wide[1]).view(np.uint32).astype(np.uint64)
+    halves = (bits + np.uint64(0x7FFF) + (bits >> np.uint64(16) & np.uint64(1))) >> np.uint64(16)
+    return (halves[..., 0] | halves[..., 1] << np.uint64(16)).astype(np.uint32)
+
+
 # opcode without its type -> types, number of sources, function; all of one type
 SIMPLE: dict[str, tuple[str, int, Function]] = {
     "add": (INTEGERS, 2, lambda a, b: a + b),
@@ -199,6 +229,12 @@ def operation(opcode: str) -> Operation:
             return Operation(kind, (kind, "u32"), shift_right)
         if name == "bfe" and kind == "u32":
             return Operation(kind, (kind, "u32", "u32"), extract)
+        if opcode == "mul.rn.bf16x2":
+            return Operation("u32", ("u32", "u32"), multiply_bfloat16)
+        if opcode == "bfi.b32":
+            return Operation(kind, ("u32",) * 4, insert)
+        if opcode == "prmt.b32":
+            return Operation(kind, ("u32",) * 3, permute)
         if name == "selp":
             return Operation(kind, (kind, kind, "pred"), lambda a, b, p: np.where(p, a, b))
         if name.startswith("setp."):

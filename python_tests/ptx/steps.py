@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ptx.memory import MemoryFault
 from ptx.operations import TYPES
 from ptx.program import Address, Instruction, Operand, UnsupportedPtx
-from ptx.warp import WARP, multiply_fragments, source_lanes
+from ptx.warp import WARP, multiply_fragments, multiply_integer_fragments, source_lanes
 
 if TYPE_CHECKING:
     from ptx.machine import Machine
@@ -271,25 +271,32 @@ def shuffle(m: Machine, instruction: Instruction) -> Step:
     return shuffle
 
 
+# opcode -> the types of its operands, and what it computes
+PRODUCTS = {
+    "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32": ("f32", multiply_fragments),
+    "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32": ("s32", multiply_integer_fragments),
+}
+
+
 def multiply(m: Machine, instruction: Instruction) -> Step:
-    if instruction.opcode != "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32":
+    if instruction.opcode not in PRODUCTS:
         raise UnsupportedPtx(instruction.text)
-    kinds = {"d": "f32", "a": "u32", "b": "u32", "c": "f32"}
-    d, a, b, c = instruction.operands
+    kind, function = PRODUCTS[instruction.opcode]
+    d, *sources = instruction.operands
     writes = [m.write(part) for part in d]
-    reads = {
-        name: [m.read(part, kinds[name]) for part in parts]
-        for name, parts in (("a", a), ("b", b), ("c", c))
-    }
+    reads = [
+        [m.read(part, of) for part in parts]
+        for parts, of in zip(sources, ("u32", "u32", kind), strict=True)
+    ]
 
     def multiply(lanes: Lanes) -> None:
-        fragments = {
-            name: np.stack(
-                [np.broadcast_to(read(lanes), lanes.shape) for read in of_name], 1
-            ).reshape(-1, WARP, len(of_name))
-            for name, of_name in reads.items()
-        }
-        result = multiply_fragments(fragments["a"], fragments["b"], fragments["c"])
+        fragments = [
+            np.stack([np.broadcast_to(read(lanes), lanes.shape) for read in of_operand], 1).reshape(
+                -1, WARP, len(of_operand)
+            )
+            for of_operand in reads
+        ]
+        result = function(*fragments)
         for i, write in enumerate(writes):
             write(lanes, np.ascontiguousarray(result[:, :, i]).reshape(-1))
 

@@ -68,9 +68,12 @@ def test_every_kernel_has_a_case(
 
 # A word of the PTX, what takes its place, and a case that must notice.
 SWAPPED = r"\1\3, \2"
+FEW_INT8, FEW_INT4 = "linear_few_rows-int8", "linear_few_rows-int4"
 MUTANTS = {
     "rows of A": (r"(mma\S+\s+\{[^}]*\}, \{)(%r\d+), (%r\d+)", SWAPPED, "linear_8_rows-bfloat16"),
     "halves of B": (r"(, \{)(%r\d+), (%r\d+)(?=\}, \{)", SWAPPED, "linear_8_rows-bfloat16"),
+    "rows of A, int8": (r"(mma\S+s8\.s32\s+\{[^}]*\}, \{)(%r\d+), (%r\d+)", SWAPPED, FEW_INT8),
+    "halves of B, int4": (r"(s8\.s32[^;]*, \{)(%r\d+), (%r\d+)(?=\}, \{)", SWAPPED, FEW_INT4),
     "words loaded": (r"(\.nc\S+ \{)(%r\d+), (%r\d+)", SWAPPED, "linear_8_rows-bfloat16"),
     "a wait": (r"cp\.async\.wait_group 1", "cp.async.wait_group 2", "attention-float32"),
     "groups of copies": (r"cp\.async\.commit_group;", "", "attention-float32"),

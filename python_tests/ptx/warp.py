@@ -65,3 +65,28 @@ def multiply_fragments(
         c[:, :, i].astype(np.float64) + product[:, row, col] for i, (row, col) in enumerate(rows)
     ]
     return np.stack(sums, -1).astype(np.float32)
+
+
+def multiply_integer_fragments(
+    a: NDArray[np.uint32], b: NDArray[np.uint32], c: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """mma.m16n8k32 in int8: c + A B of every warp, exactly.
+
+    a (n_warps, 32, 4), b (n_warps, 32, 2), c and the result (n_warps, 32, 4). Byte i of a lane's A,
+    of sixteen, is row g for i in 0 to 3 and 8 to 11 and row g + 8 else, column 4 t + i % 4, plus 16
+    from i = 8 on; of its B, of eight, row 4 t + i % 4, plus 16 from i = 4 on, and column g; C as
+    above.
+    """
+    lane = np.arange(32)
+    g, t = lane // 4, lane % 4
+    n = len(a)
+    of_a = np.ascontiguousarray(a).view(np.int8).reshape(n, 32, 16)
+    of_b = np.ascontiguousarray(b).view(np.int8).reshape(n, 32, 8)
+    left, right = np.zeros((n, 16, 32), np.int32), np.zeros((n, 32, 8), np.int32)
+    for i in range(16):
+        left[:, g + (0 if i % 8 < 4 else 8), 4 * t + i % 4 + (16 if i >= 8 else 0)] = of_a[:, :, i]
+    for i in range(8):
+        right[:, 4 * t + i % 4 + (16 if i >= 4 else 0), g] = of_b[:, :, i]
+    product = left @ right
+    parts = [product[:, g + (0 if i < 2 else 8), 2 * t + i % 2] for i in range(4)]
+    return np.stack(parts, -1) + c

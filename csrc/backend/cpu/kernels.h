@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "backend/op_args.h"
+#include "backend/quantised.h"
 #include "core/types.h"
 
 // Before a loop over the rows or columns of a tile: unrolled early, the sums stay in registers.

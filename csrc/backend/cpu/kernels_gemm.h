@@ -103,6 +103,8 @@ inline void linear_panel(const PanelArgs& args) {
     case DType::kInt4:
       quantised_panel<Int4Codes>(args);
       break;
+    case DType::kMxfp8:
+      break;  // packed_bytes() has refused it
   }
   if (args.divisor == 1.0f) return;
   const F16 divisor = set1(args.divisor);

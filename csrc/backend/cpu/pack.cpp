@@ -3,12 +3,12 @@
 // quantised layouts are in kernels.h.
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "backend/cpu/cpu_backend.h"
+#include "core/error.h"
 
 namespace duplex {
 namespace {
@@ -58,43 +58,15 @@ struct QuantisedGroup {
   std::int32_t codes[kMaxGroup];  // signed
 };
 
-// The nearest code of every value; vectorised by the compiler, so no call to the library.
-void round_to_codes(const float* values, std::int64_t n, float scale, std::int32_t lowest,
-                    std::int32_t highest, std::int32_t* codes) {
-  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: the sum has no fraction bits
-  const float inverse = scale == 0.0f ? 0.0f : 1.0f / scale;
-  const auto low = static_cast<float>(lowest);
-  const auto high = static_cast<float>(highest);
-  for (std::int64_t i = 0; i < n; ++i) {
-    const float code = std::min(std::max(values[i] * inverse, low), high);
-    codes[i] = static_cast<std::int32_t>((code + kMagic) - kMagic);
-  }
-}
-
-// Codes -127 to 127; the scale is rounded up to bfloat16, so that the largest value has a code.
-void quantise_int8(const float* values, std::int64_t n, QuantisedGroup& out) {
-  float largest = 0.0f;
-  for (std::int64_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(values[i]));
-  const auto bits = std::bit_cast<std::uint32_t>(largest / 127.0f);
-  out.scale = static_cast<std::uint16_t>((bits + 0xffffu) >> 16);
-  round_to_codes(values, n, bf16_to_float(out.scale), -127, 127, out.codes);
-}
-
-// Codes -8 to 7. The value of largest magnitude takes code -8; then the scale that fits these codes
-// best (least squares) gives the final ones.
-void quantise_int4(const float* values, std::int64_t n, QuantisedGroup& out) {
-  float extreme = 0.0f;
+void quantise(const float* values, std::int64_t n, DType format, QuantisedGroup& out) {
+  const auto value = [values](std::int64_t i) { return values[i]; };
+  const bool is_int8 = format == DType::kInt8;
+  out.scale = is_int8 ? scale_of_int8(n, value) : scale_of_int4(n, value);
+  const float inverse = inverse_scale(bf16_to_float(out.scale));
+  const float lowest = is_int8 ? kLowestInt8 : kLowestInt4;
+  const float highest = is_int8 ? kHighestInt8 : kHighestInt4;
   for (std::int64_t i = 0; i < n; ++i)
-    if (std::abs(values[i]) > std::abs(extreme)) extreme = values[i];
-  round_to_codes(values, n, extreme / -8.0f, -8, 7, out.codes);
-  float product = 0.0f;
-  float square = 0.0f;
-  for (std::int64_t i = 0; i < n; ++i) {
-    product += values[i] * static_cast<float>(out.codes[i]);
-    square += static_cast<float>(out.codes[i] * out.codes[i]);
-  }
-  out.scale = float_to_bf16(square > 0.0f ? product / square : 0.0f);
-  round_to_codes(values, n, bf16_to_float(out.scale), -8, 7, out.codes);
+    out.codes[i] = nearest_code(values[i], inverse, lowest, highest);
 }
 
 // One output (lane) of the group that begins at `group` bytes.
@@ -138,11 +110,7 @@ std::int64_t pack_quantised_run(const RowRun& run, const PackShape& shape, std::
     for (std::int64_t begin = 0; begin < n_in_padded; begin += group) {
       const std::int64_t n = std::min(group, n_in_padded - begin);
       QuantisedGroup quantised;
-      const float* from = values.data() + begin;
-      if (shape.dtype == DType::kInt8)
-        quantise_int8(from, n, quantised);
-      else
-        quantise_int4(from, n, quantised);
+      quantise(values.data() + begin, n, shape.dtype, quantised);
       write_group(quantised, n, shape.dtype, run.first_out % kPanelOutputs + row, at);
       at += kScalesBytes + n * code_bytes;
     }
@@ -154,6 +122,9 @@ std::int64_t pack_quantised_run(const RowRun& run, const PackShape& shape, std::
 
 std::size_t CpuBackend::packed_bytes(std::int64_t n_out, std::int64_t n_in_padded,
                                      DType dtype) const {
+  check(dtype != DType::kMxfp8,
+        "weights: device 'cpu' takes float32, bfloat16, int8 or int4, found ", dtype_name(dtype),
+        "; load them in bfloat16, which holds their values exactly");
   const std::int64_t n_panels = div_up(n_out, kPanelOutputs);
   if (!is_quantised(dtype))
     return static_cast<std::size_t>(n_panels * kPanelOutputs * n_in_padded) * dtype_bytes(dtype);

@@ -371,12 +371,26 @@ float shuffle(Wait kind, float value, int argument, int width) {
   return thread.exchange.value;
 }
 
+namespace {
+
+void meet_for_product(Wait kind, Thread& thread, const std::uint32_t* a, const std::uint32_t* b) {
+  std::copy_n(a, 4, thread.exchange.a);
+  std::copy_n(b, 2, thread.exchange.b);
+  machine().meet_warp(thread, kind);
+}
+
+}  // namespace
+
 void multiply_fragments(float* acc, const std::uint32_t* a, const std::uint32_t* b) {
   Thread& thread = current_thread();
   thread.exchange.acc = acc;
-  std::copy_n(a, 4, thread.exchange.a);
-  std::copy_n(b, 2, thread.exchange.b);
-  machine().meet_warp(thread, Wait::kProduct);
+  meet_for_product(Wait::kProduct, thread, a, b);
+}
+
+void multiply_fragments(std::int32_t* acc, const std::uint32_t* a, const std::uint32_t* b) {
+  Thread& thread = current_thread();
+  thread.exchange.integer_acc = acc;
+  meet_for_product(Wait::kIntegerProduct, thread, a, b);
 }
 
 }  // namespace duplex::simt

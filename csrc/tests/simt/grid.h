@@ -51,6 +51,7 @@ enum class Wait : std::uint8_t {
   kShuffleFrom,
   kProduct,
   kTurn,
+  kIntegerProduct,
   kReturned,
 };
 
@@ -67,5 +68,6 @@ float shuffle(Wait kind, float value, int argument, int width);
 // acc (4) of every lane of the warp += the product of all a (4) with all b (2); device/platform.cuh
 // says which lane holds what.
 void multiply_fragments(float* acc, const std::uint32_t* a, const std::uint32_t* b);
+void multiply_fragments(std::int32_t* acc, const std::uint32_t* a, const std::uint32_t* b);
 
 }  // namespace duplex::simt

@@ -32,6 +32,7 @@ const char* operation(Wait wait) {
     case Wait::kShuffleFrom:
       return "shuffle_from";
     case Wait::kProduct:
+    case Wait::kIntegerProduct:
       return "multiply_add";
     default:
       return "";

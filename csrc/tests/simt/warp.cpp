@@ -1,5 +1,6 @@
 #include "tests/simt/warp.h"
 
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -60,11 +61,30 @@ void multiply_lanes(Exchange* const* lanes) {
   }
 }
 
+// The same in int8, where order does not matter: a (16, 32), b (32, 8).
+void multiply_integer_lanes(Exchange* const* lanes) {
+  std::int8_t a[16][32], b[8][32];
+  for (int lane = 0; lane < kWarpLanes; ++lane) {
+    const Exchange& own = *lanes[lane];
+    const int g = lane / 4, k = lane % 4 * 4;
+    for (int i = 0; i < 4; ++i) std::memcpy(&a[g + i % 2 * 8][k + i / 2 * 16], &own.a[i], 4);
+    for (int i = 0; i < 2; ++i) std::memcpy(&b[g][k + i * 16], &own.b[i], 4);
+  }
+  for (int row = 0; row < 16; ++row)
+    for (int column = 0; column < 8; ++column) {
+      std::int32_t sum = 0;
+      for (int k = 0; k < 32; ++k) sum += a[row][k] * b[column][k];
+      lanes[row % 8 * 4 + column / 2]->integer_acc[row / 8 * 2 + column % 2] += sum;
+    }
+}
+
 }  // namespace
 
 void exchange_lanes(Wait kind, Exchange* const* lanes) {
   if (kind == Wait::kProduct)
     multiply_lanes(lanes);
+  else if (kind == Wait::kIntegerProduct)
+    multiply_integer_lanes(lanes);
   else
     shuffle_lanes(kind, lanes);
 }

@@ -13,6 +13,7 @@ struct Exchange {
   int argument = 0;
   int width = 0;
   float* acc = nullptr;  // (4) of a matrix product
+  std::int32_t* integer_acc = nullptr;
   std::uint32_t a[4] = {};
   std::uint32_t b[2] = {};
 };

@@ -1,5 +1,5 @@
-// What kernels may use of the machine, and nothing else: indices, barriers, shuffles, one matrix
-// instruction. The kernels are written against these names alone; csrc/tests/simt/device/ has the
+// What kernels may use of the machine, and nothing else: indices, barriers, shuffles, two matrix
+// instructions. The kernels are written against these names alone; csrc/tests/simt/device/ has the
 // same names for the host, so the same kernel sources run there without a GPU. All threads of a
 // warp take part in a shuffle or a matrix product, all threads of a block in a barrier.
 #pragma once
@@ -70,6 +70,13 @@ DUPLEX_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// The products of two pairs of bfloat16 numbers, rounded to nearest even.
+DUPLEX_DEVICE std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
 // acc += a b for a (16, 16) and b (16, 8) in bfloat16, in the fragments of mma.m16n8k16: with
 // g = lane / 4 and t = lane % 4, a.v[0] holds columns 2t, 2t + 1 of row g, a.v[1] of row g + 8,
 // a.v[2] and a.v[3] the same rows at columns 2t + 8, 2t + 9; b0 holds rows 2t, 2t + 1 of column g,
@@ -79,6 +86,18 @@ DUPLEX_DEVICE void multiply_add(float (&acc)[4], const Words& a, std::uint32_t b
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+      : "r"(a.v[0]), "r"(a.v[1]), "r"(a.v[2]), "r"(a.v[3]), "r"(b0), "r"(b1));
+}
+
+// acc += a b for a (16, 32) and b (32, 8) in int8, in the fragments of mma.m16n8k32, four columns
+// of a or rows of b in a word: a.v[0] holds columns 4t to 4t + 3 of row g, a.v[1] of row g + 8,
+// a.v[2] and a.v[3] the same rows at columns 4t + 16 on; b0 holds rows 4t to 4t + 3 of column g, b1
+// rows 4t + 16 on; acc as above.
+DUPLEX_DEVICE void multiply_add(std::int32_t (&acc)[4], const Words& a, std::uint32_t b0,
+                                std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
       : "r"(a.v[0]), "r"(a.v[1]), "r"(a.v[2]), "r"(a.v[3]), "r"(b0), "r"(b1));
 }
 

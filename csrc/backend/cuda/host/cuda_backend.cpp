@@ -69,8 +69,6 @@ std::unique_ptr<PageMemory> CudaBackend::create_page_memory(std::size_t page_byt
 
 std::size_t CudaBackend::packed_bytes(std::int64_t n_out, std::int64_t n_in_padded,
                                       DType dtype) const {
-  check(!is_quantised(dtype), "weights: device '", name(), "' takes float32 or bfloat16, found ",
-        dtype_name(dtype), "; the CPU has quantised weights");
   return packed_matrix_bytes(n_out, n_in_padded, dtype);
 }
 
@@ -175,9 +173,18 @@ void CudaBackend::do_embed_audio(const EmbedAudioArgs& args) {
 
 void CudaBackend::do_norm(const NormArgs& args) { launch_norm(runtime_, args); }
 
+// Room for rows that are quantised before they meet a quantised matrix.
+void* CudaBackend::quantised(std::size_t bytes) {
+  if (bytes > 0 && (quantised_ == nullptr || quantised_->bytes() < bytes)) grow(quantised_, bytes);
+  return quantised_ == nullptr ? nullptr : quantised_->data();
+}
+
 void CudaBackend::do_linear(const LinearArgs& args) {
   check_one_part(args.n_parts);
-  launch_linear(runtime_, args);
+  LinearArgs on_device = args;
+  on_device.x = launch_quantise_rows(runtime_, args.x, args.n_rows, args.w,
+                                     quantised(quantised_rows_bytes(args.n_rows, args.w)));
+  launch_linear(runtime_, on_device);
 }
 
 void CudaBackend::do_kv_append(const KvAppendArgs& args) {
@@ -207,7 +214,7 @@ void CudaBackend::do_silu_mul(const SiluMulArgs& args) { launch_silu_mul(runtime
 
 void CudaBackend::do_moe(const MoeArgs& args) {
   check_one_part(args.n_parts);
-  launch_moe(runtime_, args);
+  launch_moe(runtime_, args, quantised(moe_quantised_bytes(args)));
 }
 
 void CudaBackend::do_fold(const FoldArgs& args) { launch_fold(runtime_, args); }

@@ -56,6 +56,8 @@ class CudaBackend final : public Backend {
   // Grows a buffer that launches point to; what was recorded with the old one is forgotten.
   void grow(std::unique_ptr<Buffer>& buffer, std::size_t bytes);
 
+  void* quantised(std::size_t bytes);
+
   Runtime runtime_;
   std::map<std::vector<std::int64_t>, std::unique_ptr<Record>> records_;  // null: seen once
   std::vector<std::int64_t>
@@ -63,6 +65,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Buffer> segments_;  // on the device
   std::vector<std::byte> staged_;     // what it holds
   std::vector<std::byte> wanted_;
+  std::unique_ptr<Buffer> quantised_;
   std::unique_ptr<Buffer> partial_;  // sums of attention that are added later
   std::unique_ptr<Buffer> pack_source_;
 };

@@ -14,8 +14,6 @@ void launch_silu_mul(Runtime& runtime, const SiluMulArgs& args);
 void launch_fold(Runtime& runtime, const FoldArgs& args);
 void launch_kv_append(Runtime& runtime, const KvAppendArgs& args);
 void launch_conv_add_norm(Runtime& runtime, const ConvAddNormArgs& args);
-void launch_linear(Runtime& runtime, const LinearArgs& args);
-void launch_linear_large(Runtime& runtime, const LinearArgs& args);  // bfloat16; same bits
 
 // How the work of an attention is cut, from the host's own segments. Positions enter through
 // attention_reach() alone: the parts of the longest walk there may be, rounded up to a power of
@@ -32,6 +30,14 @@ AttentionPlan plan_attention(const AttentionArgs& args);
 void launch_attention(Runtime& runtime, const AttentionArgs& args, const AttentionPlan& plan,
                       float* partial);
 
+// Rows as a matrix meets them: quantised rows with a quantised one, so they go through
+// launch_quantise_rows() first, which puts them at `out` (quantised_rows_bytes()) or, for any other
+// matrix, gives them back as they are.
+std::size_t quantised_rows_bytes(std::int64_t n_rows, const PackedMatrix& w);
+Rows launch_quantise_rows(Runtime& runtime, const Rows& x, std::int32_t n_rows,
+                          const PackedMatrix& w, void* out);
+void launch_linear(Runtime& runtime, const LinearArgs& args);
+
 // One matrix for every expert, each over the rows that chose it: of expert e the places
 // expert_begin[e] to expert_begin[e + 1], where place p multiplies row row_of_place[p] of x (or
 // row p, where that is null) and writes row p of y.
@@ -47,7 +53,9 @@ struct ExpertLinearArgs {
 };
 void launch_expert_linear(Runtime& runtime, const ExpertLinearArgs& args);
 
-void launch_moe(Runtime& runtime, const MoeArgs& args);
+// `quantised` is room for the rows of either matrix of the experts.
+std::size_t moe_quantised_bytes(const MoeArgs& args);
+void launch_moe(Runtime& runtime, const MoeArgs& args, void* quantised);
 
 // Bytes of a packed matrix, and the packing of `source` (on the device) into it.
 std::size_t packed_matrix_bytes(std::int64_t n_out, std::int64_t n_in_padded, DType dtype);

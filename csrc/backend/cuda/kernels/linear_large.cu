@@ -1,24 +1,19 @@
 // Matrix products of many rows, in bfloat16: a prefill, a session that catches up, a long prompt.
 //
-// A thread block has a square of outputs by rows. Weights (as they are packed: linear.cu) and rows
+// A thread block has a square of outputs by rows. Weights (as they are packed: pack.cu) and rows
 // come through a ring of stages in shared memory. The order of sums is that of few rows: steps of
 // 32 reduction indices, eight parts with every eighth step, the parts added in order; an output is
 // one chain of the same mma.sync in either kernel, so a row has the same bits in any company.
 //
 // Cost of a step of a square: 64 bytes for each output and each row from the second-level cache,
 // side * side / 128 products.
-#include "kernels/common.cuh"
-#include "kernels/launchers.h"
+#include "kernels/linear.cuh"
 
 namespace duplex::cuda {
 namespace {
 
-// Of the packing and of the few-row kernels in linear.cu.
-constexpr int kTileOutputs = 16;
-constexpr int kTileRows = 8;
-constexpr int kStep = 32;
-constexpr int kParts = 8;
-
+constexpr int kStep = kBf16Step;
+constexpr int kParts = 8;  // the warps of linear_bf16.cuh
 constexpr int kStages = 4;
 constexpr int kWarpRows = 4;  // tiles of rows of a warp
 constexpr int kStepBytes = kStep * 2;

@@ -163,20 +163,30 @@ void route(Runtime& runtime, const MoeArgs& args, const MoeSizes& s, const MoeSc
 
 }  // namespace
 
-void launch_moe(Runtime& runtime, const MoeArgs& args) {
+std::size_t moe_quantised_bytes(const MoeArgs& args) {
+  const std::int64_t n_pairs = moe_sizes(args.config, args.down.n_out, args.n_rows).n_pairs();
+  const std::size_t up = quantised_rows_bytes(args.n_rows, args.gate_up);
+  const std::size_t down = quantised_rows_bytes(n_pairs, args.down);
+  return up > down ? up : down;
+}
+
+void launch_moe(Runtime& runtime, const MoeArgs& args, void* quantised) {
   const MoeSizes s = moe_sizes(args.config, args.down.n_out, args.n_rows);
   const MoeScratch scratch = lay_out_moe(s, args.scratch);
   route(runtime, args, s, scratch);
   const auto n_all = static_cast<std::int32_t>(s.n_all);
+  const auto n_pairs = static_cast<std::int32_t>(s.n_pairs());
+  const Rows x = launch_quantise_rows(runtime, args.x, args.n_rows, args.gate_up, quantised);
   launch_expert_linear(runtime,
                        {args.gate_up, args.gate_up_stride_bytes, n_all, scratch.expert_begin,
-                        scratch.pair_row, args.x, scratch.gate_up, s.gate_up_stride()});
+                        scratch.pair_row, x, scratch.gate_up, s.gate_up_stride()});
   const Rows activated{scratch.activated, s.d_expert_padded, args.x.dtype};
   launch_silu_mul(
       runtime, {scratch.gate_up, s.gate_up_stride(), static_cast<std::int32_t>(s.d_expert_padded),
-                s.d_expert_padded, static_cast<std::int32_t>(s.n_pairs()), activated});
+                s.d_expert_padded, n_pairs, activated});
+  const Rows pairs = launch_quantise_rows(runtime, activated, n_pairs, args.down, quantised);
   launch_expert_linear(runtime, {args.down, args.down_stride_bytes, n_all, scratch.expert_begin,
-                                 nullptr, activated, scratch.down, s.down_stride()});
+                                 nullptr, pairs, scratch.down, s.down_stride()});
   runtime.launch(combine_kernel, {s.n_rows}, kThreads, 0,
                  CombineArgs{scratch.choices, static_cast<std::int32_t>(s.per_row), scratch.down,
                              s.down_stride(), args.y, args.y_stride});

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "core/types.h"
 #include "tests/simt/grid.h"
 
 #define DUPLEX_KERNEL void
@@ -59,7 +60,21 @@ DUPLEX_DEVICE void wait_copies() {
   simt::wait_copies(kPending);
 }
 
+DUPLEX_DEVICE std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b) {
+  const auto product = [&](int shift) {
+    const float x = bf16_to_float(static_cast<std::uint16_t>(a >> shift));
+    const float y = bf16_to_float(static_cast<std::uint16_t>(b >> shift));
+    return std::uint32_t{float_to_bf16(x * y)} << shift;
+  };
+  return product(0) | product(16);
+}
+
 DUPLEX_DEVICE void multiply_add(float (&acc)[4], const Words& a, std::uint32_t b0,
+                                std::uint32_t b1) {
+  const std::uint32_t b[2] = {b0, b1};
+  simt::multiply_fragments(acc, a.v, b);
+}
+DUPLEX_DEVICE void multiply_add(std::int32_t (&acc)[4], const Words& a, std::uint32_t b0,
                                 std::uint32_t b1) {
   const std::uint32_t b[2] = {b0, b1};
   simt::multiply_fragments(acc, a.v, b);

@@ -1,0 +1,107 @@
+// Products of bfloat16 rows on the tensor cores, whatever the weights are stored as: a `Round`
+// holds what a lane loads of a tile in one round of its warp, and turns a step of it into the left
+// operands of two matrix instructions.
+//
+// The warps of a thread block share the reduction in a fixed way, and their sums are added in the
+// order of the warps, so an output has the same bits whatever other rows there are.
+#pragma once
+
+#include "kernels/linear.cuh"
+
+namespace duplex::cuda {
+
+inline constexpr int kWarps = 8;
+inline constexpr int kAhead = 4;  // steps whose weights are in flight
+
+template <int kTiles>
+DUPLEX_DEVICE void multiply_step(const Job& job, std::int32_t first, std::int32_t step,
+                                 const Words (&w)[2], float (&acc)[kTiles][4]) {
+  const int lane = thread_index() % kWarp;
+  const std::int32_t k = step * kBf16Step + lane % 4 * 8;
+  for (int t = 0; t < kTiles; ++t) {
+    const std::int32_t place = first + t * kTileRows + lane / 4;
+    Words x{};
+    if (place < job.end && k < job.n_in)
+      x = *reinterpret_cast<const Words*>(job.row<std::uint16_t>(place) + k);
+    multiply_add(acc[t], w[0], x.v[0], x.v[1]);
+    multiply_add(acc[t], w[1], x.v[2], x.v[3]);
+  }
+}
+
+// Outputs of one tile for up to kTiles * 8 rows from `first` on.
+template <class Round, int kTiles>
+DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t first) {
+  const int warp = thread_index() / kWarp, lane = thread_index() % kWarp;
+  const std::int32_t n_steps = (job.n_in + kBf16Step - 1) / kBf16Step;
+  float acc[kTiles][4] = {};
+  for (std::int32_t step = warp; step < n_steps; step += kWarps * kAhead) {
+    Round round{};
+    round.load(job, tile, step, n_steps);
+    for (int i = 0; i < kAhead; ++i) {
+      if (step + i * kWarps >= n_steps) break;
+      Words w[2];
+      round.operands(i, w);
+      multiply_step(job, first, step + i * kWarps, w, acc);
+    }
+  }
+  // (warp, tile of rows, row, output), then added up in the order of the warps.
+  auto* const sums = reinterpret_cast<float*>(shared_memory());
+  constexpr int kSums = kTiles * kTileRows * kTileOutputs;
+  sync_block();
+  for (int t = 0; t < kTiles; ++t)
+    for (int i = 0; i < 4; ++i) {
+      const int output = lane / 4 + i / 2 * 8, row = lane % 4 * 2 + i % 2;
+      sums[warp * kSums + (t * kTileRows + row) * kTileOutputs + output] = acc[t][i];
+    }
+  sync_block();
+  for (int i = thread_index(); i < kSums; i += n_threads()) {
+    const std::int32_t place = first + i / kTileOutputs;
+    if (place >= job.end) break;
+    float sum = sums[i];
+    for (int other = 1; other < kWarps; ++other) sum += sums[other * kSums + i];
+    if (job.divisor != 1.0f) sum /= job.divisor;
+    job.y[place * job.y_stride + tile * kTileOutputs + i % kTileOutputs] = sum;
+  }
+}
+
+// A matrix for the rows of one expert, two tiles of them at a time.
+template <class Round>
+DUPLEX_DEVICE void multiply_expert(const Job& job, std::int32_t tile) {
+  for (std::int32_t first = job.begin; first < job.end; first += 2 * kTileRows) {
+    if (job.end - first > kTileRows)
+      multiply_tile<Round, 2>(job, tile, first);
+    else
+      multiply_tile<Round, 1>(job, tile, first);
+  }
+}
+
+template <int kTiles>
+constexpr std::size_t tile_bytes() {
+  return sizeof(float) * kWarps * kTiles * kTileRows * kTileOutputs;
+}
+
+// launch<kTiles>() with as many tiles of rows as a thread block should take.
+template <class Launch>
+void with_tiles(std::int32_t n_rows, const Launch& launch) {
+  if (n_rows <= kTileRows)
+    launch.template operator()<1>();
+  else if (n_rows <= 2 * kTileRows)
+    launch.template operator()<2>();
+  else if (n_rows <= 3 * kTileRows)
+    launch.template operator()<3>();
+  else if (n_rows <= 4 * kTileRows)
+    launch.template operator()<4>();
+  else
+    launch.template operator()<8>();
+}
+
+template <int kTiles>
+Grid tile_grid(const LinearArgs& args) {
+  return {round_up(args.w.n_out, kPanelOutputs) / kTileOutputs,
+          div_up(args.n_rows, kTiles * kTileRows)};
+}
+inline Grid tile_grid(const ExpertLinearArgs& args) {
+  return {round_up(args.w.n_out, kPanelOutputs) / kTileOutputs, args.n_experts};
+}
+
+}  // namespace duplex::cuda
