@@ -10,8 +10,6 @@
 
 namespace duplex {
 
-constexpr std::int64_t quantised_group(DType format) { return format == DType::kInt8 ? 64 : 32; }
-
 // The nearest code of a value; vectorised by the CPU's compiler, so no call to the library.
 [[gnu::always_inline]] constexpr std::int32_t nearest_code(float value, float inverse, float lowest,
                                                            float highest) {
