@@ -54,8 +54,6 @@ class PlainBackend : public Backend {
                                 std::int32_t) const override {
     return 0;
   }
-  void begin_pass() override {}
-  void end_pass() override {}
 
  protected:
   void do_embed_text(const EmbedTextArgs&) override { fail("not used here"); }

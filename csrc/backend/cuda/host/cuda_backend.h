@@ -35,8 +35,6 @@ class CudaBackend final : public Backend {
                     void* destination) override;
   std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
                                 std::int64_t max_rows, std::int32_t n_parts = 1) const override;
-  void begin_pass() override {}
-  void end_pass() override {}
   void run_layers(const Segments& segments, const std::function<void()>& layers) override;
 
  protected:
