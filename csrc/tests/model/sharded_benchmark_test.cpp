@@ -65,12 +65,13 @@ class Model {
     sequence_.reserve(n_rows);
     std::copy(rows_.begin(), rows_.end(), model_->rows());
     const Segment segment = sequence_.segment(0, n_rows);
-    backend_.begin_pass();
-    const auto start = std::chrono::steady_clock::now();
-    model_->forward({&segment, 1, n_rows});
-    const auto end = std::chrono::steady_clock::now();
-    backend_.end_pass();
-    return std::chrono::duration<double, std::micro>(end - start).count();
+    std::chrono::duration<double, std::micro> time{};
+    backend_.run_awake([&] {
+      const auto start = std::chrono::steady_clock::now();
+      model_->forward({&segment, 1, n_rows});
+      time = std::chrono::steady_clock::now() - start;
+    });
+    return time.count();
   }
 
  private:
