@@ -32,7 +32,9 @@ DOUBLE = r"D(ADD|FMA|MUL|SETP|MNMX)"
 TENSOR = "[HI]MMA"
 LOCAL = r"(LDL|STL)"
 WEIGHTS = "LDG.E.NA.LTC256B.128.CONSTANT"  # 16 bytes, streamed past the first-level cache
-NORM = {BARRIER: 2, SUM: 4}
+COPY = "LDGSTS.E.BYPASS.128"
+FOUR, STORE_FOUR = "LDG.E.128", "STG.E.128"  # columns of float32
+NORM = {BARRIER: 2, SUM: 4, COPY: 1}
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,16 @@ QUANTISED = Rule(
 )
 
 KERNELS = {
-    "append/conv_add_norm_kernel": Rule(NORM),
-    # Two norms for keys and queries; tau of the log scaling is a logarithm in double.
-    "append/kv_append_kernel": Rule({BARRIER: 4, SUM: 8}, must_not=(TENSOR,)),
+    # Four taps with their weights and the row itself, at once. 1024 threads have 64 registers each.
+    "append/conv_add_norm_kernel": Rule(NORM | {BARRIER: 4, FOUR: 5, "LD.E.128": 4}),
+    # Keys, values, queries; tau of the log scaling is a logarithm in double.
+    "append/kv_append_kernel": Rule(
+        {BARRIER: 4, SUM: 8, COPY: 1, FOUR: 5}, registers=72, must_not=(TENSOR,)
+    ),
     # The walk, and scores of a thread. Keys and values come by 16-byte copies, in four groups.
     "attention/attention_kernel": Rule(
         {
-            "LDGSTS.E.BYPASS.128": 4,
+            COPY: 4,
             "LDGDEPBAR": 4,
             "DEPBAR.LE": 2,
             BARRIER: 5,
@@ -69,7 +74,16 @@ KERNELS = {
         registers=96,
         must_not=(TENSOR,),
     ),
-    "attention/combine_kernel": Rule({"FFMA": 2}),
+    # Two thread blocks on a multiprocessor. Keys and values of a warp are 16 loads, for 8 products
+    # each; a head in chunks loads in another place.
+    "attention_bf16/attention_bf16_kernel": Rule(
+        {"HMMA.16816.F32.BF16": 16, WEIGHTS: 32, FOUR: 2, EXCHANGE: 5, SUM: 5, BARRIER: 4},
+        registers=128,
+        must_not=(),
+    ),
+    "attention_bf16/combine_kernel": Rule(
+        {"FFMA": 5, FOUR: 4, EXCHANGE: 5, BARRIER: 3}, registers=80
+    ),
     "linear/expert_f32_kernel": Rule({"FFMA": 16}),
     "linear/linear_f32_kernel": Rule({"FFMA": 16}),
     "linear_bf16/expert_bf16_kernel": Rule(
@@ -80,6 +94,19 @@ KERNELS = {
     # Eight tiles of sums, and four steps of weights on their way.
     "linear_bf16/linear_bf16_kernel": Rule(
         {"HMMA.16816.F32.BF16": 8, WEIGHTS: 8, "LDG.E.128": 4, BARRIER: 2},
+        registers=144,
+        must_not=(DOUBLE,),
+    ),
+    # A step of a warp: 2 or 4 tiles by 4, twice 8 products a tile. Steps come by 16-byte copies.
+    "linear_large/linear_large_kernel": Rule(
+        {
+            "HMMA.16816.F32.BF16": 16,
+            COPY: 4,
+            "LDS.128": 8,
+            "LDGDEPBAR": 4,
+            "DEPBAR.LE": 1,
+            BARRIER: 1,
+        },
         registers=144,
         must_not=(DOUBLE,),
     ),

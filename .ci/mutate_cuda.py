@@ -35,7 +35,9 @@ IN_KERNELS = (
     (r"\bsync_block\(\);", ";", "no barrier"),
     (r"\bcommit_copies\(\);", ";", "no commit"),
     (r"\bwait_copies<\d+>\(\);", ";", "no wait"),
+    (r"\bwait_copies<0>\(\);", "wait_copies<1>();", "a wait for one group less"),
     (r"\bwait_copies<1>\(\);", "wait_copies<2>();", "a wait for one group less"),
+    (r"\bwait_copies<2>\(\);", "wait_copies<3>();", "a wait for one group less"),
     (r"(multiply_add\(\S+ \S+) (\S+), (\S+)\);", r"\1 \3, \2);", "halves of b change places"),
     (r"(multiply_add\(\S+ (?:w|codes))\[0\]", r"\1[1]", "the other half of a"),
     (r"(multiply_add\(\S+ (?:w|codes))\[1\]", r"\1[0]", "the other half of a"),
@@ -104,11 +106,14 @@ def mutants_of(path: str) -> list[Mutant]:
 
 def stems_of(host: HostBuild, path: str) -> list[str]:
     """The kernel files to compile anew for a damaged file."""
-    if path.endswith(".cu"):
-        return [Path(path).stem]
-    name = Path(path).stem  # a header of some files alone is named like one of them
-    users = {"attention": ["attention"], "linear_bf16": ["linear_bf16", "linear_mxfp8"]}
-    return users.get(name, host.stems())
+    users = {
+        "attention": ["attention", "attention_bf16"],
+        "conv": ["append"],
+        "linear_bf16": ["linear_bf16", "linear_mxfp8"],
+        "norm": ["append", "rows"],
+    }
+    stem = Path(path).stem
+    return [stem] if path.endswith(".cu") else users.get(stem, host.stems())
 
 
 def host_notices(host: HostBuild, path: str) -> bool:

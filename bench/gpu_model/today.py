@@ -1,11 +1,12 @@
-"""Fits what our CUDA kernels of today take to what was measured on a GPU (docs/GPU.md).
+"""Fits what our CUDA kernels took, the day they were measured on a GPU (docs/GPU.md).
 
     python -m bench.gpu_model.today
 
 The measurements are those of `duplex-engine gpu-check` on one H200, before passes were recorded,
-and of single kernels in Nsight Compute. The fit is in relative least squares, nothing negative.
-Prints each measurement beside what the model then says, and ends with status 1 where TODAY in
-`duplex_engine/evaluation/machines.py` is not what was fitted.
+and of single kernels in Nsight Compute. Attention, norms, convolutions and products of many rows
+have been made anew since; nobody has measured those. The fit is in relative least squares, nothing
+negative. Prints each measurement beside what the model then says, and ends with status 1 where
+TODAY in `duplex_engine/evaluation/machines.py` is not what was fitted.
 """
 
 from __future__ import annotations

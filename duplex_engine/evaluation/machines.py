@@ -150,7 +150,7 @@ MACHINES = {
 
 
 class Today(NamedTuple):
-    """What our CUDA kernels of today cost beyond bytes and arithmetic, in microseconds.
+    """What our CUDA kernels took when measured, beyond bytes and arithmetic, in microseconds.
 
     Of a launch; of 64 keys of a head of 128, one block of them after the other; of 1024 columns of
     a convolution with its norm, in one thread block; and on the host: of a token of one session,
@@ -164,5 +164,6 @@ class Today(NamedTuple):
     logit_us: float
 
 
-# Fitted to measurements on one H200: `python -m bench.gpu_model.today`.
+# Fitted to measurements on an H200 of 2026-11-26, before attention, norms, convolutions and large
+# products were made anew: `python -m bench.gpu_model.today`.
 TODAY = Today(4.48, 6.51, 12.07, 102.0, 0.00423)

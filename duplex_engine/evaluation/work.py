@@ -38,8 +38,10 @@ Kind: TypeAlias = Literal["weights", "attention", "rows", "all-reduce", "encoder
 PANEL = 64  # outputs of a packed matrix are padded to it, kPanelOutputs
 COLUMNS = 16  # inputs, head widths and vectors are padded to it, kColumnAlign
 BLOCK = 64  # positions of a block of the tape, kBlockPositions
-KEY_BLOCKS = 4  # that a thread block of the CUDA attention walks one after the other, kPartBlocks
-VECTORS = 8  # query vectors of a thread block of the CUDA attention, kVectors
+# Of the CUDA attention that was measured (machines.TODAY): key blocks that a thread block walked
+# one after the other, and its query vectors.
+KEY_BLOCKS = 4
+VECTORS = 8
 ALIGN_BYTES = 64  # parts of the arena begin at multiples of it
 REDUCED_BYTES = 2  # of a value on its way through an all-reduce: bfloat16
 

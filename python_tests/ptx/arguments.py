@@ -77,7 +77,7 @@ Attention = struct(
     log_scaling_alpha=F, layer_offset_bytes=I64, kv_dtype=U8, out=Rows,
 )  # fmt: skip
 AttentionLaunch = struct(
-    "AttentionLaunch", args=Attention, first_tile=I64, part_blocks=I64, n_parts=I64, partial=PTR
+    "AttentionLaunch", args=Attention, first_group=I64, group_tiles=I32, n_parts=I32, partial=PTR
 )
 ToFloat = struct("ToFloat", x=Rows, width=I64, out=PTR)
 Route = struct(

@@ -22,7 +22,7 @@ from ptx.arguments import (
     pad,
     value_panel,
 )
-from ptx.cases_rows import EPS, norm_bound, rms_norm
+from ptx.cases_rows import EPS, norm_bound, norm_shape, rms_norm
 from ptx.device import BF16_UNIT, UNIT, Device, both, check_close
 
 KERNEL = 4  # taps of a convolution
@@ -98,7 +98,9 @@ def conv_add_norm(device: Device, dtype: int) -> None:
         padded, scale, ConvSlot(device.put(pad(weight, padded)), offset * 4, padded), KERNEL, there,
         padded + 16, device.put(pad(norm[None], padded)), EPS, width, out,
     )  # fmt: skip
-    device.launch("append/conv_add_norm_kernel", (6,), 256, (padded + 1) * 4, args)
+    n_threads, shared = norm_shape(width)
+    shared += (KERNEL + 2) * 8
+    device.launch("append/conv_add_norm_kernel", (6,), n_threads, shared, args)
     scaled = x * np.float32(scale)
     sums = np.concatenate(
         [
@@ -156,7 +158,9 @@ def kv_append(device: Device, dtype: int, *, is_local: bool) -> None:
         ConvSlot(device.put(v_conv), v_offset * 4, kv_heads * n), KERNEL, device.put(q_norm),
         device.put(k_norm), EPS, is_local, FLOOR, ALPHA, layer_offset, dtype, q_out,
     )  # fmt: skip
-    device.launch("append/kv_append_kernel", (6, kv_heads + heads), 128, (n + 1) * 4, args)
+    n_threads, shared = norm_shape(n)
+    shared += (KERNEL + 2) * 8
+    device.launch("append/kv_append_kernel", (6, 2 * kv_heads + heads), n_threads, shared, args)
     q = rms_norm(qkv.reshape(6, -1, n)[:, :heads, :d_head], q_norm[:d_head])
     positions = np.concatenate([s.position + np.arange(s.n_rows) for s in both_streams])
     if not is_local:

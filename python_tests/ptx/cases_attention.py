@@ -1,9 +1,10 @@
-"""Cases of attention over the tape, whole and in parts (kernels/attention.cu)."""
+"""Cases of attention over the tape (kernels/attention.cu, attention_bf16.cu)."""
 
 from __future__ import annotations
 
 from ctypes import Structure
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from ptx.arguments import (
@@ -27,7 +28,8 @@ from ptx.device import BF16_UNIT, UNIT, Device, both, check_close
 VECTORS = 8  # of a tile
 LAYER_OFFSET = 128
 FLOOR, ALPHA = 90, 0.4
-WHOLE = 1 << 40  # blocks of a part that has them all
+PART = 128  # positions, in bfloat16
+STRANDS = 8  # that add up parts
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,9 @@ def softmax_rows(
 
 
 def attend(
-    device: Device, dtype: int, model: Model, position: int, n_rows: int, part_blocks: int
+    device: Device, dtype: int, model: Model, position: int, n_rows: int, group_tiles: int
 ) -> None:
-    """Two streams in one launch; in parts of some blocks, which are then combined."""
+    """Two streams in one launch; in bfloat16 in parts, which are then combined."""
     random = np.random.default_rng(15)
     streams, begin = [], 0
     for count, at, holes in ((n_rows, position, model.forgotten), (3, 2, ())):
@@ -141,7 +143,7 @@ def attend(
     r = random.normal(size=(begin, model.n_heads, model.d_rel)).astype(np.float32)
     bank = np.zeros((model.d_rel, -(-(model.extent + 2 * BLOCK) // 16) * 16), np.float32)
     bank[:, BLOCK : BLOCK + model.extent] = random.normal(size=(model.d_rel, model.extent))
-    out = launch(device, dtype, model, streams, (q, r, bank), part_blocks)
+    out = launch(device, dtype, model, streams, (q, r, bank), group_tiles)
     found = device.read(out).reshape(begin, model.n_heads, model.n)
     for stream in streams:
         rows = slice(stream.row_begin, stream.row_begin + stream.n_rows)
@@ -166,16 +168,21 @@ def launch(
     model: Model,
     streams: list[Stream],
     inputs: tuple[Floats, Floats, Floats],
-    part_blocks: int,
+    group_tiles: int,
 ) -> Structure:
     """As launch_attention() does; returns the rows of results."""
     q, r, bank = inputs
     group = model.n_heads // model.n_kv_heads
     n_rows = sum(s.n_rows for s in streams)
-    n_tiles = sum(-(-s.n_rows * group // VECTORS) for s in streams)
-    n_parts = max((s.position + s.n_rows - 1) // (BLOCK * part_blocks) + 1 for s in streams)
-    partial = device.out(
-        np.full((n_tiles * model.n_kv_heads * n_parts, VECTORS * (model.n + 2)), np.nan, np.float32)
+    group_tiles = group_tiles if dtype == BF16 else 1
+    n_groups = sum(-(-s.n_rows * group // (VECTORS * group_tiles)) for s in streams)
+    n_parts = max((s.position + s.n_rows - 1) // PART + 1 for s in streams) if dtype == BF16 else 1
+    sums = device.out(
+        np.full(
+            (n_groups * group_tiles * model.n_kv_heads * n_parts, VECTORS * (model.n + 2)),
+            np.nan,
+            np.float32,
+        )
     )
     segments = (Segment * len(streams))(*[s.segment(device, model, dtype) for s in streams])
     rows = q.reshape(n_rows, -1)
@@ -187,13 +194,20 @@ def launch(
         device.put(r), model.n_heads * model.d_rel, device.put(bank), bank.shape[1],
         model.window > 0, FLOOR, ALPHA, LAYER_OFFSET, dtype, out,
     )  # fmt: skip
-    whole = AttentionLaunch(args, 0, part_blocks, n_parts, partial if n_parts > 1 else 0)
-    element = 4 if dtype == F32 else 2
-    shared = 2 * model.n * BLOCK * element + VECTORS * (2 * model.n + BLOCK + model.d_rel + 3) * 4
-    grid = (n_tiles, model.n_kv_heads, n_parts)
-    device.launch("attention/attention_kernel", grid, 256, shared, whole)
+    whole = AttentionLaunch(args, 0, group_tiles, n_parts, sums if n_parts > 1 else 0)
+    numbers = 4 * len(streams)
+    if dtype == F32:
+        shared = (2 * BLOCK * model.n + VECTORS * (2 * model.n + BLOCK + model.d_rel + 2)) * 4
+        grid = (n_groups, model.n_kv_heads)
+        device.launch("attention/attention_kernel", grid, 256, shared + numbers, whole)
+        return out
+    shared = 2 * VECTORS * (PART + 4 + model.n + 4 + 1) * 4 + VECTORS * (PART + 32) * 2
+    parts = (n_groups, model.n_kv_heads, n_parts)
+    device.launch("attention_bf16/attention_bf16_kernel", parts, 256, shared + numbers, whole)
     if n_parts > 1:
-        device.launch("attention/combine_kernel", grid[:2], 256, 0, whole)
+        vectors = (n_groups, model.n_kv_heads, group_tiles * VECTORS)
+        shared = STRANDS * (model.n + 4) * 4
+        device.launch("attention_bf16/combine_kernel", vectors, 256, shared + numbers, whole)
     return out
 
 
@@ -202,9 +216,12 @@ WINDOW = Model(n_heads=4, n_kv_heads=2, d_head=20, extent=70, window=70, d_rel=2
 FORGOTTEN = Model(
     n_heads=3, n_kv_heads=1, d_head=16, extent=33, window=0, d_rel=2, forgotten=((64, 128),)
 )
+TWO_CHUNKS = Model(n_heads=2, n_kv_heads=1, d_head=144, extent=70, window=0, d_rel=2)
 CASES = {
-    **both("attention", attend, model=OVER_AN_EDGE, position=61, n_rows=5, part_blocks=WHOLE),
-    **both("attention_window", attend, model=WINDOW, position=190, n_rows=4, part_blocks=WHOLE),
-    **both("attention_forgotten", attend, model=FORGOTTEN, position=190, n_rows=4, part_blocks=2),
-    **both("attention_parts", attend, model=WINDOW, position=190, n_rows=4, part_blocks=1),
+    **both("attention", attend, model=OVER_AN_EDGE, position=61, n_rows=5, group_tiles=2),
+    **both("attention_window", attend, model=WINDOW, position=190, n_rows=4, group_tiles=1),
+    **both("attention_forgotten", attend, model=FORGOTTEN, position=190, n_rows=4, group_tiles=2),
+    "attention_chunks-bfloat16": partial(
+        attend, dtype=BF16, model=TWO_CHUNKS, position=127, n_rows=2, group_tiles=1
+    ),
 }

@@ -89,6 +89,22 @@ def linear(device: Device, n_tiles: int, n_in: int, n_rows: int, dtype: int = BF
         assert not device.get(y)[:, n_out:].any()
 
 
+def linear_large(device: Device, side: int, n_in: int, n_out: int, n_rows: int) -> None:
+    """In squares of outputs by rows."""
+    random = np.random.default_rng(9)
+    w, x = integers(random, n_out, n_in), integers(random, n_rows, n_in)
+    stride = round_up(n_out, 64)
+    for divisor in (np.float32(1), DIVISOR):
+        y = device.out(np.full((n_rows, stride), np.nan, np.float32))
+        matrix = PackedMatrix(device.put(packed(w, BF16)), n_out, n_in, BF16)
+        args = Linear(matrix, device.rows(x, BF16), n_rows, y, stride, divisor)
+        grid = (-(-n_out // side), -(-n_rows // side))
+        shared = 4 * 2 * side * 64 + 4 * side * side
+        device.launch(f"linear_large/linear_large_kernel<{side}>", grid, 2 * side, shared, args)
+        assert (device.get(y)[:, :n_out] == (x @ w.T) / divisor).all()
+        assert not device.get(y)[:, n_out:].any()
+
+
 def expert_linear(device: Device, dtype: int) -> None:
     """No, few and many rows for an expert, gathered by place."""
     random = np.random.default_rng(8)
@@ -133,6 +149,9 @@ CASES = {
     # More steps than the warps have in flight.
     "linear_long-bfloat16": partial(linear, n_tiles=1, n_in=1072, n_rows=3),
     "linear_long-mxfp8": partial(linear, n_tiles=1, n_in=1072, n_rows=3, dtype=MXFP8),
+    # More steps than parts, fewer than stages; half a square without outputs, rows behind the last.
+    "linear_large_64-bfloat16": partial(linear_large, side=64, n_in=304, n_out=70, n_rows=67),
+    "linear_large_128-bfloat16": partial(linear_large, side=128, n_in=48, n_out=150, n_rows=67),
     **both("expert_linear", expert_linear),
     "expert_linear-mxfp8": partial(expert_linear, dtype=MXFP8),
 }

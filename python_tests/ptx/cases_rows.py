@@ -22,13 +22,17 @@ from ptx.arguments import (
 from ptx.device import BF16_UNIT, UNIT, Device, both, check_close
 
 EPS = 1e-5
-ROW_THREADS = 256
 
 
 def rms_norm(x: Floats, weight: Floats) -> np.ndarray:
     """In double precision."""
     wide = x.astype(np.float64)
     return wide / np.sqrt(np.mean(wide**2, -1, keepdims=True) + np.float32(EPS)) * weight
+
+
+def norm_shape(width: int) -> tuple[int, int]:
+    """Threads and bytes of shared memory of a thread block that norms a row."""
+    return round_up(-(-width // 4), 32), (2 * round_up(width, 16) + 4) * 4
 
 
 def norm_bound(expected: np.ndarray, width: int, dtype: int = F32) -> np.ndarray:
@@ -48,7 +52,7 @@ def embed_text(device: Device, dtype: int) -> None:
         device.put(ids, np.int32), device.put(encode(pad(table, padded), dtype)), dtype,
         device.put(pad(weight[None], padded)), EPS, width, 4, out, 64,
     )  # fmt: skip
-    device.launch("rows/embed_text_kernel", (4,), ROW_THREADS, (padded + 1) * 4, args)
+    device.launch("rows/embed_text_kernel", (4,), *norm_shape(width), args)
     expected = rms_norm(table[ids], weight)
     check_close(device.get(out)[:, :width], expected, norm_bound(expected, padded))
     assert not device.get(out)[:, width:padded].any()
@@ -68,7 +72,7 @@ def embed_audio(device: Device, dtype: int) -> None:
         device.put(encode(pad(table, padded), dtype)), dtype,
         device.put(pad(weight[None], padded)), EPS, width, 5, out, padded,
     )  # fmt: skip
-    device.launch("rows/embed_audio_kernel", (5,), ROW_THREADS, (padded + 1) * 4, args)
+    device.launch("rows/embed_audio_kernel", (5,), *norm_shape(width), args)
     terms = table[np.arange(n_mels) * n_levels + bins].astype(np.float64)
     expected = rms_norm(terms.sum(1), weight)
     scale = np.abs(expected) / np.abs(terms.sum(1))
@@ -91,7 +95,7 @@ def norm(device: Device, dtype: int) -> None:
             device.put(pad(x, padded + 16)), padded + 16, device.put(pad(weight[None], padded)),
             EPS, width, 3, activation, out,
         )  # fmt: skip
-        device.launch("rows/norm_kernel", (3,), ROW_THREADS, (padded + 1) * 4, args)
+        device.launch("rows/norm_kernel", (3,), *norm_shape(width), args)
         # GELU is nowhere steeper than 1.2, and erf is good to a few units of 1.
         bound = 1.2 * norm_bound(plain, padded) + norm_bound(expected, 16, dtype)
         check_close(device.read(out)[:, :width], expected, bound + 6 * UNIT * np.abs(plain))

@@ -62,6 +62,12 @@ def divide(a: Array, b: Array) -> Array:
     return quotient + ((quotient * b != a) & ((a < 0) != (b < 0)))
 
 
+def high_product(a: Array, b: Array) -> Array:
+    """The upper half of a product."""
+    wide = a.astype(np.uint64) * b.astype(np.uint64)
+    return (wide >> np.uint64(32)).astype(np.uint32)
+
+
 def shift_left(a: Array, count: Array) -> Array:
     """Counts of the width or more give zero."""
     width = a.dtype.itemsize * 8
@@ -215,6 +221,8 @@ def operation(opcode: str) -> Operation:
         if name == "mul.wide":
             to = TYPES[WIDER[kind]]
             return Operation(WIDER[kind], (kind, kind), lambda a, b: a.astype(to) * b.astype(to))
+        if opcode == "mul.hi.u32":
+            return Operation(kind, (kind, kind), high_product)
         if name == "shl":
             return Operation(kind, (kind, "u32"), shift_left)
         if name == "shr":

@@ -93,7 +93,7 @@ def test_wrong_ptx_is_noticed(ptx: dict[str, dict[str, str]], mutant: str) -> No
         run_in_both_orders(kernels, case)
 
 
-@pytest.mark.parametrize("opcode", ["sin.approx.f32", "add.f32", "mul.hi.u32", "cvt.rna.tf32.f32"])
+@pytest.mark.parametrize("opcode", ["sin.approx.f32", "add.f32", "mul.hi.s32", "cvt.rna.tf32.f32"])
 def test_what_has_no_meaning_yet_is_refused(opcode: str) -> None:
     with pytest.raises(UnsupportedPtx):
         operation(opcode)

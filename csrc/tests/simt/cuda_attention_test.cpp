@@ -25,6 +25,8 @@ const std::vector<Scene> kScenes = {
     {"forgotten ranges, several parts", {3, 1, 16, 33, 0}, 3, 640, 5, 0, {{64, 192}, {256, 512}}},
     {"a forgotten range inside the extent", {4, 1, 12, 400, 0}, 3, 200, 8, 16, {{64, 128}}},
     {"log scaling that sets in between two rows", {12, 2, 16, 20, 0}, 3, 64, 33, 90},
+    {"more parts than strands", {2, 1, 12, 300, 0}, 2, 1276, 6},
+    {"a head in two chunks", {4, 2, 144, 90, 0}, 2, 125, 5},
 };
 
 // Rows of heads of d_head numbers of a dtype, each head padded with zeros.

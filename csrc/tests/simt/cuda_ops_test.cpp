@@ -266,6 +266,32 @@ TEST_CASE("cuda: linear in bfloat16, with the same bytes in any company", "[simt
   });
 }
 
+// More than 64 rows go to another kernel, which must sum as the one for few rows does: in squares
+// of 64, and of 128 where there are many. Nine steps of the reduction and a tail; an odd half
+// square.
+TEST_CASE("cuda: linear of many rows, with the bytes of few", "[simt]") {
+  const auto [n_in, n_out, n_rows] = GENERATE(table<std::int32_t, std::int32_t, std::int32_t>(
+      {{304, 70, 65}, {304, 200, 150}, {48, 8448, 257}}));
+  const float divisor = n_out == 70 ? 3.5f : 1.0f;
+  CAPTURE(n_in, n_out, n_rows);
+  Random random(2);
+  Matrix matrix(random, n_in, n_out, DType::kBF16);
+  RowBuffer x = random_rows(random, n_rows, n_in, matrix.padded() + 16, DType::kBF16);
+  const auto check = [&](Backend& backend) {
+    const RowBuffer together = matrix.run(backend, x, divisor, DType::kBF16);
+    for (const std::int32_t first : {0, 63, n_rows - 2}) {
+      RowBuffer few = slice(x, first, 2, DType::kBF16);
+      CHECK(n_different(matrix.run(backend, few, divisor, DType::kBF16), together, first) == 0);
+    }
+  };
+  if (n_out < 1000) {
+    in_every_order(check);
+  } else {  // many thread blocks
+    cuda::CudaBackend backend({});
+    check(backend);
+  }
+}
+
 // Columns in groups, rows of two sources: as the model packs heads, and experts' gates and ups.
 TEST_CASE("cuda: pack places groups of columns, and outputs behind others", "[simt]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);

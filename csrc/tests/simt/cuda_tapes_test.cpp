@@ -25,25 +25,26 @@ constexpr Pair kPairs[] = {
 // ---- conv_add_norm
 
 struct Conv {
-  static constexpr std::int32_t kWidth = 270, kPadded = 272;
   static constexpr std::int64_t kOffset = 64;  // of the slot in a block of the tape
 
-  Conv(const Pair& of, std::int32_t kernel, DType type)
-      : pair(of),
+  Conv(const Pair& of, std::int32_t kernel, DType type, std::int32_t columns = 270)
+      : width(columns),
+        padded(round_up(columns, kColumnAlign)),
+        pair(of),
         dtype(type),
         random(8),
-        x(random_rows(random, of.total(), kWidth, kPadded)),
-        weight(random_rows(random, kernel, kWidth, kPadded)),
-        norm(random_rows(random, 1, kWidth, kPadded)),
-        hidden(random_rows(random, of.total(), kWidth, kPadded)) {
+        x(random_rows(random, of.total(), width, padded)),
+        weight(random_rows(random, kernel, width, padded)),
+        norm(random_rows(random, 1, width, padded)),
+        hidden(random_rows(random, of.total(), width, padded)) {
     for (int s = 0; s < 2; ++s)
       tapes.push_back(
-          std::make_unique<HostTape>(of.position[s] + of.n_rows[s], kOffset + 4 * kPadded));
+          std::make_unique<HostTape>(of.position[s] + of.n_rows[s], kOffset + 4 * padded));
     // What earlier calls left.
     for (std::size_t s = 0; s < 2; ++s)
       for (std::int64_t p = std::max<std::int64_t>(of.position[s] - 8, 0); p < of.position[s]; ++p)
-        for (std::int64_t c = 0; c < kPadded; ++c) {
-          const float value = c < kWidth ? random.normal() : 0.0f;
+        for (std::int64_t c = 0; c < padded; ++c) {
+          const float value = c < width ? random.normal() : 0.0f;
           std::memcpy(tapes[s]->view.block(p) + kOffset + 4 * c, &value, 4);
         }
   }
@@ -51,41 +52,42 @@ struct Conv {
   RowBuffer run(Backend& backend) const {
     Conv in = *this;
     Memory memory(backend);
-    RowBuffer out(pair.total(), 0, kPadded + 16, dtype);
+    RowBuffer out(pair.total(), 0, padded + 16, dtype);
     const Rows out_there = memory.put(out);
     float* const hidden_there = memory.put_floats(in.hidden);
     const TapeView views[] = {memory.put(*tapes[0]), memory.put(*tapes[1])};
     const Segment segments[] = {segment(0, views[0]), segment(1, views[1])};
-    backend.conv_add_norm({.segments = {segments, 2, pair.total()},
-                           .x = memory.put_floats(in.x),
-                           .x_stride = kPadded,
-                           .scale = 0.7f,
-                           .conv = {memory.put_floats(in.weight), kOffset, kPadded},
-                           .kernel = static_cast<std::int32_t>(weight.n_rows()),
-                           .hidden = hidden_there,
-                           .hidden_stride = kPadded,
-                           .norm = memory.put_floats(in.norm),
-                           .eps = kEps,
-                           .width = kWidth,
-                           .out = out_there});
+    backend.conv_add_norm(
+        {.segments = {segments, 2, pair.total()},
+         .x = memory.put_floats(in.x),
+         .x_stride = padded,
+         .scale = 0.7f,
+         .conv = {memory.put_floats(in.weight), kOffset, static_cast<std::int32_t>(padded)},
+         .kernel = static_cast<std::int32_t>(weight.n_rows()),
+         .hidden = hidden_there,
+         .hidden_stride = padded,
+         .norm = memory.put_floats(in.norm),
+         .eps = kEps,
+         .width = width,
+         .out = out_there});
     memory.get(in.hidden, hidden_there);
     memory.get(out, out_there.data);
     return joined(in, out, memory, views);
   }
   RowBuffer joined(const Conv& in, const RowBuffer& out, Memory& memory,
                    const TapeView (&views)[2]) const {
-    RowBuffer all(3 * pair.total(), 0, kPadded, DType::kF32);
+    RowBuffer all(3 * pair.total(), 0, padded, DType::kF32);
     std::int64_t row = 0;
     for (int s = 0; s < 2; ++s) {
-      HostTape tape(pair.position[s] + pair.n_rows[s], kOffset + 4 * kPadded);
+      HostTape tape(pair.position[s] + pair.n_rows[s], kOffset + 4 * padded);
       memory.get(tape, views[s]);
       for (std::int64_t i = 0; i < pair.n_rows[s]; ++i, ++row) {
-        for (std::int64_t c = 0; c < kPadded; ++c) {
+        for (std::int64_t c = 0; c < padded; ++c) {
           all.set(row, c, in.hidden.get(row, c));
           all.set(pair.total() + row, c, out.get(row, c));
         }
         std::memcpy(all.address(2 * pair.total() + row),
-                    tape.view.block(pair.position[s] + i) + kOffset, 4 * kPadded);
+                    tape.view.block(pair.position[s] + i) + kOffset, 4 * padded);
       }
     }
     return all;
@@ -99,6 +101,8 @@ struct Conv {
             .conv = view};
   }
 
+  std::int32_t width;
+  std::int64_t padded;
   Pair pair;
   DType dtype;
   Random random;
@@ -112,6 +116,11 @@ TEST_CASE("cuda: conv_add_norm", "[simt]") {
   const Pair pair = GENERATE(from_range(std::begin(kPairs), std::end(kPairs)));
   CAPTURE(dtype_name(dtype), kernel, pair.position[0]);
   const Conv conv(pair, kernel, dtype);
+  check_same_bytes([&](Backend& backend) { return conv.run(backend); });
+}
+
+TEST_CASE("cuda: conv_add_norm of more columns than a thread block has at once", "[simt]") {
+  const Conv conv(kPairs[2], 4, DType::kBF16, 4200);
   check_same_bytes([&](Backend& backend) { return conv.run(backend); });
 }
 

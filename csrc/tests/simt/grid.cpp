@@ -103,6 +103,7 @@ class Machine {
  private:
   void run_block(const LaunchShape& shape, std::int64_t index);
   void start(const LaunchShape& shape, std::int64_t index, std::byte* shared);
+  std::size_t next_turn(const std::vector<std::int64_t>& order, std::size_t at) const;
   static void run_thread(void* thread);
   void end(Thread& thread) noexcept;
   void release_barrier() noexcept;
@@ -188,8 +189,8 @@ void Machine::run_block(const LaunchShape& shape, std::int64_t index) {
   while (n_live_ > 0) {
     arrange(order);
     bool has_moved = false;
-    for (const std::int64_t i : order) {
-      Thread& thread = *threads_[static_cast<std::size_t>(i)];
+    for (std::size_t at = 0; at < order.size(); at = next_turn(order, at)) {
+      Thread& thread = *threads_[static_cast<std::size_t>(order[at])];
       if (thread.wait != Wait::kNothing) continue;
       has_moved = true;
       current_place = &thread;
@@ -205,6 +206,20 @@ void Machine::run_block(const LaunchShape& shape, std::int64_t index) {
   }
   if (!shared.is_intact())
     throw std::logic_error(describe(shape, index) + ": a thread wrote outside the shared memory");
+}
+
+// In a fixed order a warp goes on for as long as it can before another begins, so that one is as
+// far ahead of the others as barriers let it; at random they stay side by side.
+std::size_t Machine::next_turn(const std::vector<std::int64_t>& order, std::size_t at) const {
+  const auto warp_of = [&](std::size_t i) { return order[i] / kWarpLanes; };
+  const std::size_t next = at + 1;
+  const bool is_last = next == order.size() || warp_of(next) != warp_of(at);
+  if (schedule_.order == Order::kRandom || !is_last) return next;
+  std::size_t first = at;
+  while (first > 0 && warp_of(first - 1) == warp_of(at)) --first;
+  for (std::size_t i = first; i < next; ++i)
+    if (threads_[static_cast<std::size_t>(order[i])]->wait == Wait::kNothing) return first;
+  return next;
 }
 
 void Machine::run_thread(void* thread) {

@@ -14,8 +14,9 @@ namespace duplex::simt {
 inline constexpr int kWarpLanes = 32;
 
 enum class Order : std::uint8_t { kForward, kReverse, kRandom };
-// In which order blocks run, and the threads of a block from one wait to the next. Until this is
-// called: the environment's DUPLEX_SIMT_ORDER (forward, reverse or random:<seed>), else forward.
+// In which order blocks run, and the threads of a block from one wait to the next; except at random
+// a warp goes as far as it can before the next begins. Until this is called: the environment's
+// DUPLEX_SIMT_ORDER (forward, reverse or random:<seed>), else forward.
 void set_order(Order order, std::uint32_t seed = 0);
 
 struct LaunchShape {

@@ -10,6 +10,9 @@
 #include <cstdint>
 
 #define DUPLEX_KERNEL __global__ void
+// For thread blocks of so many threads at most, and so many blocks at once on a multiprocessor: the
+// compiler leaves registers for all of them.
+#define DUPLEX_KERNEL_OF(n_threads, n_blocks) __global__ void __launch_bounds__(n_threads, n_blocks)
 #define DUPLEX_DEVICE __device__ __forceinline__
 
 namespace duplex::cuda {

@@ -1,73 +1,39 @@
-// How attention is cut into thread blocks, and where each of them looks. Next: attention.cu.
+// How attention is cut into thread blocks, and where each of them looks.
+// Next: attention.cu (float32), attention_bf16.cu.
 #pragma once
 
 #include "kernels/common.cuh"
+#include "kernels/launchers.h"
 
 namespace duplex::cuda {
 
-inline constexpr int kVectors = 8;
+inline constexpr int kVectors = 8;  // of a tile
 inline constexpr int kThreads = 256;
 inline constexpr int kBlock = static_cast<int>(kBlockPositions);
-inline constexpr int kScoreVectors = kVectors * kBlock / kThreads;  // of a thread
-inline constexpr int kWeighThreads = kVectors * kLanes;
+inline constexpr std::int64_t kPartPositions = 2 * kBlock;  // of a walk in bfloat16
 
-// One launch: tiles from `first_tile` on, each cut into parts of `part_blocks` blocks. With more
-// than one part they leave (kVectors, d_head) sums, kVectors maxima and kVectors sums of weights.
+// One launch: groups of tiles from `first_group` on. With more than one part each leaves
+// (kVectors, d_head) sums, kVectors maxima and kVectors sums of weights for every tile.
 struct Launch {
   AttentionArgs args;
-  std::int64_t first_tile;
-  std::int64_t part_blocks;
-  std::int64_t n_parts;
-  float* partial;  // (tiles, n_kv_heads, n_parts, partial_floats); null: one part, no sums left
+  std::int64_t first_group;
+  std::int32_t group_tiles;
+  std::int32_t n_parts;
+  float* partial;  // (groups, group_tiles, n_kv_heads, n_parts, floats()); null: one part
 
   DUPLEX_DEVICE std::int64_t floats() const {
     return std::int64_t{kVectors} * (args.d_head_padded + 2);
   }
-  DUPLEX_DEVICE float* part(std::int64_t index) const {
+  // What the parts of a tile of this thread block's group have left.
+  DUPLEX_DEVICE float* parts_of(std::int32_t tile) const {
     return partial +
-           ((std::int64_t{block_x()} * args.shape.n_kv_heads + block_y()) * n_parts + index) *
-               floats();
+           ((std::int64_t{block_x()} * group_tiles + tile) * args.shape.n_kv_heads + block_y()) *
+               n_parts * floats();
   }
 };
 
-// Shared memory: one block of keys and of values, queries (d_head, kVectors), results
-// (kVectors, d_head), scores (64, kVectors), what the bias is read from (kVectors, d_rel), and per
-// vector the maximum and the sum at the end, and what rescales the results.
-struct Tile {
-  std::byte* keys;
-  std::byte* values;
-  float* q;
-  float* out;
-  float* scores;
-  float* r;
-  float* max;
-  float* sum;
-  float* alpha;
-};
-
-// Of one vector so far, in the registers of the sixteen threads that weigh it.
-struct Running {
-  float max = kMinusInfinity;
-  float sum = 0.0f;
-};
-
-DUPLEX_DEVICE Tile lay_out(const AttentionArgs& args) {
-  const std::int64_t n = args.d_head_padded;
-  Tile tile;
-  tile.keys = shared_memory();
-  tile.values = tile.keys + n * kBlock * static_cast<std::int64_t>(dtype_bytes(args.kv_dtype));
-  tile.q = reinterpret_cast<float*>(
-      tile.values + n * kBlock * static_cast<std::int64_t>(dtype_bytes(args.kv_dtype)));
-  tile.out = tile.q + kVectors * n;
-  tile.scores = tile.out + kVectors * n;
-  tile.r = tile.scores + kVectors * kBlock;
-  tile.max = tile.r + kVectors * args.d_rel;
-  tile.sum = tile.max + kVectors;
-  tile.alpha = tile.sum + kVectors;
-  return tile;
-}
-
-// Which vectors this thread block has, and where they look.
+// Which vectors a thread block has, or one tile of them, and where they look. Vector v is row
+// v / group of the segment and head kv_head * group + v % group.
 struct Walk {
   const AttentionArgs& args;
   const Segment& segment;
@@ -76,7 +42,13 @@ struct Walk {
   std::int32_t count;
   std::int32_t group;
 
+  DUPLEX_DEVICE Walk tile(std::int32_t index) const {
+    const std::int32_t left = count - index * kVectors;
+    return {args, segment, kv_head, first + index * kVectors, left < kVectors ? left : kVectors,
+            group};
+  }
   DUPLEX_DEVICE std::int32_t row(std::int32_t v) const { return (first + v) / group; }
+  DUPLEX_DEVICE std::int64_t batch_row(std::int32_t v) const { return segment.row_begin + row(v); }
   DUPLEX_DEVICE std::int64_t head(std::int32_t v) const {
     return std::int64_t{kv_head} * group + (first + v) % group;
   }
@@ -103,32 +75,35 @@ struct Walk {
     while (block < end && is_forgotten(block)) ++block;
     return block;
   }
+  DUPLEX_DEVICE float tau(std::int32_t v) const {
+    return args.is_local
+               ? 1.0f
+               : log_scaling_tau(position(v), args.log_scaling_floor, args.log_scaling_alpha);
+  }
 };
 
-// The walk of a tile: of its blocks, those of one part.
-struct Part {
-  std::int64_t begin, end;   // blocks
-  std::int64_t first, last;  // parts that the tile has
-};
-
-DUPLEX_DEVICE Part part_of(const Walk& walk, std::int64_t part_blocks, std::int64_t index) {
-  const std::int64_t begin = walk.first_visible(0) / kBlock;
-  const std::int64_t end = walk.position(walk.count - 1) / kBlock + 1;
-  const std::int64_t first = begin / part_blocks;
-  const std::int64_t from = (first + index) * part_blocks;
-  return {from > begin ? from : begin, from + part_blocks < end ? from + part_blocks : end, first,
-          (end - 1) / part_blocks};
-}
-
-DUPLEX_DEVICE Walk walk_of(const Launch& launch) {
+// The vectors of this thread block. `n_groups` is shared memory, a number for each segment.
+DUPLEX_DEVICE Walk walk_of(const Launch& launch, std::int32_t* n_groups) {
   const AttentionArgs& args = launch.args;
   const std::int32_t group = args.shape.n_heads / args.shape.n_kv_heads;
+  const std::int32_t most = kVectors * launch.group_tiles;
+  auto index = static_cast<std::int32_t>(launch.first_group + block_x());
   const Segment* segment = args.segments.data;
-  auto tile = static_cast<std::int32_t>(launch.first_tile + block_x());
-  for (std::int32_t n; tile >= (n = (segment->n_rows * group + kVectors - 1) / kVectors); ++segment)
-    tile -= n;
-  const std::int32_t left = segment->n_rows * group - tile * kVectors;
-  return {args, *segment, block_y(), tile * kVectors, left < kVectors ? left : kVectors, group};
+  if (args.segments.count > 1) {
+    for (std::int32_t i = thread_index(); i < args.segments.count; i += kThreads)
+      n_groups[i] = (segment[i].n_rows * group + most - 1) / most;
+    sync_block();
+    for (; index >= *n_groups; ++segment) index -= *n_groups++;
+  }
+  const std::int32_t left = segment->n_rows * group - index * most;
+  return {args, *segment, block_y(), index * most, left < most ? left : most, group};
 }
+
+constexpr std::size_t walk_bytes(const AttentionArgs& args) {
+  return static_cast<std::size_t>(args.segments.count) * sizeof(std::int32_t);
+}
+
+// attention_bf16.cu: one launch in bfloat16, and the sum of its parts.
+void launch_attention_bf16(Runtime& runtime, const Launch& launch, std::int64_t n_groups);
 
 }  // namespace duplex::cuda

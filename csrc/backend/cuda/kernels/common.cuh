@@ -48,21 +48,36 @@ DUPLEX_DEVICE void store(const Rows& rows, std::int64_t row, std::int64_t column
     static_cast<std::uint16_t*>(rows.data)[at] = float_to_bf16(value);
 }
 
-// 1 / sqrt(mean(x^2) + eps) of a padded row in shared memory, for all threads of the block. Begins
-// and ends with a barrier, so x may be written just before and just after. `slot` is one float of
-// shared memory.
-DUPLEX_DEVICE float inverse_rms(const float* x, std::int64_t n_padded, std::int64_t width,
-                                float eps, float* slot) {
-  sync_block();
-  if (thread_index() < kWarp) {
-    float sum = 0.0f;
-    for (std::int64_t i = thread_index() % kLanes; i < n_padded; i += kLanes)
-      sum = fmaf(x[i], x[i], sum);
-    for (int delta = kLanes / 2; delta > 0; delta /= 2) sum += shuffle_down(sum, delta, kLanes);
-    if (thread_index() == 0) *slot = 1.0f / sqrtf(sum / static_cast<float>(width) + eps);
-  }
-  sync_block();
-  return *slot;
+// Four columns of a row: what a thread loads at once. Rows, tapes and weights lie at multiples of
+// kColumnAlign columns.
+struct alignas(16) Four {
+  float v[4];
+};
+inline constexpr int kFour = 4;
+
+DUPLEX_DEVICE Four load_four(const float* at) { return *reinterpret_cast<const Four*>(at); }
+DUPLEX_DEVICE void store_four(float* at, const Four& x) { *reinterpret_cast<Four*>(at) = x; }
+
+struct alignas(8) FourHalves {
+  std::uint16_t v[4];
+};
+
+DUPLEX_DEVICE Four load_four(const void* base, DType dtype, std::int64_t at) {
+  if (dtype == DType::kF32) return load_four(static_cast<const float*>(base) + at);
+  const auto x = *reinterpret_cast<const FourHalves*>(static_cast<const std::uint16_t*>(base) + at);
+  return {
+      {bf16_to_float(x.v[0]), bf16_to_float(x.v[1]), bf16_to_float(x.v[2]), bf16_to_float(x.v[3])}};
+}
+
+DUPLEX_DEVICE void store_four(const Rows& rows, std::int64_t row, std::int64_t column,
+                              const Four& x) {
+  const std::int64_t at = row * rows.stride + column;
+  if (rows.dtype == DType::kF32)
+    store_four(static_cast<float*>(rows.data) + at, x);
+  else
+    *reinterpret_cast<FourHalves*>(static_cast<std::uint16_t*>(rows.data) +
+                                   at) = {{float_to_bf16(x.v[0]), float_to_bf16(x.v[1]),
+                                           float_to_bf16(x.v[2]), float_to_bf16(x.v[3])}};
 }
 
 // tau of the log-scaled global layers: 1 + alpha * log(max((position + 1) / floor, 1)).
@@ -73,10 +88,17 @@ DUPLEX_DEVICE float log_scaling_tau(std::int64_t position, std::int32_t floor, f
   return n <= 1.0f ? 1.0f : 1.0f + alpha * static_cast<float>(log(static_cast<double>(n)));
 }
 
-DUPLEX_DEVICE const Segment& segment_of(const Segments& segments, std::int32_t row) {
-  const Segment* segment = segments.data;
-  while (row >= segment->row_begin + segment->n_rows) ++segment;
-  return *segment;
+// The segment of a row, looked for by all threads of the block. `slot` is one number of shared
+// memory.
+DUPLEX_DEVICE const Segment& segment_of(const Segments& segments, std::int32_t row,
+                                        std::int32_t* slot) {
+  if (segments.count == 1) return segments.data[0];
+  for (std::int32_t i = thread_index(); i < segments.count; i += n_threads()) {
+    const std::int32_t back = row - segments.data[i].row_begin;
+    if (back >= 0 && back < segments.data[i].n_rows) *slot = i;
+  }
+  sync_block();
+  return segments.data[*slot];
 }
 
 }  // namespace duplex::cuda

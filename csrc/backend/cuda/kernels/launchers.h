@@ -14,17 +14,18 @@ void launch_silu_mul(Runtime& runtime, const SiluMulArgs& args);
 void launch_fold(Runtime& runtime, const FoldArgs& args);
 void launch_kv_append(Runtime& runtime, const KvAppendArgs& args);
 void launch_conv_add_norm(Runtime& runtime, const ConvAddNormArgs& args);
+void launch_linear_large(Runtime& runtime, const LinearArgs& args);  // bfloat16; same bits
 
 // How the work of an attention is cut, from the host's own segments. Positions enter through
 // attention_reach() alone: the parts of the longest walk there may be, rounded up to a power of
 // two.
 std::int64_t attention_reach(const Segments& segments);
 struct AttentionPlan {
-  std::int64_t n_tiles;       // of query vectors, all segments together
-  std::int64_t n_parts;       // at least those of the longest walk over the tape
-  std::int64_t part_blocks;   // blocks of a part
-  std::int64_t launch_tiles;  // tiles of one launch
-  std::size_t partial_bytes;  // of `partial`; 0 where there is one part
+  std::int64_t n_groups;       // of tiles of query vectors, all segments together
+  std::int32_t group_tiles;    // at most
+  std::int64_t n_parts;        // at least those of the longest walk over the tape
+  std::int64_t launch_groups;  // of one launch
+  std::size_t partial_bytes;   // of `partial`; 0 where there is one part
 };
 AttentionPlan plan_attention(const AttentionArgs& args);
 void launch_attention(Runtime& runtime, const AttentionArgs& args, const AttentionPlan& plan,

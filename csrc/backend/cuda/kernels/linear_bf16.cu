@@ -38,6 +38,10 @@ DUPLEX_KERNEL expert_bf16_kernel(ExpertLinearArgs args) {
 }  // namespace
 
 void launch_linear_bf16(Runtime& runtime, const LinearArgs& args) {
+  if (args.n_rows > 8 * kTileRows) {
+    launch_linear_large(runtime, args);
+    return;
+  }
   with_tiles(args.n_rows, [&]<int kTiles>() {
     runtime.launch(linear_bf16_kernel<kTiles>, tile_grid<kTiles>(args), kWarps * kWarp,
                    tile_bytes<kTiles>(), args);

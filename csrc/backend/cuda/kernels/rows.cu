@@ -1,59 +1,53 @@
 // The operations that need nothing but their own row: embeddings, norms, activations, folds.
-#include "kernels/common.cuh"
 #include "kernels/launchers.h"
+#include "kernels/norm.cuh"
 
 namespace duplex::cuda {
 namespace {
 
-constexpr int kRowThreads = 256;
 constexpr int kElementThreads = 256;
 
-std::size_t row_bytes(std::int64_t width) {  // a padded row and one float behind it
-  return static_cast<std::size_t>(round_up(width, kColumnAlign) + 1) * sizeof(float);
+// The normed row, to float32.
+DUPLEX_DEVICE void write_normed(const NormRow& row, float eps, float* out) {
+  finish_norm(row, eps, [&](std::int32_t i, const Four& y) { store_four(out + i, y); });
 }
 
-// out = weight * x / rms(x) for a row in shared memory.
-DUPLEX_DEVICE void write_normed(float* x, const float* weight, float eps, std::int64_t width,
-                                float* out) {
-  const std::int64_t n = round_up(width, kColumnAlign);
-  const float scale = inverse_rms(x, n, width, eps, x + n);
-  for (std::int64_t i = thread_index(); i < n; i += n_threads()) out[i] = x[i] * scale * weight[i];
+DUPLEX_KERNEL_OF(kMostThreads, 1) embed_text_kernel(EmbedTextArgs args) {
+  const NormRow row = begin_norm(args.norm, args.d_model);
+  const std::int64_t entry = std::int64_t{args.ids[block_x()]} * row.n;
+  for (std::int32_t i = thread_index() * kFour; i < row.n; i += n_threads() * kFour)
+    store_four(row.x + i, load_four(args.table, args.table_dtype, entry + i));
+  write_normed(row, args.eps, args.out + block_x() * args.out_stride);
 }
 
-DUPLEX_KERNEL embed_text_kernel(EmbedTextArgs args) {
-  auto* const x = reinterpret_cast<float*>(shared_memory());
-  const std::int64_t n = round_up(args.d_model, kColumnAlign);
-  const std::int64_t entry = args.ids[block_x()] * n;
-  for (std::int64_t i = thread_index(); i < n; i += n_threads())
-    x[i] = load(args.table, args.table_dtype, entry + i);
-  write_normed(x, args.norm, args.eps, args.d_model, args.out + block_x() * args.out_stride);
-}
-
-DUPLEX_KERNEL embed_audio_kernel(EmbedAudioArgs args) {
-  auto* const x = reinterpret_cast<float*>(shared_memory());
-  const std::int64_t n = round_up(args.d_model, kColumnAlign);
+DUPLEX_KERNEL_OF(kMostThreads, 1) embed_audio_kernel(EmbedAudioArgs args) {
+  const NormRow row = begin_norm(args.norm, args.d_model);
   const std::uint8_t* bins = args.bins + std::int64_t{block_x()} * args.n_mels;
-  for (std::int64_t i = thread_index(); i < n; i += n_threads()) {
-    float sum = 0.0f;
-    for (std::int32_t mel = 0; mel < args.n_mels; ++mel)
-      sum += load(args.table, args.table_dtype, (mel * args.n_levels + bins[mel]) * n + i);
-    x[i] = sum;
+  for (std::int32_t i = thread_index() * kFour; i < row.n; i += n_threads() * kFour) {
+    Four sum{};
+#pragma unroll 8
+    for (std::int32_t mel = 0; mel < args.n_mels; ++mel) {
+      const std::int64_t entry = std::int64_t{mel * args.n_levels + bins[mel]} * row.n;
+      const Four x = load_four(args.table, args.table_dtype, entry + i);
+      for (int c = 0; c < kFour; ++c) sum.v[c] += x.v[c];
+    }
+    store_four(row.x + i, sum);
   }
-  write_normed(x, args.norm, args.eps, args.d_model, args.out + block_x() * args.out_stride);
+  write_normed(row, args.eps, args.out + block_x() * args.out_stride);
 }
 
-DUPLEX_KERNEL norm_kernel(NormArgs args) {
-  auto* const x = reinterpret_cast<float*>(shared_memory());
-  const std::int64_t n = round_up(args.width, kColumnAlign);
+DUPLEX_DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
+
+DUPLEX_KERNEL_OF(kMostThreads, 1) norm_kernel(NormArgs args) {
+  const NormRow row = begin_norm(args.weight, args.width);
   const float* source = args.x + block_x() * args.x_stride;
-  for (std::int64_t i = thread_index(); i < n; i += n_threads()) x[i] = source[i];
-  const float scale = inverse_rms(x, n, args.width, args.eps, x + n);
-  for (std::int64_t i = thread_index(); i < n; i += n_threads()) {
-    float value = x[i] * scale * args.weight[i];
+  for (std::int32_t i = thread_index() * kFour; i < row.n; i += n_threads() * kFour)
+    store_four(row.x + i, load_four(source + i));
+  finish_norm(row, args.eps, [&](std::int32_t i, Four y) {
     if (args.activation == Activation::kGelu)
-      value = 0.5f * value * (1.0f + erff(value * 0.70710678118654752f));
-    store(args.out, block_x(), i, value);
-  }
+      for (float& value : y.v) value = gelu(value);
+    store_four(args.out, block_x(), i, y);
+  });
 }
 
 DUPLEX_KERNEL silu_mul_kernel(SiluMulArgs args) {
@@ -88,15 +82,18 @@ DUPLEX_KERNEL fold_kernel(FoldArgs args) {
 }  // namespace
 
 void launch_embed_text(Runtime& runtime, const EmbedTextArgs& args) {
-  runtime.launch(embed_text_kernel, {args.n_rows}, kRowThreads, row_bytes(args.d_model), args);
+  runtime.launch(embed_text_kernel, {args.n_rows}, NormRow::threads(args.d_model),
+                 NormRow::bytes(args.d_model), args);
 }
 
 void launch_embed_audio(Runtime& runtime, const EmbedAudioArgs& args) {
-  runtime.launch(embed_audio_kernel, {args.n_rows}, kRowThreads, row_bytes(args.d_model), args);
+  runtime.launch(embed_audio_kernel, {args.n_rows}, NormRow::threads(args.d_model),
+                 NormRow::bytes(args.d_model), args);
 }
 
 void launch_norm(Runtime& runtime, const NormArgs& args) {
-  runtime.launch(norm_kernel, {args.n_rows}, kRowThreads, row_bytes(args.width), args);
+  runtime.launch(norm_kernel, {args.n_rows}, NormRow::threads(args.width),
+                 NormRow::bytes(args.width), args);
 }
 
 void launch_silu_mul(Runtime& runtime, const SiluMulArgs& args) {

@@ -11,6 +11,7 @@
 #include "tests/simt/grid.h"
 
 #define DUPLEX_KERNEL void
+#define DUPLEX_KERNEL_OF(n_threads, n_blocks) void
 #define DUPLEX_DEVICE inline
 
 namespace duplex::cuda {
