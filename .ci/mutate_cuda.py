@@ -105,14 +105,16 @@ def mutants_of(path: str) -> list[Mutant]:
 
 def stems_of(host: HostBuild, path: str) -> list[str]:
     """The kernel files to compile anew for a damaged file."""
+    if path.endswith(".cu"):
+        return [Path(path).stem]
+    # A header of some files alone.
     users = {
         "attention": ["attention", "attention_bf16"],
         "conv": ["append"],
         "linear_bf16": ["linear_bf16", "linear_mxfp8"],
         "norm": ["append", "rows"],
     }
-    stem = Path(path).stem
-    return [stem] if path.endswith(".cu") else users.get(stem, host.stems())
+    return users.get(Path(path).stem, host.stems())
 
 
 def host_notices(host: HostBuild, path: str) -> bool:

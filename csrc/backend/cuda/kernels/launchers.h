@@ -14,7 +14,6 @@ void launch_silu_mul(Runtime& runtime, const SiluMulArgs& args);
 void launch_fold(Runtime& runtime, const FoldArgs& args);
 void launch_kv_append(Runtime& runtime, const KvAppendArgs& args);
 void launch_conv_add_norm(Runtime& runtime, const ConvAddNormArgs& args);
-void launch_linear_large(Runtime& runtime, const LinearArgs& args);  // bfloat16; same bits
 
 // How the work of an attention is cut, from the host's own segments. Positions enter through
 // attention_reach() alone: the parts of the longest walk there may be, rounded up to a power of

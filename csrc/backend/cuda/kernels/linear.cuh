@@ -110,6 +110,7 @@ DUPLEX_DEVICE Job job_of(const ExpertLinearArgs& args, std::int32_t expert) {
 }
 
 void launch_linear_bf16(Runtime& runtime, const LinearArgs& args);
+void launch_linear_large(Runtime& runtime, const LinearArgs& args);  // the same bits
 void launch_linear_mxfp8(Runtime& runtime, const LinearArgs& args);
 void launch_linear_quantised(Runtime& runtime, const LinearArgs& args);
 void launch_expert_bf16(Runtime& runtime, const ExpertLinearArgs& args);

@@ -5,6 +5,8 @@
 namespace duplex::cuda {
 namespace {
 
+constexpr std::int32_t kFewRows = 64;  // that one thread block takes
+
 struct Bf16Round {
   Words w[kAhead][2];
 
@@ -38,7 +40,7 @@ DUPLEX_KERNEL expert_bf16_kernel(ExpertLinearArgs args) {
 }  // namespace
 
 void launch_linear_bf16(Runtime& runtime, const LinearArgs& args) {
-  if (args.n_rows > 8 * kTileRows) {
+  if (args.n_rows > kFewRows) {
     launch_linear_large(runtime, args);
     return;
   }

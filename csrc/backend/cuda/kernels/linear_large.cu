@@ -7,18 +7,13 @@
 //
 // Cost of a step of a square: 64 bytes for each output and each row from the second-level cache,
 // side * side / 128 products.
-#include "kernels/common.cuh"
-#include "kernels/launchers.h"
+#include "kernels/linear.cuh"
 
 namespace duplex::cuda {
 namespace {
 
-// Of the packing and of the few-row kernels in linear_bf16.cuh.
-constexpr int kTileOutputs = 16;
-constexpr int kTileRows = 8;
-constexpr int kStep = 32;
-constexpr int kParts = 8;
-
+constexpr int kStep = kBf16Step;
+constexpr int kParts = 8;  // the warps of linear_bf16.cuh
 constexpr int kStages = 4;
 constexpr int kWarpRows = 4;  // tiles of rows of a warp
 constexpr int kStepBytes = kStep * 2;
