@@ -3,9 +3,8 @@
 Mutants: every barrier, every wait for copies and every commit of them is taken out, every wait is
 made too short, and operands of the matrix product and of the 16-byte load change places; between
 GPUs, fences, meetings and waits are taken out, and buffers mixed up. Those of a kernel are built as
-C++ and judged by the host run's tests ("cuda: ..." of duplex_tests); those that pass there, and
-those of the files of WRAPPERS, are compiled to PTX and judged by the interpreter's cases
-(python_tests/ptx).
+C++ and judged by the host run's tests ("cuda: ..." of duplex_tests), those of the files of WRAPPERS
+are compiled to PTX and judged by the interpreter's cases (python_tests/ptx).
 
 Usage: mutate_cuda.py <build folder> [file, or file:line...], from the repository root.
 """
@@ -193,8 +192,7 @@ def main() -> int:
                 equivalent.add(key)
                 continue
             copy.write_text(mutant.text)
-            # The host's threads take turns, so a warp never gets far ahead of another there.
-            if is_noticed(path) or (path not in WRAPPERS and interpreter_notices(folder)):
+            if is_noticed(path):
                 print("noticed ", mutant, flush=True)
             else:
                 survivors.append(mutant)
