@@ -1,8 +1,9 @@
 """Damages the CUDA kernels in one place at a time and checks that a test notices.
 
 Mutants: every barrier, every wait for copies and every commit of them is taken out, every wait is
-made too short, and operands of the matrix product and of the 16-byte load change places. Those of a
-kernel are built as C++ and judged by the host run's tests ("cuda: ..." of duplex_tests), those of
+made too short, and operands of the matrix product and of the 16-byte load change places; what
+orders the streams of two lanes is taken out too. Those of a kernel and of the lanes are built as
+C++ and judged by the host run's tests ("cuda: ..." and [lanes] of duplex_tests), those of
 device/platform.cuh are compiled to PTX and judged by the interpreter's cases (python_tests/ptx).
 
 Usage: mutate_cuda.py <build folder> [file, or file:line...], from the repository root.
@@ -27,6 +28,7 @@ from ptx.machine import Stuck
 from ptx.memory import MemoryFault
 
 WRAPPERS = "device/platform.cuh"
+LANES = ("host/lanes.h", "host/lanes.cpp", "host/shared_pages.cpp")
 TIMEOUT_S = 120
 
 # (what to find, what takes its place, what that is)
@@ -38,6 +40,14 @@ IN_KERNELS = (
     (r"(multiply_add\(\S+ \S+) (\S+), (\S+)\);", r"\1 \3, \2);", "halves of b change places"),
     (r"(multiply_add\(\S+) w\[0\]", r"\1 w[1]", "the other half of a"),
     (r"(multiply_add\(\S+) w\[1\]", r"\1 w[0]", "the other half of a"),
+)
+IN_LANES = (
+    (r"for \(Runtime\* lane : lanes_\) \S+(wait_for|synchronize)\(.*\);", ";", "no order"),
+    (r"(lanes_|stream_)->(synchronize|put_behind_all)\(.*\);", ";", "no order"),
+    (r"\bwait\(\);", ";", "no wait"),
+    (r"\n  unmap\(address\);", "\n  ;", "mapped over what was there"),
+    (r"[+]{2}n_passes_;", ";", "no gate"),
+    (r"ended_\.wait\(.*\);", ";", "no gate"),
 )
 IN_WRAPPERS = (
     (r"__syncthreads\(\);", ";", "no barrier"),
@@ -87,7 +97,8 @@ def mutants_of(path: str) -> list[Mutant]:
     """All mutants of one file; code only, not comments."""
     text = (CUDA / path).read_text()
     found = []
-    for pattern, replacement, what in IN_WRAPPERS if path == WRAPPERS else IN_KERNELS:
+    table = IN_WRAPPERS if path == WRAPPERS else IN_LANES if path in LANES else IN_KERNELS
+    for pattern, replacement, what in table:
         matches = list(re.finditer(pattern, text))
         if path == WRAPPERS and not matches:
             raise SystemExit(f"{path}: expected {pattern}, found none")
@@ -99,15 +110,18 @@ def mutants_of(path: str) -> list[Mutant]:
 
 
 def stems_of(host: HostBuild, path: str) -> list[str]:
-    """The kernel files to compile anew for a damaged file."""
-    if path.endswith(".cu"):
+    """The files to compile anew for a damaged file."""
+    if path.endswith((".cu", ".cpp")):
         return [Path(path).stem]
+    if path in LANES:
+        return ["cuda_backend", "lanes", "shared_pages"]
     return ["attention"] if path == "kernels/attention.cuh" else host.stems()
 
 
 def host_notices(host: HostBuild, path: str) -> bool:
     """Whether a test of the host run fails."""
-    command = [str(host.build(stems_of(host, path))), TESTS, "--abort"]
+    tests = "[lanes]" if path in LANES else TESTS
+    command = [str(host.build(stems_of(host, path))), tests, "--abort"]
     try:
         return subprocess.run(command, capture_output=True, timeout=TIMEOUT_S).returncode != 0
     except subprocess.TimeoutExpired:
@@ -139,7 +153,7 @@ def main() -> int:
         return interpreter_notices(folder) if path == WRAPPERS else host_notices(host, path)
 
     survivors, equivalent, n_mutants = [], set(), 0
-    for path in [*paths, WRAPPERS]:
+    for path in [*paths, *LANES, WRAPPERS]:
         source, copy = CUDA / path, folder / "backend/cuda" / path
         lines = source.read_text().splitlines()
         name = Path(path).name

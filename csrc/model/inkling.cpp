@@ -89,23 +89,29 @@ void Inkling::allocate() {
 }
 
 void Inkling::forward(const Segments& segments) {
-  backend_.run_layers(segments, [&] { run_blocks(segments, blocks_, weights_.final_norm); });
+  backend_.run_layers(segments, static_cast<std::int32_t>(blocks_.size()), [&](std::int32_t layer) {
+    run_block(segments, blocks_, static_cast<std::size_t>(layer), weights_.final_norm);
+  });
 }
 
 void Inkling::run_blocks(const Segments& segments, std::span<const Block> blocks,
                          const float* norm) {
-  backend_.norm({.x = hidden_,
-                 .x_stride = hidden_stride_,
-                 .weight = blocks.front().weights->attn_norm,
-                 .eps = config_.norm_eps,
-                 .width = config_.d_model,
-                 .n_rows = segments.n_rows,
-                 .activation = Activation::kNone,
-                 .out = normed_});
-  for (std::size_t i = 0; i < blocks.size(); ++i) {
-    attention_half(segments, blocks[i]);
-    mlp_half(segments, blocks[i], i + 1 < blocks.size() ? blocks[i + 1].weights->attn_norm : norm);
-  }
+  for (std::size_t i = 0; i < blocks.size(); ++i) run_block(segments, blocks, i, norm);
+}
+
+void Inkling::run_block(const Segments& segments, std::span<const Block> blocks, std::size_t i,
+                        const float* norm) {
+  if (i == 0)
+    backend_.norm({.x = hidden_,
+                   .x_stride = hidden_stride_,
+                   .weight = blocks.front().weights->attn_norm,
+                   .eps = config_.norm_eps,
+                   .width = config_.d_model,
+                   .n_rows = segments.n_rows,
+                   .activation = Activation::kNone,
+                   .out = normed_});
+  attention_half(segments, blocks[i]);
+  mlp_half(segments, blocks[i], i + 1 < blocks.size() ? blocks[i + 1].weights->attn_norm : norm);
 }
 
 void Inkling::attention_half(const Segments& segments, const Block& block) {

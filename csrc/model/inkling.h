@@ -55,6 +55,9 @@ class Inkling {
   void allocate();
   Rows make_rows(const char* name, std::int64_t width, DType dtype, std::int64_t n_rows);
   float* make_floats(const char* name, std::int64_t width, std::int64_t& stride);
+  // Block i of these, with the norm before the first and the one behind it.
+  void run_block(const Segments& segments, std::span<const Block> blocks, std::size_t i,
+                 const float* norm);
   void attention_half(const Segments& segments, const Block& block);
   void mlp_half(const Segments& segments, const Block& block, const float* next_norm);
   void add_and_norm(const Segments& segments, const Block& block, bool is_attention, float scale,

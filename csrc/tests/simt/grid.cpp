@@ -275,6 +275,9 @@ void set_order(Order order, std::uint32_t seed) {
   schedule().store({order, generation, seed});
 }
 
+Order current_order() { return schedule().load().order; }
+std::uint32_t current_seed() { return schedule().load().seed; }
+
 void run_grid(const LaunchShape& shape, void (*call)(const void*), const void* context) {
   machine().run(shape, call, context);
 }

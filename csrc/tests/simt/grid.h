@@ -17,6 +17,8 @@ enum class Order : std::uint8_t { kForward, kReverse, kRandom };
 // In which order blocks run, and the threads of a block from one wait to the next. Until this is
 // called: the environment's DUPLEX_SIMT_ORDER (forward, reverse or random:<seed>), else forward.
 void set_order(Order order, std::uint32_t seed = 0);
+Order current_order();
+std::uint32_t current_seed();
 
 struct LaunchShape {
   const std::type_info* args;  // the launch's name in reports
