@@ -57,7 +57,6 @@ Runtime::Runtime(Runtime& beside, LaneKind lane)
       page_granularity_(beside.page_granularity_),
       device_(beside.device_) {
   open(lane);
-  wait_for(beside);
 }
 
 void Runtime::open(LaneKind lane) {

@@ -38,8 +38,8 @@ class Record {
 class Runtime {
  public:
   Runtime();  // throws BackendUnavailable
-  // Another stream of the same GPU, which begins when all that `beside` was given is done. Thread
-  // blocks of the background's wait while others have some to place.
+  // Another stream of the same GPU, in no order with this one as yet. Thread blocks of the
+  // background's wait while others have some to place.
   Runtime(Runtime& beside, LaneKind lane);
   ~Runtime();
   Runtime(const Runtime&) = delete;

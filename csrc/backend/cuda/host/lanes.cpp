@@ -6,6 +6,7 @@ namespace duplex::cuda {
 
 void Lanes::add(Runtime& lane) {
   const std::lock_guard lock(mutex_);
+  for (Runtime* other : lanes_) lane.wait_for(*other);
   lanes_.push_back(&lane);
 }
 

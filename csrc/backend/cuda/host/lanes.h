@@ -16,6 +16,7 @@ namespace duplex::cuda {
 
 class Lanes {
  public:
+  // What the lane is given comes after all that the others were given so far.
   void add(Runtime& lane);
   void remove(Runtime& lane) noexcept;
 

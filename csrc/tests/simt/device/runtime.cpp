@@ -46,9 +46,7 @@ class HostPages final : public DevicePages {
 
 Runtime::Runtime() : queues_(std::make_shared<simt::Queues>()), queue_(queues_->open()) {}
 
-Runtime::Runtime(Runtime& beside, LaneKind) : queues_(beside.queues_), queue_(queues_->open()) {
-  wait_for(beside);
-}
+Runtime::Runtime(Runtime& beside, LaneKind) : queues_(beside.queues_), queue_(queues_->open()) {}
 
 Runtime::~Runtime() { queues_->close(queue_); }
 
