@@ -25,7 +25,9 @@ class HostBuild:
             ["ninja", "-C", str(build), "-t", "commands", "duplex_tests"],
             capture_output=True, text=True, check=True,
         ).stdout.splitlines()  # fmt: skip
-        made = re.compile(r"-o (\S+/((?:generated/kernels|duplex_simt\.dir\S*/host)/(\w+)\.\S+\.o))")
+        made = re.compile(
+            r"-o (\S+/((?:generated/kernels|duplex_simt\.dir\S*/host)/(\w+)\.\S+\.o))"
+        )
         found = [(made.search(command), command) for command in commands]
         self._compile = {match[3]: (command, match[1]) for match, command in found if match}
         self._kernels = [match[3] for match, _ in found if match and "generated" in match[2]]

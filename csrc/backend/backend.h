@@ -89,6 +89,7 @@ class Backend {
   void silu_mul(const SiluMulArgs& args);
   void moe(const MoeArgs& args);
   void fold(const FoldArgs& args);
+  void sample(const SampleArgs& args);
 
  protected:
   virtual void do_embed_text(const EmbedTextArgs& args) = 0;
@@ -101,6 +102,7 @@ class Backend {
   virtual void do_silu_mul(const SiluMulArgs& args) = 0;
   virtual void do_moe(const MoeArgs& args) = 0;
   virtual void do_fold(const FoldArgs& args) = 0;
+  virtual void do_sample(const SampleArgs& args) = 0;
 };
 
 }  // namespace duplex

@@ -217,21 +217,35 @@ void Inkling::read_head_row(std::int32_t row, std::byte* out) {
   backend_.read(out, static_cast<const std::byte*>(normed_.data) + offset, head_row_bytes());
 }
 
-void Inkling::logits(std::span<const void* const> head_rows, float* out) {
-  const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
+void Inkling::multiply_head(std::span<const void* const> head_rows) {
   const auto stride_bytes =
       static_cast<std::size_t>(head_rows_.stride) * dtype_bytes(weights_.dtype);
+  for (std::size_t i = 0; i < head_rows.size(); ++i)
+    backend_.write(static_cast<std::byte*>(head_rows_.data) + i * stride_bytes, head_rows[i],
+                   head_row_bytes());
+  backend_.linear({weights_.head, head_rows_, static_cast<std::int32_t>(head_rows.size()),
+                   head_out_, head_out_stride_, config_.logit_divisor});
+}
+
+void Inkling::logits(std::span<const void* const> head_rows, float* out) {
+  const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
   for (std::size_t begin = 0; begin < head_rows.size(); begin += kHeadRows) {
     const std::size_t n = std::min<std::size_t>(kHeadRows, head_rows.size() - begin);
-    for (std::size_t i = 0; i < n; ++i)
-      backend_.write(static_cast<std::byte*>(head_rows_.data) + i * stride_bytes,
-                     head_rows[begin + i], head_row_bytes());
-    backend_.linear({weights_.head, head_rows_, static_cast<std::int32_t>(n), head_out_,
-                     head_out_stride_, config_.logit_divisor});
+    multiply_head(head_rows.subspan(begin, n));
     for (std::size_t i = 0; i < n; ++i)
       backend_.read(out + (begin + i) * n_vocab,
                     head_out_ + i * static_cast<std::size_t>(head_out_stride_),
                     n_vocab * sizeof(float));
+  }
+}
+
+void Inkling::sample(std::span<const void* const> head_rows, const SampleRow* rows,
+                     std::int32_t* tokens) {
+  for (std::size_t begin = 0; begin < head_rows.size(); begin += kHeadRows) {
+    const std::size_t n = std::min<std::size_t>(kHeadRows, head_rows.size() - begin);
+    multiply_head(head_rows.subspan(begin, n));
+    backend_.sample({head_out_, head_out_stride_, config_.unpadded_vocab_size,
+                     static_cast<std::int32_t>(n), rows + begin, tokens + begin});
   }
 }
 

@@ -45,8 +45,10 @@ class Inkling {
   // One normalised row of the last pass, ready for the head, to the host: (head_row_bytes).
   void read_head_row(std::int32_t row, std::byte* out);
   std::size_t head_row_bytes() const;
-  // Logits of rows that read_head_row gave: (n, unpadded_vocab_size).
+  // Logits of rows that read_head_row gave, to the host: (n, unpadded_vocab_size).
   void logits(std::span<const void* const> head_rows, float* out);
+  // The tokens that come behind such rows, one for each; the logits stay where they are.
+  void sample(std::span<const void* const> head_rows, const SampleRow* rows, std::int32_t* tokens);
 
   // Working buffers by name, in bytes.
   const std::vector<std::pair<std::string, std::size_t>>& plan() const { return plan_; }
@@ -58,6 +60,8 @@ class Inkling {
   // Block i of these, with the norm before the first and the one behind it.
   void run_block(const Segments& segments, std::span<const Block> blocks, std::size_t i,
                  const float* norm);
+  // head_out_ = the logits of at most kHeadRows rows.
+  void multiply_head(std::span<const void* const> head_rows);
   void attention_half(const Segments& segments, const Block& block);
   void mlp_half(const Segments& segments, const Block& block, const float* next_norm);
   void add_and_norm(const Segments& segments, const Block& block, bool is_attention, float scale,

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from ptx import cases_append, cases_attention, cases_linear, cases_moe, cases_rows
+from ptx import (
+    cases_append,
+    cases_attention,
+    cases_linear,
+    cases_moe,
+    cases_rows,
+    cases_sample,
+)
 from ptx.device import Case, Device
 from ptx.machine import Order
 from ptx.program import Kernel, parse
@@ -13,6 +20,7 @@ CASES: dict[str, Case] = {
     **cases_attention.CASES,
     **cases_linear.CASES,
     **cases_moe.CASES,
+    **cases_sample.CASES,
 }
 
 

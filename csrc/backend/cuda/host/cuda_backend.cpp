@@ -241,4 +241,16 @@ void CudaBackend::do_moe(const MoeArgs& args) { launch_moe(stream(), args); }
 
 void CudaBackend::do_fold(const FoldArgs& args) { launch_fold(stream(), args); }
 
+void CudaBackend::do_sample(const SampleArgs& args) {
+  const auto n_rows = static_cast<std::size_t>(args.n_rows);
+  const std::size_t bytes = n_rows * sizeof(std::int32_t);
+  if (tokens_ == nullptr || tokens_->bytes() < bytes) tokens_ = allocate(bytes);
+  SampleArgs on_device = args;
+  on_device.rows =
+      static_cast<const SampleRow*>(runtime_.stage(args.rows, n_rows * sizeof(SampleRow)));
+  on_device.tokens = static_cast<std::int32_t*>(tokens_->data());
+  launch_sample(stream(), on_device);
+  runtime_.read(args.tokens, on_device.tokens, bytes);
+}
+
 }  // namespace duplex::cuda

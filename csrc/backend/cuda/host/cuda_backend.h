@@ -53,6 +53,7 @@ class CudaBackend final : public Backend {
   void do_silu_mul(const SiluMulArgs& args) override;
   void do_moe(const MoeArgs& args) override;
   void do_fold(const FoldArgs& args) override;
+  void do_sample(const SampleArgs& args) override;
 
  private:
   explicit CudaBackend(CudaBackend& interaction);  // its background lane
@@ -78,6 +79,7 @@ class CudaBackend final : public Backend {
   std::vector<std::byte> wanted_;
   std::unique_ptr<Buffer> partial_;  // sums of attention that are added later
   std::unique_ptr<Buffer> pack_source_;
+  std::unique_ptr<Buffer> tokens_;  // chosen, on their way to the host
 };
 
 }  // namespace duplex::cuda
