@@ -65,6 +65,7 @@ class Engine:
         rewind_rows: int = 0,
     ) -> None:
         self._core = core
+        self._device = "cpu"
         self._rewind_rows = rewind_rows
         self._mtp_layers = mtp_layers
         self._dtype = dtype
@@ -153,10 +154,12 @@ class Engine:
             raise InvalidArgument(
                 f"progress: expected True, a function or None, found {found(progress)}"
             )
-        if beside is not None and (device, threads, isa) != ("cpu", None, None):
-            raise InvalidArgument(
-                "beside: expected no device, threads and isa, which are the other engine's"
-            )
+        if beside is not None:
+            if device not in ("cpu", beside._device) or (threads, isa) != (None, None):
+                raise InvalidArgument(
+                    "beside: expected no device, threads and isa, which are the other engine's"
+                )
+            device = beside._device
         mtp_layers = integer(mtp_layers, "mtp_layers", high=MAX_INT32)
         options: dict[str, Any] = {
             "device": text(device, "device"),
@@ -219,7 +222,9 @@ class Engine:
             else:
                 core = from_tensors()
         rewind_rows = options["rewind_rows"]
-        return cls(core, config, tokenizer, row_dtype, matrices, held, mtp_layers, rewind_rows)
+        engine = cls(core, config, tokenizer, row_dtype, matrices, held, mtp_layers, rewind_rows)
+        engine._device = device
+        return engine
 
     def write_weights(
         self, path: Path, *, progress: Callable[[int, int], None] | None = None

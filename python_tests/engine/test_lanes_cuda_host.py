@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from duplex_engine import Engine, Session, _core
+from duplex_engine import Engine, InvalidArgument, Session, _core
 from duplex_engine.models import write_random_checkpoint
 
 pytestmark = [
@@ -78,3 +78,16 @@ def test_lanes_at_work_at_once_change_nothing(on_gpu: Engine) -> None:
         thinker.join()
         assert thoughts == [thought]
         fork.close()
+
+
+def test_an_engine_beside_another_is_on_its_device(
+    checkpoint: Path, on_gpu: Engine, tmp_path: Path
+) -> None:
+    with (
+        Engine.load(checkpoint, dtype="float32", memory="16MiB", beside=on_gpu) as other,
+        other.open_session() as session,
+        on_gpu.open_session() as first,
+    ):
+        assert hear(session, 1) == hear(first, 1)
+    with pytest.raises(InvalidArgument, match="cache: expected False on the device 'cuda_host'"):
+        Engine.load(checkpoint, beside=on_gpu, cache=tmp_path)
