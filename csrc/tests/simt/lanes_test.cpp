@@ -127,6 +127,18 @@ TEST_CASE("cuda: pages are written and read by the host between all lanes", "[si
   });
 }
 
+TEST_CASE("cuda: the host reads what the lanes were given to write", "[simt][lanes]") {
+  in_every_mixture([](Scene& scene) {
+    scene.here->write(scene.weights->data(), scene.page(0));
+    scene.there->write(scene.weights->data(), scene.page(1));
+    for (int i = 0; i < 2; ++i) {
+      std::vector<float> row(kWidth);
+      scene.pages->read(row.data(), scene.page(i), kPageBytes);
+      CHECK(row == numbers(1));
+    }
+  });
+}
+
 // The page goes from one lane's address to the other's; the old address may hold another page.
 TEST_CASE("cuda: an address loses its page when no lane is at work there", "[simt][lanes]") {
   in_every_mixture([](Scene& scene) {
