@@ -62,6 +62,7 @@ HOST_TESTS = {
     "rows/fold_kernel": "cuda: fold",
     "rows/norm_kernel": "cuda: norm",
     "rows/silu_mul_kernel": "cuda: silu_mul",
+    "sample/sample_kernel": "cuda: sample",
 }
 
 

@@ -1,4 +1,4 @@
-"""Builds the kernels as C++ once more, with other sources or flags, and the tests of them alone.
+"""Builds the CUDA library's files as C++ once more, with other sources or flags, and their tests.
 
 It takes the commands from a build folder that `make test` or CMake made, so nothing else is
 compiled again.
@@ -25,25 +25,31 @@ class HostBuild:
             ["ninja", "-C", str(build), "-t", "commands", "duplex_tests"],
             capture_output=True, text=True, check=True,
         ).stdout.splitlines()  # fmt: skip
-        kernel = re.compile(r"-o (\S+/generated/kernels/(\w+)\.cu\.cpp\.o)")
-        found = [(kernel.search(command), command) for command in commands]
-        self._compile = {match[2]: (command, match[1]) for match, command in found if match}
+        made = re.compile(
+            r"-o (\S+/((?:generated/kernels|duplex_simt\.dir\S*/host)/(\w+)\.\S+\.o))"
+        )
+        found = [(made.search(command), command) for command in commands]
+        self._compile = {match[3]: (command, match[1]) for match, command in found if match}
+        self._kernels = [match[3] for match, _ in found if match and "generated" in match[2]]
         link = commands[-1].removeprefix(": && ").removesuffix(" && :")
         other = re.compile(r"CMakeFiles/duplex_tests\.dir/csrc/tests/\w+/")
         self._link = [word for word in shlex.split(link) if not other.match(word)]
 
     def stems(self) -> list[str]:
         """The names of all kernel files."""
-        return list(self._compile)
+        return self._kernels
 
     def build(self, stems: Sequence[str]) -> Path:
-        """The program with these kernel files compiled anew."""
+        """The program with these files, of kernels or of host/, compiled anew."""
         link = [*self._link, *self._flags]
         running = []
         for stem in stems:
             command, target = self._compile[stem]
             words = [*shlex.split(command), *self._flags]
             words[words.index(f"-I{CUDA.resolve()}")] = f"-I{self._sources.resolve()}"
+            own = str(CUDA.resolve() / "host" / f"{stem}.cpp")
+            if words[-1] == own:
+                words[-1] = str((self._sources / "host" / f"{stem}.cpp").resolve())
             made = str((self._folder / f"{stem}.o").resolve())
             words[words.index("-o") + 1] = made
             link[link.index(target)] = made

@@ -2,9 +2,10 @@
 
 Mutants: every barrier, every wait for copies and every commit of them is taken out, every wait is
 made too short, and operands of the matrix product and of the 16-byte load change places; between
-GPUs, fences, meetings and waits are taken out, and buffers mixed up. Those of a kernel are built as
-C++ and judged by the host run's tests ("cuda: ..." of duplex_tests), those of the files of WRAPPERS
-are compiled to PTX and judged by the interpreter's cases (python_tests/ptx).
+GPUs, fences, meetings and waits are taken out, and buffers mixed up, between the streams of two
+lanes what orders them. Those of a kernel and of the lanes are built as C++ and judged by the host
+run's tests ("cuda: ..." and [lanes] of duplex_tests), those of the files of WRAPPERS are compiled to
+PTX and judged by the interpreter's cases (python_tests/ptx).
 
 Usage: mutate_cuda.py <build folder> [file, or file:line...], from the repository root.
 """
@@ -27,6 +28,7 @@ from ptx.compile import compile_all
 from ptx.machine import Stuck
 from ptx.memory import MemoryFault
 
+LANES = ("host/lanes.h", "host/lanes.cpp", "host/shared_pages.cpp")
 TIMEOUT_S = 120
 
 # (what to find, what takes its place, what that is)
@@ -56,6 +58,18 @@ IN_KERNELS = (
     (r"(multiply_add\(\S+ (?:w|codes))\[1\]", r"\1[0]", "the other half of a"),
     (r"(multiply_add\(\S+) low", r"\1 high", "the other half of a"),
     (r"(multiply_add\(\S+) high", r"\1 low", "the other half of a"),
+)
+IN_LANES = (
+    (
+        r"(for \(Runtime\* \w+ : lanes_\)) (\S+(wait_for|synchronize)\(.*\);)",
+        r"\1 if (false) \2",
+        "no order",
+    ),
+    (r"(lanes_|stream_)->(synchronize|put_behind_all)\(.*\);", ";", "no order"),
+    (r"\bwait\(\);", ";", "no wait"),
+    (r"\n  unmap\(address\);", "\n  ;", "mapped over what was there"),
+    (r"[+]{2}n_passes_;", ";", "no gate"),
+    (r"ended_\.wait\(.*\);", ";", "no gate"),
 )
 IN_PLATFORM = (
     (r"__syncthreads\(\);", ";", "no barrier"),
@@ -115,7 +129,8 @@ def mutants_of(path: str) -> list[Mutant]:
     """All mutants of one file; code only, not comments."""
     text = (CUDA / path).read_text()
     found = []
-    for pattern, replacement, what in WRAPPERS.get(path, IN_KERNELS):
+    table = WRAPPERS.get(path, IN_LANES if path in LANES else IN_KERNELS)
+    for pattern, replacement, what in table:
         matches = list(re.finditer(pattern, text))
         if path in WRAPPERS and not matches:
             raise SystemExit(f"{path}: expected {pattern}, found none")
@@ -127,9 +142,11 @@ def mutants_of(path: str) -> list[Mutant]:
 
 
 def stems_of(host: HostBuild, path: str) -> list[str]:
-    """The kernel files to compile anew for a damaged file."""
-    if path.endswith(".cu"):
+    """The files to compile anew for a damaged file."""
+    if path.endswith((".cu", ".cpp")):
         return [Path(path).stem]
+    if path in LANES:
+        return ["cuda_backend", "lanes", "shared_pages"]
     # A header of some files alone.
     users = {
         "attention": ["attention", "attention_bf16"],
@@ -144,7 +161,8 @@ def stems_of(host: HostBuild, path: str) -> list[str]:
 
 def host_notices(host: HostBuild, path: str) -> bool:
     """Whether a test of the host run fails."""
-    command = [str(host.build(stems_of(host, path))), TESTS, "--abort"]
+    tests = "[lanes]" if path in LANES else TESTS
+    command = [str(host.build(stems_of(host, path))), tests, "--abort"]
     try:
         return subprocess.run(command, capture_output=True, timeout=TIMEOUT_S).returncode != 0
     except subprocess.TimeoutExpired:
@@ -176,7 +194,7 @@ def main() -> int:
         return interpreter_notices(folder) if path in WRAPPERS else host_notices(host, path)
 
     survivors, equivalent, n_mutants = [], set(), 0
-    for path in [*paths, *WRAPPERS]:
+    for path in [*paths, *LANES, *WRAPPERS]:
         source, copy = CUDA / path, folder / "backend/cuda" / path
         lines = source.read_text().splitlines()
         name = Path(path).name

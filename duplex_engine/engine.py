@@ -72,6 +72,7 @@ class Engine:
         self._core = core
         self._ranks = ranks
         self._reduction = reduction
+        self._device = "cpu"
         self._rewind_rows = rewind_rows
         self._mtp_layers = mtp_layers
         self._dtype = dtype
@@ -181,10 +182,12 @@ class Engine:
             raise InvalidArgument(
                 f"progress: expected True, a function or None, found {found(progress)}"
             )
-        if beside is not None and (device, threads, isa) != ("cpu", None, None):
-            raise InvalidArgument(
-                "beside: expected no device, threads and isa, which are the other engine's"
-            )
+        if beside is not None:
+            if device not in ("cpu", beside._device) or (threads, isa) != (None, None):
+                raise InvalidArgument(
+                    "beside: expected no device, threads and isa, which are the other engine's"
+                )
+            device = beside._device
         mtp_layers = integer(mtp_layers, "mtp_layers", high=MAX_INT32)
         n_ranks = integer(tensor_parallel, "tensor_parallel", 1, MAX_INT32)
         check_reduction(text(reduction, "reduction"), text(device, "device"))
@@ -237,7 +240,7 @@ class Engine:
                 progress=progress or None,
             )
         rewind_rows = options["rewind_rows"]
-        return cls(
+        engine = cls(
             core,
             config,
             tokenizer,
@@ -249,6 +252,8 @@ class Engine:
             reduction,
             ranks,
         )
+        engine._device = device
+        return engine
 
     def write_weights(
         self, path: Path, *, progress: Callable[[int, int], None] | None = None

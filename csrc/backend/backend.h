@@ -41,9 +41,11 @@ class Backend {
   virtual std::string description() const = 0;  // e.g. "cpu avx512, 2 threads"
   virtual int n_threads() const = 0;
   // A backend for work that can wait: the same machine, threads and memory, scratch of its own.
-  // While a pass is running here, inside run_awake, work there stands still. Any
-  // number of them, each with one caller at a time; they may outlive this one. Throws
-  // BackendUnavailable where there is none.
+  // While a pass is running here, inside run_awake, work there stands still, at the
+  // latest where its next task (a GPU: its next layer but one) would begin. Any number of them,
+  // each with one caller at a time; they may outlive this one. What one lane wrote to pages and
+  // weights the other may read as soon as the call is over. Throws BackendUnavailable where there
+  // is none.
   virtual std::unique_ptr<Backend> background_lane() = 0;
 
   // ---- memory
@@ -69,9 +71,12 @@ class Backend {
   // Runs one pass or more: workers stay awake meanwhile. It may be on a thread of the backend's
   // own; what `work` throws is thrown here.
   virtual void run_awake(const std::function<void()>& work) { work(); }
-  // Runs the layers over some segments. `layers` asks for the same operations whenever there are as
-  // many rows in as many segments, so a backend may record them and play the record.
-  virtual void run_layers(const Segments&, const std::function<void()>& layers) { layers(); }
+  // Runs layer(0), layer(1) .. over some segments. Each asks for the same operations whenever there
+  // are as many rows in as many segments, so a backend may record them and play the record.
+  virtual void run_layers(const Segments&, std::int32_t n_layers,
+                          const std::function<void(std::int32_t)>& layer) {
+    for (std::int32_t i = 0; i < n_layers; ++i) layer(i);
+  }
 
   // ---- operations
   void embed_text(const EmbedTextArgs& args);
@@ -84,6 +89,7 @@ class Backend {
   void silu_mul(const SiluMulArgs& args);
   void moe(const MoeArgs& args);
   void fold(const FoldArgs& args);
+  void sample(const SampleArgs& args);
 
  protected:
   virtual void do_embed_text(const EmbedTextArgs& args) = 0;
@@ -96,6 +102,7 @@ class Backend {
   virtual void do_silu_mul(const SiluMulArgs& args) = 0;
   virtual void do_moe(const MoeArgs& args) = 0;
   virtual void do_fold(const FoldArgs& args) = 0;
+  virtual void do_sample(const SampleArgs& args) = 0;
 };
 
 }  // namespace duplex

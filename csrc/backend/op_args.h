@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "backend/sampling.h"
 #include "backend/views.h"
 #include "core/config.h"
 #include "core/shard.h"
@@ -167,6 +168,22 @@ struct FoldArgs {
   std::int32_t t, h, w, c;
   std::int32_t t_fold, hw_fold;
   Rows out;  // (n_patches * t/t_fold * h/hw_fold * w/hw_fold, t_fold * hw_fold^2 * c)
+};
+
+// How the token behind one row is chosen, and the position that it will take in its sequence.
+struct SampleRow {
+  SamplingParams params;
+  std::int64_t position;
+};
+
+// A token for each row of logits, chosen where they lie.
+struct SampleArgs {
+  const float* logits;  // (n_rows, logits_stride)
+  std::int64_t logits_stride;
+  std::int32_t n_vocab;
+  std::int32_t n_rows;
+  const SampleRow* rows;  // (n_rows)
+  std::int32_t* tokens;   // out: (n_rows), of the host; there when the call returns
 };
 
 }  // namespace duplex

@@ -6,13 +6,12 @@
 namespace duplex {
 
 DraftRunner::DraftRunner(const ModelConfig& config, const Weights& weights, SequenceLayout layout,
-                         Backend& backend, Inkling& model, Sampler& sampler)
+                         Backend& backend, Inkling& model)
     : config_(config),
       weights_(weights),
       layout_(std::move(layout)),
       backend_(backend),
       model_(model),
-      sampler_(sampler),
       mtp_(config, weights, layout_, backend, model),
       ids_(static_cast<std::size_t>(model.max_rows())) {}
 
@@ -97,9 +96,7 @@ void DraftRunner::run(std::vector<float>* logits) {
   for (std::int32_t depth = 0; depth < depths_wanted; ++depth) {
     for (const Part& part : parts_) place_rows(part, depth);
     mtp_.run(segments, static_cast<std::size_t>(depth));
-    guess(depth);
-    if (logits != nullptr)
-      logits->insert(logits->end(), logits_.begin(), logits_.begin() + config_.unpadded_vocab_size);
+    guess(depth, logits);
   }
   if (depths_wanted == n_depths())
     for (const Part& part : parts_) part.session->drafter_->commit(part.n_final);
@@ -133,26 +130,29 @@ void DraftRunner::place_rows(const Part& part, std::int32_t depth) {
 
 // Drawn as the token itself will be, with the same random number, so that what is likely for both
 // is likely the same.
-void DraftRunner::guess(std::int32_t depth) {
+void DraftRunner::guess(std::int32_t depth, std::vector<float>* logits) {
   head_rows_.clear();
+  sample_rows_.clear();
   for (const Part& part : parts_) {
     if (part.n_wanted <= depth) continue;
     std::byte* const head_row = part.session->draft_head_rows_.data();
     mtp_.read_head_row(part.row_begin + part.n_rows - 1, head_row);
     head_rows_.push_back(head_row);
+    sample_rows_.push_back(
+        {part.session->sampling_, part.session->sequence_->length() + 1 + depth});
   }
-  if (head_rows_.empty()) return;
-  const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
-  if (logits_.size() < head_rows_.size() * n_vocab) logits_.resize(head_rows_.size() * n_vocab);
-  model_.logits(head_rows_, logits_.data());
-  const float* logits = logits_.data();
+  if (logits != nullptr) {
+    const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
+    logits->resize(logits->size() + head_rows_.size() * n_vocab);
+    model_.logits(head_rows_, logits->data() + logits->size() - head_rows_.size() * n_vocab);
+  }
+  tokens_.resize(head_rows_.size());
+  model_.sample(head_rows_, sample_rows_.data(), tokens_.data());
+  auto token = tokens_.begin();
   for (const Part& part : parts_) {
     if (part.n_wanted <= depth) continue;
-    Session& session = *part.session;
-    session.input_.add_text(
-        sampler_.sample(logits, session.sampling_, session.sequence_->length() + 1 + depth));
-    ++session.input_.n_drafts;
-    logits += config_.unpadded_vocab_size;
+    part.session->input_.add_text(*token++);
+    ++part.session->input_.n_drafts;
   }
 }
 

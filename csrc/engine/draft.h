@@ -12,7 +12,6 @@
 
 #include "engine/session.h"
 #include "model/mtp.h"
-#include "model/sampler.h"
 
 namespace duplex {
 
@@ -20,7 +19,7 @@ class DraftRunner {
  public:
   // All but the layout, which is that of config.mtp_model(), outlive it.
   DraftRunner(const ModelConfig& config, const Weights& weights, SequenceLayout layout,
-              Backend& backend, Inkling& model, Sampler& sampler);
+              Backend& backend, Inkling& model);
 
   std::int32_t n_depths() const { return static_cast<std::int32_t>(mtp_.n_depths()); }
   const Mtp& layers() const { return mtp_; }
@@ -52,20 +51,20 @@ class DraftRunner {
                  std::int32_t n_rows);
   void run(std::vector<float>* logits);  // parts_, which it clears
   void place_rows(const Part& part, std::int32_t depth);
-  void guess(std::int32_t depth);
+  void guess(std::int32_t depth, std::vector<float>* logits);
 
   const ModelConfig& config_;
   const Weights& weights_;
   SequenceLayout layout_;
   Backend& backend_;
   Inkling& model_;
-  Sampler& sampler_;
   Mtp mtp_;
   std::vector<Part> parts_;  // of the batch, and the buffers it fills
   std::vector<Segment> segments_;
   std::vector<std::int32_t> ids_;
   std::vector<const void*> head_rows_;
-  std::vector<float> logits_;  // (sessions, unpadded_vocab_size)
+  std::vector<SampleRow> sample_rows_;
+  std::vector<std::int32_t> tokens_;
 };
 
 }  // namespace duplex

@@ -31,11 +31,10 @@ Lane::Lane(LaneKind kind, const LoadedModel& model, std::unique_ptr<Backend> bac
       config_(model.config),
       backend_(std::move(backend)),
       model_(make_model(kind, model, *backend_, max_rows)),
-      sampler_(config_.unpadded_vocab_size),
       ids_(static_cast<std::size_t>(max_rows)) {
   if (!config_.mtp.layers.empty())
-    drafts_ = std::make_unique<DraftRunner>(config_, model.weights, model.mtp_layout, *backend_,
-                                            *model_, sampler_);
+    drafts_ =
+        std::make_unique<DraftRunner>(config_, model.weights, model.mtp_layout, *backend_, *model_);
   if (config_.vision)
     vision_ = std::make_unique<HmlpEncoder>(
         *config_.vision,

@@ -120,9 +120,10 @@ class Lane {
   // ---- output.cpp
   // Makes the pending token the input, and behind it at most `max_drafts` looked-up guesses.
   void continue_output(Session& session, std::int64_t max_drafts);
-  void score(std::span<Session* const> sessions);  // logits of last rows, and of drafts
-  // Samples the next token behind the last row; it becomes the pending token.
-  std::int32_t sample(Session& session);
+  // Samples tokens behind the last rows, and behind each draft as if all before it had held.
+  void score(std::span<Session* const> sessions);
+  // The token sampled behind the last row; it becomes the pending token.
+  std::int32_t take_sampled(Session& session);
   // Whether the pending token is the next draft: then its row is the last one now.
   bool accept_draft(Session& session);
 
@@ -132,7 +133,6 @@ class Lane {
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Inkling> model_;
   std::unique_ptr<HmlpEncoder> vision_;
-  Sampler sampler_;
   std::unique_ptr<DraftRunner> drafts_;  // where layers for it were loaded
 
   mutable std::mutex mutex_;  // one computing call at a time; guards all below
@@ -142,7 +142,8 @@ class Lane {
   std::vector<std::int32_t> ids_;
   std::vector<Session*> active_;
   std::vector<const void*> head_rows_;
-  std::vector<float> logits_;
+  std::vector<SampleRow> sample_rows_;
+  std::vector<std::int32_t> tokens_;          // of the rows that were scored
   std::vector<float>* all_logits_ = nullptr;  // where append wants the logits of every row
   struct {
     std::atomic<std::int64_t> passes, rows, drafted, accepted;

@@ -216,7 +216,7 @@ void Lane::decode_turns(std::span<const StepRequest> requests, std::span<Turn> t
 
 bool Lane::take_tokens(const StepRequest& request, Turn& turn) {
   for (;;) {
-    turn.token_ids.push_back(sample(*request.session));
+    turn.token_ids.push_back(take_sampled(*request.session));
     if (is_last(turn.token_ids.back(), request, turn)) return true;
     if (!accept_draft(*request.session)) return false;
     ++turn.n_accepted;
@@ -251,7 +251,7 @@ void Lane::decode_tokens(Session& session, std::int32_t n, std::span<const std::
     }
     score(only);
     do {
-      tokens.push_back(sample(session));
+      tokens.push_back(take_sampled(session));
       is_done = std::ssize(tokens) == n ||
                 std::find(stop.begin(), stop.end(), tokens.back()) != stop.end();
     } while (!is_done && accept_draft(session));

@@ -47,22 +47,22 @@ std::vector<float> Lane::draft_logits(Session& session) {
 
 void Lane::score(std::span<Session* const> sessions) {
   head_rows_.clear();
+  sample_rows_.clear();
   for (Session* session : sessions) {
-    session->logits_row_ = head_rows_.size();
+    session->sampled_row_ = head_rows_.size();
     head_rows_.push_back(session->head_row_.data());
     for (std::size_t i = 0; i < session->input_.n_drafts; ++i)
       head_rows_.push_back(session->draft_head_rows_.data() + i * head_row_bytes());
+    std::int64_t position = session->sequence_->length();
+    while (sample_rows_.size() < head_rows_.size())
+      sample_rows_.push_back({session->sampling_, position++});
   }
-  const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
-  if (logits_.size() < head_rows_.size() * n_vocab) logits_.resize(head_rows_.size() * n_vocab);
-  model_->logits(head_rows_, logits_.data());
+  tokens_.resize(head_rows_.size());
+  model_->sample(head_rows_, sample_rows_.data(), tokens_.data());
 }
 
-std::int32_t Lane::sample(Session& session) {
-  const std::size_t begin =
-      session.logits_row_ * static_cast<std::size_t>(config_.unpadded_vocab_size);
-  session.pending_token_ =
-      sampler_.sample(logits_.data() + begin, session.sampling_, session.sequence_->length());
+std::int32_t Lane::take_sampled(Session& session) {
+  session.pending_token_ = tokens_[session.sampled_row_];
   return session.pending_token_;
 }
 
@@ -82,7 +82,7 @@ bool Lane::accept_draft(Session& session) {
   // The rows are the token before and the drafts.
   const std::byte* const head_row = session.draft_head_rows_.data() + (row - 1) * head_row_bytes();
   std::copy_n(head_row, head_row_bytes(), session.head_row_.data());
-  ++session.logits_row_;
+  ++session.sampled_row_;
   ++counts_.accepted;
   return true;
 }

@@ -14,13 +14,13 @@
 #include <tuple>
 #include <vector>
 
+#include "backend/sampling.h"
 #include "core/config.h"
 #include "encoders/dmel.h"
 #include "engine/draft_lookup.h"
 #include "engine/drafter.h"
 #include "engine/endless.h"
 #include "engine/input.h"
-#include "model/sampler.h"
 #include "sequence/sequence.h"
 
 namespace duplex {
@@ -131,7 +131,7 @@ class Session {
   std::optional<DraftLookup> lookup_;       // where drafts are wanted
   std::optional<Drafter> drafter_;          // and the layers for them were loaded
   std::vector<std::byte> draft_head_rows_;  // (max_drafts, head_row_bytes), as head_row_
-  std::size_t logits_row_ = 0;              // of the engine's logits: what is sampled next
+  std::size_t sampled_row_ = 0;             // of the rows that its lane scored: the last row's
 
   mutable std::mutex inbox_mutex_;
   Inbox inbox_;

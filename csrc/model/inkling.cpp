@@ -127,31 +127,38 @@ void Inkling::allocate() {
         make_buffer("moe_scratch",
                     backend_.moe_scratch_bytes(config_.moe, config_.d_model, max_rows_, n_parts));
   head_rows_ = make_rows("head_rows", config_.d_model, dtype, kHeadRows);
-  head_out_stride_ = logits_stride(config_, weights_.shard.size);
-  if (exchange_ == nullptr) {
-    const Rows out = make_rows("logits", weights_.head.n_out, DType::kF32, kHeadRows);
+  slab_logits_stride_ = logits_stride(config_, weights_.shard.size);
+  if (weights_.shard.rank == 0) {
+    const Rows out = make_rows("logits", config_.unpadded_vocab_size, DType::kF32, kHeadRows);
     head_out_ = static_cast<float*>(out.data);
+    head_out_stride_ = out.stride;
   }
 }
 
 void Inkling::forward(const Segments& segments) {
-  backend_.run_layers(segments, [&] { run_blocks(segments, blocks_, weights_.final_norm); });
+  backend_.run_layers(segments, static_cast<std::int32_t>(blocks_.size()), [&](std::int32_t layer) {
+    run_block(segments, blocks_, static_cast<std::size_t>(layer), weights_.final_norm);
+  });
 }
 
 void Inkling::run_blocks(const Segments& segments, std::span<const Block> blocks,
                          const float* norm) {
-  backend_.norm({.x = hidden_,
-                 .x_stride = hidden_stride_,
-                 .weight = blocks.front().weights->attn_norm,
-                 .eps = config_.norm_eps,
-                 .width = config_.d_model,
-                 .n_rows = segments.n_rows,
-                 .activation = Activation::kNone,
-                 .out = normed_});
-  for (std::size_t i = 0; i < blocks.size(); ++i) {
-    attention_half(segments, blocks[i]);
-    mlp_half(segments, blocks[i], i + 1 < blocks.size() ? blocks[i + 1].weights->attn_norm : norm);
-  }
+  for (std::size_t i = 0; i < blocks.size(); ++i) run_block(segments, blocks, i, norm);
+}
+
+void Inkling::run_block(const Segments& segments, std::span<const Block> blocks, std::size_t i,
+                        const float* norm) {
+  if (i == 0)
+    backend_.norm({.x = hidden_,
+                   .x_stride = hidden_stride_,
+                   .weight = blocks.front().weights->attn_norm,
+                   .eps = config_.norm_eps,
+                   .width = config_.d_model,
+                   .n_rows = segments.n_rows,
+                   .activation = Activation::kNone,
+                   .out = normed_});
+  attention_half(segments, blocks[i]);
+  mlp_half(segments, blocks[i], i + 1 < blocks.size() ? blocks[i + 1].weights->attn_norm : norm);
 }
 
 void Inkling::attention_half(const Segments& segments, const Block& block) {
@@ -281,34 +288,54 @@ void Inkling::read_head_row(std::int32_t row, std::byte* out) {
   backend_.read(out, static_cast<const std::byte*>(normed_.data) + offset, head_row_bytes());
 }
 
-// Each rank has the logits of its slice of the vocabulary; rank 0 puts them together.
-void Inkling::logits(std::span<const void* const> head_rows, float* out) {
-  const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
+void Inkling::multiply_head(std::span<const void* const> head_rows) {
   const auto stride_bytes =
       static_cast<std::size_t>(head_rows_.stride) * dtype_bytes(weights_.dtype);
-  for (std::size_t begin = 0; begin < head_rows.size(); begin += kHeadRows) {
-    const std::size_t n = std::min<std::size_t>(kHeadRows, head_rows.size() - begin);
-    for (std::size_t i = 0; i < n; ++i)
-      backend_.write(static_cast<std::byte*>(head_rows_.data) + i * stride_bytes,
-                     head_rows[begin + i], head_row_bytes());
-    float* const mine = exchange_ == nullptr ? head_out_ : static_cast<float*>(exchange_->mine());
-    backend_.linear({weights_.head, head_rows_, static_cast<std::int32_t>(n), mine,
-                     head_out_stride_, config_.logit_divisor});
-    const void* const only[] = {mine};
-    const std::span<const void* const> slabs = exchange_ == nullptr ? only : exchange_->meet();
-    if (weights_.shard.rank == 0) read_logits(slabs, n, out + begin * n_vocab);
-  }
+  for (std::size_t i = 0; i < head_rows.size(); ++i)
+    backend_.write(static_cast<std::byte*>(head_rows_.data) + i * stride_bytes, head_rows[i],
+                   head_row_bytes());
+  const bool is_alone = exchange_ == nullptr;
+  backend_.linear({weights_.head, head_rows_, static_cast<std::int32_t>(head_rows.size()),
+                   is_alone ? head_out_ : static_cast<float*>(exchange_->mine()),
+                   is_alone ? head_out_stride_ : slab_logits_stride_, config_.logit_divisor});
+  if (is_alone) return;
+  const std::span<const void* const> slabs = exchange_->meet();
+  if (weights_.shard.rank == 0) gather_logits(slabs, head_rows.size());
 }
 
-void Inkling::read_logits(std::span<const void* const> slabs, std::size_t n_rows, float* out) {
+// Each rank has the logits of its slice of the vocabulary.
+void Inkling::gather_logits(std::span<const void* const> slabs, std::size_t n_rows) {
   const auto n_ranks = static_cast<std::int32_t>(slabs.size());
   for (std::int32_t rank = 0; rank < n_ranks; ++rank) {
     const Slice slice = vocabulary_slice(config_, rank, n_ranks);
     const auto* from = static_cast<const float*>(slabs[static_cast<std::size_t>(rank)]);
     for (std::size_t i = 0; i < n_rows; ++i)
-      backend_.read(out + i * static_cast<std::size_t>(config_.unpadded_vocab_size) + slice.first,
-                    from + i * static_cast<std::size_t>(head_out_stride_),
-                    static_cast<std::size_t>(slice.n) * sizeof(float));
+      backend_.write(head_out_ + i * static_cast<std::size_t>(head_out_stride_) + slice.first,
+                     from + i * static_cast<std::size_t>(slab_logits_stride_),
+                     static_cast<std::size_t>(slice.n) * sizeof(float));
+  }
+}
+
+void Inkling::logits(std::span<const void* const> head_rows, float* out) {
+  const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
+  for (std::size_t begin = 0; begin < head_rows.size(); begin += kHeadRows) {
+    const std::size_t n = std::min<std::size_t>(kHeadRows, head_rows.size() - begin);
+    multiply_head(head_rows.subspan(begin, n));
+    if (weights_.shard.rank != 0) continue;
+    for (std::size_t i = 0; i < n; ++i)
+      backend_.read(out + (begin + i) * n_vocab,
+                    head_out_ + i * static_cast<std::size_t>(head_out_stride_),
+                    n_vocab * sizeof(float));
+  }
+}
+
+void Inkling::sample(std::span<const void* const> head_rows, const SampleRow* rows,
+                     std::int32_t* tokens) {
+  for (std::size_t begin = 0; begin < head_rows.size(); begin += kHeadRows) {
+    const std::size_t n = std::min<std::size_t>(kHeadRows, head_rows.size() - begin);
+    multiply_head(head_rows.subspan(begin, n));
+    backend_.sample({head_out_, head_out_stride_, config_.unpadded_vocab_size,
+                     static_cast<std::int32_t>(n), rows + begin, tokens + begin});
   }
 }
 

@@ -52,7 +52,7 @@ class Inkling {
   std::int64_t row_stride() const { return hidden_stride_; }
 
   // Runs every layer over rows [0, segments.n_rows) and appends them to their tapes.
-  void forward(const Segments& segments);
+  virtual void forward(const Segments& segments);
   // Runs these blocks over what rows() holds, then `norm`, for read_head_row. Layout and weights of
   // the blocks may be others, as wide as the multi-token-prediction layers are.
   virtual void run_blocks(const Segments& segments, std::span<const Block> blocks,
@@ -61,10 +61,13 @@ class Inkling {
   // One normalised row of the last pass, ready for the head, to the host: (head_row_bytes).
   void read_head_row(std::int32_t row, std::byte* out);
   std::size_t head_row_bytes() const;
-  // Logits of rows that read_head_row gave: (n, unpadded_vocab_size). On ranks other than 0, which
-  // compute their part of it, `out` is not used.
+  // Logits of rows that read_head_row gave, to the host: (n, unpadded_vocab_size). On ranks other
+  // than 0, which compute their part of it, `out` is not used.
   virtual void logits(std::span<const void* const> head_rows, float* out);
   std::int32_t n_logits() const { return config_.unpadded_vocab_size; }
+  // The tokens that come behind such rows, one for each; the logits stay where they are.
+  virtual void sample(std::span<const void* const> head_rows, const SampleRow* rows,
+                      std::int32_t* tokens);
 
   // Working buffers by name, in bytes.
   const std::vector<std::pair<std::string, std::size_t>>& plan() const { return plan_; }
@@ -75,10 +78,16 @@ class Inkling {
   float* partial_sums();  // of this rank: (n_parts, max_rows, d_model)
   void sum_parts(const PackedMatrix& w, const Rows& x, std::int32_t n_rows);
   void list_parts(const float** parts);
-  void read_logits(std::span<const void* const> slabs, std::size_t n_rows, float* out);
+  // Puts the logits of all ranks together, at rank 0.
+  void gather_logits(std::span<const void* const> slabs, std::size_t n_rows);
   void* make_buffer(const char* name, std::size_t bytes);
   Rows make_rows(const char* name, std::int64_t width, DType dtype, std::int64_t n_rows);
   float* make_floats(const char* name, std::int64_t width, std::int64_t& stride);
+  // Block i of these, with the norm before the first and the one behind it.
+  void run_block(const Segments& segments, std::span<const Block> blocks, std::size_t i,
+                 const float* norm);
+  // head_out_ = the logits of at most kHeadRows rows. All ranks meet.
+  void multiply_head(std::span<const void* const> head_rows);
   void attention_half(const Segments& segments, const Block& block);
   void mlp_half(const Segments& segments, const Block& block, const float* next_norm);
   void add_and_norm(const Segments& segments, const Block& block, bool is_attention, float scale,
@@ -107,8 +116,9 @@ class Inkling {
   std::int64_t part_stride_ = 0;  // floats, from a part to the next
   void* moe_scratch_ = nullptr;
   Rows head_rows_;             // (kHeadRows, d_model)
-  float* head_out_ = nullptr;  // (kHeadRows, vocabulary) where nobody is met
+  float* head_out_ = nullptr;  // (kHeadRows, vocabulary) on rank 0
   std::int64_t head_out_stride_ = 0;
+  std::int64_t slab_logits_stride_ = 0;  // of one rank's part of them
 };
 
 }  // namespace duplex

@@ -102,12 +102,7 @@ void LeaderModel::share(const std::function<void()>& compute) {
   leader_.sender_.end_pass(lane_);
 }
 
-void LeaderModel::run_blocks(const Segments& segments, std::span<const Block> blocks,
-                             const float* norm) {
-  std::int32_t depth = kModelLayers;
-  const auto& drafting = weights_.mtp.layers;
-  for (std::size_t i = 0; i < drafting.size(); ++i)
-    if (blocks.front().weights == &drafting[i].block) depth = static_cast<std::int32_t>(i);
+void LeaderModel::send_blocks(const Segments& segments, std::int32_t depth) {
   ByteWriter head = command(PassCommand::kBlocks);
   head.put(depth);
   put_segments(head, segments, leader_.ranges_);
@@ -115,7 +110,31 @@ void LeaderModel::run_blocks(const Segments& segments, std::span<const Block> bl
   leader_.sender_.send_pass(lane_, {head.bytes(),
                                     {reinterpret_cast<const std::byte*>(rows()),
                                      static_cast<std::size_t>(segments.n_rows) * row_bytes}});
+}
+
+void LeaderModel::forward(const Segments& segments) {
+  send_blocks(segments, kModelLayers);
+  share([&] { Inkling::forward(segments); });
+}
+
+void LeaderModel::run_blocks(const Segments& segments, std::span<const Block> blocks,
+                             const float* norm) {
+  std::int32_t depth = kModelLayers;
+  const auto& drafting = weights_.mtp.layers;
+  for (std::size_t i = 0; i < drafting.size(); ++i)
+    if (blocks.front().weights == &drafting[i].block) depth = static_cast<std::int32_t>(i);
+  send_blocks(segments, depth);
   share([&] { Inkling::run_blocks(segments, blocks, norm); });
+}
+
+void LeaderModel::send_head_rows(std::span<const void* const> head_rows) {
+  for (std::size_t i = 0; i < head_rows.size(); ++i)
+    std::copy_n(static_cast<const std::byte*>(head_rows[i]), head_row_bytes(),
+                gathered_.data() + i * head_row_bytes());
+  ByteWriter head = command(PassCommand::kLogits);
+  head.put(static_cast<std::int32_t>(head_rows.size()));
+  leader_.sender_.send_pass(
+      lane_, {head.bytes(), std::span(gathered_).first(head_rows.size() * head_row_bytes())});
 }
 
 void LeaderModel::logits(std::span<const void* const> head_rows, float* out) {
@@ -123,14 +142,18 @@ void LeaderModel::logits(std::span<const void* const> head_rows, float* out) {
   const auto most = static_cast<std::size_t>(max_rows());
   for (std::size_t begin = 0; begin < head_rows.size(); begin += most) {
     const auto rows = head_rows.subspan(begin, std::min(most, head_rows.size() - begin));
-    for (std::size_t i = 0; i < rows.size(); ++i)
-      std::copy_n(static_cast<const std::byte*>(rows[i]), head_row_bytes(),
-                  gathered_.data() + i * head_row_bytes());
-    ByteWriter head = command(PassCommand::kLogits);
-    head.put(static_cast<std::int32_t>(rows.size()));
-    leader_.sender_.send_pass(
-        lane_, {head.bytes(), std::span(gathered_).first(rows.size() * head_row_bytes())});
+    send_head_rows(rows);
     share([&] { Inkling::logits(rows, out + begin * n_vocab); });
+  }
+}
+
+void LeaderModel::sample(std::span<const void* const> head_rows, const SampleRow* rows,
+                         std::int32_t* tokens) {
+  const auto most = static_cast<std::size_t>(max_rows());
+  for (std::size_t begin = 0; begin < head_rows.size(); begin += most) {
+    const auto part = head_rows.subspan(begin, std::min(most, head_rows.size() - begin));
+    send_head_rows(part);
+    share([&] { Inkling::sample(part, rows + begin, tokens + begin); });
   }
 }
 

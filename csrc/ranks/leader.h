@@ -105,11 +105,17 @@ class LeaderModel final : public Inkling {
   LeaderModel(RankLeader& leader, LaneKind lane, const ModelConfig& config, const Weights& weights,
               const SequenceLayout& layout, Backend& backend, std::int32_t max_rows);
 
+  void forward(const Segments& segments) override;
   void run_blocks(const Segments& segments, std::span<const Block> blocks,
                   const float* norm) override;
   void logits(std::span<const void* const> head_rows, float* out) override;
+  void sample(std::span<const void* const> head_rows, const SampleRow* rows,
+              std::int32_t* tokens) override;
 
  private:
+  // Tell the others.
+  void send_blocks(const Segments& segments, std::int32_t depth);
+  void send_head_rows(std::span<const void* const> head_rows);
   // Runs this rank's share of what was sent.
   void share(const std::function<void()>& compute);
 

@@ -80,6 +80,13 @@ Attention = struct(
 AttentionLaunch = struct(
     "AttentionLaunch", args=Attention, first_group=I64, group_tiles=I32, n_parts=I32, partial=PTR
 )
+Sample = struct("Sample", logits=PTR, stride=I64, n_vocab=I32, n_rows=I32, rows=PTR, tokens=PTR)
+SAMPLE_ROW = np.dtype(
+    [
+        ("seed", np.uint64), ("temperature", np.float32), ("top_k", np.int32),
+        ("top_p", np.float32), ("padding", np.int32), ("position", np.int64),
+    ]
+)  # fmt: skip
 ToFloat = struct("ToFloat", x=Rows, width=I64, out=PTR)
 Route = struct(
     "Route", config=MoeConfig, logits=PTR, stride=I64, selection_bias=PTR, global_scale=F,

@@ -10,6 +10,7 @@ from ptx import (
     cases_moe,
     cases_quantised,
     cases_rows,
+    cases_sample,
 )
 from ptx.device import Case, Device
 from ptx.machine import Order
@@ -23,6 +24,7 @@ CASES: dict[str, Case] = {
     **cases_quantised.CASES,
     **cases_moe.CASES,
     **cases_all_reduce.CASES,
+    **cases_sample.CASES,
 }
 
 

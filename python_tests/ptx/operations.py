@@ -93,6 +93,12 @@ def flush(x: Array) -> Array:
     return np.where(np.abs(x) < np.finfo(np.float32).tiny, x * 0, x)
 
 
+def to_u64(a: Array) -> Array:
+    """cvt.rzi.u64.f32: the ends of the range for what lies beyond, zero for what is no number."""
+    inside = np.where((a >= 0) & (a < 2.0**64), a, 0).astype(np.uint64)
+    return np.where(a >= 2.0**64, ~np.uint64(0), inside)
+
+
 def extract(a: Array, begin: Array, length: Array) -> Array:
     """bfe.u32."""
     mask = shift_left(np.ones_like(a), length) - np.uint32(1)
@@ -197,6 +203,8 @@ def conversion(rounding: str, result: str, source: str) -> Operation:
         return Operation(result, (source,), lambda a: a.astype(to))
     if (rounding, result, source) == ("rni", "f32", "f32"):
         return Operation(result, (source,), np.rint)
+    if (rounding, result, source) == ("rzi", "u64", "f32"):
+        return Operation(result, (source,), to_u64)
     if (rounding, result, source) == ("rzi", "s32", "f32"):
         limits = np.iinfo(np.int32)
         return Operation(

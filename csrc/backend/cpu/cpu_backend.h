@@ -12,6 +12,7 @@
 #include "backend/backend.h"
 #include "backend/cpu/background_thread.h"
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/sampler.h"
 #include "backend/cpu/thread_pool.h"
 
 namespace duplex {
@@ -55,6 +56,7 @@ class CpuBackend final : public Backend {
   void do_silu_mul(const SiluMulArgs& args) override;
   void do_moe(const MoeArgs& args) override;
   void do_fold(const FoldArgs& args) override;
+  void do_sample(const SampleArgs& args) override;
 
  private:
   CpuBackend(const CpuKernels& kernels, std::shared_ptr<ThreadPool> pool, LaneKind lane);
@@ -112,6 +114,7 @@ class CpuBackend final : public Backend {
   std::int64_t attention_scratch_stride_;
   std::vector<float> bias_scratch_;   // n_threads slices
   std::vector<std::byte> quantised_;  // rows of the matrix at hand
+  Sampler sampler_;
 };
 
 }  // namespace duplex

@@ -196,6 +196,13 @@ void CpuBackend::do_attention(const AttentionArgs& args) {
   });
 }
 
+void CpuBackend::do_sample(const SampleArgs& args) {
+  for_tasks(args.n_rows, false, [&](std::int64_t row, int) {
+    args.tokens[row] =
+        sampler_.sample(args.logits + row * args.logits_stride, args.n_vocab, args.rows[row]);
+  });
+}
+
 void CpuBackend::do_fold(const FoldArgs& args) {
   const std::int32_t t = args.t / args.t_fold;
   const std::int32_t h = args.h / args.hw_fold;

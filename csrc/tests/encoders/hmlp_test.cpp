@@ -90,6 +90,7 @@ class PlainBackend : public Backend {
     }
   }
 
+  void do_sample(const SampleArgs&) override { fail("not used here"); }
   void do_fold(const FoldArgs& args) override {
     const std::int32_t n_t = args.t / args.t_fold, n_hw = args.h / args.hw_fold;
     auto* row = static_cast<float*>(args.out.data);

@@ -370,14 +370,14 @@ TEST_CASE("the twin's memory comes zeroed, and its pages can be mapped", "[simt]
   CHECK(reinterpret_cast<std::uintptr_t>(memory) % 256 == 0);
   CHECK(std::all_of(memory, memory + 1000, [](std::byte b) { return b == std::byte{0}; }));
   runtime.release(memory);
-  const auto pages = runtime.create_page_memory(runtime.page_granularity(), 2);
-  std::byte* const range = pages->reserve_range(2 * pages->page_bytes());
+  const auto pages = runtime.create_pages(runtime.page_granularity(), 2);
+  std::byte* const range = pages->reserve(2 * runtime.page_granularity());
   pages->map(range, 1);
   int there = 7, back = 0;
   runtime.write(range, &there, sizeof there);
-  pages->read(&back, range, sizeof back);
+  runtime.read(&back, range, sizeof back);
   CHECK(back == 7);
-  pages->release_range(range, 2 * pages->page_bytes());
+  pages->free(range, 2 * runtime.page_granularity());
 }
 
 }  // namespace

@@ -16,6 +16,20 @@ constexpr int kLeastMajor = 9;  // Hopper: what the kernels are compiled for beg
 constexpr std::size_t kUsualSharedBytes = 48 << 10;
 
 cudaStream_t as_stream(void* stream) { return static_cast<cudaStream_t>(stream); }
+cudaEvent_t as_event(void* event) { return static_cast<cudaEvent_t>(event); }
+
+void* create_stream(int priority) {
+  cudaStream_t stream = nullptr;
+  check_cuda(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, priority),
+             "cudaStreamCreateWithPriority");
+  return stream;
+}
+
+void* create_event() {
+  cudaEvent_t event = nullptr;
+  check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
+  return event;
+}
 
 }  // namespace
 
@@ -35,9 +49,24 @@ Runtime::Runtime() {
                             properties.major, ".", properties.minor, "; use device=\"cpu\"");
   device_name_ = properties.name;
   page_granularity_ = page_granularity_of(device_);
-  cudaStream_t stream = nullptr;
-  check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
-  stream_ = stream;
+  open(LaneKind::kInteraction);
+}
+
+Runtime::Runtime(Runtime& beside, LaneKind lane)
+    : device_name_(beside.device_name_),
+      page_granularity_(beside.page_granularity_),
+      device_(beside.device_) {
+  open(lane);
+}
+
+void Runtime::open(LaneKind lane) {
+  int least = 0, greatest = 0;
+  check_cuda(cudaDeviceGetStreamPriorityRange(&least, &greatest),
+             "cudaDeviceGetStreamPriorityRange");
+  const int priority = lane == LaneKind::kInteraction ? greatest : least;
+  stream_ = create_stream(priority);
+  recording_ = create_stream(priority);
+  for (void** event : {&given_, &marks_[0], &marks_[1]}) *event = create_event();
   void* memory = nullptr;
   check_cuda<CapacityError>(cudaMallocHost(&memory, kRingBytes), "cudaMallocHost");
   ring_host_ = static_cast<std::byte*>(memory);
@@ -48,6 +77,8 @@ Runtime::~Runtime() {
   cudaStreamSynchronize(as_stream(stream_));
   release(ring_device_);
   cudaFreeHost(ring_host_);
+  for (void* event : {given_, marks_[0], marks_[1]}) cudaEventDestroy(as_event(event));
+  cudaStreamDestroy(as_stream(recording_));
   cudaStreamDestroy(as_stream(stream_));
 }
 
@@ -63,9 +94,8 @@ void* Runtime::allocate(std::size_t bytes) {
 
 void Runtime::release(void* memory) noexcept { cudaFree(memory); }
 
-std::unique_ptr<PageMemory> Runtime::create_page_memory(std::size_t page_bytes,
-                                                        std::int64_t n_pages) {
-  return create_cuda_page_memory(*this, device_, page_bytes, n_pages);
+std::unique_ptr<DevicePages> Runtime::create_pages(std::size_t page_bytes, std::int64_t n_pages) {
+  return create_cuda_pages(device_, page_bytes, n_pages);
 }
 
 // note: from pageable memory; CUDA has taken its copy when this returns.
@@ -107,20 +137,35 @@ void Runtime::synchronize() {
   check_cuda(cudaStreamSynchronize(as_stream(stream_)), "a kernel or copy");
 }
 
+void Runtime::wait_for(Runtime& other) {
+  check_cuda(cudaEventRecord(as_event(other.given_), as_stream(other.stream_)), "cudaEventRecord");
+  check_cuda(cudaStreamWaitEvent(as_stream(stream_), as_event(other.given_), 0),
+             "cudaStreamWaitEvent");
+}
+
+void Runtime::keep_close() {
+  check_cuda(cudaEventRecord(as_event(marks_[next_mark_]), as_stream(stream_)), "cudaEventRecord");
+  next_mark_ ^= 1;
+  check_cuda(cudaEventSynchronize(as_event(marks_[next_mark_])), "a kernel or copy");
+}
+
 Record::~Record() { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph_)); }
 
 std::unique_ptr<Record> Runtime::record(const std::function<void()>& work) {
-  check_cuda(cudaStreamBeginCapture(as_stream(stream_), cudaStreamCaptureModeThreadLocal),
+  check_cuda(cudaStreamBeginCapture(as_stream(recording_), cudaStreamCaptureModeThreadLocal),
              "cudaStreamBeginCapture");
   cudaGraph_t graph = nullptr;
+  is_recording_ = true;
   try {
     work();
   } catch (...) {
-    cudaStreamEndCapture(as_stream(stream_), &graph);
+    is_recording_ = false;
+    cudaStreamEndCapture(as_stream(recording_), &graph);
     if (graph != nullptr) cudaGraphDestroy(graph);
     throw;
   }
-  check_cuda(cudaStreamEndCapture(as_stream(stream_), &graph), "cudaStreamEndCapture");
+  is_recording_ = false;
+  check_cuda(cudaStreamEndCapture(as_stream(recording_), &graph), "cudaStreamEndCapture");
   cudaGraphExec_t runnable = nullptr;
   const cudaError_t code = cudaGraphInstantiate(&runnable, graph, 0);
   cudaGraphDestroy(graph);
@@ -143,7 +188,7 @@ void Runtime::launch_kernel(const void* kernel, Grid grid, int n_threads, std::s
   const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
                     static_cast<unsigned>(grid.z));
   check_cuda(cudaLaunchKernel(kernel, blocks, dim3(static_cast<unsigned>(n_threads)), args,
-                              shared_bytes, as_stream(stream_)),
+                              shared_bytes, as_stream(is_recording_ ? recording_ : stream_)),
              "cudaLaunchKernel");
 }
 

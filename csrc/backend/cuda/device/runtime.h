@@ -1,8 +1,9 @@
-// One GPU: its memory, its stream and the launching of kernels. csrc/tests/simt/device/runtime.h
-// is the host's twin.
+// A stream of one GPU: memory, copies and the launching of kernels.
+// csrc/tests/simt/device/runtime.h is the host's twin.
 //
-// Everything is put into one stream, in order; read() and synchronize() wait for it. A CUDA error
-// is a duplex::Error that names the call.
+// Everything is put into the stream, in order; read() and synchronize() wait for it. Between two
+// streams there is no order but that of wait_for(). A CUDA error is a duplex::Error that names the
+// call.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +12,8 @@
 #include <memory>
 #include <string>
 
-#include "backend/page_memory.h"
+#include "core/types.h"
+#include "device/page_memory.h"
 
 namespace duplex::cuda {
 
@@ -36,15 +38,18 @@ class Record {
 class Runtime {
  public:
   Runtime();  // throws BackendUnavailable
+  // Another stream of the same GPU, in no order with this one as yet. Thread blocks of the
+  // background's wait while others have some to place.
+  Runtime(Runtime& beside, LaneKind lane);
   ~Runtime();
   Runtime(const Runtime&) = delete;
   Runtime& operator=(const Runtime&) = delete;
 
   const std::string& device_name() const { return device_name_; }
 
-  void* allocate(std::size_t bytes);  // zeroed; throws CapacityError
-  void release(void* memory) noexcept;
-  std::unique_ptr<PageMemory> create_page_memory(std::size_t page_bytes, std::int64_t n_pages);
+  void* allocate(std::size_t bytes);           // zeroed; throws CapacityError
+  static void release(void* memory) noexcept;  // waits for whatever runs on the GPU
+  std::unique_ptr<DevicePages> create_pages(std::size_t page_bytes, std::int64_t n_pages);
   std::size_t page_granularity() const { return page_granularity_; }
 
   // The host's memory may change as soon as write() and stage() return.
@@ -55,6 +60,11 @@ class Runtime {
   // until half as much as the ring holds has been staged behind it.
   void* stage(const void* host, std::size_t bytes);
   void synchronize();
+  // What is put into this stream from here on begins when all that `other` was given is done.
+  void wait_for(Runtime& other);
+  // Waits until all is done that was put into the stream before the last call of this. Called
+  // between pieces of work, it keeps two of them on their way and no more.
+  void keep_close();
 
   // Records what `work` launches, without doing it; it must do nothing but launch.
   std::unique_ptr<Record> record(const std::function<void()>& work);
@@ -68,6 +78,7 @@ class Runtime {
   }
 
  private:
+  void open(LaneKind lane);
   void launch_kernel(const void* kernel, Grid grid, int n_threads, std::size_t shared_bytes,
                      void** args);
 
@@ -75,6 +86,13 @@ class Runtime {
   std::size_t page_granularity_ = 0;
   int device_ = 0;
   void* stream_ = nullptr;
+  // Where launches are recorded. `stream_` itself is never in a capture, so that another thread may
+  // order its stream behind this one at any time.
+  void* recording_ = nullptr;
+  bool is_recording_ = false;
+  void* given_ = nullptr;  // event of wait_for, of this stream
+  void* marks_[2] = {};    // events of keep_close
+  int next_mark_ = 0;
   std::byte* ring_host_ = nullptr;  // pinned
   std::byte* ring_device_ = nullptr;
   std::size_t ring_at_ = 0;

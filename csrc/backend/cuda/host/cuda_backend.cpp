@@ -6,6 +6,7 @@
 
 #include "backend/moe_layout.h"
 #include "core/error.h"
+#include "host/shared_pages.h"
 #include "kernels/launchers.h"
 
 namespace duplex::cuda {
@@ -16,8 +17,8 @@ constexpr std::size_t kMaxRecords = 64;  // of passes
 class DeviceBuffer final : public Buffer {
  public:
   DeviceBuffer(Runtime& runtime, std::size_t bytes)
-      : runtime_(runtime), data_(runtime.allocate(bytes)), bytes_(bytes) {}
-  ~DeviceBuffer() override { runtime_.release(data_); }
+      : data_(runtime.allocate(bytes)), bytes_(bytes) {}
+  ~DeviceBuffer() override { Runtime::release(data_); }
   DeviceBuffer(const DeviceBuffer&) = delete;
   DeviceBuffer& operator=(const DeviceBuffer&) = delete;
 
@@ -25,7 +26,6 @@ class DeviceBuffer final : public Buffer {
   std::size_t bytes() const override { return bytes_; }
 
  private:
-  Runtime& runtime_;
   void* data_;
   std::size_t bytes_;
 };
@@ -46,8 +46,40 @@ void check_one_part(std::int32_t n_parts) {
 
 }  // namespace
 
-CudaBackend::CudaBackend(const BackendOptions& options) {
+CudaBackend::CudaBackend(const BackendOptions& options) : lanes_(std::make_shared<Lanes>()) {
   check(options.isa.empty(), "isa: expected none for device 'cuda', found '", options.isa, "'");
+  lanes_->add(runtime_);
+}
+
+// What the other lane has made so far, the weights above all, is there for this one.
+CudaBackend::CudaBackend(CudaBackend& interaction)
+    : lane_(LaneKind::kBackground),
+      lanes_(interaction.lanes_),
+      runtime_(interaction.runtime_, LaneKind::kBackground) {
+  lanes_->add(runtime_);
+}
+
+CudaBackend::~CudaBackend() { lanes_->remove(runtime_); }
+
+std::unique_ptr<Backend> CudaBackend::background_lane() {
+  return std::unique_ptr<Backend>(new CudaBackend(*this));
+}
+
+Runtime& CudaBackend::stream() {
+  if (lane_ == LaneKind::kBackground) lanes_->give_way();
+  return runtime_;
+}
+
+void CudaBackend::run_awake(const std::function<void()>& work) {
+  if (lane_ == LaneKind::kBackground) return work();
+  lanes_->begin_pass();
+  try {
+    work();
+  } catch (...) {
+    lanes_->end_pass();
+    throw;
+  }
+  lanes_->end_pass();
 }
 
 std::unique_ptr<Buffer> CudaBackend::allocate(std::size_t bytes) {
@@ -64,7 +96,7 @@ void CudaBackend::read(void* destination, const void* source, std::size_t bytes)
 
 std::unique_ptr<PageMemory> CudaBackend::create_page_memory(std::size_t page_bytes,
                                                             std::int64_t n_pages) {
-  return runtime_.create_page_memory(page_bytes, n_pages);
+  return std::make_unique<SharedPages>(lanes_, runtime_, page_bytes, n_pages);
 }
 
 std::size_t CudaBackend::packed_bytes(std::int64_t n_out, std::int64_t n_in_padded,
@@ -105,25 +137,38 @@ void CudaBackend::grow(std::unique_ptr<Buffer>& buffer, std::size_t bytes) {
 // The first pass of its kind is launched as it is, and finds the buffers' sizes; the second is
 // recorded, and from then on the record is played. Its kind is all that launches depend on: rows of
 // each segment, and how far attention may reach.
-std::unique_ptr<Backend> CudaBackend::background_lane() {
-  fail<BackendUnavailable>(
-      "background: expected device 'cpu', found 'cuda', which has one lane so far; let the "
-      "background work on another engine");
-}
-
-void CudaBackend::run_layers(const Segments& segments, const std::function<void()>& layers) {
+//
+// The background goes layer by layer, with two of them on their way at most, so that the GPU is the
+// interaction lane's soon after its pass begins.
+void CudaBackend::run_layers(const Segments& segments, std::int32_t n_layers,
+                             const std::function<void(std::int32_t)>& layer) {
   staged(segments);
   kind_.assign(1, attention_reach(segments));
   for (std::int32_t i = 0; i < segments.count; ++i) kind_.push_back(segments.data[i].n_rows);
-  const auto found = records_.find(kind_);
-  if (found == records_.end()) {
+  const bool is_background = lane_ == LaneKind::kBackground;
+  const std::int32_t n_parts = is_background ? n_layers : 1;
+  const auto part = [&](std::int32_t first) {
+    for (std::int32_t i = first; i < (is_background ? first + 1 : n_layers); ++i) layer(i);
+  };
+  auto found = records_.find(kind_);
+  const bool is_new = found == records_.end();
+  if (is_new) {
     if (records_.size() > kMaxRecords) records_.clear();
-    records_.emplace(kind_, nullptr);
-    layers();
-    return;
+    found = records_.try_emplace(kind_).first;
   }
-  if (found->second == nullptr) found->second = runtime_.record(layers);
-  runtime_.play(*found->second);
+  std::vector<std::unique_ptr<Record>>& records = found->second;
+  if (!is_new && records.empty()) {
+    std::vector<std::unique_ptr<Record>> made;
+    for (std::int32_t i = 0; i < n_parts; ++i) made.push_back(runtime_.record([&] { part(i); }));
+    records = std::move(made);
+  }
+  for (std::int32_t i = 0; i < n_parts; ++i) {
+    if (is_new)
+      part(i);
+    else
+      stream().play(*records[static_cast<std::size_t>(i)]);
+    if (is_background) runtime_.keep_close();
+  }
 }
 
 // One block of memory: the segments, then the ranges that they point to.
@@ -161,17 +206,17 @@ void CudaBackend::do_embed_text(const EmbedTextArgs& args) {
   EmbedTextArgs on_device = args;
   on_device.ids = static_cast<const std::int32_t*>(
       runtime_.stage(args.ids, static_cast<std::size_t>(args.n_rows) * sizeof(std::int32_t)));
-  launch_embed_text(runtime_, on_device);
+  launch_embed_text(stream(), on_device);
 }
 
 void CudaBackend::do_embed_audio(const EmbedAudioArgs& args) {
   EmbedAudioArgs on_device = args;
   on_device.bins = static_cast<const std::uint8_t*>(runtime_.stage(
       args.bins, static_cast<std::size_t>(args.n_rows) * static_cast<std::size_t>(args.n_mels)));
-  launch_embed_audio(runtime_, on_device);
+  launch_embed_audio(stream(), on_device);
 }
 
-void CudaBackend::do_norm(const NormArgs& args) { launch_norm(runtime_, args); }
+void CudaBackend::do_norm(const NormArgs& args) { launch_norm(stream(), args); }
 
 // Room for rows that are quantised before they meet a quantised matrix.
 void* CudaBackend::quantised(std::size_t bytes) {
@@ -182,15 +227,15 @@ void* CudaBackend::quantised(std::size_t bytes) {
 void CudaBackend::do_linear(const LinearArgs& args) {
   check_one_part(args.n_parts);
   LinearArgs on_device = args;
-  on_device.x = launch_quantise_rows(runtime_, args.x, args.n_rows, args.w,
+  on_device.x = launch_quantise_rows(stream(), args.x, args.n_rows, args.w,
                                      quantised(quantised_rows_bytes(args.n_rows, args.w)));
-  launch_linear(runtime_, on_device);
+  launch_linear(stream(), on_device);
 }
 
 void CudaBackend::do_kv_append(const KvAppendArgs& args) {
   KvAppendArgs on_device = args;
   on_device.segments = staged(args.segments);
-  launch_kv_append(runtime_, on_device);
+  launch_kv_append(stream(), on_device);
 }
 
 void CudaBackend::do_attention(const AttentionArgs& args) {
@@ -199,7 +244,7 @@ void CudaBackend::do_attention(const AttentionArgs& args) {
     grow(partial_, plan.partial_bytes);
   AttentionArgs on_device = args;
   on_device.segments = staged(args.segments);
-  launch_attention(runtime_, on_device, plan,
+  launch_attention(stream(), on_device, plan,
                    partial_ == nullptr ? nullptr : static_cast<float*>(partial_->data()));
 }
 
@@ -207,16 +252,28 @@ void CudaBackend::do_conv_add_norm(const ConvAddNormArgs& args) {
   check_one_part(args.n_parts);
   ConvAddNormArgs on_device = args;
   on_device.segments = staged(args.segments);
-  launch_conv_add_norm(runtime_, on_device);
+  launch_conv_add_norm(stream(), on_device);
 }
 
-void CudaBackend::do_silu_mul(const SiluMulArgs& args) { launch_silu_mul(runtime_, args); }
+void CudaBackend::do_silu_mul(const SiluMulArgs& args) { launch_silu_mul(stream(), args); }
 
 void CudaBackend::do_moe(const MoeArgs& args) {
   check_one_part(args.n_parts);
-  launch_moe(runtime_, args, quantised(moe_quantised_bytes(args)));
+  launch_moe(stream(), args, quantised(moe_quantised_bytes(args)));
 }
 
-void CudaBackend::do_fold(const FoldArgs& args) { launch_fold(runtime_, args); }
+void CudaBackend::do_fold(const FoldArgs& args) { launch_fold(stream(), args); }
+
+void CudaBackend::do_sample(const SampleArgs& args) {
+  const auto n_rows = static_cast<std::size_t>(args.n_rows);
+  const std::size_t bytes = n_rows * sizeof(std::int32_t);
+  if (tokens_ == nullptr || tokens_->bytes() < bytes) tokens_ = allocate(bytes);
+  SampleArgs on_device = args;
+  on_device.rows =
+      static_cast<const SampleRow*>(runtime_.stage(args.rows, n_rows * sizeof(SampleRow)));
+  on_device.tokens = static_cast<std::int32_t*>(tokens_->data());
+  launch_sample(stream(), on_device);
+  runtime_.read(args.tokens, on_device.tokens, bytes);
+}
 
 }  // namespace duplex::cuda

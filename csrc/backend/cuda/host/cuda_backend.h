@@ -1,5 +1,5 @@
-// The CUDA backend: operations become kernel launches in one stream. What the host hands over with
-// an operation (token ids, bins, segments) goes to the device first.
+// The CUDA backend: operations become kernel launches in the stream of its lane. What the host
+// hands over with an operation (token ids, bins, segments) goes to the device first.
 //
 // Kernels are in kernels/, the machine below them is device/. It also runs on the host, without a
 // GPU, against csrc/tests/simt/device/.
@@ -12,12 +12,14 @@
 
 #include "backend/backend.h"
 #include "device/runtime.h"
+#include "host/lanes.h"
 
 namespace duplex::cuda {
 
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(const BackendOptions& options);
+  ~CudaBackend() override;
 
   std::string name() const override { return "cuda"; }
   std::string description() const override { return "cuda " + runtime_.device_name(); }
@@ -35,7 +37,9 @@ class CudaBackend final : public Backend {
                     void* destination) override;
   std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
                                 std::int64_t max_rows, std::int32_t n_parts = 1) const override;
-  void run_layers(const Segments& segments, const std::function<void()>& layers) override;
+  void run_awake(const std::function<void()>& work) override;
+  void run_layers(const Segments& segments, std::int32_t n_layers,
+                  const std::function<void(std::int32_t)>& layer) override;
 
  protected:
   void do_embed_text(const EmbedTextArgs& args) override;
@@ -48,8 +52,14 @@ class CudaBackend final : public Backend {
   void do_silu_mul(const SiluMulArgs& args) override;
   void do_moe(const MoeArgs& args) override;
   void do_fold(const FoldArgs& args) override;
+  void do_sample(const SampleArgs& args) override;
 
  private:
+  explicit CudaBackend(CudaBackend& interaction);  // its background lane
+
+  // Where launches go. The background waits here while a pass of the interaction lane is running.
+  Runtime& stream();
+
   // The same segments in the device's memory; those of the last operation are kept.
   Segments staged(const Segments& segments);
 
@@ -58,8 +68,11 @@ class CudaBackend final : public Backend {
 
   void* quantised(std::size_t bytes);
 
+  LaneKind lane_ = LaneKind::kInteraction;
+  std::shared_ptr<Lanes> lanes_;
   Runtime runtime_;
-  std::map<std::vector<std::int64_t>, std::unique_ptr<Record>> records_;  // null: seen once
+  // Of a pass: one record, in the background lane one for each layer; none: seen once.
+  std::map<std::vector<std::int64_t>, std::vector<std::unique_ptr<Record>>> records_;
   std::vector<std::int64_t>
       kind_;  // of the pass in progress; kept, so that a pass allocates nothing
   std::unique_ptr<Buffer> segments_;  // on the device
@@ -68,6 +81,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Buffer> quantised_;
   std::unique_ptr<Buffer> partial_;  // sums of attention that are added later
   std::unique_ptr<Buffer> pack_source_;
+  std::unique_ptr<Buffer> tokens_;  // chosen, on their way to the host
 };
 
 }  // namespace duplex::cuda

@@ -12,6 +12,7 @@ void launch_embed_audio(Runtime& runtime, const EmbedAudioArgs& args);
 void launch_norm(Runtime& runtime, const NormArgs& args);
 void launch_silu_mul(Runtime& runtime, const SiluMulArgs& args);
 void launch_fold(Runtime& runtime, const FoldArgs& args);
+void launch_sample(Runtime& runtime, const SampleArgs& args);
 void launch_kv_append(Runtime& runtime, const KvAppendArgs& args);
 void launch_conv_add_norm(Runtime& runtime, const ConvAddNormArgs& args);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "backend/cpu/page_memory.h"
 #include "core/error.h"
@@ -18,33 +19,73 @@ void copy_bytes(void* destination, const void* source, std::size_t bytes) {
   if (bytes > 0) std::memcpy(destination, source, bytes);
 }
 
+using Bytes = std::vector<std::byte>;
+std::shared_ptr<Bytes> copy_of(const void* host, std::size_t bytes) {
+  auto piece = std::make_shared<Bytes>(bytes);
+  copy_bytes(piece->data(), host, bytes);
+  return piece;
+}
+
+class HostPages final : public DevicePages {
+ public:
+  HostPages(std::size_t page_bytes, std::int64_t n_pages)
+      : memory_(create_cpu_page_memory(page_bytes, n_pages)) {}
+
+  std::byte* reserve(std::size_t bytes) override { return memory_->reserve_range(bytes); }
+  void free(std::byte* base, std::size_t bytes) noexcept override {
+    memory_->release_range(base, bytes);
+  }
+  void map(std::byte* address, PageId page) override { memory_->map(address, page); }
+  void unmap(std::byte* address) noexcept override { memory_->unmap(address); }
+
+ private:
+  std::unique_ptr<PageMemory> memory_;
+};
+
 }  // namespace
+
+Runtime::Runtime() : queues_(std::make_shared<simt::Queues>()), queue_(queues_->open()) {}
+
+Runtime::Runtime(Runtime& beside, LaneKind) : queues_(beside.queues_), queue_(queues_->open()) {}
+
+Runtime::~Runtime() { queues_->close(queue_); }
+
+void Runtime::put(std::function<void()> work) {
+  if (recording_ != nullptr)
+    recording_->launches->push_back(std::move(work));
+  else
+    queues_->give(queue_, std::move(work));
+}
 
 void* Runtime::allocate(std::size_t bytes) {
   void* const memory = ::operator new(bytes, kAlign, std::nothrow);
   check<CapacityError>(memory != nullptr, "memory: could not allocate ", bytes, " bytes on ",
                        device_name_);
-  std::memset(memory, 0, bytes);
+  std::memset(memory, 0xff, bytes);
+  put([=] { std::memset(memory, 0, bytes); });
   return memory;
 }
 
-void Runtime::release(void* memory) noexcept { ::operator delete(memory, kAlign); }
+void Runtime::release(void* memory) noexcept {
+  simt::Queues::finish_everything();
+  ::operator delete(memory, kAlign);
+}
 
-std::unique_ptr<PageMemory> Runtime::create_page_memory(std::size_t page_bytes,
-                                                        std::int64_t n_pages) {
-  return create_cpu_page_memory(page_bytes, n_pages);
+std::unique_ptr<DevicePages> Runtime::create_pages(std::size_t page_bytes, std::int64_t n_pages) {
+  return std::make_unique<HostPages>(page_bytes, n_pages);
 }
 
 void Runtime::write(void* device, const void* host, std::size_t bytes) {
-  copy_bytes(device, host, bytes);
+  put([=, piece = copy_of(host, bytes)] { copy_bytes(device, piece->data(), bytes); });
 }
 
 void Runtime::read(void* host, const void* device, std::size_t bytes) {
-  copy_bytes(host, device, bytes);
+  put([=] { copy_bytes(host, device, bytes); });
+  synchronize();
 }
 
 void Runtime::copy(void* destination, const void* source, std::size_t bytes) {
-  copy_bytes(destination, source, bytes);
+  put([=] { copy_bytes(destination, source, bytes); });
 }
 
 // A piece of its own for every call, wiped as soon as the real ring might have reused its place:
@@ -54,14 +95,23 @@ void* Runtime::stage(const void* host, std::size_t bytes) {
                        " bytes of input in one piece, found ", bytes,
                        "; give the engine a smaller max_batch_rows");
   while (!staged_.empty() && staged_bytes_ + bytes > kRingBytes / 2) {
-    std::fill(staged_.front().begin(), staged_.front().end(), std::byte{0xff});
-    staged_bytes_ -= staged_.front().size();
+    put([piece = staged_.front()] { std::fill(piece->begin(), piece->end(), std::byte{0xff}); });
+    staged_bytes_ -= staged_.front()->size();
     staged_.pop_front();
   }
   staged_bytes_ += bytes;
-  std::vector<std::byte>& piece = staged_.emplace_back(bytes);
-  copy_bytes(piece.data(), host, bytes);
-  return piece.data();
+  const auto& piece = staged_.emplace_back(std::make_shared<Bytes>(bytes, std::byte{0xff}));
+  put([=, to = piece, from = copy_of(host, bytes)] {
+    copy_bytes(to->data(), from->data(), bytes);
+  });
+  return piece->data();
+}
+
+void Runtime::synchronize() { queues_->finish(queue_, queues_->n_given(*queue_)); }
+
+void Runtime::keep_close() {
+  marks_[0] = std::exchange(marks_[1], queues_->n_given(*queue_));
+  queues_->finish(queue_, marks_[0]);
 }
 
 std::unique_ptr<Record> Runtime::record(const std::function<void()>& work) {
@@ -78,7 +128,9 @@ std::unique_ptr<Record> Runtime::record(const std::function<void()>& work) {
 }
 
 void Runtime::play(const Record& record) {
-  for (const auto& launch : record.launches) launch();
+  put([launches = record.launches] {
+    for (const auto& launch : *launches) launch();
+  });
 }
 
 }  // namespace duplex::cuda

@@ -1,5 +1,6 @@
-// The host's twin of csrc/backend/cuda/device/runtime.h: the same class, on the host's memory.
-// Everything is done when a call returns; errors of a kernel leave launch().
+// The host's twin of csrc/backend/cuda/device/runtime.h: the same class, on the host's memory. When
+// its work is done: queues.h. Errors of a kernel leave launch() where there is one stream, else
+// the calls that wait.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +12,10 @@
 #include <type_traits>
 #include <vector>
 
-#include "backend/page_memory.h"
+#include "core/types.h"
+#include "device/page_memory.h"
 #include "tests/simt/grid.h"
+#include "tests/simt/queues.h"
 
 namespace duplex::cuda {
 
@@ -22,28 +25,32 @@ struct Grid {
 
 // Launches that were noted and can be made again.
 struct Record {
-  std::vector<std::function<void()>> launches;
+  using Launches = std::vector<std::function<void()>>;
+  std::shared_ptr<Launches> launches = std::make_shared<Launches>();
 };
 
 class Runtime {
  public:
-  Runtime() = default;
-  ~Runtime() = default;
+  Runtime();
+  Runtime(Runtime& beside, LaneKind lane);
+  ~Runtime();
   Runtime(const Runtime&) = delete;
   Runtime& operator=(const Runtime&) = delete;
 
   const std::string& device_name() const { return device_name_; }
 
   void* allocate(std::size_t bytes);
-  void release(void* memory) noexcept;
-  std::unique_ptr<PageMemory> create_page_memory(std::size_t page_bytes, std::int64_t n_pages);
+  static void release(void* memory) noexcept;
+  std::unique_ptr<DevicePages> create_pages(std::size_t page_bytes, std::int64_t n_pages);
   std::size_t page_granularity() const { return 4096; }
 
   void write(void* device, const void* host, std::size_t bytes);
   void read(void* host, const void* device, std::size_t bytes);
   void copy(void* destination, const void* source, std::size_t bytes);
   void* stage(const void* host, std::size_t bytes);
-  void synchronize() {}
+  void synchronize();
+  void wait_for(Runtime& other) { queues_->wait_for(queue_, other.queue_); }
+  void keep_close();
 
   std::unique_ptr<Record> record(const std::function<void()>& work);
   void play(const Record& record);
@@ -52,29 +59,32 @@ class Runtime {
   void launch(void (*kernel)(Args), Grid grid, int n_threads, std::size_t shared_bytes,
               const Args& args) {
     static_assert(std::is_trivially_copyable_v<Args> && sizeof(Args) <= 4096);
-    if (recording_ != nullptr) {
-      recording_->launches.emplace_back(
-          [=, this] { launch(kernel, grid, n_threads, shared_bytes, args); });
-      return;
-    }
-    struct Call {
-      void (*kernel)(Args);
-      const Args& args;
-    };
-    const Call call{kernel, args};
-    simt::run_grid(
-        {&typeid(Args), {grid.x, grid.y, grid.z}, n_threads, shared_bytes},
-        [](const void* context) {
-          const auto& [function, arguments] = *static_cast<const Call*>(context);
-          function(arguments);
-        },
-        &call);
+    put([=] {
+      struct Call {
+        void (*kernel)(Args);
+        const Args& args;
+      };
+      const Call call{kernel, args};
+      simt::run_grid(
+          {&typeid(Args), {grid.x, grid.y, grid.z}, n_threads, shared_bytes},
+          [](const void* context) {
+            const auto& [function, arguments] = *static_cast<const Call*>(context);
+            function(arguments);
+          },
+          &call);
+    });
   }
 
  private:
+  // Into the record that is being made, or else into the stream.
+  void put(std::function<void()> work);
+
   std::string device_name_ = "host";
+  std::shared_ptr<simt::Queues> queues_;
+  std::shared_ptr<simt::Queue> queue_;
+  std::uint64_t marks_[2] = {};  // of keep_close
   Record* recording_ = nullptr;
-  std::deque<std::vector<std::byte>> staged_;  // oldest first
+  std::deque<std::shared_ptr<std::vector<std::byte>>> staged_;  // oldest first
   std::size_t staged_bytes_ = 0;
 };
 

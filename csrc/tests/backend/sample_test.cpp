@@ -1,7 +1,5 @@
-// The sampler against a sorted reference: which ids may come, how often they do, and that a draw
-// depends on nothing but logits, parameters and position.
-#include "model/sampler.h"
-
+// The choice of tokens on the CPU against a sorted reference: which ids may come, how often they
+// do, and that a draw depends on nothing but logits, parameters and position. And its arithmetic.
 #include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
@@ -9,10 +7,27 @@
 #include <map>
 #include <random>
 
+#include "backend/cpu/cpu_backend.h"
 #include "core/error.h"
 
 namespace duplex {
 namespace {
+
+// The sampler of one vocabulary, as the model calls it.
+class Sampler {
+ public:
+  explicit Sampler(std::int32_t n_vocab) : n_vocab_(n_vocab) {}
+  std::int32_t sample(const float* logits, const SamplingParams& params, std::int64_t position) {
+    const SampleRow row{params, position};
+    std::int32_t token = -1;
+    backend_.sample({logits, n_vocab_, n_vocab_, 1, &row, &token});
+    return token;
+  }
+
+ private:
+  CpuBackend backend_{BackendOptions{.n_threads = 1, .isa = ""}};
+  std::int32_t n_vocab_;
+};
 
 std::vector<float> random_logits(std::size_t n, std::uint32_t seed) {
   std::mt19937 engine(seed);
@@ -149,6 +164,80 @@ TEST_CASE("the lowest temperatures are greedy") {
   Sampler sampler(5);
   for (int position = 0; position < 20; ++position)
     CHECK(sampler.sample(logits.data(), {6, temperature, top_k, top_p}, position) == 2);
+}
+
+TEST_CASE("what is no number is never drawn, if anything else is there") {
+  const float inf = std::numeric_limits<float>::infinity();
+  Sampler sampler(6);
+  const auto choose = [&](std::vector<float> logits, SamplingParams params) {
+    return sampler.sample(logits.data(), params, 3);
+  };
+  for (const SamplingParams& params : {SamplingParams{},
+                                       {1, 0.7f, 0, 1.0f},
+                                       {2, 0.7f, 3, 1.0f},
+                                       {3, 0.7f, 0, 0.8f},
+                                       {4, 0.7f, 5, 0.5f}}) {
+    CHECK(choose({NAN, -inf, NAN, 1, -inf, NAN}, params) == 3);
+    CHECK(choose({NAN, -inf, NAN, inf, 7, NAN}, params) == 3);
+    CHECK(choose({NAN, NAN, NAN, NAN, NAN, NAN}, params) == 0);
+    const std::int32_t id = choose({-inf, -inf, -inf, -inf, -inf, -inf}, params);
+    CHECK((id >= 0 && id < 6));
+  }
+}
+
+TEST_CASE("rows are sampled one by one, each its own way") {
+  constexpr std::int32_t kVocab = 90, kStride = 96, kRows = 4;
+  const std::vector<float> logits = random_logits(kRows * kStride, 5);
+  std::vector<SampleRow> rows;
+  for (int i = 0; i < kRows; ++i)
+    rows.push_back({{static_cast<std::uint64_t>(i), 0.5f * static_cast<float>(i), i, 1.0f}, 7 * i});
+  std::vector<std::int32_t> tokens(kRows, -1);
+  CpuBackend backend({1, ""});
+  backend.sample({logits.data(), kStride, kVocab, kRows, rows.data(), tokens.data()});
+  Sampler sampler(kVocab);
+  for (std::size_t i = 0; i < kRows; ++i)
+    CHECK(tokens[i] ==
+          sampler.sample(logits.data() + i * kStride, rows[i].params, rows[i].position));
+}
+
+// ---- the arithmetic
+
+TEST_CASE("a weight is exp to a few units of float32") {
+  const auto rank_of = [](float x) { return sampling_rank(x, 0.0f, 1.0f); };
+  CHECK(sampling_weight(rank_of(0.0f)) == std::uint64_t{1} << kWeightBits);
+  CHECK(sampling_weight(rank_of(-28.5f)) == 0);
+  CHECK(sampling_weight(rank_of(-INFINITY)) == 0);
+  CHECK(sampling_weight(rank_of(NAN)) == 0);
+  double worst = 0;
+  for (float x = -27.0f; x < 0.0f; x += 0.0007f) {
+    const double expected = std::ldexp(std::exp(double{x}), kWeightBits);
+    const double found = static_cast<double>(sampling_weight(rank_of(x)));
+    worst = std::max(worst, (std::abs(found - expected) - 1) / expected);
+  }
+  CHECK(worst < 4 * 0x1p-24);
+}
+
+TEST_CASE("a rank orders logits as they are ordered") {
+  CHECK(sampling_rank(2.0f, 2.0f, 0.1f) == kBestRank);
+  std::uint32_t before = kBestRank;
+  for (const float logit : {1.999f, 1.9f, 0.0f, -5.0f, -1e30f, -INFINITY}) {
+    const std::uint32_t rank = sampling_rank(logit, 2.0f, 0.1f);
+    CHECK(rank < before);
+    before = rank;
+  }
+  CHECK(sampling_rank(NAN, 2.0f, 0.1f) < before);
+}
+
+TEST_CASE("a share is the upper half of a product") {
+  std::mt19937_64 random(3);
+  for (int i = 0; i < 1000; ++i) {
+    const std::uint64_t a = random() >> (random() % 64), b = random() >> (random() % 64);
+    __extension__ using Wide = unsigned __int128;
+    CHECK(share_of(a, b) == static_cast<std::uint64_t>(Wide{a} * b >> 64));
+  }
+  CHECK(share_of(~std::uint64_t{0}, ~std::uint64_t{0}) == ~std::uint64_t{0} - 1);
+  CHECK(wanted_mass(0.5f, 1000) == 500);
+  CHECK(wanted_mass(1e-30f, 1000) == 1);
 }
 
 TEST_CASE("sampling parameters are checked by name") {
