@@ -5,7 +5,11 @@
 A session steps every 200 ms, five rows and one token, first alone, then while a background session
 of the same engine decodes without a pause, then while one reads a long text. Weights are random.
 The share of the idle time is the background's own rate against what it reaches with no micro-turns
-beside it, divided by the part of the time that micro-turns leave over.
+beside it, divided by the part of the time that micro-turns leave over. Background work stays
+between 1,024 and 2,048 positions, because a longer context is slower.
+
+`--park` measures instead how long a pass that begins waits for the background to stand still: how
+much longer its first matrix takes beside each operation of 64 rows.
 """
 
 from __future__ import annotations
@@ -23,13 +27,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench.native import Kernel
 from bench.shapes import DEFAULT_CACHE, SHAPES
 from duplex_engine import DuplexError, Engine, Session
 
 PERIOD_S = 0.2
 TURN = [11, 12, 13, 14]  # and the token of the turn before: five rows
 CONTEXT = 1024  # positions before anything is measured
-ROOM = 12_288  # positions of a background session
+BACKGROUND = 1024  # positions that background work adds before it begins anew
 WORK: dict[str, Callable[[Session], Any]] = {
     "decoding": lambda session: session.decode(4),
     "reading": lambda session: session.append(text=[7] * 64),
@@ -37,12 +42,13 @@ WORK: dict[str, Callable[[Session], Any]] = {
 
 
 class Worker:
-    """Runs a background session without a pause, and counts the positions it adds."""
+    """Works in a background session without a pause, and counts the positions it adds."""
 
     def __init__(self, engine: Engine, work: Callable[[Session], Any]) -> None:
         self._work = work
-        self._session = engine.open_session(background=True, max_positions=ROOM)
-        self._session.append(text=[5] * CONTEXT)
+        self._start = engine.open_session(background=True, max_positions=CONTEXT + BACKGROUND + 64)
+        self._start.append(text=[5] * CONTEXT)
+        self._n_added = 0
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.error: Exception | None = None
@@ -50,7 +56,11 @@ class Worker:
     def _run(self) -> None:
         try:
             while not self._is_over.is_set():
-                self._work(self._session)
+                with self._start.fork(background=True) as session:
+                    while session.length < CONTEXT + BACKGROUND and not self._is_over.is_set():
+                        before = session.length
+                        self._work(session)
+                        self._n_added += session.length - before
         except DuplexError as error:
             self.error = error
 
@@ -66,9 +76,8 @@ class Worker:
         """Positions a second; the session is closed."""
         if self.error is not None:
             raise self.error
-        rate = (self._session.length - CONTEXT) / seconds
-        self._session.close()
-        return rate
+        self._start.close()
+        return self._n_added / seconds
 
 
 def micro_turns(session: Session, n: int, name: str) -> tuple[NDArray[np.float64], float]:
@@ -84,13 +93,46 @@ def micro_turns(session: Session, n: int, name: str) -> tuple[NDArray[np.float64
     return times, time.perf_counter() - start
 
 
+def park(shape: str, bits: str, n: int) -> Table:
+    """How much longer the first matrix of a pass takes beside each background operation."""
+    p = SHAPES[shape].preset
+    heads = {"n_heads": p.heads[0], "n_kv_heads": p.heads[1], "d_head": p.d_head}
+    qkvr, (gate_up, down) = SHAPES[shape].attention_matrices[0], SHAPES[shape].mlp_matrices(" d")
+    cases: dict[str, tuple[str, str, dict[str, int]]] = {
+        name: ("linear", bits, {"n_out": n_out, "n_in": n_in})
+        for name, (n_out, n_in) in {"qkvr": qkvr, "gate and up": gate_up, "down": down}.items()
+    }
+    for context in (1024, 32768):
+        sizes = {**heads, "rel_extent": 512, "context": context}
+        cases[f"attention at {context:,}"] = ("attention", "bf16", sizes)
+    cases["append"] = ("kv_append", "bf16", {**heads, "context": 1024})
+    cases["convolution, norm"] = ("conv_add_norm", "bf16", {"n_in": p.d_model})
+    table = Table("beside 64 rows of", "median us", "p90 us", "p99 us", title=f"{shape} {bits}")
+    quantiles = [0.5, 0.9, 0.99]
+    with Kernel("linear", bits, rows=5, n_out=qkvr[0], n_in=qkvr[1]) as first:
+        alone = np.zeros(n)
+        for i in range(n):
+            time.sleep(0.005)
+            alone[i] = first.seconds()
+        table.add_row("nothing", *(f"{1e6 * us:.0f}" for us in np.quantile(alone, quantiles)))
+        for name, (kernel, dtype, sizes) in track(cases.items(), transient=True):
+            with Kernel(kernel, dtype, rows=64, **sizes) as other:
+                longer = np.array(first.seconds_beside(other, n)) - np.median(alone)
+            table.add_row(name, *(f"{1e6 * us:+.0f}" for us in np.quantile(longer, quantiles)))
+    return table
+
+
 def main(
     shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}, reference.")] = "M",
     bits: Annotated[str, typer.Option(help="bf16, int8 or int4.")] = "int8",
     n: Annotated[int, typer.Option("--turns", help="Micro-turns of each kind.")] = 150,
     cache: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = DEFAULT_CACHE,
+    is_parking: Annotated[bool, typer.Option("--park", help="Measure parking instead.")] = False,
 ) -> None:
     """Measures the micro-turns alone and beside background work, in turns, in one process."""
+    if is_parking:
+        Console().print(park(shape, bits, n))
+        return
     options: dict[str, Any] = {} if bits == "bf16" else {"weights": bits}
     path = "reference" if shape == "reference" else SHAPES[shape].checkpoint(cache)
     table = Table("beside", "median ms", "p99 ms", "p99 / alone", "background /s", "of idle time")

@@ -100,6 +100,7 @@ def library() -> ctypes.CDLL:
         "floor_destroy": (None, [handle]),
         "kernel_create": (handle, [ctypes.c_char_p, i32, i32, ctypes.POINTER(_KernelSizes)]),
         "kernel_run": (f64, [handle]),
+        "kernel_beside": (None, [handle, handle, i64, ctypes.POINTER(f64)]),
         "kernel_bytes": (f64, [handle]),
         "kernel_operations": (f64, [handle]),
         "kernel_destroy": (None, [handle]),
@@ -205,6 +206,13 @@ class Kernel(_Native):
         """Of one call."""
         elapsed: float = library().duplex_bench_kernel_run(self._handle)
         return elapsed
+
+    def seconds_beside(self, other: Kernel, n: int) -> list[float]:
+        """Of n calls, each the first of a pass that begins while the background lane runs `other`
+        without a pause."""
+        seconds = (ctypes.c_double * n)()
+        library().duplex_bench_kernel_beside(self._handle, other._handle, n, seconds)
+        return list(seconds)
 
 
 def dot_peak(dot: Dot, threads: int = 2) -> float:

@@ -42,7 +42,11 @@ struct KernelSizes {
 };
 DUPLEX_BENCH_API void* duplex_bench_kernel_create(const char* name, std::int32_t dtype,
                                                   std::int32_t n_threads, const KernelSizes* sizes);
-DUPLEX_BENCH_API double duplex_bench_kernel_run(void* kernel);    // seconds of one call
+DUPLEX_BENCH_API double duplex_bench_kernel_run(void* kernel);  // seconds of one call
+// Seconds of n calls, each the first of a pass that begins while `other` runs in the background
+// lane.
+DUPLEX_BENCH_API void duplex_bench_kernel_beside(void* kernel, void* other, std::int64_t n,
+                                                 double* seconds);
 DUPLEX_BENCH_API double duplex_bench_kernel_bytes(void* kernel);  // that a call must read
 DUPLEX_BENCH_API double duplex_bench_kernel_operations(void* kernel);
 DUPLEX_BENCH_API void duplex_bench_kernel_destroy(void* kernel);

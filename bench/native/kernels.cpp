@@ -2,7 +2,6 @@
 //
 // Weights that are read once a pass come from a ring larger than any cache, as in a pass; the tape
 // of attention is as long as the context says. Values are ordinary numbers without meaning.
-#include <chrono>
 #include <cmath>
 #include <memory>
 #include <stdexcept>
@@ -10,68 +9,17 @@
 #include <vector>
 
 #include "api.h"
-#include "backend/registry.h"
 #include "error.h"
-#include "memory.h"
+#include "kernel.h"
 
 namespace duplex_bench {
 namespace {
-
-using namespace duplex;
 
 constexpr std::size_t kRingBytes = std::size_t{192} << 20;
 constexpr std::int32_t kRelFeatures = 16;
 constexpr std::int32_t kConvTaps = 4;
 constexpr std::int64_t kPastRows = 64;  // in front of the rows of a convolution
 constexpr float kEps = 1e-6f;
-
-class Kernel {
- public:
-  Kernel(const KernelSizes& of, DType type, int n_threads)
-      : sizes(of),
-        dtype(type),
-        row_dtype(is_quantised(type) ? DType::kBF16 : type),
-        backend(create_backend("cpu", {.n_threads = n_threads, .isa = {}})) {}
-  virtual ~Kernel() = default;
-  Kernel(const Kernel&) = delete;
-  Kernel& operator=(const Kernel&) = delete;
-
-  virtual void run() = 0;
-
-  double seconds() {
-    backend->begin_pass();
-    const auto start = std::chrono::steady_clock::now();
-    run();
-    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-    backend->end_pass();
-    return elapsed.count();
-  }
-
-  double bytes = 0;
-  double operations = 0;
-
- protected:
-  void* memory(std::size_t n) {
-    buffers.push_back(std::make_unique<HugeBuffer>(n));
-    return buffers.back()->data();
-  }
-  float* floats(std::int64_t n) {
-    return static_cast<float*>(memory(static_cast<std::size_t>(n) * 4));
-  }
-  Rows rows(std::int64_t n_rows, std::int64_t width) {
-    const auto n = static_cast<std::size_t>(n_rows * width);
-    return {memory(n * dtype_bytes(row_dtype)), width, row_dtype};
-  }
-  std::size_t packed(std::int64_t n_out, std::int64_t n_in) const {
-    return backend->packed_bytes(n_out, n_in, dtype);
-  }
-
-  KernelSizes sizes;
-  DType dtype;
-  DType row_dtype;
-  std::unique_ptr<Backend> backend;
-  std::vector<std::unique_ptr<HugeBuffer>> buffers;
-};
 
 class LinearKernel final : public Kernel {
  public:
@@ -393,6 +341,9 @@ void* duplex_bench_kernel_create(const char* name, std::int32_t dtype, std::int3
 }
 
 double duplex_bench_kernel_run(void* kernel) { return as_kernel(kernel)->seconds(); }
+void duplex_bench_kernel_beside(void* kernel, void* other, std::int64_t n, double* seconds) {
+  as_kernel(kernel)->beside(*as_kernel(other), n, seconds);
+}
 double duplex_bench_kernel_bytes(void* kernel) { return as_kernel(kernel)->bytes; }
 double duplex_bench_kernel_operations(void* kernel) { return as_kernel(kernel)->operations; }
 void duplex_bench_kernel_destroy(void* kernel) { delete as_kernel(kernel); }

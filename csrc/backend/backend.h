@@ -41,7 +41,7 @@ class Backend {
   virtual std::string description() const = 0;  // e.g. "cpu avx512, 2 threads"
   virtual int n_threads() const = 0;
   // A backend for work that can wait: the same machine, threads and memory, scratch of its own.
-  // While a pass is running here, between begin_pass and end_pass, work there stands still, at the
+  // While a pass is running here, inside run_awake, work there stands still, at the
   // latest where its next task (a GPU: its next layer but one) would begin. Any number of them,
   // each with one caller at a time; they may outlive this one. What one lane wrote to pages and
   // weights the other may read as soon as the call is over. Throws BackendUnavailable where there
@@ -68,9 +68,9 @@ class Backend {
   virtual std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
                                         std::int64_t max_rows) const = 0;
 
-  // ---- a pass: workers stay awake between begin and end
-  virtual void begin_pass() = 0;
-  virtual void end_pass() = 0;
+  // Runs one pass or more: workers stay awake meanwhile. It may be on a thread of the backend's
+  // own; what `work` throws is thrown here.
+  virtual void run_awake(const std::function<void()>& work) { work(); }
   // Runs layer(0), layer(1) .. over some segments. Each asks for the same operations whenever there
   // are as many rows in as many segments, so a backend may record them and play the record.
   virtual void run_layers(const Segments&, std::int32_t n_layers,

@@ -2,6 +2,7 @@
 #include "engine/lane.h"
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "core/error.h"
@@ -122,23 +123,22 @@ std::vector<float> Lane::append_input(Session& session, LogitsWanted wanted) {
   const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
   Session* const only[] = {&session};
   all_logits_ = wanted == LogitsWanted::kAll ? &logits : nullptr;
-  backend_->begin_pass();
-  try {
+  const auto pass = [&] {
     run_rows(only);
+    if (wanted != LogitsWanted::kLast) return;
+    const void* const row[] = {session.head_row_.data()};
+    logits.resize(n_vocab);
+    model_->logits(row, logits.data());
+  };
+  try {
+    backend_->run_awake(std::ref(pass));
   } catch (...) {
     all_logits_ = nullptr;
-    backend_->end_pass();
     throw;
   }
   all_logits_ = nullptr;
   if (wanted == LogitsWanted::kAll && has_pending)
     logits.erase(logits.begin(), logits.begin() + static_cast<std::ptrdiff_t>(n_vocab));
-  if (wanted == LogitsWanted::kLast) {
-    const void* const row[] = {session.head_row_.data()};
-    logits.resize(n_vocab);
-    model_->logits(row, logits.data());
-  }
-  backend_->end_pass();
   session.set_mark();
   return logits;
 }

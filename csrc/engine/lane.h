@@ -91,11 +91,14 @@ class Lane {
   // ---- micro_turn.cpp
   InputPlan plan_input(const Session& session) const;
   void compose_input(Session& session, const InputPlan& plan, Inbox inbox);
+  void run_turns(std::span<const StepRequest> requests, std::span<Turn> turns);
   void begin_turn(const StepRequest& request, Turn& turn);
   void decode_turns(std::span<const StepRequest> requests, std::span<Turn> turns);
   // Samples for as long as the tokens were drafted; true when one of them ends the turn.
   bool take_tokens(const StepRequest& request, Turn& turn);
   std::int32_t token_limit(std::int32_t max_tokens) const;
+  void decode_tokens(Session& session, std::int32_t n, std::span<const std::int32_t> stop,
+                     std::vector<std::int32_t>& tokens);
   // Whether the token ends its turn; notes why.
   bool is_last(std::int32_t token, const StepRequest& request, Turn& turn) const;
 

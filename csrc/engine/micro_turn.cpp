@@ -7,6 +7,7 @@
 // pass. Nothing here decides whose turn it is: the model's weights do. Next: batch.cpp, output.cpp.
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <utility>
 
 #include "core/error.h"
@@ -30,18 +31,6 @@ class Stopwatch {
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
-// Workers stay awake from the first pass of a step to the last.
-class PassScope {
- public:
-  explicit PassScope(Backend& backend) : backend_(backend) { backend_.begin_pass(); }
-  ~PassScope() { backend_.end_pass(); }
-  PassScope(const PassScope&) = delete;
-  PassScope& operator=(const PassScope&) = delete;
-
- private:
-  Backend& backend_;
-};
-
 }  // namespace
 
 std::vector<Turn> Lane::step(std::span<const StepRequest> requests) {
@@ -51,9 +40,14 @@ std::vector<Turn> Lane::step(std::span<const StepRequest> requests) {
   const std::lock_guard lock(mutex_);
   check_open();
   std::vector<Turn> turns(requests.size());
+  const auto run = [&] { run_turns(requests, turns); };
+  backend_->run_awake(std::ref(run));
+  return turns;
+}
+
+void Lane::run_turns(std::span<const StepRequest> requests, std::span<Turn> turns) {
   TurnTiming timing;
   Stopwatch watch;
-  const PassScope pass(*backend_);
 
   // What each session heard, saw and was told since its last turn becomes rows.
   active_.clear();
@@ -86,7 +80,6 @@ std::vector<Turn> Lane::step(std::span<const StepRequest> requests) {
     turns[i].kv_bytes = session.sequence_->usage().held_bytes();
     if (session.drafter_) turns[i].kv_bytes += session.drafter_->held_bytes();
   }
-  return turns;
 }
 
 std::int32_t Lane::token_limit(std::int32_t max_tokens) const {
@@ -238,8 +231,14 @@ std::vector<std::int32_t> Lane::decode(Session& session, std::int32_t n,
         "decode: the session is empty; append something first");
   // The last token waits for the next input, as one may be waiting now.
   session.make_room(session.pending_token_ == kNoToken ? std::max(n - 1, 0) : n);
-  const PassScope pass(*backend_);
   std::vector<std::int32_t> tokens;
+  const auto run = [&] { decode_tokens(session, n, stop, tokens); };
+  backend_->run_awake(std::ref(run));
+  return tokens;
+}
+
+void Lane::decode_tokens(Session& session, std::int32_t n, std::span<const std::int32_t> stop,
+                         std::vector<std::int32_t>& tokens) {
   Session* const only[] = {&session};
   session.input_.clear();
   for (bool is_done = n == 0; !is_done;) {
@@ -259,7 +258,6 @@ std::vector<std::int32_t> Lane::decode(Session& session, std::int32_t n,
   }
   session.set_mark();
   back_ahead(session, n);
-  return tokens;
 }
 
 }  // namespace duplex

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/cpu/background_thread.h"
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/sampler.h"
 #include "backend/cpu/thread_pool.h"
@@ -42,8 +43,7 @@ class CpuBackend final : public Backend {
                     void* destination) override;
   std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
                                 std::int64_t max_rows) const override;
-  void begin_pass() override { pool_->begin_pass(lane_); }
-  void end_pass() override { pool_->end_pass(lane_); }
+  void run_awake(const std::function<void()>& work) override;
 
  protected:
   void do_embed_text(const EmbedTextArgs& args) override;
@@ -102,7 +102,8 @@ class CpuBackend final : public Backend {
   const CpuKernels& kernels_;
   std::shared_ptr<ThreadPool> pool_;
   LaneKind lane_;
-  std::vector<float> attention_scratch_;  // n_threads slices
+  std::unique_ptr<BackgroundThread> background_;  // of a background lane
+  std::vector<float> attention_scratch_;          // n_threads slices
   std::int64_t attention_scratch_stride_;
   std::vector<float> bias_scratch_;   // n_threads slices
   std::vector<std::byte> quantised_;  // rows of the matrix at hand

@@ -36,6 +36,7 @@ CpuBackend::CpuBackend(const CpuKernels& kernels, std::shared_ptr<ThreadPool> po
       kAttentionVectors * (kMaxHeadWidth + kMaxHeadWidth / 4) + 2 * kScratchRows * kBlockPositions;
   attention_scratch_.resize(static_cast<std::size_t>(attention_scratch_stride_) *
                             static_cast<std::size_t>(pool_->n_threads()));
+  if (lane == LaneKind::kBackground) background_ = std::make_unique<BackgroundThread>();
 }
 
 std::unique_ptr<Backend> CpuBackend::background_lane() {
@@ -45,6 +46,21 @@ std::unique_ptr<Backend> CpuBackend::background_lane() {
 std::string CpuBackend::description() const {
   return std::string("cpu ") + kernels_.name + ", " + std::to_string(pool_->n_threads()) +
          (pool_->n_threads() == 1 ? " thread" : " threads");
+}
+
+void CpuBackend::run_awake(const std::function<void()>& work) {
+  const auto pass = [&] {
+    pool_->begin_pass(lane_);
+    try {
+      work();
+    } catch (...) {
+      pool_->end_pass(lane_);
+      throw;
+    }
+    pool_->end_pass(lane_);
+  };
+  if (background_ != nullptr) return background_->run(std::ref(pass));
+  pass();
 }
 
 void CpuBackend::do_embed_text(const EmbedTextArgs& args) {

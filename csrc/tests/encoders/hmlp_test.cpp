@@ -53,8 +53,6 @@ class PlainBackend : public Backend {
   std::size_t moe_scratch_bytes(const MoeConfig&, std::int64_t, std::int64_t) const override {
     return 0;
   }
-  void begin_pass() override {}
-  void end_pass() override {}
 
  protected:
   void do_embed_text(const EmbedTextArgs&) override { fail("not used here"); }

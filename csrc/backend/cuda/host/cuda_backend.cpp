@@ -65,12 +65,10 @@ Runtime& CudaBackend::stream() {
   return runtime_;
 }
 
-void CudaBackend::begin_pass() {
-  if (lane_ == LaneKind::kInteraction) lanes_->begin_pass();
-}
-
-void CudaBackend::end_pass() {
-  if (lane_ == LaneKind::kInteraction) lanes_->end_pass();
+void CudaBackend::run_awake(const std::function<void()>& work) {
+  if (lane_ == LaneKind::kBackground) return work();
+  const Lanes::Pass pass(*lanes_);
+  work();
 }
 
 std::unique_ptr<Buffer> CudaBackend::allocate(std::size_t bytes) {

@@ -37,8 +37,7 @@ class CudaBackend final : public Backend {
                     void* destination) override;
   std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
                                 std::int64_t max_rows) const override;
-  void begin_pass() override;
-  void end_pass() override;
+  void run_awake(const std::function<void()>& work) override;
   void run_layers(const Segments& segments, std::int32_t n_layers,
                   const std::function<void(std::int32_t)>& layer) override;
 
