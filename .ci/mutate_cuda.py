@@ -4,8 +4,8 @@ Mutants: every barrier, every wait for copies and every commit of them is taken 
 made too short, and operands of the matrix product and of the 16-byte load change places; between
 GPUs, fences, meetings and waits are taken out, and buffers mixed up, between the streams of two
 lanes what orders them. Those of a kernel and of the lanes are built as C++ and judged by the host
-run's tests ("cuda: ..." and [lanes] of duplex_tests), those of the files of WRAPPERS are compiled to
-PTX and judged by the interpreter's cases (python_tests/ptx).
+run's tests ("cuda: ..." and [lanes] of duplex_tests), those of the files of WRAPPERS are compiled
+to PTX and judged by the interpreter's cases (python_tests/ptx).
 
 Usage: mutate_cuda.py <build folder> [file, or file:line...], from the repository root.
 """

@@ -3,7 +3,9 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <memory>
 #include <numeric>
+#include <semaphore>
 #include <thread>
 #include <vector>
 
@@ -202,10 +204,32 @@ TEST_CASE("cuda: lanes hand over input side by side", "[simt][lanes]") {
 
 // ---- who may go on
 
+// A pass of the lane, on a thread of its own, until end().
+class LongPass {
+ public:
+  explicit LongPass(Backend& backend)
+      : thread_([this, &backend] {
+          backend.run_awake([this] {
+            has_begun_.release();
+            may_end_.acquire();
+          });
+        }) {
+    has_begun_.acquire();
+  }
+  void end() {
+    may_end_.release();
+    thread_.join();
+  }
+
+ private:
+  std::binary_semaphore has_begun_{0}, may_end_{0};
+  std::thread thread_;
+};
+
 TEST_CASE("cuda: the background begins nothing while a pass is running", "[simt][lanes]") {
   Scene scene;
   std::atomic<bool> has_begun{false}, has_ended{false};
-  scene.backend.begin_pass();
+  LongPass pass(scene.backend);
   std::thread thinker([&] {
     has_begun = true;
     scene.there->write(scene.weights->data(), scene.page(0));
@@ -216,7 +240,7 @@ TEST_CASE("cuda: the background begins nothing while a pass is running", "[simt]
   CHECK(scene.here->read(scene.page(1)) == numbers(1));
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
   CHECK(!has_ended);
-  scene.backend.end_pass();
+  pass.end();
   thinker.join();
   CHECK(scene.here->scaled(scene.page(1)) == numbers(1));
   scene.there->write(scene.weights->data(), scene.page(0));  // and it is free again
@@ -229,11 +253,17 @@ TEST_CASE("cuda: the background has two layers on their way, and stops between t
   Scene scene;
   constexpr std::int32_t kLayers = 6;
   std::atomic<int> n_begun{0};
+  std::unique_ptr<LongPass> pass;
+  std::atomic<bool> has_pass{false};
+  const auto begin_pass = [&] {
+    pass = std::make_unique<LongPass>(scene.backend);
+    has_pass = true;
+  };
   const Segment segment{
       .row_begin = 0, .n_rows = 1, .position = 0, .global = {}, .local = {}, .conv = {}};
   const auto run = [&] {
     scene.background->run_layers({&segment, 1, 1}, kLayers, [&](std::int32_t layer) {
-      if (layer == 3 && !is_recorded) scene.backend.begin_pass();
+      if (layer == 3 && !is_recorded) begin_pass();
       scene.there->write(scene.weights->data(), scene.page(layer % 5));
       ++n_begun;
     });
@@ -241,7 +271,7 @@ TEST_CASE("cuda: the background has two layers on their way, and stops between t
   if (is_recorded) {
     run();
     run();  // makes the records
-    scene.backend.begin_pass();
+    begin_pass();
   }
   n_begun = 0;
   std::atomic<bool> has_ended{false};
@@ -249,10 +279,11 @@ TEST_CASE("cuda: the background has two layers on their way, and stops between t
     run();
     has_ended = true;
   });
+  while (!has_pass) std::this_thread::yield();
   std::this_thread::sleep_for(std::chrono::milliseconds(30));
   CHECK(n_begun == (is_recorded ? 0 : 3));
   CHECK(!has_ended);
-  scene.backend.end_pass();
+  pass->end();
   thinker.join();
   CHECK(n_begun == (is_recorded ? 0 : kLayers));
   CHECK(scene.there->read(scene.page(0)) == numbers(1));

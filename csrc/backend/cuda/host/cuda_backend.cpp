@@ -72,14 +72,8 @@ Runtime& CudaBackend::stream() {
 
 void CudaBackend::run_awake(const std::function<void()>& work) {
   if (lane_ == LaneKind::kBackground) return work();
-  lanes_->begin_pass();
-  try {
-    work();
-  } catch (...) {
-    lanes_->end_pass();
-    throw;
-  }
-  lanes_->end_pass();
+  const Lanes::Pass pass(*lanes_);
+  work();
 }
 
 std::unique_ptr<Buffer> CudaBackend::allocate(std::size_t bytes) {

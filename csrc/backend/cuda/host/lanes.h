@@ -33,15 +33,25 @@ class Lanes {
   // Waits until all is done that any lane was given.
   void synchronize();
 
-  // Between these two an interaction pass is running: the background is given nothing new.
-  void begin_pass();
-  void end_pass();
+  // As long as one lives, an interaction pass is running: the background is given nothing new.
+  class Pass {
+   public:
+    explicit Pass(Lanes& lanes) : lanes_(lanes) { lanes_.begin_pass(); }
+    ~Pass() { lanes_.end_pass(); }
+    Pass(const Pass&) = delete;
+    Pass& operator=(const Pass&) = delete;
+
+   private:
+    Lanes& lanes_;
+  };
   // Where the background waits for the pass to end.
   void give_way() {
     if (n_passes_.load() != 0) park();
   }
 
  private:
+  void begin_pass();
+  void end_pass();
   void park();
 
   std::mutex mutex_;  // guards lanes_
