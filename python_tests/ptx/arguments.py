@@ -53,7 +53,10 @@ Fold = struct(
     "Fold", x=PTR, x_stride=I64, n_patches=I32, t=I32, h=I32, w=I32, c=I32, t_fold=I32,
     hw_fold=I32, out=Rows,
 )  # fmt: skip
-Linear = struct("Linear", w=PackedMatrix, x=Rows, n_rows=I32, y=PTR, y_stride=I64, divisor=F)
+Linear = struct(
+    "Linear", w=PackedMatrix, x=Rows, n_rows=I32, y=PTR, y_stride=I64, divisor=F, n_parts=I32,
+    y_part_stride=I64,
+)  # fmt: skip
 ExpertLinear = struct(
     "ExpertLinear", w=PackedMatrix, expert_stride_bytes=I64, n_experts=I32, expert_begin=PTR,
     row_of_place=PTR, x=Rows, y=PTR, y_stride=I64,
@@ -99,15 +102,15 @@ Combine = struct(
     "Combine", choices=PTR, per_row=I32, down=PTR, down_stride=I64, y=PTR, y_stride=I64
 )
 MAX_RANKS = 8
-Group = struct(
-    "Group", rank=I32, n_ranks=I32, n_blocks=I32, own=PTR, peers=PTR * MAX_RANKS, multicast=PTR,
+RankGroup = struct(
+    "RankGroup", rank=I32, n_ranks=I32, n_blocks=I32, own=PTR, peers=PTR * MAX_RANKS, multicast=PTR,
     buffer_bytes=I64, state=PTR, report=PTR, wait_limit_ns=PTR,
 )  # fmt: skip
 NextWeights = struct("NextWeights", data=PTR, bytes=I64)
 AllReduce = struct(
-    "AllReduce", group=Group, part=PTR, part_stride=I64, op=ConvAddNorm, next=NextWeights
+    "AllReduce", group=RankGroup, part=PTR, part_stride=I64, op=ConvAddNorm, next=NextWeights
 )
-Share = struct("Share", group=Group, x=PTR, out=PTR, n_words=I64, next=NextWeights)
+Share = struct("Share", group=RankGroup, x=PTR, out=PTR, n_words=I64, next=NextWeights)
 CHOICE = np.dtype([("expert", np.int32), ("weight", np.float32), ("place", np.int32)])
 
 

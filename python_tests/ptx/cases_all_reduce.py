@@ -20,9 +20,9 @@ from ptx.arguments import (
     ConvAddNorm,
     ConvSlot,
     Floats,
-    Group,
     NextWeights,
     Parts,
+    RankGroup,
     Segment,
     Segments,
     Share,
@@ -83,7 +83,7 @@ class Ranks:
         self.state = device.out(np.array([EPOCH, 1, N_SIGNALS, 0, 0, OLD_WORDS, 77, 78], np.uint32))
         peers = (PTR * MAX_RANKS)(*self.addresses)
         multicast = device.multicast(self.addresses, size) if has_multicast else 0
-        return Group(
+        return RankGroup(
             self.RANK, self.n_ranks, N_BLOCKS, self.addresses[self.RANK], peers, multicast,
             16 * self.buffer_words, self.state, device.out(np.zeros(8, np.uint32)), 1 << 40,
         )  # fmt: skip

@@ -19,8 +19,6 @@ enum class Order : std::uint8_t { kForward, kReverse, kRandom };
 // a warp goes as far as it can before the next begins. Until this is called: the environment's
 // DUPLEX_SIMT_ORDER (forward, reverse or random:<seed>), else forward.
 void set_order(Order order, std::uint32_t seed = 0);
-Order current_order();
-std::uint32_t current_seed();
 
 struct LaunchShape {
   const std::type_info* args;  // the launch's name in reports

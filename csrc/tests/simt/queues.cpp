@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "tests/simt/grid.h"
+#include "tests/simt/schedule.h"
 
 namespace duplex::simt {
 namespace {
@@ -20,7 +21,7 @@ Registry& registry() {
 
 }  // namespace
 
-Queues::Queues() : random_(current_seed()) {
+Queues::Queues() : random_(current_schedule().seed) {
   const std::lock_guard lock(registry().mutex);
   registry().all.push_back(this);
 }
@@ -87,9 +88,9 @@ void Queues::give(const std::shared_ptr<Queue>& queue, std::function<void()> wor
   if (queues_.size() == 1) return do_alone(lock, work);
   ++queue->n_given_;
   queue->steps_.push_back({std::move(work), nullptr});
-  if (current_order() == Order::kReverse)
+  if (current_schedule().order == Order::kReverse)
     while (!queue->steps_.empty()) do_needed(*queue);
-  else if (current_order() == Order::kRandom)
+  else if (current_schedule().order == Order::kRandom)
     do_some();
 }
 
@@ -125,7 +126,7 @@ std::uint64_t Queues::n_given(const Queue& queue) const {
 void Queues::finish(const std::shared_ptr<Queue>& queue, std::uint64_t n) {
   const std::lock_guard lock(mutex_);
   while (queue->n_done_ < n) {
-    if (current_order() == Order::kRandom) do_some();
+    if (current_schedule().order == Order::kRandom) do_some();
     if (queue->n_done_ < n) do_needed(*queue);
   }
   if (error_ != nullptr) std::rethrow_exception(error_);
