@@ -339,9 +339,9 @@ class Engine:
                 in the session, else from the layers loaded by `mtp_layers`; 0 is off. A guess that
                 the model does not make itself is dropped: the output is the same, sooner where
                 text repeats or the layers guess well. `MicroTurn.accepted` tells whether it pays.
-            background: compute this session on the background lane (CPU only): its calls stand
-                still while a call of an interaction session computes, and go on behind it. The
-                bits are the same. `step_many` takes sessions of one lane.
+            background: compute this session on the background lane: its calls stand still while a
+                call of an interaction session computes, and go on behind it. The bits are the same.
+                `step_many` takes sessions of one lane.
             endless: what to keep when all positions are taken: the oldest of the rest is forgotten,
                 and `MicroTurn.events` says so (`Forgot`). "auto" keeps an eighth at the beginning
                 and the newest half in sessions of interaction checkpoints, where half is no less

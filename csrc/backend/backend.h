@@ -41,11 +41,10 @@ class Backend {
   virtual std::string description() const = 0;  // e.g. "cpu avx512, 2 threads"
   virtual int n_threads() const = 0;
   // A backend for work that can wait: the same machine, threads and memory, scratch of its own.
-  // While a pass is running here, inside run_awake, work there stands still, at the
-  // latest where its next task (a GPU: its next layer but one) would begin. Any number of them,
-  // each with one caller at a time; they may outlive this one. What one lane wrote to pages and
-  // weights the other may read as soon as the call is over. Throws BackendUnavailable where there
-  // is none.
+  // While run_awake is at work here, work there stands still, at the latest where its next task
+  // (a GPU: its next layer but one) would begin. Any number of them, each with one caller at a
+  // time; they may outlive this one. What one lane wrote to pages and weights the other may read
+  // as soon as the call is over.
   virtual std::unique_ptr<Backend> background_lane() = 0;
 
   // ---- memory

@@ -53,7 +53,7 @@ struct NormArgs {
 
 struct LinearArgs {
   PackedMatrix w;
-  Rows x;  // dtype as w
+  Rows x;  // of a dtype that w takes (takes_rows)
   std::int32_t n_rows;
   float* y;  // (n_rows, y_stride), y_stride >= n_out rounded up to kPanelOutputs
   std::int64_t y_stride;

@@ -17,7 +17,6 @@ from functools import partial
 
 from duplex_engine.arguments import integer, number
 from duplex_engine.background.event_loop import EventLoop
-from duplex_engine.background.fork import fork_in_background
 from duplex_engine.background.policy import Split, same_request
 from duplex_engine.background.result_text import MAX_RESULT_CHARS, ResultText
 from duplex_engine.background.task import Failure, Job, State, Task, Worker
@@ -161,11 +160,11 @@ class Jobs:
             return []
 
     def _fork(self) -> Session | None:
-        """The fork that the worker wants: on the background lane, where the device has one."""
+        """The fork that the worker wants, on the background lane."""
         extra = integer(getattr(self._worker, "fork_positions", 0), "fork_positions")
         if extra == 0:
             return None
-        return fork_in_background(self._session, self._session.length + extra)
+        return self._session.fork(self._session.length + extra, background=True)
 
     def _start_waiting(self) -> None:
         while self._waiting and len(self._running) < self._max_running:

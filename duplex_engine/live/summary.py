@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from duplex_engine.background.fork import fork_in_background
 from duplex_engine.errors import DuplexError, InvalidArgument
 from duplex_engine.live.background import Slices
 from duplex_engine.live.journal import Entry
@@ -82,7 +81,7 @@ def begin_summary(live: LiveEngine, session: LiveSession, policy: Summary) -> No
     session._is_summarising = True
     try:
         ids = inner._ids(policy.prompt, "prompt")
-        fork = fork_in_background(inner, length + len(ids) + policy.max_tokens + SLACK)
+        fork = inner.fork(length + len(ids) + policy.max_tokens + SLACK, background=True)
     except DuplexError as error:
         _shorten(live, session, policy, end, [], error)
         return

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from codes import FORMS, Form, Tensors, is_matrix, quantise
+from conftest import DEVICE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parity import OracleCheckpoint, logits, mixed_prompt
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from duplex_engine import CheckpointError, Engine, InvalidArgument, _core
 from duplex_engine.checkpoint import Checkpoint
 
+GPU = DEVICE if DEVICE != "cpu" else "cuda_host"
 NAMES = ["uneven_heads", "moe_mixed"]
 ENGINES: list[dict[str, Any]] = [
     {"dtype": "float32"},
@@ -118,11 +120,11 @@ def test_bfloat16_holds_codes_times_powers_of_two(
             assert torch.equal(tensor.bfloat16().float(), tensor)
 
 
-@pytest.mark.skipif("cuda_host" not in _core.backend_names(), reason="a build without tests")
+@pytest.mark.skipif(GPU not in _core.backend_names(), reason="a build without tests")
 def test_mxfp8_on_a_gpu_is_the_same_in_fewer_bytes(
     oracle_checkpoint: OracleCheckpoint, tmp_path: Path
 ) -> None:
-    """The CUDA kernels, run on the host: codes in memory have the bits of bfloat16 weights."""
+    """Codes in memory have the bits of bfloat16 weights; on the host where no GPU is named."""
     folder = oracle_checkpoint("moe_mixed")[0]
     coded, _ = quantise(load_file(folder / "model.safetensors"), FORMS["mxfp8"])
     to = write(folder, tmp_path / "coded", coded)
@@ -130,12 +132,12 @@ def test_mxfp8_on_a_gpu_is_the_same_in_fewer_bytes(
     for weights in ("auto", "mxfp8"):
         options: dict[str, Any] = {"dtype": "bfloat16", "weights": weights}
         with (
-            Engine.load(to, device="cuda_host", **options) as engine,
+            Engine.load(to, device=GPU, **options) as engine,
             engine.open_session() as session,
         ):
             found.append(session.append(text=[3, 1, 4, 1, 5], logits="all").tobytes())
     assert found[0] == found[1]
-    for device, dtype in (("cpu", "bfloat16"), ("cuda_host", "float32")):
+    for device, dtype in (("cpu", "bfloat16"), (GPU, "float32")):
         with pytest.raises(InvalidArgument, match="weights: "):
             Engine.load(to, device=device, weights="mxfp8", dtype=dtype)
 

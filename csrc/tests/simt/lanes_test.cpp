@@ -263,7 +263,11 @@ TEST_CASE("cuda: the background has two layers on their way, and stops between t
       .row_begin = 0, .n_rows = 1, .position = 0, .global = {}, .local = {}, .conv = {}};
   const auto run = [&] {
     scene.background->run_layers({&segment, 1, 1}, kLayers, [&](std::int32_t layer) {
-      if (layer == 3 && !is_recorded) begin_pass();
+      if (layer == 3 && !is_recorded) {
+        CHECK(*reinterpret_cast<const float*>(scene.page(1)) == 1.0f);  // layer 1 is done
+        CHECK(*reinterpret_cast<const float*>(scene.page(2)) != 1.0f);  // layer 2 is on its way
+        begin_pass();
+      }
       scene.there->write(scene.weights->data(), scene.page(layer % 5));
       ++n_begun;
     });

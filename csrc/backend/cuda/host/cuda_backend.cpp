@@ -51,11 +51,11 @@ CudaBackend::CudaBackend(const BackendOptions& options) : lanes_(std::make_share
   lanes_->add(runtime_);
 }
 
-// What the other lane has made so far, the weights above all, is there for this one.
 CudaBackend::CudaBackend(CudaBackend& interaction)
     : lane_(LaneKind::kBackground),
       lanes_(interaction.lanes_),
       runtime_(interaction.runtime_, LaneKind::kBackground) {
+  // What the other lane has made so far, the weights above all, is there for this one.
   lanes_->add(runtime_);
 }
 
@@ -112,7 +112,7 @@ std::int64_t CudaBackend::pack(const PackSource& source, const PackShape& shape,
   runtime_.write(pack_source_->data(), source.data, bytes);
   const std::int64_t n_in_padded =
       round_up(div_up(shape.n_in, shape.in_group) * shape.in_group_padded, kColumnAlign);
-  launch_pack(runtime_, {pack_source_->data(), source.dtype, source.n_rows, source.row_stride,
+  launch_pack(stream(), {pack_source_->data(), source.dtype, source.n_rows, source.row_stride,
                          shape, n_in_padded, first_out, destination});
   return -1;
 }
@@ -147,7 +147,10 @@ void CudaBackend::run_layers(const Segments& segments, std::int32_t n_layers,
   auto found = records_.find(kind_);
   const bool is_new = found == records_.end();
   if (is_new) {
-    if (records_.size() > kMaxRecords) records_.clear();
+    if (records_.size() >= kMaxRecords) {
+      runtime_.synchronize();  // one of them may be at work
+      records_.clear();
+    }
     found = records_.try_emplace(kind_).first;
   }
   std::vector<std::unique_ptr<Record>>& records = found->second;

@@ -20,10 +20,11 @@ SharedPages::SharedPages(std::shared_ptr<Lanes> lanes, Runtime& beside, std::siz
   stream_ = std::make_unique<Runtime>(beside, LaneKind::kInteraction);
 }
 
-// The lanes come behind all that was put into stream_, so its work is done too.
+// Where no lane is left, stream_ may still be at work.
 void SharedPages::wait() noexcept {
   try {
     lanes_->synchronize();
+    stream_->synchronize();
   } catch (...) {  // a failed kernel is reported by the next call that can throw
   }
 }

@@ -12,7 +12,7 @@ namespace duplex::cuda {
 inline constexpr int kTileOutputs = 16;
 inline constexpr int kTileRows = 8;
 
-inline constexpr int kBf16Step = 32;  // columns of 16 bytes of every thread's rows
+inline constexpr int kBf16Step = 32;  // columns: 16 bytes of a row for each of four threads
 
 // Quantised matrices and rows lie in chunks of 128 columns, two blocks of 64 each. In a block, the
 // thread t of four has columns 8 t to 8 t + 7 and 32 + 8 t to 32 + 8 t + 7: of a row as 16 bytes of

@@ -72,7 +72,7 @@ DUPLEX_DEVICE Best find_best(const float* logits, std::int32_t n_vocab) {
   return join_block(best, [](const Best& a, const Best& b) { return better_of(a, b); });
 }
 
-// Sums over the ids of the row: of[0] to of[2] are what `add` makes of each rank.
+// Sums over the ids of the row: v[0] to v[2] are what `add` makes of each rank.
 template <class Add>
 DUPLEX_DEVICE Sums sum_row(const Row& row, const Add& add) {
   Sums sums{};
@@ -172,7 +172,7 @@ DUPLEX_DEVICE std::int32_t choose(const float* logits, std::int32_t n_vocab, con
   return find_id(row, kept, share_of(random_bits(params.seed, at.position), kept.mass));
 }
 
-DUPLEX_KERNEL sample_kernel(SampleArgs args) {
+DUPLEX_KERNEL_OF(kSampleThreads, 1) sample_kernel(SampleArgs args) {
   const std::int32_t token =
       choose(args.logits + block_x() * args.logits_stride, args.n_vocab, args.rows[block_x()]);
   if (thread_index() == 0) args.tokens[block_x()] = token;
