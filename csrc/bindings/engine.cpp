@@ -202,7 +202,8 @@ void bind_turn(py::module_& m) {
 
 void bind_session(py::module_& m) {
   using Gil = py::call_guard<py::gil_scoped_release>;
-  py::class_<Session, std::shared_ptr<Session>>(m, "Session", "One user's stream.")
+  py::class_<Session, std::shared_ptr<Session>>(
+      m, "Session", py::release_gil_before_calling_cpp_dtor(), "One user's stream.")
       .def_property_readonly("closed", &Session::is_closed)
       .def_property_readonly("length", py::cpp_function(&Session::length, Gil()))
       .def_property_readonly("max_positions", py::cpp_function(&Session::max_positions, Gil()))
@@ -303,7 +304,10 @@ void bind_session(py::module_& m) {
 }
 
 py::typing::Dict<py::str, py::int_> stats_dict(const Engine& engine) {
-  const EngineStats stats = engine.stats();
+  const EngineStats stats = [&] {
+    const py::gil_scoped_release release;
+    return engine.stats();
+  }();
   py::typing::Dict<py::str, py::int_> values;
   values["page_bytes"] = stats.pool.page_bytes;
   values["pages_total"] = stats.pool.n_pages;
@@ -326,7 +330,8 @@ void bind_engine(py::module_& m) {
         py::arg("n_levels") = 16, "dMel bins of a whole 16 kHz recording: (frames, n_mels) uint8.");
   bind_turn(m);
   bind_session(m);
-  EngineClass engine_class(m, "Engine", "One checkpoint, loaded.");
+  EngineClass engine_class(m, "Engine", py::release_gil_before_calling_cpp_dtor(),
+                           "One checkpoint, loaded.");
   bind_loading(m, engine_class);
   engine_class
       .def(

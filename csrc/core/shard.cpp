@@ -94,6 +94,7 @@ void check_shard(const ModelConfig& config, DType matrices, const Shard& shard) 
 Shard make_shard(const ModelConfig& config, DType matrices, std::int32_t rank, std::int32_t size,
                  Reduction reduction) {
   Shard shard{rank, size, 1};
+  check_shard(config, matrices, shard);
   if (reduction == Reduction::kInvariant) {
     const std::int32_t n = virtual_shards(config, matrices);
     check(size >= 1 && n % size == 0, "tensor_parallel: expected a divisor of ", n,

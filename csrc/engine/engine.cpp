@@ -25,10 +25,11 @@ std::unique_ptr<PagePool> make_pool(Backend& backend, const SequenceLayout& layo
                                     const std::shared_ptr<RankLeader>& ranks) {
   const auto page_bytes = static_cast<std::int64_t>(layout.page_bytes);
   const std::int64_t n_pages = memory_bytes / page_bytes;
-  check<CapacityError>(n_pages >= layout.window_pages() + 1,
-                       "memory: expected room for one session, ",
-                       (layout.window_pages() + 1) * page_bytes, " bytes, found ", memory_bytes,
-                       "; give the engine more memory or a smaller max_batch_rows");
+  const std::int64_t n_ranks = ranks == nullptr ? 1 : ranks->group().n_ranks();
+  check<CapacityError>(
+      n_pages >= layout.window_pages() + 1, "memory: expected room for one session, ",
+      (layout.window_pages() + 1) * page_bytes * n_ranks, " bytes, found ", memory_bytes * n_ranks,
+      "; give the engine more memory or a smaller max_batch_rows");
   auto memory = backend.create_page_memory(layout.page_bytes, n_pages);
   if (ranks != nullptr) memory = std::make_unique<LeaderMemory>(ranks, std::move(memory));
   return std::make_unique<PagePool>(std::move(memory));
@@ -37,8 +38,7 @@ std::unique_ptr<PagePool> make_pool(Backend& backend, const SequenceLayout& layo
 // Looks at the config before anything is allocated.
 ModelConfig checked(ModelConfig config, const EngineOptions& options, const Engine* beside) {
   config.validate();
-  check(options.max_batch_rows >= 1 && options.max_batch_rows <= 65536,
-        "max_batch_rows: expected 1 to 65536, found ", options.max_batch_rows);
+  check_max_rows(options.max_batch_rows);
   check(takes_rows(options.weights, options.dtype), "weights: expected ", dtype_name(options.dtype),
         " (the dtype), int8, int4, or mxfp8 with the dtype bfloat16, found ",
         dtype_name(options.weights));
@@ -206,7 +206,8 @@ std::string Engine::description() const {
            ", shared memory";
   }
   if (model_.options.reduction == Reduction::kInvariant)
-    text += ", reduction of " + std::to_string(shard.total_parts()) + " parts in order";
+    text += ", reduction of " + std::to_string(shard.total_parts()) +
+            (shard.total_parts() == 1 ? " part" : " parts in order");
   else if (model_.ranks != nullptr)
     text += ", reduction in rank order";
   return text;

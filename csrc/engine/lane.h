@@ -22,24 +22,12 @@
 #include "core/config.h"
 #include "engine/busy_guard.h"
 #include "engine/draft.h"
+#include "engine/loaded_model.h"
 #include "engine/session.h"
 #include "engine/turn.h"
 #include "model/inkling.h"
-#include "model/weights.h"
-#include "ranks/leader.h"
 
 namespace duplex {
-
-// What all lanes of an engine compute with; it changes no more once it is loaded.
-struct LoadedModel {
-  ModelConfig config;
-  ModelConfig share;  // what this rank has of it: the same where there is one
-  EngineOptions options;
-  std::shared_ptr<RankLeader> ranks;  // where there are several
-  Weights weights;
-  SequenceLayout layout;
-  SequenceLayout mtp_layout;  // of the layers that draft
-};
 
 class Lane {
  public:

@@ -38,6 +38,11 @@ std::int64_t logits_stride(const ModelConfig& config, std::int32_t n_ranks) {
 
 }  // namespace
 
+void check_max_rows(std::int32_t max_rows) {
+  check(max_rows >= 1 && max_rows <= 65536, "max_batch_rows: expected 1 to 65536, found ",
+        max_rows);
+}
+
 Inkling::Inkling(const ModelConfig& config, const Weights& weights, const SequenceLayout& layout,
                  Backend& backend, std::int32_t max_rows, Exchange* exchange)
     : config_(config),
@@ -46,7 +51,7 @@ Inkling::Inkling(const ModelConfig& config, const Weights& weights, const Sequen
       exchange_(exchange),
       max_rows_(max_rows),
       kv_dtype_(layout.kv_dtype) {
-  check(max_rows >= 1, "max_batch_rows: expected 1 or more, found ", max_rows);
+  check_max_rows(max_rows);
   check_exchange();
   for (std::size_t i = 0; i < weights.layers.size(); ++i)
     blocks_.push_back({&weights.layers[i], config.layers[i], layout.layers[i]});

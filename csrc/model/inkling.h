@@ -30,6 +30,9 @@ struct Block {
   LayerPlacement place;
 };
 
+// Throws InvalidArgument for a pass of none or too many rows.
+void check_max_rows(std::int32_t max_rows);
+
 class Inkling {
  public:
   // All must outlive the model. `config` and `layout` are those of the weights' shard

@@ -24,7 +24,8 @@ struct GroupOptions {
   int n_lanes = 2;                    // 1 to kMaxLanes
   std::size_t slab_bytes = 0;         // what a rank hands to the others in one meeting, at most
   std::size_t max_command_bytes = 0;  // of one command, at most
-  // The longest wait for another rank; a worker waits for its next command without end.
+  // The longest wait for another rank; in meetings that of rank 0 alone. A worker waits for its
+  // next command without end.
   std::chrono::milliseconds time_out{10'000};
   // How long a wait spins before it sleeps; negative: picked by the number of cores.
   std::chrono::microseconds spin{-1};

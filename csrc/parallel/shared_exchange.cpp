@@ -43,10 +43,11 @@ void SharedExchange::await(int rank, std::chrono::milliseconds time_out) const {
   const Flag& theirs = part_.arrivals[rank];
   const auto is_ready = [&] { return theirs.count.load() >= epoch_; };
   if (is_ready()) return;
-  if (wait_until(group_, part_.arrivals[this->rank()].bell, arrival_of(rank),
-                 WaitClock::now() + time_out, is_ready)) {
+  // Rank 0 alone gives up: its background lane stands still for as long as a call of its
+  // interaction lane takes, its user may stop it, and its process is watched.
+  const auto deadline = this->rank() == 0 ? WaitClock::now() + time_out : kNoDeadline;
+  if (wait_until(group_, part_.arrivals[this->rank()].bell, arrival_of(rank), deadline, is_ready))
     return;
-  }
   std::ostringstream reason;
   reason << "it did not come to a meeting of " << group_.channel_name(channel_) << " in "
          << time_out.count() << " ms (waiting: rank " << this->rank() << "; meeting expected "

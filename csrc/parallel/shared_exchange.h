@@ -27,7 +27,7 @@ class SharedExchange final : public Exchange {
   int size() const override { return group_.n_ranks(); }
   std::size_t slab_bytes() const override { return group_.slab_bytes(); }
   void* mine() override;
-  // Waits at most the group's time-out for each of the others.
+  // Rank 0 waits at most the group's time-out for each of the others, they wait without end.
   std::span<const void* const> meet() override { return meet(group_.time_out()); }
   // With another time-out: ranks that load weights take longer than ranks that compute.
   std::span<const void* const> meet(std::chrono::milliseconds time_out);

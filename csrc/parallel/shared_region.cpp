@@ -43,9 +43,9 @@ SharedRegion SharedRegion::create(std::size_t bytes) {
 
 SharedRegion SharedRegion::attach(int fd) {
   struct stat status{};
-  check(::fstat(fd, &status) == 0,
-        "shared memory: expected the descriptor of a memory file, found ", fd, ": ",
-        std::strerror(errno));
+  const int error = ::fstat(fd, &status) == 0 ? 0 : errno;
+  check(error == 0, "shared memory: expected the descriptor of a memory file, found ", fd, ": ",
+        std::strerror(error));
   check(S_ISREG(status.st_mode) && status.st_size > 0,
         "shared memory: expected the descriptor of a memory file, found another kind: ", fd);
   return SharedRegion(fd, static_cast<std::size_t>(status.st_size));

@@ -18,6 +18,7 @@ constexpr std::size_t kCommandHeadBytes = 256;   // before rows and segments
 constexpr std::size_t kLeastPieceBytes = std::size_t{256} << 10;
 
 GroupOptions sizes(const ModelConfig& config, const LeaderOptions& options) {
+  check_max_rows(options.max_rows);  // before the region is backed
   const Shard shard = make_shard(config, options.matrices, 0, options.n_ranks, options.reduction);
   const auto row_bytes = static_cast<std::size_t>(config.d_model + kMaxStridePadding) * 4;
   GroupOptions group;

@@ -1,7 +1,7 @@
 """The worker processes of one engine: started, watched, and ended.
 
 Owns processes and the pipes that loading reports through. Does not own what ranks tell each other
-while they compute: that goes through shared memory (`csrc/group/`). A worker that ends before it
+while they compute: that goes through shared memory (`csrc/ranks/`). A worker that ends before it
 was told to marks the group as failed, and every wait in it ends with RankFailed at once.
 """
 
@@ -48,6 +48,7 @@ class Ranks:
             BackendUnavailable: this system cannot start or watch them.
         """
         self.core = core
+        self._owner = os.getpid()  # a fork of it has no workers
         self.weights_hashes = [""] * (core.n_ranks - 1)  # of ranks 1, 2, ..., once they are loaded
         self._show = progress
         self._loading = set(range(1, core.n_ranks))
@@ -95,7 +96,7 @@ class Ranks:
 
     def close(self, patience_s: float = GOODBYE_S) -> None:
         """Ends the workers: those that do not go by themselves are killed. Can be called twice."""
-        if self._is_closing.is_set():
+        if self._is_closing.is_set() or os.getpid() != self._owner:
             return
         self._is_closing.set()
         os.write(self._wake_write, b".")
@@ -166,7 +167,7 @@ class Ranks:
         worker = self._workers[rank - 1]
         status = worker.wait()
         if status < 0:
-            how = f"was ended by {signal.Signals(-status).name}"
+            how = f"was ended by {_signal_name(-status)}"
         else:
             how = f"ended with status {status}"
         message = f"rank {rank} (process {worker.pid}) {how}"
@@ -215,6 +216,13 @@ def _start(fd: int, request: dict[str, Any]) -> subprocess.Popen[bytes]:
     except BrokenPipeError:
         pass  # it has ended: the watcher tells how
     return worker
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def _error(rank: int, name: str, message: str) -> DuplexError:

@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,10 @@ def _load(request: dict[str, Any], say: Any) -> _core.RankWorker:
             reported_s = time.monotonic()
             say(progress=[done, total])
 
-    make = partial(_core.RankWorker, fd=request["fd"], rank=share.rank)
+    def make(*args: Any, **options: Any) -> _core.RankWorker:
+        # A copy each time: after a damaged cache the tensors are loaded.
+        return _core.RankWorker(*args, fd=os.dup(request["fd"]), rank=share.rank, **options)
+
     folder = request["cache"]
     with Checkpoint.open(request["path"]) as checkpoint:
         return load_core(

@@ -15,8 +15,9 @@ struct ConvInput {
   float scale;       // of the batch
   std::int32_t row;  // inside the segment
   std::int32_t kernel;
-  const float** taps;  // (kernel) in shared memory, oldest first; null: zeros before the start
-  float* tape;         // where the row's own input goes
+  // In shared memory: (kernel) taps, oldest first, null for zeros before the start; behind them
+  // where the row's own input goes.
+  const float** taps;
 
   // The convolved values plus the inputs themselves; also leaves the inputs on the tape.
   DUPLEX_DEVICE Four run(std::int32_t column) const {
@@ -38,7 +39,7 @@ struct ConvInput {
         }
       }
     }
-    store_four(tape + column, self);
+    store_four(const_cast<float*>(taps[kernel]) + column, self);
     for (int c = 0; c < kFour; ++c) sum.v[c] += self.v[c];
     return sum;
   }
@@ -69,7 +70,7 @@ DUPLEX_DEVICE ConvInput begin_conv(const Segment& segment, const ConvSlot& slot,
       places[j] = at < 0 ? nullptr : tape(at);
   }
   sync_block();
-  return {slot, scale, row, kernel, places, const_cast<float*>(places[kernel])};
+  return {slot, scale, row, kernel, places};
 }
 
 // hidden += conv(x * scale) + x * scale; out = rms_norm(hidden), for one row of the batch.
