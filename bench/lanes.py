@@ -6,7 +6,8 @@ A session steps every 200 ms, five rows and one token, first alone, then while a
 of the same engine decodes without a pause, then while one reads a long text. Weights are random.
 The share of the idle time is the background's own rate against what it reaches with no micro-turns
 beside it, divided by the part of the time that micro-turns leave over. Background work stays
-between 1,024 and 2,048 positions, because a longer context is slower.
+between 1,024 and 2,048 positions, and each kind of micro-turn begins at 1,024, because a longer
+context is slower.
 
 `--park` measures instead how long a pass that begins waits for the background to stand still: how
 much longer its first matrix takes beside each operation of 64 rows.
@@ -81,14 +82,17 @@ class Worker:
 
 
 def micro_turns(session: Session, n: int, name: str) -> tuple[NDArray[np.float64], float]:
-    """Milliseconds of each of n micro-turns, one every 200 ms, and the seconds of all."""
+    """Milliseconds of each of n micro-turns, one every 200 ms, and the seconds of all.
+
+    They run in a fork of the session, so that each kind begins at the same context."""
     times = np.zeros(n)
-    start = time.perf_counter()
-    for turn in track(range(n), description=name, transient=True):
-        time.sleep(max(0.0, start + turn * PERIOD_S - time.perf_counter()))
-        begin = time.perf_counter()
-        session.step(text=TURN, max_tokens=1)
-        times[turn] = 1e3 * (time.perf_counter() - begin)
+    with session.fork() as fork:
+        start = time.perf_counter()
+        for turn in track(range(n), description=name, transient=True):
+            time.sleep(max(0.0, start + turn * PERIOD_S - time.perf_counter()))
+            begin = time.perf_counter()
+            fork.step(text=TURN, max_tokens=1)
+            times[turn] = 1e3 * (time.perf_counter() - begin)
     time.sleep(max(0.0, start + n * PERIOD_S - time.perf_counter()))
     return times, time.perf_counter() - start
 
