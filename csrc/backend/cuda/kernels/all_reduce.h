@@ -69,8 +69,8 @@ struct NextWeights {
   std::int64_t bytes = 0;
 };
 
-// conv_add_norm of the sum of all ranks' `part` (n_rows, part_stride), in place of op.parts, which is
-// not read. The parts are added in float32 by ascending rank.
+// conv_add_norm of the sum of all ranks' `part` (n_rows, part_stride); op.parts is not read. The
+// parts are added in float32 by ascending rank.
 struct AllReduceArgs {
   Group group;
   const float* part;
