@@ -107,8 +107,7 @@ TEST_CASE("a model has as many virtual shards as it can be cut into") {
     CHECK(shard.size == size);
   }
   CHECK(problem(whole(), DType::kF32, 0, 8, Reduction::kInvariant) ==
-        "tensor_parallel: expected a divisor of 4, the virtual shards of reduction 'invariant', "
-        "found 8");
+        "tensor_parallel: expected a divisor of 4 heads, found 8; 1, 2 or 4 fit");
 }
 
 TEST_CASE("a rank sees its heads and padded widths") {
