@@ -61,35 +61,32 @@ class Engine:
         core: _core.Engine,
         config: ModelConfig,
         tokenizer: Tokenizer | None,
-        dtype: Dtype,
-        weights: Weights,
-        kv_dtype: KvDtype,
-        mtp_layers: int = 0,
-        rewind_rows: int = 0,
-        reduction: str = "ranks",
-        ranks: Ranks | None = None,
+        options: dict[str, Any],
+        mtp_layers: int,
+        ranks: Ranks | None,
     ) -> None:
+        """For `load`; `options` are those of the core."""
         self._core = core
         self._ranks = ranks
-        self._reduction = reduction
-        self._device = "cpu"
-        self._rewind_rows = rewind_rows
+        self._reduction: str = options["reduction"]
+        self._device: str = options["device"]
+        self._rewind_rows: int = options["rewind_rows"]
         self._mtp_layers = mtp_layers
-        self._dtype = dtype
-        self._weights: Weights = weights
-        self._kv_dtype: KvDtype = kv_dtype
+        self._dtype: Dtype = options["dtype"]
+        self._weights: Weights = options["weights"]
+        self._kv_dtype: KvDtype = options["kv_dtype"]
         self._config = config
         self._tokenizer = tokenizer
         sizes = core_config(config, mtp_layers)
-        options: dict[str, str | int] = {
-            "dtype": dtype,
-            "weights": weights,
-            "kv_dtype": kv_dtype,
+        identity: dict[str, str | int] = {
+            "dtype": self._dtype,
+            "weights": self._weights,
+            "kv_dtype": self._kv_dtype,
             "mtp_layers": mtp_layers,
-            "reduction": reduction,
+            "reduction": self._reduction,
         }
         hashes = [] if ranks is None else ranks.weights_hashes
-        self._model = ModelIdentity(core, sizes, options, hashes)
+        self._model = ModelIdentity(core, sizes, identity, hashes)
 
     @classmethod
     def load(
@@ -239,21 +236,7 @@ class Engine:
                 n_ranks=n_ranks,
                 progress=progress or None,
             )
-        rewind_rows = options["rewind_rows"]
-        engine = cls(
-            core,
-            config,
-            tokenizer,
-            row_dtype,
-            matrices,
-            held,
-            mtp_layers,
-            rewind_rows,
-            reduction,
-            ranks,
-        )
-        engine._device = device
-        return engine
+        return cls(core, config, tokenizer, options, mtp_layers, ranks)
 
     def write_weights(
         self, path: Path, *, progress: Callable[[int, int], None] | None = None

@@ -50,7 +50,7 @@ void bind_snapshot(py::module_& m) {
         "A session from its state and a function that fills buffers with the blocks' bytes.");
   m.def("copy_session", &copy_session, py::arg("session"), py::arg("engine"), Gil(),
         "A session of `engine` that goes on where another engine's session is.");
-  m.def("weights_hash", &weights_hash, py::arg("engine"), Gil());
+  m.def("weights_hash", &Engine::weights_hash, py::arg("engine"), Gil());
 }
 
 }  // namespace duplex

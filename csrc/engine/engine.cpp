@@ -247,6 +247,10 @@ std::vector<std::pair<std::string, std::int64_t>> Engine::memory_plan() const {
   return plan;
 }
 
+std::uint64_t Engine::weights_hash() const {
+  return arena_hash(model_.weights, interaction_->backend());
+}
+
 void Engine::write_arena(const ArenaWriter& write) const {
   duplex::write_arena(model_.weights, interaction_->backend(), write);
 }

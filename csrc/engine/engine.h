@@ -47,6 +47,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
     return static_cast<std::int64_t>(model_.weights.arena->bytes());
   }
   void write_arena(const ArenaWriter& write) const;
+  std::uint64_t weights_hash() const;  // arena_hash
   // Closes every session; later calls throw SessionClosed.
   void close();
 

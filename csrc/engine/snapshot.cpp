@@ -9,7 +9,6 @@
 
 #include "core/byte_stream.h"
 #include "core/error.h"
-#include "core/hash.h"
 #include "engine/busy_guard.h"
 #include "sequence/snapshot.h"
 
@@ -388,12 +387,6 @@ std::shared_ptr<Session> copy_session(Session& session, Engine& engine) {
   auto [state, runs] = capture(session);
   BlockReader reader(session, std::move(runs));
   return read_snapshot(engine, state.bytes(), [&](std::span<std::byte> to) { reader.read(to); }, 0);
-}
-
-std::uint64_t weights_hash(const Engine& engine) {
-  FastHash hash;
-  engine.write_arena([&](const std::byte* from, std::size_t n) { hash.add(from, n); });
-  return hash.value();
 }
 
 }  // namespace duplex

@@ -40,8 +40,4 @@ std::shared_ptr<Session> read_snapshot(Engine& engine, std::span<const std::byte
 // stays open and as it was. What is fed to that one meanwhile is not taken along.
 std::shared_ptr<Session> copy_session(Session& session, Engine& engine);
 
-// Tells one set of packed weights from another: the same on every machine, and with any number of
-// threads. Reads all of them.
-std::uint64_t weights_hash(const Engine& engine);
-
 }  // namespace duplex

@@ -7,8 +7,6 @@
 namespace duplex {
 namespace {
 
-constexpr std::int32_t kHeadRows = 16;  // rows that the head multiplies at once
-
 std::int64_t heads_width(const AttentionShape& shape) {
   return std::int64_t{shape.n_heads} * padded_head(shape);
 }

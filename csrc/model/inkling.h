@@ -48,6 +48,7 @@ class Inkling {
   static std::size_t slab_bytes(const ModelConfig& config, const Shard& shard,
                                 std::int32_t max_rows);
 
+  static constexpr std::int32_t kHeadRows = 16;  // rows that the head multiplies at once
   std::int32_t max_rows() const { return max_rows_; }
   // The residual stream, (max_rows, row_stride), padding zero: the embedded rows of the next pass,
   // and after it what the layers made of them.
@@ -66,14 +67,16 @@ class Inkling {
   std::size_t head_row_bytes() const;
   // Logits of rows that read_head_row gave, to the host: (n, unpadded_vocab_size). On ranks other
   // than 0, which compute their part of it, `out` is not used.
-  virtual void logits(std::span<const void* const> head_rows, float* out);
-  std::int32_t n_logits() const { return config_.unpadded_vocab_size; }
+  void logits(std::span<const void* const> head_rows, float* out);
   // The tokens that come behind such rows, one for each; the logits stay where they are.
-  virtual void sample(std::span<const void* const> head_rows, const SampleRow* rows,
-                      std::int32_t* tokens);
+  void sample(std::span<const void* const> head_rows, const SampleRow* rows, std::int32_t* tokens);
 
   // Working buffers by name, in bytes.
   const std::vector<std::pair<std::string, std::size_t>>& plan() const { return plan_; }
+
+ protected:
+  // head_out_ = the logits of at most kHeadRows rows. All ranks meet.
+  virtual void multiply_head(std::span<const void* const> head_rows);
 
  private:
   void allocate();
@@ -89,8 +92,6 @@ class Inkling {
   // Block i of these, with the norm before the first and the one behind it.
   void run_block(const Segments& segments, std::span<const Block> blocks, std::size_t i,
                  const float* norm);
-  // head_out_ = the logits of at most kHeadRows rows. All ranks meet.
-  void multiply_head(std::span<const void* const> head_rows);
   void attention_half(const Segments& segments, const Block& block);
   void mlp_half(const Segments& segments, const Block& block, const float* next_norm);
   void add_and_norm(const Segments& segments, const Block& block, bool is_attention, float scale,

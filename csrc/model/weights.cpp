@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/hash.h"
 #include "model/weight_builder.h"
 
 namespace duplex {
@@ -367,6 +368,12 @@ void write_arena(const Weights& weights, Backend& backend, const ArenaWriter& wr
     backend.read(piece.data(), base + at, n);
     write(piece.data(), n);
   }
+}
+
+std::uint64_t arena_hash(const Weights& weights, Backend& backend) {
+  FastHash hash;
+  write_arena(weights, backend, [&](const std::byte* from, std::size_t n) { hash.add(from, n); });
+  return hash.value();
 }
 
 }  // namespace duplex

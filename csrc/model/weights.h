@@ -111,6 +111,9 @@ Weights load_packed_weights(const ModelConfig& config, const PackedArena& packed
 // Hands out the arena from its beginning, piece by piece.
 using ArenaWriter = std::function<void(const std::byte* from, std::size_t bytes)>;
 void write_arena(const Weights& weights, Backend& backend, const ArenaWriter& write);
+// Tells one set of packed weights from another: the same on every machine, and with any number of
+// threads. Reads all of them.
+std::uint64_t arena_hash(const Weights& weights, Backend& backend);
 
 // A checkpoint's tensors, or weights that were packed before.
 using WeightSource = std::variant<std::vector<SourceTensor>, PackedArena>;

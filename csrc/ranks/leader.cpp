@@ -28,8 +28,8 @@ GroupOptions sizes(const ModelConfig& config, const LeaderOptions& options) {
       std::max(Inkling::slab_bytes(config, shard, options.max_rows), kLeastPieceBytes);
   group.max_command_bytes =
       kCommandHeadBytes +
-      std::max(static_cast<std::size_t>(options.max_rows) * (row_bytes + kSegmentBytes),
-               kLeastPieceBytes);
+      std::max({static_cast<std::size_t>(options.max_rows) * (row_bytes + kSegmentBytes),
+                Inkling::kHeadRows * row_bytes, kLeastPieceBytes});
   group.time_out = kTimeOut;
   return group;
 }
@@ -85,7 +85,7 @@ LeaderModel::LeaderModel(RankLeader& leader, LaneKind lane, const ModelConfig& c
       leader_(leader),
       lane_(static_cast<int>(lane)),
       weights_(weights),
-      gathered_(static_cast<std::size_t>(max_rows) * head_row_bytes()) {
+      gathered_(static_cast<std::size_t>(kHeadRows) * head_row_bytes()) {
   ByteWriter open = command(PassCommand::kOpen);
   open.put(max_rows);
   leader_.sender_.send_pass(lane_, {open.bytes()});
@@ -128,7 +128,7 @@ void LeaderModel::run_blocks(const Segments& segments, std::span<const Block> bl
   share([&] { Inkling::run_blocks(segments, blocks, norm); });
 }
 
-void LeaderModel::send_head_rows(std::span<const void* const> head_rows) {
+void LeaderModel::multiply_head(std::span<const void* const> head_rows) {
   for (std::size_t i = 0; i < head_rows.size(); ++i)
     std::copy_n(static_cast<const std::byte*>(head_rows[i]), head_row_bytes(),
                 gathered_.data() + i * head_row_bytes());
@@ -136,26 +136,7 @@ void LeaderModel::send_head_rows(std::span<const void* const> head_rows) {
   head.put(static_cast<std::int32_t>(head_rows.size()));
   leader_.sender_.send_pass(
       lane_, {head.bytes(), std::span(gathered_).first(head_rows.size() * head_row_bytes())});
-}
-
-void LeaderModel::logits(std::span<const void* const> head_rows, float* out) {
-  const auto n_vocab = static_cast<std::size_t>(n_logits());
-  const auto most = static_cast<std::size_t>(max_rows());
-  for (std::size_t begin = 0; begin < head_rows.size(); begin += most) {
-    const auto rows = head_rows.subspan(begin, std::min(most, head_rows.size() - begin));
-    send_head_rows(rows);
-    share([&] { Inkling::logits(rows, out + begin * n_vocab); });
-  }
-}
-
-void LeaderModel::sample(std::span<const void* const> head_rows, const SampleRow* rows,
-                         std::int32_t* tokens) {
-  const auto most = static_cast<std::size_t>(max_rows());
-  for (std::size_t begin = 0; begin < head_rows.size(); begin += most) {
-    const auto part = head_rows.subspan(begin, std::min(most, head_rows.size() - begin));
-    send_head_rows(part);
-    share([&] { Inkling::sample(part, rows + begin, tokens + begin); });
-  }
+  share([&] { Inkling::multiply_head(head_rows); });
 }
 
 }  // namespace duplex

@@ -108,14 +108,11 @@ class LeaderModel final : public Inkling {
   void forward(const Segments& segments) override;
   void run_blocks(const Segments& segments, std::span<const Block> blocks,
                   const float* norm) override;
-  void logits(std::span<const void* const> head_rows, float* out) override;
-  void sample(std::span<const void* const> head_rows, const SampleRow* rows,
-              std::int32_t* tokens) override;
 
  private:
-  // Tell the others.
+  void multiply_head(std::span<const void* const> head_rows) override;
+  // Tells the others.
   void send_blocks(const Segments& segments, std::int32_t depth);
-  void send_head_rows(std::span<const void* const> head_rows);
   // Runs this rank's share of what was sent.
   void share(const std::function<void()>& compute);
 

@@ -9,7 +9,6 @@
 
 #include "backend/registry.h"
 #include "core/error.h"
-#include "core/hash.h"
 
 namespace duplex {
 namespace {
@@ -38,12 +37,6 @@ RankWorker::RankWorker(const ModelConfig& config, WeightSource source, const Wor
   }
   layout_ = any_layout(config_, options.kv_dtype);
   if (!config_.mtp.layers.empty()) mtp_layout_ = any_layout(config_.mtp_model(), options.kv_dtype);
-}
-
-std::uint64_t RankWorker::weights_hash() const {
-  FastHash hash;
-  write_arena([&](const std::byte* from, std::size_t n) { hash.add(from, n); });
-  return hash.value();
 }
 
 // The passes of one lane.

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from hypothesis import strategies as st
 from random_models import BLOCK, HOP, TURN, load, picture, sound, words
 
-from duplex_engine import DuplexError, Session
+from duplex_engine import DuplexError, Engine, Session
 
 Op: TypeAlias = tuple[Any, ...]
 
@@ -55,6 +55,27 @@ def play(session: Session, ops: Sequence[Op], opened: list[Session]) -> tuple[Se
             output = type(error).__name__
         outputs.append(f"{what}: {output}")
     return session, outputs
+
+
+def check_goes_on(
+    start: Session, before: Sequence[Op], after: Sequence[Op], opened: list[Session],
+    path: Path, engines: Sequence[Engine],
+) -> None:  # fmt: skip
+    """A stream goes on alike behind `before`: from a snapshot at `path` on each engine, and
+    migrated to the last. `start` is a session of the first; all sessions are added to `opened`."""
+    opened.append(start)
+    session, _ = play(start, before, opened)
+    session.snapshot(path)
+    others = [engine.restore(path) for engine in engines]
+    others.append(session.fork().migrate(engines[-1]))
+    opened += others
+    for other in others:
+        assert memory(other) == memory(session)
+    end, expected = play(session, after, opened)
+    for other in others:
+        other_end, outputs = play(other, after, opened)
+        assert outputs == expected
+        assert memory(other_end) == memory(end)
 
 
 def memory(session: Session) -> list[Any]:

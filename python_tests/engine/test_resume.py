@@ -15,7 +15,7 @@ import stream_ops
 from hypothesis import given
 from hypothesis import strategies as st
 from random_models import BLOCK, TURN, examples, load, sound, words, write
-from stream_ops import OPS, memory, play
+from stream_ops import OPS, check_goes_on, memory, play
 
 from duplex_engine import CapacityError, CheckpointError, Engine, InvalidArgument, Session
 
@@ -85,19 +85,7 @@ def test_any_stream_goes_on_anywhere(
         start = pair["one"].open_session(
             max_positions=max_positions, speculate=speculate, **SAMPLING
         )
-        opened.append(start)
-        session, _ = play(start, before, opened)
-        session.snapshot(tmp_path / "snapshot")
-        others = [engine.restore(tmp_path / "snapshot") for engine in pair.values()]
-        others.append(session.fork().migrate(pair["other"]))
-        opened += others
-        for other in others:
-            assert memory(other) == memory(session)
-        end, expected = play(session, after, opened)
-        for other in others:
-            other_end, outputs = play(other, after, opened)
-            assert outputs == expected
-            assert memory(other_end) == memory(end)
+        check_goes_on(start, before, after, opened, tmp_path / "snapshot", list(pair.values()))
     for engine in pair.values():
         assert engine.stats["pages_used"] == engine.stats["pages_promised"] == 0
 

@@ -13,7 +13,7 @@ import stream_ops
 from hypothesis import given
 from hypothesis import strategies as st
 from random_models import TURN, examples, sound, words
-from stream_ops import OPS, memory, play
+from stream_ops import OPS, check_goes_on, memory, play
 
 import duplex_engine
 from duplex_engine import Engine, Session, Window
@@ -117,19 +117,7 @@ def test_any_stream_is_the_same_in_any_pass_and_goes_on_anywhere(
     opened: list[Session] = []
     try:
         start = pair[0].open_session(max_positions=max_positions, speculate=speculate, **SAMPLING)
-        opened.append(start)
-        session, _ = play(start, before, opened)
-        session.snapshot(tmp_path / "snapshot")
-        others = [engine.restore(tmp_path / "snapshot") for engine in pair]
-        others.append(session.fork().migrate(pair[1]))
-        opened += others
-        for other in others:
-            assert memory(other) == memory(session)
-        end, expected = play(session, after, opened)
-        for other in others:
-            other_end, outputs = play(other, after, opened)
-            assert outputs == expected
-            assert memory(other_end) == memory(end)
+        check_goes_on(start, before, after, opened, tmp_path / "snapshot", pair)
     finally:
         for session in opened:
             session.close()

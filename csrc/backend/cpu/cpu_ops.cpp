@@ -50,14 +50,8 @@ std::string CpuBackend::description() const {
 
 void CpuBackend::run_awake(const std::function<void()>& work) {
   const auto pass = [&] {
-    pool_->begin_pass(lane_);
-    try {
-      work();
-    } catch (...) {
-      pool_->end_pass(lane_);
-      throw;
-    }
-    pool_->end_pass(lane_);
+    const ThreadPool::Pass awake(*pool_, lane_);
+    work();
   };
   if (background_ != nullptr) return background_->run(std::ref(pass));
   pass();

@@ -36,6 +36,17 @@ class ThreadPool {
   // lane may overlap; those of the interaction lane may not.
   void begin_pass(LaneKind lane);
   void end_pass(LaneKind lane);
+  class Pass {
+   public:
+    Pass(ThreadPool& pool, LaneKind lane) : pool_(pool), lane_(lane) { pool_.begin_pass(lane_); }
+    ~Pass() { pool_.end_pass(lane_); }
+    Pass(const Pass&) = delete;
+    Pass& operator=(const Pass&) = delete;
+
+   private:
+    ThreadPool& pool_;
+    LaneKind lane_;
+  };
   // Where the background lane waits for the interaction lane's pass to end.
   void give_way(LaneKind lane) const {
     if (lane == LaneKind::kBackground && is_interacting_.load() != 0) park();

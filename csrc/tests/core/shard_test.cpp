@@ -108,6 +108,15 @@ TEST_CASE("a model has as many virtual shards as it can be cut into") {
   }
   CHECK(problem(whole(), DType::kF32, 0, 8, Reduction::kInvariant) ==
         "tensor_parallel: expected a divisor of 4 heads, found 8; 1, 2 or 4 fit");
+  config = whole();
+  config.global = {6, 6, 64, 32, 0};
+  config.local = {12, 12, 64, 8, 8};
+  config.d_ff = 240;
+  config.moe.d_expert = 480;
+  CHECK(problem(config, DType::kF32, 0, 3) == "");
+  CHECK(problem(config, DType::kF32, 0, 3, Reduction::kInvariant) ==
+        "tensor_parallel: expected a divisor of 2, the virtual shards of reduction 'invariant', "
+        "found 3");
 }
 
 TEST_CASE("a rank sees its heads and padded widths") {
