@@ -35,8 +35,11 @@ def plot_curves(run: Path, path: Path) -> None:
     left, right = figure.subplots(1, 2)
     for axes, names in ((left, LOSSES), (right, SHARES)):
         for colour, (key, label) in zip(("tab:blue", "tab:orange"), names.items(), strict=True):
-            _draw(axes, lines, key, f"{label}, training", color=colour, alpha=0.45)
+            _draw(axes, lines, key, f"{label}, training", smooth=True, color=colour, alpha=0.45)
             _draw(axes, lines, f"held_{key}", f"{label}, held-out voices", color=colour, marker=".")
+    drilled = "words in no order, held-out voices"
+    _draw(right, lines, "drill_heard", drilled, color="tab:green", marker=".")
+    for axes in (left, right):
         axes.set_xlabel("minutes")
         axes.grid(alpha=0.3)
         axes.legend()
@@ -46,12 +49,20 @@ def plot_curves(run: Path, path: Path) -> None:
     figure.savefig(path)
 
 
-def _draw(axes: Any, lines: list[dict[str, float]], key: str, label: str, **style: Any) -> None:
+def _draw(
+    axes: Any,
+    lines: list[dict[str, float]],
+    key: str,
+    label: str,
+    *,
+    smooth: bool = False,
+    **style: Any,
+) -> None:
     points = [(line["elapsed_s"] / 60, line[key]) for line in lines if key in line]
     if not points:
         return
     minutes, values = zip(*points, strict=True)
-    if not key.startswith("held_"):
+    if smooth:
         smoothed = [values[0]]
         for value in values[1:]:
             smoothed.append(SMOOTHING * smoothed[-1] + (1 - SMOOTHING) * value)

@@ -33,14 +33,14 @@ __all__ = ["MIX", "N_TURNS", "TASKS", "Episode", "Event", "compose", "to_stream"
 
 # task -> (scene, how often it comes in a mixed episode)
 TASKS: dict[str, tuple[Callable[[Stage], None], float]] = {
-    "list": (tasks_lists.list_scene, 0.25),
-    "sentence": (tasks_lists.sentence_scene, 0.15),
-    "unordered": (tasks_lists.unordered_scene, 0.05),
-    "running": (tasks_lists.running_scene, 0.11),
-    "question": (tasks_talk.question_scene, 0.21),
+    "list": (tasks_lists.list_scene, 0.23),
+    "sentence": (tasks_lists.sentence_scene, 0.17),
+    "unordered": (tasks_lists.unordered_scene, 0.04),
+    "running": (tasks_lists.running_scene, 0.1),
+    "question": (tasks_talk.question_scene, 0.2),
     "long": (tasks_talk.long_answer_scene, 0.1),
-    "delegate": (tasks_talk.delegation_scene, 0.1),
-    "see": (tasks_seeing.seeing_scene, 0.06),
+    "delegate": (tasks_talk.delegation_scene, 0.11),
+    "see": (tasks_seeing.seeing_scene, 0.08),
     "quiet": (tasks_talk.quiet_scene, 0.05),
 }
 MIX = "mix"
@@ -49,6 +49,7 @@ MAX_CASTS = 8  # voices tried for a scene
 TEMPO = (0.86, 1.16)
 BABBLE_S = 20.0  # of a track of voices in the background
 BABBLE_EPISODES = 50  # for which one such track is used
+P_DRILL = 0.15  # that a scene of training is a drill in hearing
 P_SAME_VOICE = 0.7  # that the next scene has the same speaker
 
 Treat = Callable[[Samples, np.random.Generator], Samples]
@@ -63,6 +64,7 @@ def compose(
     *,
     tempo: tuple[float, float] = (1.0, 1.0),
     treat: Treat | None = None,
+    p_drill: float = 0.0,
 ) -> Episode:
     """One episode of `n_turns` micro-turns: scenes of one task, or of all tasks ("mix").
 
@@ -72,6 +74,7 @@ def compose(
         group: which voices speak.
         tempo: range of the factor by which a voice is played faster and higher.
         treat: adds noise, room, codec to the finished sound.
+        p_drill: that a scene is a drill in hearing instead, see `tasks_lists.drill_scene`.
 
     Raises:
         ValueError: no such task.
@@ -84,7 +87,8 @@ def compose(
     shares = np.array([share for _, share in TASKS.values()])
     while stage.time_s < n_turns * 0.2:
         name = str(rng.choice(names, p=shares / shares.sum())) if task == MIX else task
-        _play(stage, TASKS[name][0])
+        is_drill = p_drill > 0.0 and stage.chance(p_drill)
+        _play(stage, tasks_lists.drill_scene if is_drill else TASKS[name][0])
         if not stage.chance(P_SAME_VOICE):
             stage.change_voice()
     return stage.episode(n_turns, treat)
@@ -111,19 +115,31 @@ def to_stream(episode: Episode) -> Stream:
         episode.typed,
         episode.results,
         episode.outputs,
+        episode.moments,
         episode.expected,
     )
 
 
-def train_streams(bank_dir: Path, seed: int, n_turns: int = N_TURNS) -> Iterator[Stream]:
-    """Endless mixed episodes of the training voices, with all augmentation."""
+def train_streams(
+    bank_dir: Path,
+    seed: int,
+    n_turns: int = N_TURNS,
+    p_drill: Callable[[], float] = lambda: P_DRILL,
+) -> Iterator[Stream]:
+    """Endless mixed episodes of the training voices, with all augmentation.
+
+    p_drill: see `compose`; asked anew for every episode.
+    """
     bank = Bank.open(bank_dir)
     rng = np.random.default_rng(seed)
     for number in count():
         if number % BABBLE_EPISODES == 0:
             babble = babble_track(bank, rng, BABBLE_S)
         treat = partial(augment, babble=babble)
-        yield to_stream(compose(MIX, bank, rng, "train", n_turns, tempo=TEMPO, treat=treat))
+        episode = compose(
+            MIX, bank, rng, "train", n_turns, tempo=TEMPO, treat=treat, p_drill=p_drill()
+        )
+        yield to_stream(episode)
 
 
 def _make_shard(path: Path, bank_dir: Path, seed: int, n_episodes: int, n_turns: int) -> None:

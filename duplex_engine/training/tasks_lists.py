@@ -13,10 +13,18 @@ from duplex_engine.training import phrases
 from duplex_engine.training.stage import Stage
 from duplex_engine.training.vocabulary import encode
 
-__all__ = ["ListFollower", "list_scene", "running_scene", "sentence_scene", "unordered_scene"]
+__all__ = [
+    "ListFollower",
+    "drill_scene",
+    "list_scene",
+    "running_scene",
+    "sentence_scene",
+    "unordered_scene",
+]
 
 CAUGHT_TURNS = 2  # micro-turns in which a correction is still one
 CONTEXT_S = (1.6, 2.6)  # silence after which a list is over
+DRILL_PAUSE_S = (0.8, 1.6)
 # items, cyclic, may be recited backwards; numbers twice as often as the others
 LISTS = (
     (phrases.NUMBERS, False, True),
@@ -246,6 +254,27 @@ def unordered_scene(stage: Stage) -> None:
         stage.note("pass", said.end_s, window_turns=2)
         stage.wait(0.7 * gap_s, 1.3 * gap_s)
     stage.wait(*CONTEXT_S)
+
+
+def drill_scene(stage: Stage) -> None:
+    """Any words in no order, one soon after the other: nothing is wrong, nothing can be foreseen.
+
+    For training only. In a sentence or a list the next word can be guessed, and a guess is no
+    hearing: just the wrong words would not be heard.
+    """
+    words = [word for word in phrases.WORDS if stage.can_say(word)]
+    if stage.chance(0.5):
+        _say_or_type(stage, stage.pick(phrases.RANDOM_OPENINGS))
+        stage.wait(0.2, 0.6)
+    else:
+        listed = {*phrases.NUMBERS, *phrases.DAYS, *phrases.MONTHS}
+        words = [word for word in words if word not in listed]
+    gap_s = float(stage.rng.uniform(0.01, 0.35))
+    for _ in range(int(stage.rng.integers(6, 16)) if words else 0):
+        said = stage.say(stage.pick(words))
+        stage.note("pass", said.end_s, window_turns=2)
+        stage.wait(0.5 * gap_s, 1.5 * gap_s)
+    stage.wait(*DRILL_PAUSE_S)
 
 
 def running_scene(stage: Stage) -> None:

@@ -15,7 +15,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,13 +41,15 @@ CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 SAVE_EVERY_S = 60.0
 LOG_EVERY = 20  # steps
 VALIDATE_EVERY = 500  # steps
-N_VALIDATION = 24  # episodes
+N_VALIDATION, N_DRILLS = 24, 8  # episodes: mixed ones, and drills in hearing
 WARM_UP = 200  # steps
 WORD_WEIGHT, EXPECTED_WEIGHT = 1.0, 0.7  # of the losses of the heads that only training has
+EARLY_WEIGHT = 1.0  # of that of the audio rows at which the engine does not ask
 CONTENT_WEIGHT = 1.0  # of the loss of what is said where something is
 # Shares of the budget between which the losses of what is said and expected come in: what is not
 # yet heard cannot be answered, and their gradients would drown those of hearing.
 RAMP = (0.12, 0.37)
+FIRST_DRILL = 0.6  # that a scene is a drill in hearing before that; it falls to episodes.P_DRILL
 MAX_GRADIENT = 1.0
 MUON_FACTOR = 2.5  # of the rate
 N_REPLAYED = 64  # episodes that wait to be learnt a second time
@@ -80,7 +82,7 @@ class Settings:
     size: str = "small"
     batch: int = 4
     turns: int = N_TURNS
-    hours: float = 1.65
+    hours: float = 1.9
     steps: int = 1_000_000
     rate: float = 2e-3
     seed: int = 0
@@ -108,8 +110,13 @@ class Settings:
         return round(self.turns * ROWS_PER_TURN)
 
 
-def _streams(settings: Settings, rng: np.random.Generator) -> Iterator[Stream]:
-    """Endless training streams. What is composed comes twice, the second time some steps later."""
+def _streams(
+    settings: Settings, rng: np.random.Generator, ramp: Callable[[], float]
+) -> Iterator[Stream]:
+    """Endless training streams. What is composed comes twice, the second time some steps later.
+
+    ramp: 0 while hearing is learnt, 1 when everything is.
+    """
     if settings.bank is None:
         assert settings.shards is not None
         ready = [s for path in sorted(settings.shards.glob("*.npz")) for s in load_shard(path)]
@@ -118,20 +125,25 @@ def _streams(settings: Settings, rng: np.random.Generator) -> Iterator[Stream]:
         while True:
             yield from (ready[number].copy() for number in rng.permutation(len(ready)))
     # Here, because composing loads much that a run from shards does not need.
-    from duplex_engine.training.episodes import train_streams
+    from duplex_engine.training.episodes import P_DRILL, train_streams
+
+    def p_drill() -> float:
+        return FIRST_DRILL + (P_DRILL - FIRST_DRILL) * ramp()
 
     replayed: list[Stream] = []
-    for stream in train_streams(settings.bank, int(rng.integers(2**31)), settings.turns):
+    seed = int(rng.integers(2**31))
+    for stream in train_streams(settings.bank, seed, settings.turns, p_drill):
         yield stream.copy()
         replayed.append(stream)
         if len(replayed) > N_REPLAYED:
             yield replayed.pop(int(rng.integers(len(replayed))))
 
 
-def _batches(settings: Settings, rank: int, first_step: int) -> Iterator[Batch]:
+def _batches(work: _Run) -> Iterator[Batch]:
     """This process's share of every batch, with mistakes and masks."""
-    rng = np.random.default_rng([settings.seed, first_step, rank])
-    streams = _streams(settings, rng)
+    settings = work.settings
+    rng = np.random.default_rng([settings.seed, work.step, work.rank])
+    streams = _streams(settings, rng, lambda: work.ramp)
     while True:
         drawn = [next(streams) for _ in range(settings.batch // settings.processes)]
         for stream in drawn:
@@ -139,7 +151,7 @@ def _batches(settings: Settings, rank: int, first_step: int) -> Iterator[Batch]:
         yield collate([layout(stream, spoil(stream, rng)) for stream in drawn], settings.n_rows)
 
 
-def _validation(settings: Settings) -> list[Batch]:
+def _validation(settings: Settings, n: int, p_drill: float) -> list[Batch]:
     """Episodes of the held-out voices as they are; none without a bank that has such voices."""
     if settings.bank is None:
         return []
@@ -150,7 +162,7 @@ def _validation(settings: Settings) -> list[Batch]:
     if not bank.voices("held"):
         return []
     rng = np.random.default_rng(1)
-    episodes = [compose(MIX, bank, rng, "held", settings.turns) for _ in range(N_VALIDATION)]
+    episodes = [compose(MIX, bank, rng, "held", settings.turns, p_drill=p_drill) for _ in range(n)]
     laid = [layout(to_stream(episode)) for episode in episodes]
     share = settings.batch // settings.processes
     return [
@@ -228,7 +240,11 @@ class _Run:
         """One step."""
         with torch.autocast(self.settings.device, torch.bfloat16, self.settings.autocast):
             parts = losses(self.trainee, batch)
-        later = CONTENT_WEIGHT * parts["content"] + EXPECTED_WEIGHT * parts["expected"]
+        later = (
+            EARLY_WEIGHT * parts["early"]
+            + CONTENT_WEIGHT * parts["content"]
+            + EXPECTED_WEIGHT * parts["expected"]
+        )
         loss = parts["token"] + WORD_WEIGHT * parts["word"] + self.ramp * later
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
@@ -270,17 +286,20 @@ class _Run:
             parameter.grad = share.view_as(parameter) / self.settings.processes
 
     @torch.no_grad()
-    def validate(self, batches: list[Batch]) -> None:
-        """Adds the means over the held-out episodes to the log."""
-        if not batches:
+    def validate(self, mixed: list[Batch], drills: list[Batch]) -> None:
+        """Adds the means over the held-out episodes to the log, and the words heard in drills."""
+        if not mixed:
             return
+        means = {f"held_{name}": value for name, value in self._means(mixed).items()}
+        self._write(means | {"drill_heard": self._means(drills)["heard"]})
+
+    def _means(self, batches: list[Batch]) -> dict[str, float]:
         with torch.autocast(self.settings.device, torch.bfloat16, self.settings.autocast):
             parts = [losses(self.trainee, batch.to(self.settings.device)) for batch in batches]
-        means = {
-            f"held_{name}": torch.stack([values[name] for values in parts]).nanmean().item()
+        return {
+            name: torch.stack([values[name] for values in parts]).nanmean().item()
             for name in parts[0]
         }
-        self._write(means)
 
     def log(self) -> None:
         """Appends a line to the log: means over the steps since the last one."""
@@ -391,18 +410,21 @@ def _signals(work: _Run) -> Iterator[None]:
 
 def _loop(work: _Run) -> None:
     settings = work.settings
-    validation = _validation(settings) if work.rank == 0 else []
+    mixed, drills = (
+        _validation(settings, n, p_drill) if work.rank == 0 else []
+        for n, p_drill in ((N_VALIDATION, 0.0), (N_DRILLS, 1.0))
+    )
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, disable=work.rank != 0) as progress:
         bar = progress.add_task("waiting for data")
         saved = time.monotonic()
         work.start_clock()
-        for batch in _batches(settings, work.rank, work.step):
+        for batch in _batches(work):
             work.learn(batch.to(settings.device))
             shown = "  ".join(f"{name} {value:.3f}" for name, value in work.newest.items())
             progress.update(bar, description=f"{work.spent:6.1%}  step {work.step}  {shown}")
             if work.step % VALIDATE_EVERY == 0:
-                work.validate(validation)
+                work.validate(mixed, drills)
             if time.monotonic() - saved > SAVE_EVERY_S:
                 work.save()
                 saved = time.monotonic()
@@ -425,7 +447,7 @@ def main(
     size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "small",
     batch: Annotated[int, typer.Option(help="Sequences of a step.")] = 4,
     turns: Annotated[int, typer.Option(help="Micro-turns of an episode.")] = N_TURNS,
-    hours: Annotated[float, typer.Option(help="Budget in time.")] = 1.65,
+    hours: Annotated[float, typer.Option(help="Budget in time.")] = 1.9,
     steps: Annotated[int, typer.Option(help="Budget in steps.")] = 1_000_000,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,

@@ -182,13 +182,14 @@ def test_a_run_from_a_bank_is_judged_on_held_out_voices_and_drawn(
     monkeypatch.setattr(train, "LOG_EVERY", 2)
     monkeypatch.setattr(train, "VALIDATE_EVERY", 2)
     monkeypatch.setattr(train, "N_VALIDATION", 4)
+    monkeypatch.setattr(train, "N_DRILLS", 2)
     monkeypatch.setattr(train, "N_REPLAYED", 2)
     bank = write_toy_bank(tmp_path / "bank", {"one": "train", "two": "train", "three": "held"})
     run(settings(tmp_path, None, bank=bank, steps=6))
     lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
     held = [line for line in lines if "held_token" in line]
     assert [line["step"] for line in held] == [2, 4, 6]
-    assert all(0 <= line["held_silent"] <= 1 for line in held)
+    assert all(0 <= line[name] <= 1 for line in held for name in ("held_silent", "drill_heard"))
     plot_curves(tmp_path, tmp_path / "figures" / "curves.png")
     assert (tmp_path / "figures" / "curves.png").stat().st_size > 10_000
 
@@ -197,7 +198,7 @@ def test_what_is_composed_is_learnt_twice(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(train, "N_REPLAYED", 3)
     bank = write_toy_bank(tmp_path, {"one": "train"})
     chosen = settings(tmp_path, None, bank=bank, turns=10)
-    streams = train._streams(chosen, np.random.default_rng(0))
+    streams = train._streams(chosen, np.random.default_rng(0), lambda: 1.0)
     drawn = [next(streams).bins.tobytes() for _ in range(16)]
     assert max(drawn.count(bins) for bins in drawn) == 2
     assert sum(drawn.count(bins) == 2 for bins in set(drawn)) >= 5
