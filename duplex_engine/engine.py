@@ -51,7 +51,8 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
 class Engine:
     """One model, loaded. Make it with `Engine.load`; use it as a context manager or `close` it.
 
-    Threads may share an engine; one session takes one call at a time.
+    Threads may share an engine; one session takes one call at a time. A fork of the process
+    (`os.fork`) may not use it: there its calls raise InvalidArgument.
     """
 
     sample_rate = SAMPLE_RATE  # Hz, of sound given without a `sample_rate`

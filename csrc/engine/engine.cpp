@@ -138,6 +138,7 @@ void Engine::close() {
 }
 
 void Engine::check_open() const {
+  interaction_->check_process();
   check<SessionClosed>(!is_closed_, "engine: it is closed; load it again");
 }
 

@@ -44,6 +44,7 @@ Lane::Lane(LaneKind kind, const LoadedModel& model, std::unique_ptr<Backend> bac
 }
 
 void Lane::check_open() const {
+  check_process();
   check<SessionClosed>(!is_closed_, "engine: it is closed; load it again");
 }
 

@@ -20,6 +20,7 @@
 
 #include "backend/backend.h"
 #include "core/config.h"
+#include "core/owner_process.h"
 #include "engine/busy_guard.h"
 #include "engine/draft.h"
 #include "engine/loaded_model.h"
@@ -59,6 +60,7 @@ class Lane {
   void add_counts(EngineStats& stats) const;
   void add_plan(const std::string& prefix,
                 std::vector<std::pair<std::string, std::int64_t>>& plan) const;
+  void check_process() const { owner_.check_here(); }
   std::mutex& mutex() const { return mutex_; }
   void close() { is_closed_ = true; }  // later calls throw SessionClosed; mutex() is held
 
@@ -116,6 +118,7 @@ class Lane {
   bool accept_draft(Session& session);
 
   LaneKind kind_;
+  OwnerProcess owner_;
   const LoadedModel& loaded_;
   const ModelConfig& config_;
   std::unique_ptr<Backend> backend_;

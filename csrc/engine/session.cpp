@@ -65,6 +65,7 @@ void Session::interrupt() {
 }
 
 void Session::check_open() const {
+  lane_.check_process();
   check<SessionClosed>(!is_closed_.load(), "session: it is closed; open a new one");
 }
 
@@ -286,6 +287,7 @@ BusyGuard::BusyGuard(std::span<Session* const> sessions) {
 }
 
 void BusyGuard::take(Session& session) {
+  session.lane_.check_process();
   check<SessionBusy>(!session.is_busy_.exchange(true),
                      "session: another call is in progress on it; one session takes one call at a "
                      "time (feed_* may be called meanwhile)");

@@ -84,8 +84,7 @@ void CommandSender::check_lane(int lane) const {
 }
 
 void CommandSender::send(int channel, CommandParts parts, const CommandHead& order) {
-  check(::getpid() == owner_, "engine: it was loaded in process ", owner_,
-        "; a fork of that process cannot use it: load it there");
+  owner_.check_here();
   std::size_t n_bytes = 0;
   for (const auto& bytes : parts) n_bytes += bytes.size();
   check(n_bytes <= group_.max_command_bytes(), "command: expected at most ",

@@ -14,8 +14,6 @@
 // (a read of page memory, logits) meet there.
 #pragma once
 
-#include <unistd.h>
-
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -23,6 +21,7 @@
 #include <mutex>
 #include <span>
 
+#include "core/owner_process.h"
 #include "parallel/group.h"
 #include "parallel/layout.h"
 
@@ -49,7 +48,7 @@ class CommandSender {
   void send(int channel, CommandParts parts, const CommandHead& order);
 
   Group group_;
-  const pid_t owner_ = ::getpid();            // a fork of it has the rings, not the workers
+  const OwnerProcess owner_;                  // a fork of it has the rings, not the workers
   std::mutex mutexes_[Group::kMaxLanes + 1];  // one writer at a time in a ring
   // By lane, the end of the last pass that has ended, as a position in the ring.
   std::atomic<std::uint64_t> ended_[Group::kMaxLanes] = {};

@@ -14,6 +14,7 @@
 #include <limits>
 
 #include "core/error.h"
+#include "core/owner_process.h"
 #include "core/types.h"
 
 namespace duplex {
@@ -107,6 +108,7 @@ class CpuPageMemory final : public PageMemory {
   }
 
   void discard(PageId page) noexcept override {
+    if (!owner_.is_here()) return;  // the page is still the parent's
     ::fallocate(file_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                 static_cast<off_t>(page_bytes_) * page, static_cast<off_t>(page_bytes_));
   }
@@ -117,6 +119,7 @@ class CpuPageMemory final : public PageMemory {
   std::size_t page_bytes_;
   std::int64_t n_pages_;
   int file_ = -1;
+  OwnerProcess owner_;
 };
 
 }  // namespace

@@ -1,6 +1,9 @@
 // CpuPageMemory: one page at several addresses, backing, discard and the sizes it refuses.
 #include "backend/cpu/page_memory.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <catch2/catch.hpp>
 #include <cstdint>
 #include <cstring>
@@ -45,6 +48,24 @@ TEST_CASE("a discarded page is zero when it comes back") {
   memory->discard(0);
   memory->map(base, 0);
   CHECK(base[kPage - 1] == std::byte{0});
+  memory->release_range(base, kPage);
+}
+
+TEST_CASE("a fork discards no page of its parent") {
+  const auto memory = create_cpu_page_memory(kPage, 1);
+  std::byte* const base = memory->reserve_range(kPage);
+  memory->map(base, 0);
+  base[0] = std::byte{1};
+  const pid_t child = ::fork();
+  if (child == 0) {
+    memory->discard(0);
+    ::_exit(0);
+  }
+  REQUIRE(child > 0);
+  int status = -1;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK(status == 0);
+  CHECK(base[0] == std::byte{1});
   memory->release_range(base, kPage);
 }
 

@@ -1,0 +1,87 @@
+"""A fork of the process may not use its parent's engine, and cannot harm its streams."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from random_models import TURN, load, sound, words, write
+
+from duplex_engine import Engine, InvalidArgument, Session
+
+pytestmark = pytest.mark.core
+
+
+def begin(session: Session) -> None:
+    session.append(text=words(70))
+    session.step(sound(TURN))
+
+
+def go_on(session: Session) -> bytes:
+    session.step(sound(TURN, seed=1))
+    return session.append(text=words(9, seed=1), logits="all").tobytes()
+
+
+def in_a_fork(calls: list[Callable[[], object]]) -> list[str]:
+    """What the calls raise in a fork of this process, one after the other."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        errors: list[str] = []
+        try:
+            for call in calls:
+                try:
+                    call()
+                except InvalidArgument as error:
+                    errors.append(str(error))
+            os.write(writer, json.dumps(errors).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return list(json.loads(said))
+
+
+def test_a_fork_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    folder = write(tmp_path, "dense")
+    with load(folder) as engine:
+        with engine.open_session() as twin:
+            begin(twin)
+            expected = go_on(twin)
+        session, other = engine.open_session(), engine.open_session()
+        begin(session)
+        begin(other)
+        calls: list[Callable[[], object]] = [
+            lambda: session.step(sound(TURN, seed=2)),
+            lambda: session.append(text=words(3)),
+            lambda: session.feed(text=words(3)),
+            lambda: session.truncate(70),
+            lambda: session.fork(),
+            lambda: engine.step_many([(session, {"audio": sound(TURN)})]),
+            lambda: engine.open_session(),
+        ]
+        errors = in_a_fork(calls)
+        assert len(errors) == len(calls)
+        assert all("load an engine after the fork" in error for error in errors)
+        assert in_a_fork([session.close, other.close, engine.close]) == []
+        assert go_on(session) == go_on(other) == expected
+
+
+def test_a_fork_loads_an_engine_of_its_own(tmp_path: Path) -> None:
+    folder = write(tmp_path, "dense")
+    with load(folder) as engine, engine.open_session() as session:
+        begin(session)
+
+        def use() -> None:
+            own: Engine = load(folder)
+            with own.open_session() as stream:
+                begin(stream)
+                raise InvalidArgument(go_on(stream).hex())
+
+        (found,) = in_a_fork([use])
+        assert bytes.fromhex(found) == go_on(session)
