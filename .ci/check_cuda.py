@@ -80,9 +80,12 @@ KERNELS = {
     "all_reduce/two_shot_kernel": Rule(SUM_AND_NORM, registers=96),
     # Four taps with their weights and the row itself, at once. 1024 threads have 64 registers each.
     "append/conv_add_norm_kernel": Rule(NORM | {BARRIER: 4, FOUR: 5, "LD.E.128": 4}),
-    # Keys, values, queries; tau of the log scaling is a logarithm in double.
+    # Keys, values, queries, and codes of the first two; tau of the log scaling and the scale of a
+    # value are computed in double.
     "append/kv_append_kernel": Rule(
-        {BARRIER: 4, SUM: 8, COPY: 1, FOUR: 5}, registers=72, must_not=(TENSOR,)
+        {BARRIER: 5, SUM: 8, EXCHANGE: 5, COPY: 1, FOUR: 5, "ST.E.U8": 4},
+        registers=80,
+        must_not=(TENSOR,),
     ),
     # The walk, and scores of a thread. Keys and values come by 16-byte copies, in four groups.
     "attention/attention_kernel": Rule(
@@ -107,6 +110,23 @@ KERNELS = {
     ),
     "attention_bf16/combine_kernel": Rule(
         {"FFMA": 5, FOUR: 4, EXCHANGE: 5, BARRIER: 3}, registers=80
+    ),
+    # As bfloat16, with half the loads and products. Maxima and sums of queries, maxima of blocks.
+    "attention_int8/attention_int8_kernel": Rule(
+        {
+            "IMMA.16832.U8.S8": 4,
+            "IMMA.16832.S8.U8": 4,
+            WEIGHTS: 16,
+            FOUR: 2,
+            EXCHANGE: 14,
+            BARRIER: 4,
+        },
+        registers=128,
+        must_not=("HMMA",),
+    ),
+    # Sixteen blocks on their way: a sum and a maximum of each.
+    "attention_int8/combine_kernel": Rule(
+        {"FFMA": 16, "LDG.E": 32, SUM: 4, BARRIER: 2}, registers=80
     ),
     "linear/expert_f32_kernel": Rule({"FFMA": 16}),
     "linear/linear_f32_kernel": Rule({"FFMA": 16}),

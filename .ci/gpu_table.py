@@ -40,6 +40,8 @@ HOST_TESTS = {
     "attention/attention_kernel": "cuda: attention",
     "attention_bf16/attention_bf16_kernel": "cuda: attention",
     "attention_bf16/combine_kernel": "cuda: attention",
+    "attention_int8/attention_int8_kernel": "cuda: attention",
+    "attention_int8/combine_kernel": "cuda: attention",
     "linear/expert_f32_kernel": "cuda: experts",
     "linear/linear_f32_kernel": "cuda: linear in float32",
     "linear_bf16/expert_bf16_kernel": "cuda: experts",

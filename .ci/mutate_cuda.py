@@ -39,7 +39,7 @@ IN_KERNELS = (
     (r"\bwait_copies<0>\(\);", "wait_copies<1>();", "a wait for one group less"),
     (r"\bwait_copies<1>\(\);", "wait_copies<2>();", "a wait for one group less"),
     (r"\bwait_copies<2>\(\);", "wait_copies<3>();", "a wait for one group less"),
-    (r"(multiply_add\(\S+ \S+) (\S+), (\S+)\);", r"\1 \3, \2);", "halves of b change places"),
+    (r"(multiply_add\w*\(\S+ \S+) (\S+), (\S+)\);", r"\1 \3, \2);", "halves of b change places"),
     (r"\bfence_system\(\);", ";", "no fence"),
     (r"\bcall\.meet\(\);", ";", "no meeting"),
     (r"if \(missing < 0\) return;", "return;", "a wait that ends at once"),
@@ -152,8 +152,10 @@ def stems_of(host: HostBuild, path: str) -> list[str]:
         return ["cuda_backend", "lanes", "shared_pages"]
     # A header of some files alone.
     users = {
-        "attention": ["attention", "attention_bf16"],
+        "attention": ["attention", "attention_bf16", "attention_int8"],
+        "attention_parts": ["attention_bf16", "attention_int8"],
         "conv": ["append"],
+        "kv_int8": ["append", "attention_int8"],
         "linear_bf16": ["linear_bf16", "linear_large", "linear_mxfp8"],
         "norm": ["append", "rows", "all_reduce"],
         "exchange": ["all_reduce"],

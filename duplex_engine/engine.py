@@ -127,8 +127,8 @@ class Engine:
             weights: "int8" or "int4" quantise the layers' matrices and the head while loading:
                 groups of 64 or 32 inputs share a scale, 8.25 or 4.5 bits a weight. "mxfp8" keeps
                 them in MXFP8, for `device="cuda"` and bfloat16 rows (docs/CHECKPOINT.md).
-            kv_dtype: "int8" keeps keys and values in 8 bits, a scale for each position and head
-                (CPU only): half the memory of bfloat16, and less time the longer the context.
+            kv_dtype: "int8" keeps keys and values in 8 bits, a scale for each position and head:
+                half the memory of bfloat16, and on the CPU less time the longer the context.
             mtp_layers: of the checkpoint's multi-token-prediction layers, how many to load: each
                 guesses one token more, for sessions opened with `speculate`. 0 loads none.
             threads: worker threads of the CPU; None takes one per processor core.

@@ -86,7 +86,7 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
                                    : create_backend(options.device, options.backend);
   check(backend->has_kv_dtype(options.kv_dtype), "kv_dtype: device '", backend->name(),
         "' keeps keys and values in float32 or bfloat16, found ", dtype_name(options.kv_dtype),
-        "; the CPU has int8");
+        "; take kv_dtype=\"auto\"");
   const WeightDTypes dtypes{options.dtype, options.weights};
   const Shard shard =
       make_shard(checked_config, options.weights, 0,

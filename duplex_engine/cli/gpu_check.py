@@ -39,7 +39,7 @@ def gpu_check(
 ) -> None:
     """Compare a GPU with the CPU, byte by byte, then time micro-turns on it.
 
-    In float32, with int8 and int4 weights too, everything that a session holds in the GPU's memory
+    In float32, whatever the weights and the cache, all that a session holds in the GPU's memory
     must equal the CPU's; in bfloat16 the tokens must, and the memory must not depend on chunks or
     on other sessions. Ends with status 1 if a comparison fails. Needs a GPU of compute capability
     9.0 or newer, and a build with CUDA; where one is missing, prints what is predicted for several
@@ -88,8 +88,8 @@ def _print_prediction(console: Console) -> None:
 
 def _compare(console: Console, device: str, checkpoint: str, turns: int) -> list[suite.Check]:
     checks: list[suite.Check] = []
-    for dtype, weights in suite.FORMATS:
-        for check in suite.checks(device, checkpoint, dtype, turns, weights):
+    for dtype, weights, kv_dtype in suite.FORMATS:
+        for check in suite.checks(device, checkpoint, dtype, turns, weights, kv_dtype):
             mark = "[green]same[/]" if check.passed else "[red]other[/]"
             console.print(f"{mark}  {check.name}: {check.detail}")
             checks.append(check)

@@ -2,9 +2,9 @@
 
 Owns the checks and the timings of `duplex-engine gpu-check`. A check compares bytes: digests of all
 that a session holds in memory (keys, values, convolution inputs), and tokens. In float32, whatever
-the weights, the GPU does every operation in the CPU's order, so its memory must be the same; in
-bfloat16, where the matrix units add in an order of their own, the same stream must give the same
-bits on the GPU in any chunks and with any company.
+the weights and the cache, the GPU does every operation in the CPU's order, so its memory must be
+the same; in bfloat16, where the matrix units add in an order of their own, the same stream must
+give the same bits on the GPU in any chunks and with any company.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ __all__ = ["FORMATS", "SHAPES", "Check", "Shape", "Timing", "checks", "timings"]
 
 Dtype = Literal["float32", "bfloat16"]
 Weights = Literal["auto", "int8", "int4"]
-# What is compared: types of the rows, and of the weights.
-FORMATS: tuple[tuple[Dtype, Weights], ...] = (
-    ("float32", "auto"),
-    ("bfloat16", "auto"),
-    ("float32", "int8"),
-    ("float32", "int4"),
+KvDtype = Literal["auto", "int8"]
+# What is compared: types of the rows, of the weights, and of keys and values.
+FORMATS: tuple[tuple[Dtype, Weights, KvDtype], ...] = (
+    ("float32", "auto", "auto"),
+    ("bfloat16", "auto", "auto"),
+    ("float32", "int8", "auto"),
+    ("float32", "int4", "auto"),
+    ("float32", "auto", "int8"),
+    ("bfloat16", "auto", "int8"),
 )
 Digests = list[tuple[int, int, int]]
 TURN = 3200  # samples
@@ -140,7 +143,12 @@ def _same(name: str, one: Any, other: Any, what: str) -> Check:
 
 
 def checks(
-    device: str, checkpoint: str, dtype: Dtype, n_turns: int = 100, weights: Weights = "auto"
+    device: str,
+    checkpoint: str,
+    dtype: Dtype,
+    n_turns: int = 100,
+    weights: Weights = "auto",
+    kv_dtype: KvDtype = "auto",
 ) -> Iterator[Check]:
     """Compares the device with the CPU, and with itself under other chunks and company.
 
@@ -150,10 +158,12 @@ def checks(
         dtype: of rows and cache.
         n_turns: micro-turns of the stream.
         weights: as `Engine.load` takes it.
+        kv_dtype: as `Engine.load` takes it.
     """
     stream = _Stream(n_turns)
     name = dtype if weights == "auto" else f"{dtype}, {weights} weights"
-    load = partial(Engine.load, checkpoint, dtype=dtype, weights=weights)
+    name += "" if kv_dtype == "auto" else f", {kv_dtype} keys and values"
+    load = partial(Engine.load, checkpoint, dtype=dtype, weights=weights, kv_dtype=kv_dtype)
     with load() as engine, engine.open_session() as session:
         cpu_said, cpu_memory = stream.play(session), _digests(session)
     with load(device=device) as engine:

@@ -15,7 +15,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
-from conftest import DEVICE
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -82,8 +81,6 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
         if "isa" in options and options["isa"] not in usable:
             pytest.skip(f"this machine has no {options['isa']}")
         if dtype not in ("float32", "bfloat16"):
-            if DEVICE != "cpu":
-                pytest.skip("quantised weights, keys and values are the CPU's")
             options["kv_dtype" if dtype == "kv int8" else "weights"] = dtype.removeprefix("kv ")
             dtype = "bfloat16"
         key = (model, dtype, *sorted(options.items()))

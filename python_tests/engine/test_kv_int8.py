@@ -15,7 +15,7 @@ from parity import OracleCheckpoint
 from random_models import REWIND, instruction_sets, load, words, write
 from test_parity_bfloat16 import DENSE, losses, rms
 
-from duplex_engine import Engine, InvalidArgument
+from duplex_engine import Engine, InvalidArgument, _core
 from duplex_engine.models import write_random_checkpoint
 
 pytestmark = pytest.mark.cpu
@@ -113,6 +113,52 @@ def test_a_fork_and_a_rewind_within_a_block(tmp_path: Path) -> None:
             expected = straight.append(text=words(80, seed=5), logits="all")
             found = session.append(text=words(80, seed=5), logits="all")
         assert found.tobytes() == expected.tobytes()
+        assert session._core.digests() == straight._core.digests()
+
+
+# ---- on the CUDA backend, whose kernels run on the host here
+
+on_gpu = pytest.mark.skipif(
+    "cuda_host" not in _core.backend_names(), reason="only a build with tests has it"
+)
+ROWS = [9 + i * i % 50 for i in range(150)]  # more than attention takes in one part
+
+
+def load_smallest(folder: Path, device: str, dtype: Any) -> Engine:
+    if not (folder / "config.json").exists():
+        write_random_checkpoint(folder, "smallest", seed=3)
+    return Engine.load(folder, dtype=dtype, kv_dtype="int8", memory="64MiB", device=device)
+
+
+@on_gpu
+def test_the_cuda_backend_has_the_memory_of_the_cpu(tmp_path: Path) -> None:
+    found = []
+    for device in ("cpu", "cuda_host"):
+        with load_smallest(tmp_path, device, "float32") as engine, engine.open_session() as session:
+            logits = session.append(text=ROWS, logits="all")
+            found.append((logits.tobytes(), session.decode(2), session._core.digests()))
+    assert found[0] == found[1]
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pieces_forks_and_rewinds_on_the_cuda_backend(dtype: Any, tmp_path: Path) -> None:
+    with (
+        load_smallest(tmp_path, "cuda_host", dtype) as engine,
+        engine.open_session() as session,
+        engine.open_session() as straight,
+    ):
+        session.append(text=ROWS[:130])
+        session.append(text=[7, 8, 9])
+        session.truncate(130)
+        with session.fork() as fork:
+            assert session.memory["shared_bytes"] > 0
+            fork.append(text=[10, 11])
+            found = session.append(text=ROWS[130:], logits="all")
+        for begin in range(0, 130, 26):
+            straight.append(text=ROWS[begin : begin + 26])
+        expected = [straight.append(text=[row], logits="all") for row in ROWS[130:]]
+        assert found.tobytes() == np.concatenate(expected).tobytes()
         assert session._core.digests() == straight._core.digests()
 
 

@@ -23,12 +23,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "weights"), gpu_check.FORMATS)
+@pytest.mark.parametrize(("dtype", "weights", "kv_dtype"), gpu_check.FORMATS)
 def test_the_cuda_kernels_compute_what_the_cpu_computes(
-    checkpoint: Path, dtype: gpu_check.Dtype, weights: gpu_check.Weights
+    checkpoint: Path,
+    dtype: gpu_check.Dtype,
+    weights: gpu_check.Weights,
+    kv_dtype: gpu_check.KvDtype,
 ) -> None:
     """Whole micro-turns, by the sources that nvcc compiles, run thread by thread on the host."""
-    checks = list(gpu_check.checks("cuda_host", str(checkpoint), dtype, N_TURNS, weights))
+    options = (dtype, N_TURNS, weights, kv_dtype)
+    checks = list(gpu_check.checks("cuda_host", str(checkpoint), *options))
     assert [check for check in checks if not check.passed] == []
     assert any("memory of the CPU" in check.name for check in checks) == (dtype == "float32")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from ptx.arguments import (
     BF16,
     BLOCK,
     F32,
+    INT8,
     ConvAddNorm,
     ConvSlot,
     Floats,
@@ -25,6 +27,7 @@ from ptx.arguments import (
 )
 from ptx.cases_rows import EPS, norm_bound, norm_shape, rms_norm
 from ptx.device import BF16_UNIT, UNIT, Device, both, check_close
+from ptx.kv_int8 import SCALES, key_places, value_places
 
 KERNEL = 4  # taps of a convolution
 CONV_FLOATS = 160  # of a block of the convolution tape
@@ -134,24 +137,18 @@ def kv_append(device: Device, dtype: int, *, is_local: bool) -> None:
     for weight in (k_conv, v_conv):
         weight[..., :d_head] = random.normal(size=(KERNEL, kv_heads, d_head))
     q_norm, k_norm = pad(random.normal(size=(2, d_head)).astype(np.float32), n)
-    element = 4 if dtype == F32 else 2
-    panel = n * BLOCK * element
+    rows_dtype = BF16 if dtype == BF16 else F32
+    panel = SCALES + n * BLOCK if dtype == INT8 else n * BLOCK * (4 if dtype == F32 else 2)
     block_bytes = layer_offset + kv_heads * 2 * panel
-    kv = [
-        device.out(
-            np.full((2, block_bytes), 0xFF, np.uint8).view(
-                f"{'f' if dtype == F32 else 'u'}{element}"
-            )
-        )
-        for _ in both_streams
-    ]
+    element = {F32: "f4", BF16: "u2", INT8: "u1"}[dtype]
+    kv = [device.out(np.full((2, block_bytes), 0xFF, np.uint8).view(element)) for _ in both_streams]
     segments = (Segment * 2)(
         *[
             s.segment(device, TapeView(at, 1, block_bytes, block_bytes))
             for s, at in zip(both_streams, kv, strict=True)
         ]
     )
-    q_out = device.out_rows(6, heads * n, dtype)
+    q_out = device.out_rows(6, heads * n, rows_dtype)
     args = KvAppend(
         Segments(device.put(np.frombuffer(segments, np.uint8)), 2, 6),
         Shape(heads, kv_heads, d_head, 1, 64 if is_local else 0), n,
@@ -172,7 +169,64 @@ def kv_append(device: Device, dtype: int, *, is_local: bool) -> None:
     check_close(found[..., :d_head], q, np.abs(q) * (24 * UNIT + unit))
     for s, at in zip(both_streams, kv, strict=True):
         rows = qkv[s.row_begin :][: s.n_rows].reshape(s.n_rows, -1, n)
-        check_tape(device, s, at, rows, (k_conv, v_conv, k_norm), (heads, kv_heads, d_head), dtype)
+        check = check_codes if dtype == INT8 else check_tape
+        check(device, s, at, rows, (k_conv, v_conv, k_norm), (heads, kv_heads, d_head), dtype)
+
+
+def keys_and_values(
+    stream: Stream,
+    rows: Floats,
+    weights: tuple[Floats, Floats, Floats],
+    shape: tuple[int, int, int],
+    head: int,
+    conv: Floats,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a head appends, in double precision; its inputs lie on the convolution tape."""
+    heads, kv_heads, d_head = shape
+    k_conv, v_conv, k_norm = weights
+    n = rows.shape[2]
+    inputs = rows[:, heads + head], rows[:, heads + kv_heads + head]
+    assert (conv[:, 16 + head * n :][:, :n] == inputs[0]).all()
+    assert (conv[:, 80 + head * n :][:, :n] == inputs[1]).all()
+    keys = stream.convolve(inputs[0], k_conv[:, head], 16 + head * n)
+    keys = np.pad(rms_norm(keys[:, :d_head], k_norm[:d_head]), ((0, 0), (0, n - d_head)))
+    return keys, stream.convolve(inputs[1], v_conv[:, head], 80 + head * n)
+
+
+def check_codes(
+    device: Device,
+    stream: Stream,
+    address: int,
+    rows: Floats,
+    weights: tuple[Floats, Floats, Floats],
+    shape: tuple[int, int, int],
+    dtype: int,
+) -> None:
+    """The same of int8 codes: no further off than half a code, by scales that are large enough and
+    no larger than bfloat16 asks for."""
+    assert dtype == INT8
+    n = rows.shape[2]
+    stored = device.get(address).view(np.uint8)
+    conv = stream.conv_after(device)[stream.position :]
+    touched = np.zeros(stored.shape, np.bool_)
+    for head in range(shape[1]):
+        for half, wanted in enumerate(keys_and_values(stream, rows, weights, shape, head, conv)):
+            places = value_places(n) if half else key_places(n)
+            at = 128 + (2 * head + half) * (SCALES + BLOCK * n)
+            for number, row in enumerate(wanted, stream.position):
+                block, slot = divmod(number, BLOCK)
+                scale_at = at + 2 * slot + np.arange(2)
+                code_at = at + SCALES + places[slot]
+                scale = float(decode(stored[block, scale_at].view(np.uint16))[0])
+                codes = stored[block, code_at] ^ np.uint8(0 if half else 0x80)
+                unit = 2.0**scale if half else scale
+                off = np.abs(row) * 40 * UNIT + 12 * 10 * UNIT
+                check_close(codes.view(np.int8) * unit, row, unit / 2 * (1 + 1e-4) + off)
+                exact = np.abs(row).max() / 127
+                coarse = 2.0 ** (abs(scale) / 128) if half else 1 + 1 / 128
+                assert exact * (1 - 1e-5) <= unit <= exact * coarse * (1 + 1e-5)
+                touched[block, scale_at] = touched[block, code_at] = True
+    assert (stored[~touched] == 0xFF).all()
 
 
 def check_tape(
@@ -185,20 +239,13 @@ def check_tape(
     dtype: int,
 ) -> None:
     """The new keys and values lie where they should, and nothing else was written."""
-    heads, kv_heads, d_head = shape
-    k_conv, v_conv, k_norm = weights
     n = rows.shape[2]
     stored = device.get(address)
     conv = stream.conv_after(device)[stream.position :]
     begin = 128 // stored.itemsize
     touched = np.zeros(stored.shape, np.bool_)
-    for head in range(kv_heads):
-        inputs = rows[:, heads + head], rows[:, heads + kv_heads + head]
-        assert (conv[:, 16 + head * n :][:, :n] == inputs[0]).all()
-        assert (conv[:, 80 + head * n :][:, :n] == inputs[1]).all()
-        keys = stream.convolve(inputs[0], k_conv[:, head], 16 + head * n)
-        keys = np.pad(rms_norm(keys[:, :d_head], k_norm[:d_head]), ((0, 0), (0, n - d_head)))
-        values = stream.convolve(inputs[1], v_conv[:, head], 80 + head * n)
+    for head in range(shape[1]):
+        keys, values = keys_and_values(stream, rows, weights, shape, head, conv)
         for half, (expected, layout) in enumerate(((keys, key_panel), (values, value_panel))):
             at = begin + (2 * head + half) * n * BLOCK
             tape = np.zeros((2 * BLOCK, n), np.float32)
@@ -225,4 +272,5 @@ CASES = {
     **both("conv_add_norm", conv_add_norm),
     **both("kv_append_global", kv_append, is_local=False),
     **both("kv_append_local", kv_append, is_local=True),
+    "kv_append-int8": partial(kv_append, dtype=INT8, is_local=False),
 }

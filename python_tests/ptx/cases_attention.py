@@ -1,4 +1,4 @@
-"""Cases of attention over the tape (kernels/attention.cu, attention_bf16.cu)."""
+"""Cases of attention over the tape (kernels/attention{,_bf16,_int8}.cu)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ptx.arguments import (
     BF16,
     BLOCK,
     F32,
+    INT8,
     Attention,
     AttentionLaunch,
     Floats,
@@ -28,7 +29,7 @@ from ptx.device import BF16_UNIT, UNIT, Device, both, check_close
 VECTORS = 8  # of a tile
 LAYER_OFFSET = 128
 FLOOR, ALPHA = 90, 0.4
-PART = 128  # positions, in bfloat16
+PART = 128  # positions, in bfloat16 and int8
 STRANDS = 8  # that add up parts
 
 
@@ -174,38 +175,46 @@ def launch(
     q, r, bank = inputs
     group = model.n_heads // model.n_kv_heads
     n_rows = sum(s.n_rows for s in streams)
-    group_tiles = group_tiles if dtype == BF16 else 1
+    group_tiles = 1 if dtype == F32 else group_tiles
     n_groups = sum(-(-s.n_rows * group // (VECTORS * group_tiles)) for s in streams)
-    n_parts = max((s.position + s.n_rows - 1) // PART + 1 for s in streams) if dtype == BF16 else 1
-    sums = device.out(
-        np.full(
-            (n_groups * group_tiles * model.n_kv_heads * n_parts, VECTORS * (model.n + 2)),
-            np.nan,
-            np.float32,
-        )
-    )
+    n_parts = 1
+    if dtype != F32:
+        n_parts = max((s.position + s.n_rows - 1) // PART + 1 for s in streams)
+    n_all = n_groups * group_tiles * model.n_kv_heads * n_parts
+    of_vector = 2 * (model.n + 20) if dtype == INT8 else model.n + 2
+    sums = device.out(np.full((n_all, VECTORS * of_vector), np.nan, np.float32))
     segments = (Segment * len(streams))(*[s.segment(device, model, dtype) for s in streams])
     rows = q.reshape(n_rows, -1)
-    out = device.out_rows(n_rows, rows.shape[1], dtype)
+    rows_dtype = BF16 if dtype == BF16 else F32
+    out = device.out_rows(n_rows, rows.shape[1], rows_dtype)
     args = Attention(
         Segments(device.put(np.frombuffer(segments, np.uint8)), len(streams), n_rows),
         Shape(model.n_heads, model.n_kv_heads, model.d_head, model.extent, model.window),
-        model.n, model.d_rel, device.rows(pad(rows, rows.shape[1] + 8), dtype),
+        model.n, model.d_rel, device.rows(pad(rows, rows.shape[1] + 8), rows_dtype),
         device.put(r), model.n_heads * model.d_rel, device.put(bank), bank.shape[1],
         model.window > 0, FLOOR, ALPHA, LAYER_OFFSET, dtype, out,
     )  # fmt: skip
-    whole = AttentionLaunch(args, 0, group_tiles, n_parts, sums if n_parts > 1 else 0)
+    whole = AttentionLaunch(
+        args, 0, group_tiles, n_parts, sums if n_parts > 1 or dtype == INT8 else 0
+    )
     numbers = 4 * len(streams)
     if dtype == F32:
         shared = (2 * BLOCK * model.n + VECTORS * (2 * model.n + BLOCK + model.d_rel + 2)) * 4
         grid = (n_groups, model.n_kv_heads)
         device.launch("attention/attention_kernel", grid, 256, shared + numbers, whole)
         return out
-    shared = 2 * VECTORS * (PART + 4 + model.n + 4 + 1) * 4 + VECTORS * (PART + 32) * 2
     parts = (n_groups, model.n_kv_heads, n_parts)
+    vectors = (n_groups, model.n_kv_heads, group_tiles * VECTORS)
+    if dtype == INT8:
+        codes = -(-model.n // 128) * 128 + 64 + PART + 64  # of a query, of weights
+        shared = VECTORS * (2 * (PART + 4) * 4 + codes) + numbers
+        device.launch("attention_int8/attention_int8_kernel", parts, 256, shared, whole)
+        shared = (model.n + 16) * 4 + numbers
+        device.launch("attention_int8/combine_kernel", vectors, 256, shared, whole)
+        return out
+    shared = 2 * VECTORS * (PART + 4 + model.n + 4 + 1) * 4 + VECTORS * (PART + 32) * 2
     device.launch("attention_bf16/attention_bf16_kernel", parts, 256, shared + numbers, whole)
     if n_parts > 1:
-        vectors = (n_groups, model.n_kv_heads, group_tiles * VECTORS)
         shared = STRANDS * (model.n + 4) * 4
         device.launch("attention_bf16/combine_kernel", vectors, 256, shared + numbers, whole)
     return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -274,7 +275,13 @@ def shuffle(m: Machine, instruction: Instruction) -> Step:
 # opcode -> the types of its operands, and what it computes
 PRODUCTS = {
     "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32": ("f32", multiply_fragments),
-    "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32": ("s32", multiply_integer_fragments),
+    **{
+        f"mma.sync.aligned.m16n8k32.row.col.s32.{a}.{b}.s32": (
+            "s32",
+            partial(multiply_integer_fragments, codes=(TYPES[a], TYPES[b])),
+        )
+        for a, b in (("s8", "s8"), ("u8", "s8"), ("s8", "u8"))
+    },
 }
 
 

@@ -74,6 +74,8 @@ MUTANTS = {
     "halves of B": (r"(, \{)(%r\d+), (%r\d+)(?=\}, \{)", SWAPPED, "linear_8_rows-bfloat16"),
     "rows of A, int8": (r"(mma\S+s8\.s32\s+\{[^}]*\}, \{)(%r\d+), (%r\d+)", SWAPPED, FEW_INT8),
     "halves of B, int4": (r"(s8\.s32[^;]*, \{)(%r\d+), (%r\d+)(?=\}, \{)", SWAPPED, FEW_INT4),
+    "signs of A": (r"s32\.u8\.s8", "s32.s8.s8", "attention_int8"),
+    "signs of B": (r"s32\.s8\.u8", "s32.s8.s8", "attention_int8"),
     "words loaded": (r"(\.nc\S+ \{)(%r\d+), (%r\d+)", SWAPPED, "linear_8_rows-bfloat16"),
     "a wait": (r"cp\.async\.wait_group 1", "cp.async.wait_group 2", "attention-float32"),
     "groups of copies": (r"cp\.async\.commit_group;", "", "attention-float32"),

@@ -68,9 +68,12 @@ def multiply_fragments(
 
 
 def multiply_integer_fragments(
-    a: NDArray[np.uint32], b: NDArray[np.uint32], c: NDArray[np.int32]
+    a: NDArray[np.uint32],
+    b: NDArray[np.uint32],
+    c: NDArray[np.int32],
+    codes: tuple[type[np.generic], type[np.generic]],
 ) -> NDArray[np.int32]:
-    """mma.m16n8k32 in int8: c + A B of every warp, exactly.
+    """mma.m16n8k32 in int8, or uint8, of A and of B: c + A B of every warp, exactly.
 
     a (n_warps, 32, 4), b (n_warps, 32, 2), c and the result (n_warps, 32, 4). Byte i of a lane's A,
     of sixteen, is row g for i in 0 to 3 and 8 to 11 and row g + 8 else, column 4 t + i % 4, plus 16
@@ -80,8 +83,8 @@ def multiply_integer_fragments(
     lane = np.arange(32)
     g, t = lane // 4, lane % 4
     n = len(a)
-    of_a = np.ascontiguousarray(a).view(np.int8).reshape(n, 32, 16)
-    of_b = np.ascontiguousarray(b).view(np.int8).reshape(n, 32, 8)
+    of_a = np.ascontiguousarray(a).view(codes[0]).reshape(n, 32, 16)
+    of_b = np.ascontiguousarray(b).view(codes[1]).reshape(n, 32, 8)
     left, right = np.zeros((n, 16, 32), np.int32), np.zeros((n, 32, 8), np.int32)
     for i in range(16):
         left[:, g + (0 if i % 8 < 4 else 8), 4 * t + i % 4 + (16 if i >= 8 else 0)] = of_a[:, :, i]

@@ -6,13 +6,9 @@
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/kernels_rows.h"
 #include "backend/cpu/kernels_walk.h"
+#include "backend/kv_int8.h"
 
 namespace duplex::DUPLEX_ISA {
-
-inline constexpr float kLog2Of255 = 7.99435343685886f;
-// A vector's maximum follows the scores only when they have outgrown it by this, which floats have
-// room for: rescaling what has been gathered is then rare.
-inline constexpr float kRoom = 32.0f;
 
 // Of the 64 positions of a block, in the form in which every vector needs them.
 struct BlockScales {
@@ -67,7 +63,7 @@ inline float score_block(const AttentionWalk& walk, const QueryVector& v, std::i
 
 // Lets v.max follow the scores once they have outgrown it.
 inline void raise_max(const AttentionWalk& walk, QueryVector& v, float block_max) {
-  if (block_max <= v.max + kRoom) return;
+  if (block_max <= v.max + kScoreRoom) return;
   if (v.max != kMinusInfinity) {
     const F16 alpha = exp2_of_bf16(set1(v.max - block_max));
     store(v.sums, mul(load(v.sums), alpha));

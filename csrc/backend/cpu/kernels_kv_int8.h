@@ -9,28 +9,16 @@
 #include <cmath>
 
 #include "backend/cpu/kernels.h"
+#include "backend/kv_int8.h"
 
 namespace duplex::DUPLEX_ISA {
-
-inline constexpr std::int64_t kKvScalesBytes = kBlockPositions * 2;
-inline constexpr std::int64_t kQuad = 4;  // codes that one step of a sum takes
-// The scale of numbers too small to matter, zeros above all. The logarithm of a value's scale is
-// part of its score, so it must not lie below what a float exponent holds.
-inline constexpr float kLeastKvScale = 0x1p-60f;
-
-// The least bfloat16 that is no less than a finite x.
-inline std::uint16_t bf16_from_above(float x) {
-  const auto bits = std::bit_cast<std::uint32_t>(x);
-  return static_cast<std::uint16_t>(x < 0 ? bits >> 16 : (bits + 0xffffu) >> 16);
-}
 
 // What makes the largest of n numbers 127.
 inline float kv_scale(const float* x, std::int64_t n) {
   F16 largest = zero();
   for (std::int64_t i = 0; i < n; i += 16)
     largest = max(largest, max(load(x + i), sub(zero(), load(x + i))));
-  const float scale = reduce_max(largest) / 127.0f;
-  return scale > kLeastKvScale ? scale : kLeastKvScale;
+  return kv_scale_of(reduce_max(largest));
 }
 
 // Codes of x / scale; returns their sum.
@@ -56,13 +44,16 @@ inline void write_key_int8(std::byte* panel, std::int64_t slot, const float* key
         static_cast<std::uint8_t>(codes[c] + 128);
 }
 
-// Codes of positions p, p + 1, p + 2, p + 3 lie together, then those of the next channel.
+// Codes of positions p, p + 1, p + 2, p + 3 lie together, then those of the next channel. note:
+// logarithm and power are taken in double, where libraries differ too little to matter.
 inline void write_value_int8(std::byte* panel, std::int64_t slot, const float* value,
                              std::int64_t n) {
-  const std::uint16_t log2_scale = bf16_from_above(std::log2(kv_scale(value, n)));
+  const double log2 = std::log2(static_cast<double>(kv_scale(value, n)));
+  const std::uint16_t log2_scale = bf16_from_above(static_cast<float>(log2));
   reinterpret_cast<std::uint16_t*>(panel)[slot] = log2_scale;
   std::int8_t codes[kMaxHeadWidth];
-  kv_codes(value, n, std::exp2(-bf16_to_float(log2_scale)), codes);
+  const double inverse = std::exp2(-static_cast<double>(bf16_to_float(log2_scale)));
+  kv_codes(value, n, static_cast<float>(inverse), codes);
   auto* to = reinterpret_cast<std::int8_t*>(panel + kKvScalesBytes) + slot / kQuad * n * kQuad;
   for (std::int64_t c = 0; c < n; ++c) to[c * kQuad + slot % kQuad] = codes[c];
 }

@@ -1,9 +1,10 @@
-// The CUDA backend's attention against the CPU backend: the same bytes in float32, derived bounds
-// in bfloat16, and each row's bytes whatever rows and streams are beside it. Whatever a row may not
-// see is NaN on the tape.
+// The CUDA backend's attention against the CPU backend: the same bytes in float32 and over int8
+// keys and values, derived bounds in bfloat16, and each row's bytes whatever rows and streams are
+// beside it. Whatever a row may not see is NaN on the tape.
 #include <algorithm>
 #include <cmath>
 
+#include "backend/kv_int8.h"
 #include "tests/backend/attention_scene.h"
 #include "tests/simt/fixtures.h"
 
@@ -41,19 +42,37 @@ RowBuffer random_heads(Random& random, std::int64_t n_rows, std::int32_t n_heads
   return rows;
 }
 
+// Puts n numbers at a position of an int8 panel, as a key or as a value.
+void put_codes(std::byte* panel, std::int64_t slot, const std::vector<float>& numbers,
+               bool is_value) {
+  float largest = 0;
+  for (const float x : numbers) largest = std::max(largest, std::abs(x));
+  const float exact = kv_scale_of(largest);
+  const std::uint16_t scale = bf16_from_above(is_value ? std::log2(exact) : exact);
+  std::memcpy(panel + slot * 2, &scale, sizeof scale);
+  const float unit = is_value ? std::exp2(bf16_to_float(scale)) : bf16_to_float(scale);
+  const auto n = static_cast<std::int64_t>(numbers.size());
+  for (std::int64_t c = 0; c < n; ++c) {
+    const auto code = static_cast<int>(std::lround(numbers[static_cast<std::size_t>(c)] / unit));
+    const std::int64_t at = is_value ? (slot / kQuad * n + c) * kQuad + slot % kQuad
+                                     : (c / kQuad * kBlockPositions + slot) * kQuad + c % kQuad;
+    panel[kKvScalesBytes + at] = static_cast<std::byte>(code + (is_value ? 0 : 128));
+  }
+}
+
 // One stream: all its keys and values are on the tape.
 struct Stream {
   static constexpr std::int64_t kLayerOffset = 128;
 
   // The numbers are those of `dtype`; they can be put down in any.
-  Stream(const Scene& of, DType dtype, std::uint32_t seed)
+  Stream(const Scene& of, DType dtype, std::uint32_t seed, float query_size = 3)
       : scene(of),
         n(round_up(of.shape.d_head, kColumnAlign)),
         n_positions(of.position + of.n_rows),
         random(seed),
         keys(random_heads(random, n_positions, of.shape.n_kv_heads, of.shape.d_head, dtype, 1)),
         values(random_heads(random, n_positions, of.shape.n_kv_heads, of.shape.d_head, dtype, 1)),
-        q(random_heads(random, of.n_rows, of.shape.n_heads, of.shape.d_head, dtype, 3)),
+        q(random_heads(random, of.n_rows, of.shape.n_heads, of.shape.d_head, dtype, query_size)),
         r(random_rows(random, of.n_rows, of.shape.n_heads * of.d_rel, of.shape.n_heads * of.d_rel)),
         bank(of.d_rel, bank_width(), bank_width(), DType::kF32) {
     for (std::int64_t k = 0; k < of.d_rel; ++k)
@@ -71,11 +90,32 @@ struct Stream {
   }
   // The tape that kv_append would leave.
   std::unique_ptr<HostTape> tape(DType dtype) const {
-    const auto element = static_cast<std::int64_t>(dtype_bytes(dtype));
-    const std::int64_t panel = n * kBlockPositions * element;
-    const bool is_bf16 = dtype == DType::kBF16;
+    const std::int64_t panel = kv_panel_bytes(dtype, n);
     auto made = std::make_unique<HostTape>(div_up(n_positions, kBlockPositions),
                                            kLayerOffset + 2 * scene.shape.n_kv_heads * panel);
+    if (dtype == DType::kInt8)
+      put_all_codes(*made, panel);
+    else
+      put_all_numbers(*made, panel, dtype);
+    return made;
+  }
+  void put_all_codes(HostTape& tape, std::int64_t panel) const {
+    for (std::int64_t p = 0; p < n_positions; ++p)
+      for (std::int64_t head = 0; head < scene.shape.n_kv_heads && is_held(p / kBlockPositions);
+           ++head) {
+        std::byte* const start =
+            tape.view.block(p / kBlockPositions) + kLayerOffset + 2 * head * panel;
+        for (const RowBuffer* rows : {&keys, &values}) {
+          std::vector<float> numbers;
+          for (std::int64_t c = 0; c < n; ++c) numbers.push_back(rows->get(p, head * n + c));
+          const bool is_value = rows == &values;
+          put_codes(start + (is_value ? panel : 0), p % kBlockPositions, numbers, is_value);
+        }
+      }
+  }
+  void put_all_numbers(HostTape& tape, std::int64_t panel, DType dtype) const {
+    const auto element = static_cast<std::int64_t>(dtype_bytes(dtype));
+    const bool is_bf16 = dtype == DType::kBF16;
     const auto put = [&](std::byte* start, std::int64_t index, float value) {
       const std::uint16_t half = float_to_bf16(value);
       if (is_bf16)
@@ -88,7 +128,7 @@ struct Stream {
       for (std::int64_t i = 0; i < keys.stride() && is_held(p / kBlockPositions); ++i) {
         const std::int64_t c = i % n;
         std::byte* const start =
-            made->view.block(p / kBlockPositions) + kLayerOffset + 2 * (i / n) * panel;
+            tape.view.block(p / kBlockPositions) + kLayerOffset + 2 * (i / n) * panel;
         put(start,
             is_bf16 ? (c / 2 * kBlockPositions + slot) * 2 + c % 2 : c * kBlockPositions + slot,
             keys.get(p, i));
@@ -98,7 +138,6 @@ struct Stream {
           put(start + panel, (slot / 2 * n + c) * 2 + 1, 0.0f);
       }
     }
-    return made;
   }
   Segment segment(const TapeView& view, std::int32_t row_begin, std::int32_t first,
                   std::int32_t n_rows) const {
@@ -125,13 +164,14 @@ struct Piece {
   std::int32_t n_rows;
 };
 
-// The given rows of streams of one model in one call, on tapes of a dtype.
-RowBuffer attend(Backend& backend, const std::vector<Piece>& pieces, DType dtype) {
+// The given rows of streams of one model in one call, on tapes of a dtype; results in `result`.
+RowBuffer attend(Backend& backend, const std::vector<Piece>& pieces, DType dtype, DType result) {
   Memory memory(backend);
   Stream& model = *pieces.front().stream;
   std::int32_t n_rows = 0;
   for (const Piece& piece : pieces) n_rows += piece.n_rows;
-  RowBuffer q(n_rows, 0, model.q.stride() + 8, dtype), out(n_rows, 0, model.q.stride(), dtype);
+  RowBuffer q(n_rows, 0, model.q.stride() + 8, query_dtype(dtype));
+  RowBuffer out(n_rows, 0, model.q.stride(), result);
   RowBuffer r(n_rows, 0, model.r.stride(), DType::kF32);
   std::vector<Segment> segments;
   std::int32_t row = 0;
@@ -162,6 +202,10 @@ RowBuffer attend(Backend& backend, const std::vector<Piece>& pieces, DType dtype
        .out = there});
   memory.get(out, there.data);
   return out;
+}
+
+RowBuffer attend(Backend& backend, const std::vector<Piece>& pieces, DType dtype) {
+  return attend(backend, pieces, dtype, query_dtype(dtype));
 }
 
 double largest_norm(const RowBuffer& rows, std::int64_t group) {
@@ -216,7 +260,7 @@ double worst_deviation(Stream& stream, const RowBuffer& out) {
 }
 
 TEST_CASE("cuda: attention, however the rows are cut", "[simt]") {
-  const DType dtype = GENERATE(DType::kF32, DType::kBF16);
+  const DType dtype = GENERATE(DType::kF32, DType::kBF16, DType::kInt8);
   const Scene scene = GENERATE(from_range(kScenes));
   CAPTURE(dtype_name(dtype), scene.name);
   Stream stream(scene, dtype, 11);
@@ -224,7 +268,7 @@ TEST_CASE("cuda: attention, however the rows are cut", "[simt]") {
   const RowBuffer on_cpu = attend(cpu, {{&stream, 0, scene.n_rows}}, dtype);
   in_every_order([&](Backend& backend) {
     const RowBuffer whole = attend(backend, {{&stream, 0, scene.n_rows}}, dtype);
-    if (dtype == DType::kF32 && has_fused_cpu()) CHECK(n_different(whole, on_cpu) == 0);
+    if (dtype != DType::kBF16 && has_fused_cpu()) CHECK(n_different(whole, on_cpu) == 0);
     if (dtype == DType::kBF16) CHECK(worst_deviation(stream, whole) <= 1);
     for (std::int32_t row = 0; row < scene.n_rows; row += 1 + scene.n_rows / 4)
       CHECK(n_different(attend(backend, {{&stream, row, 1}}, dtype), whole, row) == 0);
@@ -233,17 +277,19 @@ TEST_CASE("cuda: attention, however the rows are cut", "[simt]") {
   });
 }
 
-TEST_CASE("cuda: keys and values in int8 are refused", "[simt]") {
-  Stream stream(kScenes[0], DType::kF32, 14);
-  in_every_order([&](Backend& backend) {
-    CHECK_FALSE(backend.has_kv_dtype(DType::kInt8));
-    CHECK_THROWS_WITH(attend(backend, {{&stream, 0, 1}}, DType::kInt8),
-                      Catch::Contains("keeps no int8 keys and values"));
+TEST_CASE("cuda: scores over int8 keys that outgrow the maximum, results in either type",
+          "[simt]") {
+  const DType result = GENERATE(DType::kF32, DType::kBF16);
+  const std::size_t which = GENERATE(7u, 10u);
+  CAPTURE(dtype_name(result), which);
+  Stream stream(kScenes[which], DType::kInt8, 14, 300);
+  check_same_bytes([&](Backend& backend) {
+    return attend(backend, {{&stream, 0, stream.scene.n_rows}}, DType::kInt8, result);
   });
 }
 
 TEST_CASE("cuda: streams in one call of attention do not see each other", "[simt]") {
-  const DType dtype = GENERATE(DType::kF32, DType::kBF16);
+  const DType dtype = GENERATE(DType::kF32, DType::kBF16, DType::kInt8);
   const std::size_t which = GENERATE(5u, 7u);
   CAPTURE(dtype_name(dtype), which);
   Stream first(kScenes[which], dtype, 12);

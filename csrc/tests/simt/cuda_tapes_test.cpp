@@ -1,6 +1,6 @@
 // The CUDA backend's operations on tapes (convolutions, keys and values, attention) against the CPU
-// backend: the same bytes in float32, derived bounds in bfloat16, equal bytes however the rows are
-// cut into calls. Whatever a row may not see is NaN on the tape.
+// backend: the same bytes in float32 and int8, derived bounds in bfloat16, equal bytes however the
+// rows are cut into calls. Whatever a row may not see is NaN on the tape.
 #include <algorithm>
 #include <cmath>
 
@@ -128,50 +128,49 @@ TEST_CASE("cuda: conv_add_norm of more columns than a thread block has at once",
 // ---- kv_append
 
 struct Append {
-  static constexpr std::int32_t kHeads = 6, kKvHeads = 2, kHead = 12, kPadded = 16, kKernel = 3;
-  static constexpr std::int32_t kColumns = (kHeads + 2 * kKvHeads) * kPadded, kStride = 192;
-  static constexpr std::int32_t kChannels = kKvHeads * kPadded, kRows = 7;
+  static constexpr std::int32_t kHeads = 6, kKvHeads = 2, kKernel = 3, kRows = 7;
   static constexpr std::int64_t kLayerOffset = 256, kConvOffset = 64;
 
-  Append(std::int64_t at, DType type, bool local)
+  Append(std::int64_t at, DType type, bool local, std::int32_t d_head = 12)
       : position(at),
         dtype(type),
         is_local(local),
+        head(d_head),
         random(9),
-        qkvr(random_rows(random, kRows, kColumns, kStride)),
-        k_weight(random_rows(random, kKernel, kChannels, kChannels)),
-        v_weight(random_rows(random, kKernel, kChannels, kChannels)),
-        q_norm(random_rows(random, 1, kHead, kPadded)),
-        k_norm(random_rows(random, 1, kHead, kPadded)) {
-    for (std::int64_t c = 0; c < kColumns; ++c)
-      for (std::int64_t row = 0; row < kRows && c % kPadded >= kHead; ++row) qkvr.set(row, c, 0.0f);
-    for (std::int64_t i = 0; i < (kKernel - 1) * 2 * kChannels; ++i)
-      before.push_back(i % kPadded < kHead ? random.normal() : 0.0f);
+        qkvr(random_rows(random, kRows, columns, stride)),
+        k_weight(random_rows(random, kKernel, channels, channels)),
+        v_weight(random_rows(random, kKernel, channels, channels)),
+        q_norm(random_rows(random, 1, head, padded)),
+        k_norm(random_rows(random, 1, head, padded)) {
+    for (std::int64_t c = 0; c < columns; ++c)
+      for (std::int64_t row = 0; row < kRows && c % padded >= head; ++row) qkvr.set(row, c, 0.0f);
+    for (std::int64_t i = 0; i < (kKernel - 1) * 2 * channels; ++i)
+      before.push_back(i % padded < head ? random.normal() : 0.0f);
   }
   std::int64_t block_bytes() const {
-    return kLayerOffset +
-           2 * kChannels * kBlockPositions * static_cast<std::int64_t>(dtype_bytes(dtype));
+    return kLayerOffset + 2 * kKvHeads * kv_panel_bytes(dtype, padded);
   }
   // Queries as rows of bytes, then both tapes as one row each.
   std::vector<std::byte> run(Backend& backend, const Chunks& chunks) const {
     Append in = *this;
     Memory memory(backend);
     HostTape kv(div_up(position + kRows, kBlockPositions), block_bytes());
-    HostTape conv(position + kRows, kConvOffset + 2 * 4 * kChannels);
+    HostTape conv(position + kRows, kConvOffset + 2 * 4 * channels);
     for (std::int64_t back = 1; back < kKernel && back <= position; ++back)
       std::memcpy(conv.view.block(position - back) + kConvOffset,
-                  before.data() + (back - 1) * 2 * kChannels, 2 * 4 * kChannels);
-    RowBuffer q(kRows, 0, kHeads * kPadded + 8, dtype);
+                  before.data() + (back - 1) * 2 * channels, 2 * 4 * channels);
+    const DType rows_dtype = query_dtype(dtype);
+    RowBuffer q(kRows, 0, kHeads * padded + 8, rows_dtype);
     const Rows q_there = memory.put(q);
     const TapeView kv_there = memory.put(kv), conv_there = memory.put(conv);
     KvAppendArgs args{
         .segments = {},
-        .shape = {kHeads, kKvHeads, kHead, 8, is_local ? 32 : 0},
-        .d_head_padded = kPadded,
+        .shape = {kHeads, kKvHeads, head, 8, is_local ? 32 : 0},
+        .d_head_padded = padded,
         .qkvr = memory.put_floats(in.qkvr),
-        .stride = kStride,
-        .k_conv = {memory.put_floats(in.k_weight), kConvOffset, kChannels},
-        .v_conv = {memory.put_floats(in.v_weight), kConvOffset + 4 * kChannels, kChannels},
+        .stride = stride,
+        .k_conv = {memory.put_floats(in.k_weight), kConvOffset, channels},
+        .v_conv = {memory.put_floats(in.v_weight), kConvOffset + 4 * channels, channels},
         .kernel = kKernel,
         .q_norm = memory.put_floats(in.q_norm),
         .k_norm = memory.put_floats(in.k_norm),
@@ -192,9 +191,9 @@ struct Append {
                          .conv = conv_there};
       args.segments = {&rows, 1, n};
       backend.kv_append(args);
-      args.qkvr += n * kStride;
+      args.qkvr += n * stride;
       args.q.data = static_cast<std::byte*>(args.q.data) +
-                    n * q.stride() * static_cast<std::int64_t>(dtype_bytes(dtype));
+                    n * q.stride() * static_cast<std::int64_t>(dtype_bytes(rows_dtype));
       done += n;
     }
     REQUIRE(done == kRows);
@@ -202,7 +201,7 @@ struct Append {
     memory.get(kv, kv_there);
     memory.get(conv, conv_there);
     const auto* const begin = static_cast<const std::byte*>(q.address(0));
-    std::vector<std::byte> bytes(begin, begin + bytes_of(q, dtype));
+    std::vector<std::byte> bytes(begin, begin + bytes_of(q, rows_dtype));
     for (const auto* tape : {&kv, &conv})
       bytes.insert(bytes.end(), tape->memory.begin(), tape->memory.end());
     return bytes;
@@ -211,13 +210,16 @@ struct Append {
   std::int64_t position;
   DType dtype;
   bool is_local;
+  std::int32_t head, padded = static_cast<std::int32_t>(round_up(head, kColumnAlign));
+  std::int32_t channels = kKvHeads * padded, columns = (kHeads + 2 * kKvHeads) * padded;
+  std::int64_t stride = columns + 32;
   Random random;
   RowBuffer qkvr, k_weight, v_weight, q_norm, k_norm;
   std::vector<float> before;  // (kernel - 1, 2 channels): the inputs before, newest first
 };
 
 TEST_CASE("cuda: kv_append, however the rows are cut", "[simt]") {
-  const DType dtype = GENERATE(DType::kF32, DType::kBF16);
+  const DType dtype = GENERATE(DType::kF32, DType::kBF16, DType::kInt8);
   const bool is_local = GENERATE(false, true);
   const std::int64_t position = GENERATE(0, 60, 61, 127);  // over block edges, odd and even ends
   CAPTURE(dtype_name(dtype), is_local, position);
@@ -229,6 +231,15 @@ TEST_CASE("cuda: kv_append, however the rows are cut", "[simt]") {
     for (const Chunks& chunks : {Chunks{7}, Chunks(7, 1), Chunks{2, 5}, Chunks{4, 3}})
       CHECK((append.run(backend, chunks) == expected));
   });
+}
+
+TEST_CASE("cuda: kv_append in int8 of a head that several warps share", "[simt]") {
+  if (!has_fused_cpu()) return;
+  const Append append(61, DType::kInt8, false, 140);
+  CpuBackend cpu({1, ""});
+  const std::vector<std::byte> expected = append.run(cpu, {Append::kRows});
+  in_every_order(
+      [&](Backend& backend) { CHECK((append.run(backend, {Append::kRows}) == expected)); });
 }
 
 }  // namespace

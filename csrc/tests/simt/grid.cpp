@@ -387,9 +387,11 @@ void multiply_fragments(float* acc, const std::uint32_t* a, const std::uint32_t*
   meet_for_product(Wait::kProduct, thread, a, b);
 }
 
-void multiply_fragments(std::int32_t* acc, const std::uint32_t* a, const std::uint32_t* b) {
+void multiply_fragments(std::int32_t* acc, const std::uint32_t* a, const std::uint32_t* b,
+                        Unsigned codes) {
   Thread& thread = current_thread();
   thread.exchange.integer_acc = acc;
+  thread.exchange.codes = codes;
   meet_for_product(Wait::kIntegerProduct, thread, a, b);
 }
 

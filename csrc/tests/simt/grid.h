@@ -65,9 +65,11 @@ void commit_copies();
 void wait_copies(int n_pending);
 // The value of another lane, as CUDA's shuffles choose it by `argument` (delta, mask or lane).
 float shuffle(Wait kind, float value, int argument, int width);
+enum class Unsigned : std::uint8_t { kNone, kLeft, kRight };  // codes of which factor
 // acc (4) of every lane of the warp += the product of all a (4) with all b (2); device/platform.cuh
 // says which lane holds what.
 void multiply_fragments(float* acc, const std::uint32_t* a, const std::uint32_t* b);
-void multiply_fragments(std::int32_t* acc, const std::uint32_t* a, const std::uint32_t* b);
+void multiply_fragments(std::int32_t* acc, const std::uint32_t* a, const std::uint32_t* b,
+                        Unsigned codes);
 
 }  // namespace duplex::simt

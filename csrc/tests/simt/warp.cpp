@@ -61,9 +61,15 @@ void multiply_lanes(Exchange* const* lanes) {
   }
 }
 
+int value_of(std::uint8_t code, bool is_unsigned) {
+  return is_unsigned ? code : static_cast<std::int8_t>(code);
+}
+
 // The same in int8, where order does not matter: a (16, 32), b (32, 8).
 void multiply_integer_lanes(Exchange* const* lanes) {
-  std::int8_t a[16][32], b[8][32];
+  const bool a_unsigned = lanes[0]->codes == Unsigned::kLeft;
+  const bool b_unsigned = lanes[0]->codes == Unsigned::kRight;
+  std::uint8_t a[16][32], b[8][32];
   for (int lane = 0; lane < kWarpLanes; ++lane) {
     const Exchange& own = *lanes[lane];
     const int g = lane / 4, k = lane % 4 * 4;
@@ -73,7 +79,8 @@ void multiply_integer_lanes(Exchange* const* lanes) {
   for (int row = 0; row < 16; ++row)
     for (int column = 0; column < 8; ++column) {
       std::int32_t sum = 0;
-      for (int k = 0; k < 32; ++k) sum += a[row][k] * b[column][k];
+      for (int k = 0; k < 32; ++k)
+        sum += value_of(a[row][k], a_unsigned) * value_of(b[column][k], b_unsigned);
       lanes[row % 8 * 4 + column / 2]->integer_acc[row / 8 * 2 + column % 2] += sum;
     }
 }

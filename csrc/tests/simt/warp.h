@@ -14,6 +14,7 @@ struct Exchange {
   int width = 0;
   float* acc = nullptr;  // (4) of a matrix product
   std::int32_t* integer_acc = nullptr;
+  Unsigned codes = Unsigned::kNone;
   std::uint32_t a[4] = {};
   std::uint32_t b[2] = {};
 };

@@ -1,4 +1,4 @@
-// What kernels may use of the machine, and nothing else: indices, barriers, shuffles, two matrix
+// What kernels may use of the machine, and nothing else: indices, barriers, shuffles, matrix
 // instructions. The kernels are written against these names alone; csrc/tests/simt/device/ has the
 // same names for the host, so the same kernel sources run there without a GPU. All threads of a
 // warp take part in a shuffle or a matrix product, all threads of a block in a barrier.
@@ -96,6 +96,22 @@ DUPLEX_DEVICE void multiply_add(float (&acc)[4], const Words& a, std::uint32_t b
 DUPLEX_DEVICE void multiply_add(std::int32_t (&acc)[4], const Words& a, std::uint32_t b0,
                                 std::uint32_t b1) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
+      : "r"(a.v[0]), "r"(a.v[1]), "r"(a.v[2]), "r"(a.v[3]), "r"(b0), "r"(b1));
+}
+
+// The same for codes 0 to 255 of a, or of b.
+DUPLEX_DEVICE void multiply_add_left_unsigned(std::int32_t (&acc)[4], const Words& a,
+                                              std::uint32_t b0, std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
+      : "r"(a.v[0]), "r"(a.v[1]), "r"(a.v[2]), "r"(a.v[3]), "r"(b0), "r"(b1));
+}
+DUPLEX_DEVICE void multiply_add_right_unsigned(std::int32_t (&acc)[4], const Words& a,
+                                               std::uint32_t b0, std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
       : "r"(a.v[0]), "r"(a.v[1]), "r"(a.v[2]), "r"(a.v[3]), "r"(b0), "r"(b1));

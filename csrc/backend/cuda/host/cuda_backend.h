@@ -32,6 +32,9 @@ class CudaBackend final : public Backend {
   std::unique_ptr<PageMemory> create_page_memory(std::size_t page_bytes,
                                                  std::int64_t n_pages) override;
   std::size_t page_granularity() const override { return runtime_.page_granularity(); }
+  bool has_kv_dtype(DType kv_dtype) const override {
+    return !is_quantised(kv_dtype) || kv_dtype == DType::kInt8;
+  }
   std::size_t packed_bytes(std::int64_t n_out, std::int64_t n_in_padded, DType) const override;
   std::int64_t pack(const PackSource& source, const PackShape& shape, std::int64_t first_out,
                     void* destination) override;

@@ -4,6 +4,7 @@
 // Cost of a row of conv_add_norm with four taps: 50 bytes a column (to bfloat16), for one thread
 // block. It waits for the segment's place, then for all columns at once, then for the norm.
 #include "kernels/conv.cuh"
+#include "kernels/kv_int8.cuh"
 #include "kernels/launchers.h"
 
 namespace duplex::cuda {
@@ -18,8 +19,7 @@ DUPLEX_DEVICE std::byte* key_panel(const KvAppendArgs& args, const Segment& segm
                                    std::int64_t position, std::int32_t head) {
   const TapeView& tape = args.is_local ? segment.local : segment.global;
   return tape.block(position / kBlockPositions) + args.layer_offset_bytes +
-         static_cast<std::int64_t>(dtype_bytes(args.kv_dtype)) * 2 * head * args.d_head_padded *
-             kBlockPositions;
+         2 * head * kv_panel_bytes(args.kv_dtype, args.d_head_padded);
 }
 
 // Key c of position p lies at panel[c][p % 64] (float32) or panel[c / 2][p % 64][c % 2] (bfloat16).
@@ -50,6 +50,32 @@ DUPLEX_DEVICE void write_values(std::byte* panel, DType dtype, std::int64_t slot
   }
 }
 
+// The scale of a row of n numbers in shared memory and its codes, by all threads of the block. A
+// value's scale is a power of two, of which the panel has the logarithm.
+DUPLEX_DEVICE void write_codes(std::byte* panel, std::int64_t slot, const float* x, std::int32_t n,
+                               bool is_value) {
+  sync_block();
+  const float exact = kv_scale(x, n);
+  const std::uint16_t scale =
+      bf16_from_above(is_value ? static_cast<float>(log2(static_cast<double>(exact))) : exact);
+  const float inverse = is_value
+                            ? static_cast<float>(exp2(-static_cast<double>(bf16_to_float(scale))))
+                            : 1.0f / bf16_to_float(scale);
+  if (thread_index() == 0) reinterpret_cast<std::uint16_t*>(panel)[slot] = scale;
+  auto* const to = reinterpret_cast<std::uint8_t*>(panel + kKvScalesBytes);
+  for (std::int32_t c = thread_index() * kFour; c < n; c += n_threads() * kFour) {
+    const Four codes = nearest_codes(load_four(x + c), inverse);
+    if (!is_value) {  // codes + 128 of four channels together
+      *reinterpret_cast<std::uint32_t*>(to + c * kBlockPositions + slot * kQuad) =
+          code_word(codes) ^ 0x80808080u;
+      continue;
+    }
+    for (int i = 0; i < kFour; ++i)  // codes of four positions together
+      to[(slot / kQuad * n + c + i) * kQuad + slot % kQuad] =
+          static_cast<std::uint8_t>(code_byte(codes.v[i]));
+  }
+}
+
 // One row of one head: its convolved keys, normed, or its convolved values.
 DUPLEX_DEVICE void append_row(const KvAppendArgs& args, std::int32_t head, bool is_value) {
   const std::int32_t n = args.d_head_padded;
@@ -67,17 +93,29 @@ DUPLEX_DEVICE void append_row(const KvAppendArgs& args, std::int32_t head, bool 
   const std::int64_t position = segment.position + input.row;
   const std::int64_t at = position % kBlockPositions;
   std::byte* const panel = key_panel(args, segment, position, head);
+  const bool is_int8 = args.kv_dtype == DType::kInt8;
   if (!is_value) {
     for (std::int32_t i = thread_index() * kFour; i < n; i += n_threads() * kFour)
       store_four(keys.x + i, input.run(i));
-    finish_norm(keys, args.eps,
-                [&](std::int32_t i, const Four& y) { write_keys(panel, args.kv_dtype, at, i, y); });
+    finish_norm(keys, args.eps, [&](std::int32_t i, const Four& y) {
+      if (is_int8)
+        store_four(keys.x + i, y);
+      else
+        write_keys(panel, args.kv_dtype, at, i, y);
+    });
+    if (is_int8) write_codes(panel, at, keys.x, n, false);
     return;
   }
   const bool is_newest = input.row + 1 == segment.n_rows;
   std::byte* const values = panel + kv_panel_bytes(args.kv_dtype, n);
-  for (std::int32_t i = thread_index() * kFour; i < n; i += n_threads() * kFour)
-    write_values(values, args.kv_dtype, at, is_newest, n, i, input.run(i));
+  for (std::int32_t i = thread_index() * kFour; i < n; i += n_threads() * kFour) {
+    const Four y = input.run(i);
+    if (is_int8)
+      store_four(keys.x + i, y);
+    else
+      write_values(values, args.kv_dtype, at, is_newest, n, i, y);
+  }
+  if (is_int8) write_codes(values, at, keys.x, n, true);
 }
 
 // Block (row, head): the heads of keys, those of values, those of queries.

@@ -1,10 +1,10 @@
 // Attention of a tile of query vectors over the tape in float32, block by block; and how attention
-// is cut, in either type.
+// is cut, in any type.
 //
 // A thread block takes one key/value head of one segment and up to kVectors query vectors of it.
 // Every vector walks its blocks of 64 positions in ascending order with a running maximum, in the
 // order of operations of the CPU's kernels_attention.h, so its result depends on nothing but its
-// own keys. What bfloat16 does is in attention_bf16.cu.
+// own keys. What bfloat16 and int8 do is in attention_bf16.cu and attention_int8.cu.
 #include <algorithm>
 #include <bit>
 
@@ -13,7 +13,7 @@
 namespace duplex::cuda {
 namespace {
 
-constexpr std::int32_t kGroupTiles = 4;  // at most, of a thread block in bfloat16
+constexpr std::int32_t kGroupTiles = 4;  // at most, of a thread block that has a part
 constexpr std::int64_t kMaxPartialBytes = std::int64_t{256} << 20;
 constexpr int kScoreVectors = kVectors * kBlock / kThreads;  // of a thread
 constexpr int kWeighThreads = kVectors * kLanes;
@@ -181,8 +181,8 @@ DUPLEX_DEVICE void walk_blocks(const Walk& walk, const Tile& tile, std::int64_t 
   Running running;
   block = walk.next(block, end);
   if (block < end) {
-    fetch(tile.keys, walk.keys(block), bytes);
-    fetch(tile.values, walk.keys(block) + bytes, bytes);
+    fetch(tile.keys, walk.keys(block, DType::kF32), bytes);
+    fetch(tile.values, walk.keys(block, DType::kF32) + bytes, bytes);
   }
   while (block < end) {
     const std::int64_t next = walk.next(block + 1, end);
@@ -191,13 +191,14 @@ DUPLEX_DEVICE void walk_blocks(const Walk& walk, const Tile& tile, std::int64_t 
     sync_block();
     multiply_keys(walk.args, tile);
     sync_block();
-    fetch(tile.keys, next < end ? walk.keys(next) : nullptr, next < end ? bytes : 0);
+    fetch(tile.keys, next < end ? walk.keys(next, DType::kF32) : nullptr, next < end ? bytes : 0);
     if (thread_index() < kWeighThreads) weigh(walk, tile, block, running);
     wait_copies<1>();
     sync_block();
     add_values(walk.args, tile, static_cast<std::int32_t>(visible < kBlock ? visible : kBlock));
     sync_block();
-    fetch(tile.values, next < end ? walk.keys(next) + bytes : nullptr, next < end ? bytes : 0);
+    fetch(tile.values, next < end ? walk.keys(next, DType::kF32) + bytes : nullptr,
+          next < end ? bytes : 0);
     block = next;
   }
   if (thread_index() < kWeighThreads && thread_index() % kLanes == 0)
@@ -230,28 +231,29 @@ std::int64_t attention_reach(const Segments& segments) {
 }
 
 AttentionPlan plan_attention(const AttentionArgs& args) {
-  const bool is_bf16 = args.kv_dtype == DType::kBF16;
+  const bool is_cut = args.kv_dtype != DType::kF32;
   const std::int32_t group = args.shape.n_heads / args.shape.n_kv_heads;
   std::int64_t most_rows = 0;
   for (std::int32_t i = 0; i < args.segments.count; ++i)
     most_rows = std::max<std::int64_t>(most_rows, args.segments.data[i].n_rows);
   AttentionPlan plan{0, 1, 1, 0, 0};
-  if (is_bf16)
+  if (is_cut)
     plan.group_tiles = static_cast<std::int32_t>(
         std::min<std::int64_t>(kGroupTiles, div_up(most_rows * group, kVectors)));
   for (std::int32_t i = 0; i < args.segments.count; ++i)
     plan.n_groups += div_up(std::int64_t{args.segments.data[i].n_rows} * group,
                             std::int64_t{kVectors} * plan.group_tiles);
   plan.launch_groups = plan.n_groups;
-  if (!is_bf16) return plan;
+  if (!is_cut) return plan;
   plan.n_parts = attention_reach(args.segments);
   // A window and the rows of a group touch one part more than they fill.
   const std::int64_t rows = std::min<std::int64_t>(most_rows, plan.group_tiles * kVectors);
   if (args.shape.window > 0)
     plan.n_parts = std::min(plan.n_parts, div_up(args.shape.window + rows - 2, kPartPositions) + 1);
-  if (plan.n_parts == 1) return plan;
+  if (plan.n_parts == 1 && args.kv_dtype == DType::kBF16) return plan;
   const std::int64_t bytes = std::int64_t{plan.group_tiles} * args.shape.n_kv_heads * plan.n_parts *
-                             kVectors * (args.d_head_padded + 2) * std::int64_t{sizeof(float)};
+                             part_floats(args.kv_dtype, args.d_head_padded) *
+                             std::int64_t{sizeof(float)};
   plan.launch_groups = std::clamp<std::int64_t>(kMaxPartialBytes / bytes, 1, plan.n_groups);
   plan.partial_bytes = static_cast<std::size_t>(plan.launch_groups * bytes);
   return plan;
@@ -260,11 +262,13 @@ AttentionPlan plan_attention(const AttentionArgs& args) {
 void launch_attention(Runtime& runtime, const AttentionArgs& args, const AttentionPlan& plan,
                       float* partial) {
   Launch launch{args, 0, plan.group_tiles, static_cast<std::int32_t>(plan.n_parts),
-                plan.n_parts > 1 ? partial : nullptr};
+                plan.partial_bytes > 0 ? partial : nullptr};
   for (; launch.first_group < plan.n_groups; launch.first_group += plan.launch_groups) {
     const std::int64_t n = std::min(plan.launch_groups, plan.n_groups - launch.first_group);
     if (args.kv_dtype == DType::kBF16)
       launch_attention_bf16(runtime, launch, n);
+    else if (args.kv_dtype == DType::kInt8)
+      launch_attention_int8(runtime, launch, n);
     else
       runtime.launch(attention_kernel, {n, args.shape.n_kv_heads}, kThreads, tile_bytes(args),
                      launch);

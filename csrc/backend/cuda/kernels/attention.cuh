@@ -1,5 +1,5 @@
 // How attention is cut into thread blocks, and where each of them looks.
-// Next: attention.cu (float32), attention_bf16.cu.
+// Next: attention.cu (float32), attention_parts.cuh (bfloat16 and int8).
 #pragma once
 
 #include "kernels/common.cuh"
@@ -10,25 +10,35 @@ namespace duplex::cuda {
 inline constexpr int kVectors = 8;  // of a tile
 inline constexpr int kThreads = 256;
 inline constexpr int kBlock = static_cast<int>(kBlockPositions);
-inline constexpr std::int64_t kPartPositions = 2 * kBlock;  // of a walk in bfloat16
+inline constexpr std::int64_t kPartPositions = 2 * kBlock;  // of a walk that is cut
 
-// One launch: groups of tiles from `first_group` on. With more than one part each leaves
-// (kVectors, d_head) sums, kVectors maxima and kVectors sums of weights for every tile.
+// What a block of int8 keys and values leaves for a vector: d_head sums, the lanes of its sum of
+// weights, its largest score.
+constexpr std::int64_t block_floats(std::int64_t d_head_padded) {
+  return d_head_padded + kLanes + kFour;
+}
+// What a part leaves for a tile. bfloat16: (kVectors, d_head) sums, kVectors maxima and kVectors
+// sums of weights. int8: (kVectors, 2) blocks.
+constexpr std::int64_t part_floats(DType kv_dtype, std::int64_t d_head_padded) {
+  return kVectors *
+         (kv_dtype == DType::kInt8 ? 2 * block_floats(d_head_padded) : d_head_padded + 2);
+}
+
+// One launch: groups of tiles from `first_group` on.
 struct Launch {
   AttentionArgs args;
   std::int64_t first_group;
   std::int32_t group_tiles;
   std::int32_t n_parts;
-  float* partial;  // (groups, group_tiles, n_kv_heads, n_parts, floats()); null: one part
+  // (groups, group_tiles, n_kv_heads, n_parts, part_floats()); null: one part in bfloat16
+  float* partial;
 
-  DUPLEX_DEVICE std::int64_t floats() const {
-    return std::int64_t{kVectors} * (args.d_head_padded + 2);
-  }
-  // What the parts of a tile of this thread block's group have left.
-  DUPLEX_DEVICE float* parts_of(std::int32_t tile) const {
-    return partial +
-           ((std::int64_t{block_x()} * group_tiles + tile) * args.shape.n_kv_heads + block_y()) *
-               n_parts * floats();
+  // What a part of a tile of this thread block's group leaves, or has left.
+  template <DType kDType>
+  DUPLEX_DEVICE float* sums(std::int32_t tile, std::int64_t part) const {
+    const std::int64_t of_group =
+        (std::int64_t{block_x()} * group_tiles + tile) * args.shape.n_kv_heads + block_y();
+    return partial + (of_group * n_parts + part) * part_floats(kDType, args.d_head_padded);
   }
 };
 
@@ -57,11 +67,11 @@ struct Walk {
     const std::int64_t at = position(v) - args.shape.window + 1;
     return args.shape.window > 0 && at > 0 ? at : 0;
   }
-  DUPLEX_DEVICE const std::byte* keys(std::int64_t block) const {
+  // Of the type that the tape has.
+  DUPLEX_DEVICE const std::byte* keys(std::int64_t block, DType kv_dtype) const {
     const TapeView& tape = args.is_local ? segment.local : segment.global;
     return tape.block(block) + args.layer_offset_bytes +
-           static_cast<std::int64_t>(dtype_bytes(args.kv_dtype)) * 2 * kv_head *
-               args.d_head_padded * kBlock;
+           2 * kv_head * kv_panel_bytes(kv_dtype, args.d_head_padded);
   }
   DUPLEX_DEVICE bool is_forgotten(std::int64_t block) const {
     if (args.is_local) return false;
@@ -103,7 +113,8 @@ constexpr std::size_t walk_bytes(const AttentionArgs& args) {
   return static_cast<std::size_t>(args.segments.count) * sizeof(std::int32_t);
 }
 
-// attention_bf16.cu: one launch in bfloat16, and the sum of its parts.
+// attention_bf16.cu, attention_int8.cu: one launch, and the sum of its parts.
 void launch_attention_bf16(Runtime& runtime, const Launch& launch, std::int64_t n_groups);
+void launch_attention_int8(Runtime& runtime, const Launch& launch, std::int64_t n_groups);
 
 }  // namespace duplex::cuda

@@ -1,30 +1,19 @@
-// Attention over the tape in bfloat16, on the tensor cores.
+// Attention over the tape in bfloat16, on the tensor cores, cut as in attention_parts.cuh.
 //
-// A thread block takes one key/value head of one segment, kPartPositions positions of the tape at
-// multiples of that, and one group of tiles of eight query vectors. Its eight warps have all keys
-// and values of the part in registers, each a quarter of the positions (columns) by half of the
-// head's width, loaded at once and for all tiles: the panels of the tape are the left operand of
-// mma.sync as they lie, in words of two keys' columns or two values' positions. A part has one
-// maximum. Parts are added in eight strands, by their index, and those in order; so a row's result
-// depends on its own position and keys alone.
+// A part has one maximum. Parts are added in eight strands, by their index, and those in order; so
+// a row's result depends on its own position and keys alone.
 //
 // Cost of a tile: 2 * 2 * d_head bytes a position, once for a group. A chain of the segment's
 // place, one load of the keys, 8 products, the weights, 8 products; three barriers.
-#include "kernels/attention.cuh"
+#include "kernels/attention_parts.cuh"
 
 namespace duplex::cuda {
 namespace {
 
-constexpr int kWarps = kThreads / kWarp;
-constexpr int kWindow = 32;                   // reduction indices of four loads of every lane
-constexpr int kQuarter = 4;                   // warps side by side, 32 columns each
+constexpr int kWindow = 2 * kWindowWords;     // reduction indices of a window
 constexpr int kWindows = 2;                   // of a warp at once
-constexpr int kParts = kPartPositions;        // positions
 constexpr int kScoreStride = kParts + kFour;  // words that lanes store together: other banks
 constexpr int kWeightStride = kParts + kWindow;
-constexpr int kLanePositions = kParts / kWarp;  // positions that a lane weighs
-
-static_assert(kWarps == 2 * kQuarter && kWarps == kVectors && kParts == kQuarter * kWindow);
 
 // Shared memory: scores (2, kVectors, positions) of the halves of a head, weights
 // (kVectors, positions) in bfloat16, results (2, kVectors, d_head) of the halves of the positions.
@@ -54,87 +43,29 @@ std::size_t tile_bytes(const AttentionArgs& args) {
          kVectors * kWeightStride * sizeof(std::uint16_t) + walk_bytes(args);
 }
 
-DUPLEX_DEVICE int lane_of_eight() { return thread_index() % kWarp / 4; }
-DUPLEX_DEVICE int lane_of_four() { return thread_index() % 4; }
-DUPLEX_DEVICE int quarter_of_warp() { return thread_index() / kWarp % kQuarter; }
-DUPLEX_DEVICE int half_of_warp() { return thread_index() / kWarp / kQuarter; }
-
-// 32 columns of 16 rows of a panel, whose words are pairs along the reduction. With g = lane / 4
-// and t = lane % 4, row[i] is of row 4 t + i, columns 4 g to 4 g + 3.
-struct Window {
-  Words row[4];
-};
-
-DUPLEX_DEVICE Window load_window(const std::byte* panel, std::int32_t n_columns,
-                                 std::int32_t n_rows, std::int32_t first_row,
-                                 std::int32_t first_column) {
-  const std::int32_t column = first_column + lane_of_eight() * 4;
-  Window window{};
-  for (int i = 0; i < 4; ++i) {
-    const std::int32_t row = first_row + lane_of_four() * 4 + i;
-    if (row < n_rows && column < n_columns)
-      window.row[i] = load_streamed(panel + (std::int64_t{row} * n_columns + column) * 4);
-  }
-  return window;
+// What a warp multiplies of a part: its columns and half of the reduction.
+DUPLEX_DEVICE Window keys_of(const Part& part, std::int32_t n, std::int32_t chunk, int i) {
+  const std::byte* const panel = part.block(quarter_of_warp() / 2);
+  const std::int32_t window = (chunk * kWindows + i) * 2 + half_of_warp();
+  return load_window(panel, kBlock, panel == nullptr ? 0 : n / 2, window * kWindowWords,
+                     quarter_of_warp() % 2 * kColumns);
+}
+DUPLEX_DEVICE Window values_of(const Part& part, std::int32_t n, std::int32_t chunk, int i) {
+  const std::byte* const panel = part.block(half_of_warp());
+  if (panel == nullptr) return {};
+  return load_window(panel + kv_panel_bytes(DType::kBF16, n), n,
+                     (part.n_seen_of(half_of_warp()) + 1) / 2, i * kWindowWords,
+                     (chunk * kQuarter + quarter_of_warp()) * kColumns);
 }
 
-// sums[..] += panel^T x, where x holds 8 t to 8 t + 7 of the reduction for vector g: two pairs for
-// each of two products. The first of them takes pairs 4 t and 4 t + 1 for its columns 2 t, 2 t + 1
-// and 2 t + 8, 2 t + 9, and columns 4 g and 4 g + 1 of the panel for its rows g and g + 8.
 DUPLEX_DEVICE void multiply_window(const Window& window, const Words& x, float (&acc)[2][4]) {
-  for (int step = 0; step < 2; ++step) {
-    const std::uint32_t b0 = x.v[2 * step], b1 = x.v[2 * step + 1];
-    const Words &low = window.row[2 * step], &high = window.row[2 * step + 1];
-    for (int i = 0; i < 2; ++i) {
-      const Words a{{low.v[2 * i], low.v[2 * i + 1], high.v[2 * i], high.v[2 * i + 1]}};
-      multiply_add(acc[i], a, b0, b1);
-    }
-  }
+  multiply_window(window, x, acc,
+                  [](float (&sums)[4], const Words& a, std::uint32_t b0, std::uint32_t b1) {
+                    multiply_add(sums, a, b0, b1);
+                  });
 }
 
-// What a lane has after it: columns 4 g to 4 g + 3 for vectors 2 t and 2 t + 1.
-DUPLEX_DEVICE void store_sums(const float (&acc)[2][4], float* at, std::int32_t stride) {
-  float* const to = at + lane_of_four() * 2 * stride + lane_of_eight() * 4;
-  store_four(to, {{acc[0][0], acc[0][2], acc[1][0], acc[1][2]}});
-  store_four(to + stride, {{acc[0][1], acc[0][3], acc[1][1], acc[1][3]}});
-}
-
-// What a thread block sees of the tape: two blocks, null where there is nothing to be read.
-struct Part {
-  std::int64_t begin;   // position
-  std::int32_t n_seen;  // positions, by the last of all vectors
-  const std::byte* blocks[2];
-
-  DUPLEX_DEVICE Window keys(std::int32_t n, std::int32_t chunk, int i) const {
-    const std::byte* const panel = quarter_of_warp() < 2 ? blocks[0] : blocks[1];
-    const std::int32_t window = (chunk * kWindows + i) * 2 + half_of_warp();
-    return load_window(panel, kBlock, panel == nullptr ? 0 : n / 2, window * kWindow / 2,
-                       quarter_of_warp() % 2 * kWindow);
-  }
-  DUPLEX_DEVICE Window values(std::int32_t n, std::int32_t chunk, int i) const {
-    const std::byte* const panel = half_of_warp() == 0 ? blocks[0] : blocks[1];
-    if (panel == nullptr) return {};
-    const std::int32_t seen = n_seen - half_of_warp() * kBlock;
-    const std::int32_t n_pairs = ((seen < kBlock ? seen : kBlock) + 1) / 2;
-    return load_window(panel + kv_panel_bytes(DType::kBF16, n), n, n_pairs, i * kWindow / 2,
-                       (chunk * kQuarter + quarter_of_warp()) * kWindow);
-  }
-};
-
-DUPLEX_DEVICE Part part_at(const Walk& walk, std::int64_t index) {
-  const std::int64_t begin = index * kPartPositions;
-  const std::int64_t seen = walk.position(walk.count - 1) + 1 - begin;
-  Part part{begin, static_cast<std::int32_t>(seen < kParts ? seen : kParts), {nullptr, nullptr}};
-  for (int i = 0; i < 2; ++i) {
-    const std::int64_t block = index * 2 + i;
-    const bool is_held = block * kBlock < begin + seen &&
-                         (block + 1) * kBlock > walk.first_visible(0) && !walk.is_forgotten(block);
-    if (is_held) part.blocks[i] = walk.keys(block);
-  }
-  return part;
-}
-
-// Keys and values of the first kWindow * kQuarter columns, for all tiles.
+// Keys and values of the first kQuarter * kColumns columns, for all tiles.
 struct Held {
   Window keys[kWindows];
   Window values[kWindows];
@@ -153,46 +84,12 @@ DUPLEX_DEVICE void multiply_keys(const Walk& walk, const Part& part, const Tile&
           ((chunk * kWindows + i) * 2 + half_of_warp()) * kWindow + lane_of_four() * 8;
       Words x{};
       if (v < walk.count && k < n) x = *reinterpret_cast<const Words*>(q + k);
-      if (n > kWindows * 2 * kWindow) held.keys[i] = part.keys(n, chunk, i);
+      if (n > kWindows * 2 * kWindow) held.keys[i] = keys_of(part, n, chunk, i);
       multiply_window(held.keys[i], x, acc);
     }
   store_sums(acc,
-             tile.scores + half_of_warp() * kVectors * kScoreStride + quarter_of_warp() * kWindow,
+             tile.scores + half_of_warp() * kVectors * kScoreStride + quarter_of_warp() * kColumns,
              kScoreStride);
-}
-
-// What a lane of warp v knows of its positions lane, lane + 32, ... of the part for vector v.
-struct Own {
-  float bias[kLanePositions];
-  bool is_seen[kLanePositions];
-  float tau;
-};
-
-// The learned bias, while the keys are on their way.
-DUPLEX_DEVICE Own look(const Walk& walk, const Part& part) {
-  const AttentionArgs& args = walk.args;
-  const int v = thread_index() / kWarp, lane = thread_index() % kWarp;
-  Own own{};
-  if (v >= walk.count) return own;
-  const std::int64_t position = walk.position(v), begin = walk.first_visible(v);
-  const float* const r = args.r + walk.batch_row(v) * args.r_stride + walk.head(v) * args.d_rel;
-  const std::int64_t first = kBlock + args.shape.rel_extent - 1 - position;  // of key 0
-  bool has_bias[kLanePositions];
-  for (int i = 0; i < kLanePositions; ++i) {
-    const std::int64_t key = part.begin + i * kWarp + lane;
-    own.is_seen[i] = key >= begin && key <= position && part.blocks[i * kWarp / kBlock] != nullptr;
-    has_bias[i] = own.is_seen[i] && position - key < args.shape.rel_extent;
-  }
-  if (position - (part.begin + kParts - 1) >= args.shape.rel_extent) return own;
-  const float* const bank = args.rel_bank + first + part.begin + lane;
-#pragma unroll 3
-  for (std::int32_t k = 0; k < args.d_rel; ++k)
-    for (int i = 0; i < kLanePositions; ++i) {
-      const float entry = has_bias[i] ? bank[k * args.rel_stride + i * kWarp] : 0.0f;
-      own.bias[i] = fmaf(r[k], entry, own.bias[i]);
-    }
-  own.tau = walk.tau(v);
-  return own;
 }
 
 // Scores to weights exp(score - max), a warp for each vector.
@@ -205,7 +102,7 @@ DUPLEX_DEVICE void weigh(const AttentionArgs& args, const Tile& tile, const Own&
   float best = kMinusInfinity;
   for (int i = 0; i < kLanePositions; ++i) {
     const float product = (low[i * kWarp] + high[i * kWarp]) * scale;
-    scores[i] = own.is_seen[i] ? fmaf(own.bias[i], own.tau, product) : kMinusInfinity;
+    scores[i] = own.score(i, product, own.tau);
     best = scores[i] > best ? scores[i] : best;
   }
   for (int mask = kWarp / 2; mask > 0; mask /= 2) {
@@ -214,7 +111,7 @@ DUPLEX_DEVICE void weigh(const AttentionArgs& args, const Tile& tile, const Own&
   }
   float sum = 0.0f;
   for (int i = 0; i < kLanePositions; ++i) {
-    const float weight = own.is_seen[i] ? exp_nonpositive(scores[i] - best) : 0.0f;
+    const float weight = scores[i] == kMinusInfinity ? 0.0f : exp_nonpositive(scores[i] - best);
     sum += weight;
     tile.weights[v * kWeightStride + i * kWarp + lane] = float_to_bf16(weight);
   }
@@ -231,11 +128,11 @@ DUPLEX_DEVICE void multiply_values(const AttentionArgs& args, const Part& part, 
   const std::int32_t n = args.d_head_padded;
   const std::uint16_t* const weights =
       tile.weights + lane_of_eight() * kWeightStride + half_of_warp() * kBlock + lane_of_four() * 8;
-  for (std::int32_t chunk = 0; chunk * kQuarter * kWindow < n; ++chunk) {
-    const std::int32_t column = (chunk * kQuarter + quarter_of_warp()) * kWindow;
+  for (std::int32_t chunk = 0; chunk * kQuarter * kColumns < n; ++chunk) {
+    const std::int32_t column = (chunk * kQuarter + quarter_of_warp()) * kColumns;
     float acc[2][4] = {};
     for (int i = 0; i < kWindows; ++i) {
-      if (n > kQuarter * kWindow) held.values[i] = part.values(n, chunk, i);
+      if (n > kQuarter * kColumns) held.values[i] = values_of(part, n, chunk, i);
       multiply_window(held.values[i], *reinterpret_cast<const Words*>(weights + i * kWindow), acc);
     }
     if (column + lane_of_eight() * 4 < n)
@@ -270,16 +167,16 @@ DUPLEX_KERNEL_OF(kThreads, 2) attention_bf16_kernel(Launch launch) {
   const Walk all = walk_of(launch, tile.n_groups);
   const std::int64_t index = all.first_visible(0) / kPartPositions + block_z();
   if (index > all.position(all.count - 1) / kPartPositions) return;
-  const Part part = part_at(all, index);
+  const Part part = part_at<DType::kBF16>(all, index);
   Held held;
-  for (int i = 0; i < kWindows; ++i) held.keys[i] = part.keys(n, 0, i);
-  for (int i = 0; i < kWindows; ++i) held.values[i] = part.values(n, 0, i);
+  for (int i = 0; i < kWindows; ++i) held.keys[i] = keys_of(part, n, 0, i);
+  for (int i = 0; i < kWindows; ++i) held.values[i] = values_of(part, n, 0, i);
   for (std::int32_t i = 0; i * kVectors < all.count; ++i) {
     const Walk walk = all.tile(i);
     if (index < walk.first_visible(0) / kPartPositions ||
         index > walk.position(walk.count - 1) / kPartPositions)
       continue;  // none of these vectors looks here
-    const Own own = look(walk, part);
+    const Own own = look<kWarp>(walk, part, 0, thread_index() % kWarp);
     multiply_keys(walk, part, tile, held);
     sync_block();
     weigh(launch.args, tile, own);
@@ -287,7 +184,7 @@ DUPLEX_KERNEL_OF(kThreads, 2) attention_bf16_kernel(Launch launch) {
     multiply_values(launch.args, part, tile, held);
     sync_block();
     leave(walk, tile,
-          launch.partial == nullptr ? nullptr : launch.parts_of(i) + block_z() * launch.floats());
+          launch.partial == nullptr ? nullptr : launch.sums<DType::kBF16>(i, block_z()));
   }
 }
 
@@ -329,10 +226,11 @@ DUPLEX_KERNEL combine_kernel(Launch launch) {
   if (v >= walk.count) return;
   const std::int64_t first = walk.first_visible(v) / kPartPositions;
   const std::int64_t n_parts = walk.position(v) / kPartPositions + 1 - first;
-  const float* const parts = launch.parts_of(block_z() / kVectors) +
-                             (first - all.first_visible(0) / kPartPositions) * launch.floats();
+  const std::int64_t floats = part_floats(DType::kBF16, n);
+  const float* const parts = launch.sums<DType::kBF16>(
+      block_z() / kVectors, first - all.first_visible(0) / kPartPositions);
   const float* const max = parts + std::int64_t{kVectors} * n + v;
-  const float largest = largest_of(max, launch.floats(), n_parts, slots);
+  const float largest = largest_of(max, floats, n_parts, slots);
   const int strand = thread_index() / kWarp;
   // By the part's own index, wherever the vector's first part is.
   const std::int64_t begin = (strand + kStrands - first % kStrands) % kStrands;
@@ -342,12 +240,11 @@ DUPLEX_KERNEL combine_kernel(Launch launch) {
     float sum = 0.0f;
 #pragma unroll 4
     for (std::int64_t z = begin; z < n_parts; z += kStrands) {
-      const float at = max[z * launch.floats()];
+      const float at = max[z * floats];
       const float weight = at == kMinusInfinity ? 0.0f : exp_nonpositive(at - largest);
-      const Four x =
-          c < n ? load_four(parts + z * launch.floats() + std::int64_t{v} * n + c) : Four{};
+      const Four x = c < n ? load_four(parts + z * floats + std::int64_t{v} * n + c) : Four{};
       for (int i = 0; i < kFour; ++i) out.v[i] = fmaf(x.v[i], weight, out.v[i]);
-      sum = fmaf(max[z * launch.floats() + kVectors], weight, sum);
+      sum = fmaf(max[z * floats + kVectors], weight, sum);
     }
     if (c < n) store_four(outs + strand * n + c, out);
     if (c == 0) sums[strand] = sum;

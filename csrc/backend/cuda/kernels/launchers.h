@@ -25,7 +25,7 @@ struct AttentionPlan {
   std::int32_t group_tiles;    // at most
   std::int64_t n_parts;        // at least those of the longest walk over the tape
   std::int64_t launch_groups;  // of one launch
-  std::size_t partial_bytes;   // of `partial`; 0 where there is one part
+  std::size_t partial_bytes;   // of `partial`; 0 where nothing is added up afterwards
 };
 AttentionPlan plan_attention(const AttentionArgs& args);
 void launch_attention(Runtime& runtime, const AttentionArgs& args, const AttentionPlan& plan,

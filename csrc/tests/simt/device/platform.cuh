@@ -77,7 +77,17 @@ DUPLEX_DEVICE void multiply_add(float (&acc)[4], const Words& a, std::uint32_t b
 DUPLEX_DEVICE void multiply_add(std::int32_t (&acc)[4], const Words& a, std::uint32_t b0,
                                 std::uint32_t b1) {
   const std::uint32_t b[2] = {b0, b1};
-  simt::multiply_fragments(acc, a.v, b);
+  simt::multiply_fragments(acc, a.v, b, simt::Unsigned::kNone);
+}
+DUPLEX_DEVICE void multiply_add_left_unsigned(std::int32_t (&acc)[4], const Words& a,
+                                              std::uint32_t b0, std::uint32_t b1) {
+  const std::uint32_t b[2] = {b0, b1};
+  simt::multiply_fragments(acc, a.v, b, simt::Unsigned::kLeft);
+}
+DUPLEX_DEVICE void multiply_add_right_unsigned(std::int32_t (&acc)[4], const Words& a,
+                                               std::uint32_t b0, std::uint32_t b1) {
+  const std::uint32_t b[2] = {b0, b1};
+  simt::multiply_fragments(acc, a.v, b, simt::Unsigned::kRight);
 }
 
 }  // namespace duplex::cuda
