@@ -146,8 +146,8 @@ KERNELS = {
         registers=144,
         must_not=(DOUBLE,),
     ),
-    # As bfloat16, with a quarter of the weights to load and a table of their sizes in shared memory:
-    # one look-up for eight codes, which pick bytes.
+    # As bfloat16, with a quarter of the weights to load and a table of sizes in shared memory: one
+    # look-up for eight codes, which pick bytes.
     "linear_nvfp4/expert_nvfp4_kernel": Rule(
         {
             "HMMA.16816.F32.BF16": 24,
