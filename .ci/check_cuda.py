@@ -32,6 +32,7 @@ DOUBLE = r"D(ADD|FMA|MUL|SETP|MNMX)"
 TENSOR = "[HI]MMA"
 LOCAL = r"(LDL|STL)"
 WEIGHTS = "LDG.E.NA.LTC256B.128.CONSTANT"  # 16 bytes, streamed past the first-level cache
+WEIGHTS_OF_8 = "LDG.E.NA.LTC256B.64.CONSTANT"
 COPY = "LDGSTS.E.BYPASS.128"
 FOUR, STORE_FOUR = "LDG.E.128", "STG.E.128"  # columns of float32
 NORM = {BARRIER: 2, SUM: 4, COPY: 1}
@@ -165,6 +166,32 @@ KERNELS = {
         registers=144,
         must_not=(DOUBLE,),
     ),
+    # As bfloat16, with a quarter of the weights to load and a table of sizes in shared memory: one
+    # look-up for eight codes, which pick bytes.
+    "linear_nvfp4/expert_nvfp4_kernel": Rule(
+        {
+            "HMMA.16816.F32.BF16": 24,
+            WEIGHTS_OF_8: 8,
+            "LDS.128": 16,
+            "PRMT": 160,
+            "LDG.E.128": 12,
+            BARRIER: 5,
+        },
+        registers=72,
+        must_not=(DOUBLE, "HMUL2"),
+    ),
+    "linear_nvfp4/linear_nvfp4_kernel": Rule(
+        {
+            "HMMA.16816.F32.BF16": 8,
+            WEIGHTS_OF_8: 4,
+            "LDS.128": 8,
+            "PRMT": 80,
+            "LDG.E.128": 4,
+            BARRIER: 3,
+        },
+        registers=144,
+        must_not=(DOUBLE, "HMUL2"),
+    ),
     # Weights of a round and of the next; group sums of two rows in one store.
     "linear_quantised/expert_quantised_kernel": QUANTISED,
     "linear_quantised/linear_quantised_kernel": QUANTISED,
@@ -176,6 +203,7 @@ KERNELS = {
     "moe/to_float_kernel": Rule({"STG.E": 1}),
     "pack/pack_kernel": Rule({"STG.E.U16": 1}),
     "pack/pack_mxfp8_kernel": Rule({"STG.E.U8": 2}),
+    "pack/pack_nvfp4_kernel": Rule({"STG.E.U8": 1}),
     "pack/pack_quantised_kernel": Rule({"STG.E.U16": 1}),
     "rows/embed_audio_kernel": Rule(NORM),
     "rows/embed_text_kernel": Rule(NORM),

@@ -56,6 +56,7 @@ IN_KERNELS = (
     (r"\+= has_met \? 1 : 0;", "+= has_met ? 0 : 0;", "signals are not counted"),
     (r"(multiply_add\(\S+ (?:w|codes))\[0\]", r"\1[1]", "the other half of a"),
     (r"(multiply_add\(\S+ (?:w|codes))\[1\]", r"\1[0]", "the other half of a"),
+    (r"permute_bytes\(lower, upper", "permute_bytes(upper, lower", "the other bytes"),
     (r"(multiply_add\(\S+) low", r"\1 high", "the other half of a"),
     (r"(multiply_add\(\S+) high", r"\1 low", "the other half of a"),
 )
@@ -95,6 +96,8 @@ IN_PLATFORM = (
     (r"static_cast<unsigned>\(delta\)", "static_cast<unsigned>(delta + 1)", "another lane"),
     (r"__shfl_xor_sync", "__shfl_down_sync", "another shuffle"),
     (r"mul\.rn\.bf16x2 %0, %1, %2", "mul.rn.bf16x2 %0, %1, %1", "a square"),
+    (r"\{%0, %1\}, \[%2\]", "{%1, %0}, [%2]", "words of a load of two"),
+    (r"prmt\.b32 %0, %1, %2, %3", "prmt.b32 %0, %2, %1, %3", "bytes of the other"),
 )
 WORDS = r"\{%0, %1, %2, %3\}, \[%4\]"
 IN_SYSTEM = (
@@ -156,7 +159,7 @@ def stems_of(host: HostBuild, path: str) -> list[str]:
         "attention_parts": ["attention_bf16", "attention_int8"],
         "conv": ["append"],
         "kv_int8": ["append", "attention_int8"],
-        "linear_bf16": ["linear_bf16", "linear_large", "linear_mxfp8"],
+        "linear_bf16": ["linear_bf16", "linear_large", "linear_mxfp8", "linear_nvfp4"],
         "norm": ["append", "rows", "all_reduce"],
         "exchange": ["all_reduce"],
         "words": ["all_reduce"],

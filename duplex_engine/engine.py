@@ -96,7 +96,7 @@ class Engine:
         *,
         device: str = "cpu",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-        weights: Literal["auto", "int8", "int4", "mxfp8"] = "auto",
+        weights: Literal["auto", "int8", "int4", "mxfp8", "nvfp4"] = "auto",
         kv_dtype: Literal["auto", "int8"] = "auto",
         mtp_layers: int = 0,
         threads: int | None = None,
@@ -126,7 +126,9 @@ class Engine:
                 checkpoint, else float32.
             weights: "int8" or "int4" quantise the layers' matrices and the head while loading:
                 groups of 64 or 32 inputs share a scale, 8.25 or 4.5 bits a weight. "mxfp8" keeps
-                them in MXFP8, for `device="cuda"` and bfloat16 rows (docs/CHECKPOINT.md).
+                them in MXFP8, for `device="cuda"` and bfloat16 rows (docs/CHECKPOINT.md). "nvfp4",
+                for the same, keeps those that the checkpoint has in NVFP4 as they are, 4.5 bits a
+                weight, with the bits of bfloat16; "auto" does so there by itself.
             kv_dtype: "int8" keeps keys and values in 8 bits, a scale for each position and head:
                 half the memory of bfloat16, and on the CPU less time the longer the context.
             mtp_layers: of the checkpoint's multi-token-prediction layers, how many to load: each
@@ -170,9 +172,10 @@ class Engine:
             raise InvalidArgument(
                 f"dtype: expected 'auto', 'float32' or 'bfloat16', found {found(dtype)}"
             )
-        if weights not in ("auto", "int8", "int4", "mxfp8"):
+        if weights not in ("auto", "int8", "int4", "mxfp8", "nvfp4"):
             raise InvalidArgument(
-                f"weights: expected 'auto', 'int8', 'int4' or 'mxfp8', found {found(weights)}"
+                "weights: expected 'auto', 'int8', 'int4', 'mxfp8' or 'nvfp4', "
+                f"found {found(weights)}"
             )
         if kv_dtype not in ("auto", "int8"):
             raise InvalidArgument(f"kv_dtype: expected 'auto' or 'int8', found {found(kv_dtype)}")
@@ -285,7 +288,8 @@ class Engine:
 
     @property
     def weights(self) -> Weights:
-        """Format of the layers' matrices and the head: `dtype`, "int8", "int4" or "mxfp8"."""
+        """Format of the layers' matrices and the head: `dtype`, "int8", "int4", "mxfp8" or
+        "nvfp4": NVFP4 where the checkpoint has it, bfloat16 elsewhere."""
         return self._weights
 
     @property

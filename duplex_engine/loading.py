@@ -162,14 +162,23 @@ def row_and_matrix_formats(
     """The types of rows and matrices that the options ask for.
 
     Raises:
-        InvalidArgument: packed weights are of other types, or for another device.
+        InvalidArgument: packed weights are of other types, or for another device; NVFP4 is asked
+            of a checkpoint that has none.
     """
     packed = checkpoint.packed
     if packed is None:
         if dtype == "auto":
             dtype = checkpoint.config.dtype or _commonest_dtype(checkpoint)
         rows: Dtype = "bfloat16" if dtype == "bfloat16" else "float32"
-        return rows, rows if weights == "auto" else cast(Weights, weights)
+        if weights == "auto":
+            keeps_nvfp4 = device != "cpu" and rows == "bfloat16" and _has_nvfp4(checkpoint)
+            return rows, "nvfp4" if keeps_nvfp4 else rows
+        if weights == "nvfp4" and not _has_nvfp4(checkpoint):
+            raise InvalidArgument(
+                f"weights: expected a checkpoint with NVFP4 weights for 'nvfp4', found none in "
+                f"{checkpoint.path}; ask for 'auto', or for 'mxfp8' or 'int4' to quantise"
+            )
+        return rows, cast(Weights, weights)
     if device != "cpu":
         raise InvalidArgument(
             f"{checkpoint.path}: expected the device 'cpu' for weights packed for it, "
@@ -182,6 +191,11 @@ def row_and_matrix_formats(
                 f"{checkpoint.path} are, found {asked!r}; convert the checkpoint again for that"
             )
     return packed.dtype, packed.weights
+
+
+def _has_nvfp4(checkpoint: Checkpoint) -> bool:
+    """Whether some weights are NVFP4: no other format has E4M3 scales."""
+    return any(t.dtype == "F8_E4M3" and t.name.endswith("scale") for t in checkpoint.tensors)
 
 
 def _commonest_dtype(checkpoint: Checkpoint) -> str:

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 Dtype: TypeAlias = Literal["float32", "bfloat16"]
-Weights: TypeAlias = Literal["float32", "bfloat16", "int8", "int4", "mxfp8"]
+Weights: TypeAlias = Literal["float32", "bfloat16", "int8", "int4", "mxfp8", "nvfp4"]
 
 PACKED_FILE = "packed.safetensors"
 FORMAT = "duplex_engine packed weights"

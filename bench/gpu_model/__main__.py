@@ -94,8 +94,8 @@ def main(
 
     Variants: *design*, one graph, starts hidden; *public*, the same kernels, each as fast as the
     best published one; *today*, our kernels and host code as measured on an H200 on 2026-11-26,
-    before several of them were made anew, for tensor parallelism and NVFP4 weights that they do
-    not have yet. Nothing here ran on those GPUs.
+    before several of them were made anew, for tensor parallelism that they do not have yet and
+    NVFP4 weights, whose kernel nobody has timed. Nothing here ran on those GPUs.
     """
     console = Console(highlight=False, width=140)
     if cpu:

@@ -139,8 +139,9 @@ struct SiluMulArgs {
   Rows out;
 };
 
-// Routed experts 0..n_experts-1 and shared experts behind them, all packed with one stride. Parts
-// are those of the products with `down`, as in LinearArgs.
+// Routed experts 0..n_experts-1 and shared experts behind them, all packed with one stride; shared
+// experts of another format lie apart. Parts are those of the products with `down`, as in
+// LinearArgs.
 struct MoeArgs {
   MoeConfig config;
   std::int32_t n_rows;
@@ -157,6 +158,8 @@ struct MoeArgs {
   void* scratch;  // moe_scratch_bytes
   std::int32_t n_parts = 1;
   std::int64_t y_part_stride = 0;
+  ExpertMatrix shared_gate_up = {};  // no data: behind the routed ones
+  ExpertMatrix shared_down = {};
 };
 
 // Gather of pixels or features into the rows that one hMLP stage multiplies.

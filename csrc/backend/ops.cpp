@@ -134,8 +134,10 @@ void Backend::silu_mul(const SiluMulArgs& args) {
 void Backend::moe(const MoeArgs& args) {
   if (args.n_rows == 0) return;
   check(args.router.dtype == DType::kF32, "moe: the router is float32");
-  check(args.down.dtype == args.gate_up.dtype, "moe: the experts must have one dtype");
   check_meets("moe", args.x, args.gate_up);
+  check_meets("moe", args.x, args.down);
+  for (const ExpertMatrix& shared : {args.shared_gate_up, args.shared_down})
+    if (shared.first.data != nullptr) check_meets("moe", args.x, shared.first);
   check_rows("moe", "x", args.x, args.gate_up.n_in);
   check_floats("moe", "y", args.y, args.y_stride, round_up(args.down.n_out, kPanelOutputs));
   check(args.scratch != nullptr, "moe: no scratch");

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cstdint>
 
+#include "backend/views.h"
 #include "core/types.h"
 
 namespace duplex {
@@ -72,6 +73,20 @@ constexpr std::uint8_t e4m3_code(float value) {
                                                 std::bit_cast<float>(size), 512.0f, 0.0f, 8.0f)));
   const std::uint32_t rounded = (size + 0x7ffffu + (size >> 20 & 1u)) >> 20;
   return static_cast<std::uint8_t>(sign | (rounded - (120u << 3)));
+}
+
+// NVFP4: E2M1 codes (a sign, 2 bits of exponent, 1 of mantissa) in groups of columns that share an
+// E4M3 scale, and a float for the matrix.
+inline constexpr std::int64_t kNvfp4Group = 16;
+// What 3 bits of a code and 7 of a scale are worth, in float32: only the scale of the matrix
+// rounds, as where such codes are read from a file (model/source_tensor.cpp).
+constexpr float nvfp4_size(std::uint32_t code, std::uint32_t scale, const MatrixScale& of_matrix) {
+  const float number = code < 2 ? static_cast<float>(code) * 0.5f
+                                : std::bit_cast<float>((126u << 23) + (code << 22));
+  const float of_group = scale < 8 ? static_cast<float>(scale) * 0x1p-9f
+                                   : std::bit_cast<float>((120u << 23) + (scale << 20));
+  const float exact = number * of_group;
+  return of_matrix.is_divisor ? exact / of_matrix.value : exact * of_matrix.value;
 }
 
 }  // namespace duplex

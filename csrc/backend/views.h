@@ -27,13 +27,30 @@ struct PackedMatrix {
   DType dtype = DType::kF32;
 };
 
+// The same matrix of several experts, one behind the other.
+struct ExpertMatrix {
+  PackedMatrix first;
+  std::int64_t stride_bytes = 0;
+};
+
+// The scale of a whole matrix in NVFP4, by which codes times the scales of their groups are
+// multiplied or divided.
+struct MatrixScale {
+  float value = 0.0f;
+  bool is_divisor = false;
+};
+
 // Source rows of a matrix to pack: `n_rows` rows of `row_elements` values, `row_stride` apart.
-// No alignment is asked of data.
+// No alignment is asked of data. NVFP4, for a matrix in NVFP4 alone: two E2M1 codes a byte, and an
+// E4M3 scale for each kNvfp4Group columns of a row.
 struct PackSource {
   const void* data = nullptr;
   DType dtype = DType::kF32;
   std::int64_t n_rows = 0;
   std::int64_t row_stride = 0;  // elements
+  const void* scales = nullptr;
+  std::int64_t scale_row_stride = 0;
+  MatrixScale matrix_scale = {};
 };
 
 // Columns are copied in groups: `in_group` source columns land at multiples of `in_group_padded`.

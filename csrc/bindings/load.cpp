@@ -38,6 +38,7 @@ DType format_from(const std::string& name, DType dtype, const std::string& what)
   if (name == "int8") return DType::kInt8;
   if (name == "int4") return DType::kInt4;
   if (name == "mxfp8") return DType::kMxfp8;
+  if (name == "nvfp4") return DType::kNvfp4;
   return name.empty() ? dtype : dtype_from(name, what);
 }
 

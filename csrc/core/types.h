@@ -7,23 +7,26 @@
 
 namespace duplex {
 
-// kInt8, kInt4 and kMxfp8 are formats of packed matrices, kInt8 also of keys and values on a tape:
+// All but the first two are formats of packed matrices, kInt8 also of keys and values on a tape:
 // codes in groups that share a scale. Rows and tables are float32 or bfloat16.
-enum class DType : std::uint8_t { kF32, kBF16, kInt8, kInt4, kMxfp8 };
+enum class DType : std::uint8_t { kF32, kBF16, kInt8, kInt4, kMxfp8, kNvfp4 };
 
 // Whose products are between integers: rows are quantised to meet them.
 constexpr bool is_quantised(DType dtype) { return dtype == DType::kInt8 || dtype == DType::kInt4; }
-// Whether a matrix can multiply rows: the integer formats take either type, MXFP8 is exact in
-// bfloat16, others take their own.
+// Whose codes become bfloat16 in registers: the bits are those of bfloat16 weights.
+constexpr bool is_coded_bf16(DType dtype) {
+  return dtype == DType::kMxfp8 || dtype == DType::kNvfp4;
+}
+// Whether a matrix can multiply rows: the integer formats take either type, others one.
 constexpr bool takes_rows(DType matrix, DType rows) {
-  return is_quantised(matrix) || rows == (matrix == DType::kMxfp8 ? DType::kBF16 : matrix);
+  return is_quantised(matrix) || rows == (is_coded_bf16(matrix) ? DType::kBF16 : matrix);
 }
 // Of one element; not for formats of codes.
 constexpr std::size_t dtype_bytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 // Input columns of a quantised matrix that share a scale.
 constexpr std::int64_t quantised_group(DType format) { return format == DType::kInt8 ? 64 : 32; }
 constexpr const char* dtype_name(DType dtype) {
-  constexpr const char* kNames[] = {"float32", "bfloat16", "int8", "int4", "mxfp8"};
+  constexpr const char* kNames[] = {"float32", "bfloat16", "int8", "int4", "mxfp8", "nvfp4"};
   return kNames[static_cast<std::size_t>(dtype)];
 }
 

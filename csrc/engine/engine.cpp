@@ -40,7 +40,7 @@ ModelConfig checked(ModelConfig config, const EngineOptions& options, const Engi
   config.validate();
   check_max_rows(options.max_batch_rows);
   check(takes_rows(options.weights, options.dtype), "weights: expected ", dtype_name(options.dtype),
-        " (the dtype), int8, int4, or mxfp8 with the dtype bfloat16, found ",
+        " (the dtype), int8, int4, or mxfp8 or nvfp4 with the dtype bfloat16, found ",
         dtype_name(options.weights));
   check(options.kv_dtype == options.dtype || options.kv_dtype == DType::kInt8,
         "kv_dtype: expected ", dtype_name(options.dtype), " (the dtype) or int8, found ",

@@ -236,7 +236,9 @@ void Inkling::mlp_half(const Segments& segments, const Block& block, const float
                   .y_stride = block_out_stride_,
                   .scratch = moe_scratch_,
                   .n_parts = weights_.shard.n_parts,
-                  .y_part_stride = part_stride_});
+                  .y_part_stride = part_stride_,
+                  .shared_gate_up = w.moe.shared_gate_up,
+                  .shared_down = w.moe.shared_down});
   } else {
     const std::int32_t width = w.dense.down.n_in;
     backend_.linear({w.dense.gate_up, normed_, segments.n_rows, projected_, projected_stride_});

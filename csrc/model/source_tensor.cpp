@@ -135,6 +135,19 @@ std::size_t SourceTensor::bytes() const {
   return static_cast<std::size_t>(elements() * file_type_bits(type) / 8);
 }
 
+bool SourceTensor::is_nvfp4() const {
+  return type == FileType::kE2M1 && scales.block != nullptr &&
+         scales.block->type == FileType::kE4M3;
+}
+
+const std::byte* SourceTensor::block_scale(std::int64_t element) const {
+  return scales.block->at(scale_run(*this, element).block);
+}
+
+float SourceTensor::global_scale(std::int64_t element) const {
+  return scalar_at(*scales.global, scale_run(*this, element).global);
+}
+
 void SourceTensor::read(std::int64_t begin, std::int64_t n, float* out) const {
   read_codes(*this, begin, n, out);
   if (scales.block == nullptr) return;

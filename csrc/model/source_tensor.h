@@ -58,6 +58,11 @@ struct SourceTensor {
   }
   std::int64_t n_rows() const { return shape.size() < 2 ? 1 : shape[shape.size() - 2]; }
   std::int64_t n_columns() const { return shape.empty() ? 1 : shape.back(); }
+  // NVFP4: E2M1 codes with E4M3 scales and one more of the matrix.
+  bool is_nvfp4() const;
+  // What an element is decoded with: where its block scale lies, and the scale of its matrix.
+  const std::byte* block_scale(std::int64_t element) const;
+  float global_scale(std::int64_t element) const;
   // Elements [begin, begin + n) as float32; of kE2M1, begin and n are even.
   void read(std::int64_t begin, std::int64_t n, float* out) const;
   // What makes one of the elements [begin, begin + n) a NaN or infinity: this tensor or a scale's.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "backend/quantised.h"
 #include "core/error.h"
 
 namespace duplex {
@@ -26,10 +27,35 @@ bool is_plain(const SourceTensor& tensor) {
   return tensor.type == FileType::kF32 || tensor.type == FileType::kBF16;
 }
 
-std::int64_t stripe_rows(const SourceTensor& tensor, std::int64_t row_elements) {
-  const std::int64_t element_bits = is_plain(tensor) ? file_type_bits(tensor.type) : 32;
+std::int64_t stripe_rows(const SourceTensor& tensor, std::int64_t row_elements, bool is_decoded) {
+  const std::int64_t element_bits = is_decoded ? 32 : file_type_bits(tensor.type);
   const std::int64_t rows = kStripeBytes * 8 / (row_elements * element_bits);
   return round_up(std::max<std::int64_t>(rows, 1), kPanelOutputs);
+}
+
+// Whether a matrix can lie in memory as the file has it, in NVFP4: groups of columns stay whole,
+// and no tile of outputs has rows of two matrices, whose scales differ.
+bool keeps_nvfp4(const std::vector<OutputRows>& outputs, std::int64_t n_in, std::int64_t group) {
+  if (group != n_in && group % kNvfp4Group != 0) return false;
+  std::int64_t output = 0;
+  for (const OutputRows& rows : outputs) {
+    if (rows.tensor != nullptr && (!rows.tensor->is_nvfp4() || output % kColumnAlign != 0 ||
+                                   rows.first % rows.tensor->n_columns() % kNvfp4Group != 0))
+      return false;
+    output += rows.n_rows;
+  }
+  return true;
+}
+
+// Rows of NVFP4 from an element on, as they lie in the file.
+PackSource coded_rows(const SourceTensor& tensor, std::int64_t element, std::int64_t n_rows,
+                      std::int64_t row_stride) {
+  const std::int64_t width = tensor.n_columns();
+  PackSource source{tensor.at(element), DType::kNvfp4, n_rows, row_stride};
+  source.scales = tensor.block_scale(element);
+  source.scale_row_stride = row_stride / width * div_up(width, kNvfp4Group);
+  source.matrix_scale = {tensor.global_scale(element), tensor.scales.is_divisor};
+  return source;
 }
 
 }  // namespace
@@ -134,7 +160,7 @@ const void* WeightBuilder::table(const SourceTensor& tensor) {
   const std::int64_t row_bytes = padded * static_cast<std::int64_t>(dtype_bytes(dtypes_.rows));
   auto* out = take<std::byte>(tensor.shape[0] * row_bytes);
   if (!is_filling_) return out;
-  const std::int64_t stripe = stripe_rows(tensor, width);
+  const std::int64_t stripe = stripe_rows(tensor, width, !is_plain(tensor));
   std::vector<std::byte> rows;
   floats_.resize(static_cast<std::size_t>(width));
   for (std::int64_t begin = 0; begin < tensor.shape[0]; begin += stripe) {
@@ -157,7 +183,9 @@ const void* WeightBuilder::table(const SourceTensor& tensor) {
 }
 
 PackedMatrix WeightBuilder::matrix(const std::vector<OutputRows>& outputs, std::int64_t n_in,
-                                   std::int64_t group, std::int64_t group_padded, DType dtype) {
+                                   std::int64_t group, std::int64_t group_padded, DType wanted) {
+  const bool is_kept = wanted == DType::kNvfp4 && keeps_nvfp4(outputs, n_in, group);
+  const DType dtype = wanted == DType::kNvfp4 && !is_kept ? dtypes_.rows : wanted;
   std::int64_t n_out = 0;
   for (const OutputRows& rows : outputs) n_out += rows.n_rows;
   PackedMatrix packed;
@@ -182,12 +210,15 @@ PackedMatrix WeightBuilder::matrix(const std::vector<OutputRows>& outputs, std::
 void WeightBuilder::pack_stripes(const OutputRows& rows, const PackShape& shape,
                                  std::int64_t first_out, std::byte* out) {
   const SourceTensor& tensor = *rows.tensor;
-  const std::int64_t stripe = stripe_rows(tensor, rows.row_stride);
+  const bool is_kept = shape.dtype == DType::kNvfp4;
+  const std::int64_t stripe = stripe_rows(tensor, rows.row_stride, !is_plain(tensor) && !is_kept);
   for (std::int64_t begin = 0; begin < rows.n_rows; begin += stripe) {
     const std::int64_t n = std::min(stripe, rows.n_rows - begin);
     const std::int64_t element = rows.first + begin * rows.row_stride;
     PackSource source;
-    if (is_plain(tensor)) {
+    if (is_kept) {
+      source = coded_rows(tensor, element, n, rows.row_stride);
+    } else if (is_plain(tensor)) {
       const DType dtype = tensor.type == FileType::kF32 ? DType::kF32 : DType::kBF16;
       source = {tensor.at(element), dtype, n, rows.row_stride};
     } else {

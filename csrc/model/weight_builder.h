@@ -25,8 +25,10 @@ struct OutputRows {
 };
 
 struct WeightDTypes {
-  DType rows = DType::kF32;      // of tables, of the vision tower and of all rows
-  DType matrices = DType::kF32;  // of the layers' matrices and the head: as `rows`, or quantised
+  DType rows = DType::kF32;  // of tables, of the vision tower and of all rows
+  // Of the layers' matrices and the head: as `rows`, or quantised. NVFP4 is for those alone that
+  // the file has in it, the others are as `rows`.
+  DType matrices = DType::kF32;
 };
 
 // Called with (bytes packed, bytes in all) now and then.
@@ -52,7 +54,7 @@ class WeightBuilder {
   const void* table(const SourceTensor& tensor);
   // A matrix whose outputs are the given rows in order; input columns come in padded groups.
   PackedMatrix matrix(const std::vector<OutputRows>& outputs, std::int64_t n_in, std::int64_t group,
-                      std::int64_t group_padded, DType dtype);
+                      std::int64_t group_padded, DType wanted);
   PackedMatrix matrix(const std::vector<OutputRows>& outputs, std::int64_t n_in) {
     return matrix(outputs, n_in, n_in, round_up(n_in, kColumnAlign), dtypes_.matrices);
   }

@@ -238,18 +238,22 @@ class Loader {
       const SourceTensor& tensor = is_shared ? shared : routed;
       const std::int64_t row = (is_shared ? e - m.n_experts : e) * d_;
       note_expert(e, column_slice(tensor, row, width, width / shard_.total_parts()), weights.down,
-                  weights.down_stride_bytes);
+                  weights.down_stride_bytes, weights.shared_down);
     }
     return weights;
   }
 
-  // Experts are packed one behind the other, so expert 1 tells the stride.
-  static void note_expert(std::int64_t e, const PackedMatrix& packed, PackedMatrix& first,
-                          std::int64_t& stride) {
+  // Experts are packed one behind the other, so the second of a format tells the stride.
+  void note_expert(std::int64_t e, const PackedMatrix& packed, PackedMatrix& first,
+                   std::int64_t& stride, ExpertMatrix& shared) const {
+    const auto distance = [&](const PackedMatrix& from) {
+      return static_cast<const std::byte*>(packed.data) - static_cast<const std::byte*>(from.data);
+    };
     if (e == 0) first = packed;
-    if (e == 1)
-      stride =
-          static_cast<const std::byte*>(packed.data) - static_cast<const std::byte*>(first.data);
+    if (e == 1) stride = distance(first);
+    if (packed.dtype == first.dtype) return;
+    if (e == config_.moe.n_experts) shared.first = packed;
+    if (e == config_.moe.n_experts + 1) shared.stride_bytes = distance(shared.first);
   }
 
   void load_gate_up(const std::string& prefix, MoeWeights& weights) {
@@ -270,7 +274,7 @@ class Loader {
     for (std::int64_t e = 0; e < m.n_experts; ++e) {
       const std::int64_t row = e * 2 * width;
       note_expert(e, gate_up({*routed, row}, {*routed, row + up_row}, step, width), weights.gate_up,
-                  weights.gate_up_stride_bytes);
+                  weights.gate_up_stride_bytes, weights.shared_gate_up);
     }
     const SourceTensor* shared = source_.try_find(prefix + "shared_experts.shared_w13_weight");
     if (shared != nullptr) source_.find(shared->name, {m.n_shared, 2 * width, d_});
@@ -285,7 +289,7 @@ class Loader {
       note_expert(
           m.n_experts + s,
           gate_up({*gate, row}, {*up, row + (shared != nullptr ? 1 : 0)}, shared_step, width),
-          weights.gate_up, weights.gate_up_stride_bytes);
+          weights.gate_up, weights.gate_up_stride_bytes, weights.shared_gate_up);
     }
   }
 

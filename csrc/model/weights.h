@@ -38,6 +38,8 @@ struct MoeWeights {
   PackedMatrix down;
   std::int64_t gate_up_stride_bytes = 0;
   std::int64_t down_stride_bytes = 0;
+  ExpertMatrix shared_gate_up;  // where shared experts have another format than the routed ones
+  ExpertMatrix shared_down;
 };
 
 struct LayerWeights {

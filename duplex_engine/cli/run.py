@@ -37,8 +37,10 @@ DtypeOption = Annotated[
     typer.Option(help="Type of rows, weights and cache; auto follows the checkpoint."),
 ]
 WeightsOption = Annotated[
-    Literal["auto", "int8", "int4", "mxfp8"],
-    typer.Option(help="Quantise the matrices while loading: less memory; mxfp8 on a GPU only."),
+    Literal["auto", "int8", "int4", "mxfp8", "nvfp4"],
+    typer.Option(
+        help="Quantise the matrices while loading: less memory; mxfp8 and nvfp4 on a GPU only."
+    ),
 ]
 KvDtypeOption = Annotated[
     Literal["auto", "int8"],

@@ -142,6 +142,50 @@ def test_mxfp8_on_a_gpu_is_the_same_in_fewer_bytes(
             Engine.load(to, device=device, weights="mxfp8", dtype=dtype)
 
 
+@pytest.mark.skipif(GPU not in _core.backend_names(), reason="a build without tests")
+@pytest.mark.parametrize("pick", [is_matrix, is_routed], ids=["all", "routed"])
+@pytest.mark.parametrize("form", ["published", "compressed-tensors"])
+@pytest.mark.parametrize("name", NAMES)
+def test_nvfp4_on_a_gpu_keeps_its_bytes(
+    name: str,
+    form: str,
+    pick: Callable[[str, torch.Tensor], bool],
+    oracle_checkpoint: OracleCheckpoint,
+    tmp_path: Path,
+) -> None:
+    """Less memory, and the bits of bfloat16 weights of the same values."""
+    folder = oracle_checkpoint(name)[0]
+    coded, plain = quantise(load_file(folder / "model.safetensors"), FORMS[form], pick)
+    bits, n_bytes = [], []
+    for tensors, weights in ((plain, "bfloat16"), (coded, "nvfp4")):
+        to = write(folder, tmp_path / weights, tensors)
+        with (
+            Engine.load(to, device=GPU, dtype="bfloat16") as engine,
+            engine.open_session() as session,
+        ):
+            assert engine.weights == weights
+            n_bytes.append(dict(engine.memory_plan)["weights"])
+            bits.append(session.append(text=[3, 1, 4, 1, 5, 9, 2, 6, 5], logits="all").tobytes())
+    assert bits[0] == bits[1]
+    assert n_bytes[1] < n_bytes[0]
+
+
+def test_nvfp4_is_asked_for_where_it_is(
+    oracle_checkpoint: OracleCheckpoint, tmp_path: Path
+) -> None:
+    folder = oracle_checkpoint("moe_mixed")[0]
+    with pytest.raises(InvalidArgument, match="expected a checkpoint with NVFP4 weights"):
+        Engine.load(folder, weights="nvfp4", dtype="bfloat16")
+    coded, _ = quantise(load_file(folder / "model.safetensors"), FORMS["published"])
+    to = write(folder, tmp_path / "coded", coded)
+    with pytest.raises(InvalidArgument, match=r"device 'cpu' takes .* found nvfp4"):
+        Engine.load(to, weights="nvfp4", dtype="bfloat16")
+    with pytest.raises(InvalidArgument, match="nvfp4 with the dtype bfloat16, found nvfp4"):
+        Engine.load(to, weights="nvfp4", dtype="float32")
+    with Engine.load(to, dtype="bfloat16") as engine:
+        assert engine.weights == "bfloat16"
+
+
 @pytest.mark.parametrize("form", ["published", "compressed-tensors"])
 def test_bfloat16_rounds_nvfp4_once(form: str, oracle_checkpoint: OracleCheckpoint) -> None:
     """The second scale has 24 bits: the bound that docs/CHECKPOINT.md states."""
@@ -259,12 +303,11 @@ CASES: dict[str, tuple[str, str, Damage, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("original", [True, False], ids=["published", "modules"])
-@pytest.mark.parametrize("case", CASES)
-def test_bad_codes_name_their_tensor(
+def damaged(
     case: str, original: bool, oracle_checkpoint: OracleCheckpoint, tmp_path: Path
-) -> None:
-    form_name, role, damage, message = CASES[case]
+) -> tuple[Path, str]:
+    """The checkpoint of a case, and the name of the tensor that is at fault."""
+    form_name, role, damage, _ = CASES[case]
     folder, model = oracle_checkpoint("uneven_heads")
     if not original:
         folder = tmp_path / "modules"
@@ -282,9 +325,28 @@ def test_bad_codes_name_their_tensor(
         )
     }
     damage(coded, names)
-    with pytest.raises(CheckpointError, match=re.escape(f"'{names[role]}'")) as caught:
-        logits(write(folder, tmp_path / "bad", coded), [])
-    assert message in str(caught.value)
+    return write(folder, tmp_path / "bad", coded), names[role]
+
+
+@pytest.mark.parametrize("original", [True, False], ids=["published", "modules"])
+@pytest.mark.parametrize("case", CASES)
+def test_bad_codes_name_their_tensor(
+    case: str, original: bool, oracle_checkpoint: OracleCheckpoint, tmp_path: Path
+) -> None:
+    folder, name = damaged(case, original, oracle_checkpoint, tmp_path)
+    with pytest.raises(CheckpointError, match=re.escape(f"'{name}'")) as caught:
+        logits(folder, [])
+    assert CASES[case][-1] in str(caught.value)
+
+
+@pytest.mark.skipif(GPU not in _core.backend_names(), reason="a build without tests")
+@pytest.mark.parametrize("case", ["NaN block scale", "NaN second scale", "division by zero"])
+def test_scales_that_are_no_numbers_on_a_gpu(
+    case: str, oracle_checkpoint: OracleCheckpoint, tmp_path: Path
+) -> None:
+    folder, name = damaged(case, True, oracle_checkpoint, tmp_path)
+    with pytest.raises(CheckpointError, match=re.escape(f"'{name}' {CASES[case][-1]}")):
+        Engine.load(folder, device=GPU, dtype="bfloat16")
 
 
 def test_a_scale_of_plain_values_is_left_over(

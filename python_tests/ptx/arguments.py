@@ -12,7 +12,7 @@ from ctypes import Structure, c_bool, c_float, c_int32, c_int64, c_uint8, c_uint
 import numpy as np
 from numpy.typing import NDArray
 
-F32, BF16, INT8, INT4, MXFP8 = 0, 1, 2, 3, 4  # DType
+F32, BF16, INT8, INT4, MXFP8, NVFP4 = range(6)  # DType
 BLOCK = 64  # positions of a block of keys and values
 Floats = NDArray[np.float32]
 
@@ -61,9 +61,11 @@ ExpertLinear = struct(
     "ExpertLinear", w=PackedMatrix, expert_stride_bytes=I64, n_experts=I32, expert_begin=PTR,
     row_of_place=PTR, x=Rows, y=PTR, y_stride=I64,
 )  # fmt: skip
+MatrixScale = struct("MatrixScale", value=F, is_divisor=c_bool)
 Pack = struct(
     "Pack", source=PTR, source_dtype=U8, n_rows=I64, row_stride=I64, shape=PackShape,
-    n_in_padded=I64, first_out=I64, destination=PTR,
+    n_in_padded=I64, first_out=I64, destination=PTR, scales=PTR, scale_row_stride=I64,
+    matrix_scale=MatrixScale,
 )  # fmt: skip
 QuantiseRows = struct("QuantiseRows", x=Rows, n_in=I32, out=PTR, out_stride=I64)
 ConvAddNorm = struct(
@@ -153,17 +155,21 @@ def pad(x: NDArray[np.generic], width: int) -> NDArray[np.generic]:
     return np.pad(x, ((0, 0), (0, width - x.shape[1])))
 
 
-def packed(w: Floats, dtype: int) -> NDArray[np.generic]:
+def packed(
+    w: Floats, dtype: int, of_matrix: tuple[float, bool] = (0.75, False)
+) -> NDArray[np.generic]:
     """A matrix (n_out, n_in), n_in a multiple of 16, as the linear kernels read it.
 
     float32: panels of 64 outputs, outputs innermost. bfloat16: for every 16 outputs and 32 inputs
     the two fragments of mma.m16n8k16 of 32 lanes, where inputs 8 t to 8 t + 7 belong to the lanes
     with lane % 4 = t: in pairs, the first two to the first fragment, which takes them for its
-    columns 2 t, 2 t + 1 and 2 t + 8, 2 t + 9.
+    columns 2 t, 2 t + 1 and 2 t + 8, 2 t + 9. of_matrix: as in `packed_nvfp4`.
     """
     n_out, n_in = round_up(w.shape[0], 64), w.shape[1] if dtype == F32 else round_up(w.shape[1], 32)
     if dtype == MXFP8:
         return packed_mxfp8(w)
+    if dtype == NVFP4:
+        return packed_nvfp4(w, of_matrix)
     full = np.zeros((n_out, n_in), np.float32)
     full[: w.shape[0], : w.shape[1]] = w
     if dtype == F32:
@@ -181,6 +187,10 @@ def exponents(w: Floats) -> NDArray[np.int64]:
     return np.clip(found, -127, 127).astype(np.int64)
 
 
+E4M3 = np.array([m * 2.0**-9 if m < 8 else (8 + m % 8) * 2.0 ** (m // 8 - 10) for m in range(127)])
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+
+
 def packed_mxfp8(w: Floats) -> NDArray[np.uint8]:
     """The same in MXFP8: by tiles of 16 outputs, codes and behind them the exponents.
 
@@ -192,10 +202,7 @@ def packed_mxfp8(w: Floats) -> NDArray[np.uint8]:
     full[: w.shape[0], : w.shape[1]] = w
     found = exponents(full)
     unit = full.astype(np.float64) / 2.0 ** np.repeat(found, 32, 1)
-    table = np.array(
-        [m * 2.0**-9 if m < 8 else (8 + m % 8) * 2.0 ** (m // 8 - 10) for m in range(127)]
-    )
-    nearest = np.abs(np.abs(unit)[..., None] - table).argmin(-1)  # cases have no ties
+    nearest = np.abs(np.abs(unit)[..., None] - E4M3).argmin(-1)  # cases have no ties
     codes = (nearest + 128 * np.signbit(full)).astype(np.uint8)
     parts = codes.reshape(-1, 2, 8, n_steps, 4, 2, 2, 2).transpose(0, 3, 2, 4, 5, 1, 7, 6)
     padded = np.zeros((len(full), round_up(n_steps, 32)), np.uint8)
@@ -203,6 +210,47 @@ def packed_mxfp8(w: Floats) -> NDArray[np.uint8]:
     of_warps = padded.reshape(len(full) // 16, 2, 8, -1, 4, 8).transpose(0, 3, 5, 2, 4, 1)
     n_tiles = len(full) // 16
     return np.concatenate([parts.reshape(n_tiles, -1), of_warps.reshape(n_tiles, -1)], 1)
+
+
+def nvfp4(w: Floats, of_matrix: tuple[float, bool]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Codes and scales of numbers of the format whose largest in every 16 columns has code 6.
+
+    of_matrix: the scale of the matrix, and whether it divides.
+    """
+    factor = 1 / of_matrix[0] if of_matrix[1] else of_matrix[0]
+    groups = w.astype(np.float64).reshape(len(w), -1, 16)
+    wanted = np.abs(groups).max(2) / 6 / abs(factor)
+    scales = np.abs(wanted[..., None] - E4M3).argmin(-1)
+    unit = groups / np.where(wanted == 0, 1, E4M3[scales] * factor)[..., None]
+    codes = np.abs(np.abs(unit)[..., None] - E2M1).argmin(-1)
+    assert (E2M1[codes] == np.abs(unit)).all()
+    signed = codes + 8 * (unit < 0)
+    return signed.reshape(w.shape).astype(np.uint8), scales.astype(np.uint8)
+
+
+def packed_nvfp4(w: Floats, of_matrix: tuple[float, bool]) -> NDArray[np.uint8]:
+    """The same in NVFP4: by tiles of 16 outputs, codes, their scales, and the matrix's.
+
+    A lane's 8 bytes of a step: eight columns of an output and of the one 8 further on, the first
+    code in the low half of a byte. A tile ends in 32 bytes, of which two floats say of_matrix.
+    """
+    n_steps = -(-w.shape[1] // 32)
+    full = np.zeros((round_up(w.shape[0], 64), n_steps * 32), np.float32)
+    full[: w.shape[0], : w.shape[1]] = w
+    codes, scales = nvfp4(full, of_matrix)
+    parts = codes.reshape(-1, 2, 8, n_steps, 4, 8).transpose(0, 3, 2, 4, 1, 5)
+    of_groups = scales.reshape(-1, 2, 8, n_steps, 2).transpose(0, 3, 2, 4, 1)
+    n_tiles = len(full) // 16
+    end = np.zeros((n_tiles, 8), np.float32)
+    end[: -(-len(w) // 16), :2] = of_matrix
+    return np.concatenate(
+        [
+            (parts[..., ::2] | parts[..., 1::2] << 4).reshape(n_tiles, -1),
+            of_groups.reshape(n_tiles, -1),
+            end.view(np.uint8),
+        ],
+        1,
+    )
 
 
 def key_panel(keys: Floats, dtype: int) -> NDArray[np.generic]:

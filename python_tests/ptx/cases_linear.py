@@ -1,4 +1,4 @@
-"""Cases of the matrix products in float32, bfloat16 and MXFP8, and the packing.
+"""Cases of the matrix products in float32, bfloat16, MXFP8 and NVFP4, and the packing.
 
 The numbers are small integers, so sums of products are exact in any order and the results are
 compared by value.
@@ -11,15 +11,19 @@ from functools import partial
 import numpy as np
 from ptx.arguments import (
     BF16,
+    E2M1,
     F32,
     MXFP8,
+    NVFP4,
     ExpertLinear,
     Floats,
     Linear,
+    MatrixScale,
     Pack,
     PackedMatrix,
     PackShape,
     encode,
+    nvfp4,
     packed,
     round_up,
 )
@@ -27,6 +31,10 @@ from ptx.device import Device, both
 
 TILE_ROWS = 8
 DIVISOR = np.float32(3.5)
+NAMES = {BF16: "bf16", MXFP8: "mxfp8", NVFP4: "nvfp4"}
+TABLE_BYTES = {NVFP4: 128 * 16}  # in front of the sums in shared memory
+# Of matrices in NVFP4: scales, and whether they divide.
+MATRIX_SCALES = ((-3.0, False), (0.75, False), (0.5, True))
 
 
 def integers(random: np.random.Generator, *shape: int) -> Floats:
@@ -35,12 +43,16 @@ def integers(random: np.random.Generator, *shape: int) -> Floats:
 
 
 def matrix_of(random: np.random.Generator, n_out: int, n_in: int, dtype: int) -> Floats:
-    """Integers; in MXFP8 times powers of two, for every 32 columns another."""
+    """Integers; in MXFP8 times powers of two, for every 32 columns another; numbers of NVFP4."""
     w = integers(random, n_out, n_in)
-    if dtype != MXFP8:
+    if dtype not in (MXFP8, NVFP4):
         return w
-    powers = 2.0 ** random.integers(-3, 4, size=(n_out, -(-n_in // 32)))
-    return (w * np.repeat(powers, 32, 1)[:, :n_in]).astype(np.float32)
+    group = 32 if dtype == MXFP8 else 16
+    if dtype == NVFP4:
+        w = random.choice(E2M1, size=w.shape) * np.sign(w) * 1.5
+        w[:, ::16] = 9 * random.choice([-1, 1], size=w[:, ::16].shape)  # code 6 in each group
+    powers = 2.0 ** random.integers(-3, 4, size=(n_out, -(-n_in // group)))
+    return (w * np.repeat(powers, group, 1)[:, :n_in]).astype(np.float32)
 
 
 def pack(device: Device, dtype: int) -> None:
@@ -65,6 +77,32 @@ def pack(device: Device, dtype: int) -> None:
     assert (device.get(destination) == expected).all()
 
 
+def pack_nvfp4(device: Device) -> None:
+    """Codes as a file has them, every other row of it, behind each other; scales of either sign."""
+    random = np.random.default_rng(10)
+    first, second, n_in = 48, 37, 56
+    w = matrix_of(random, first + second, 64, NVFP4)
+    w[:, n_in:] = 0
+    expected = packed(w, NVFP4, (0.5, True))
+    destination = device.out(np.zeros_like(expected))
+    codes, scales = nvfp4(w, (0.5, True))
+    # A negative scale over turned signs is the same, but for the columns that are none.
+    turned = random.random(scales.shape) < 0.5
+    scales = scales + np.uint8(128) * turned
+    codes = (codes ^ 8 * np.repeat(turned, 16, 1)).astype(np.uint8)[:, :n_in]
+    pairs = (codes[:, ::2] | codes[:, 1::2] << 4).astype(np.uint8)
+    for begin, end in ((0, first), (first, first + second)):
+        n = end - begin
+        args = Pack(
+            device.put(np.repeat(pairs[begin:end], 2, 0)), NVFP4, n, 2 * n_in,
+            PackShape(n_in, n_in, 64, NVFP4), 64, begin, destination,
+            device.put(np.repeat(scales[begin:end].astype(np.uint8), 2, 0)), 2 * scales.shape[1],
+            MatrixScale(0.5, True),
+        )  # fmt: skip
+        device.launch("pack/pack_nvfp4_kernel", (n, 1), 128, 0, args)
+    assert (device.get(destination) == expected).all()
+
+
 def linear(device: Device, n_tiles: int, n_in: int, n_rows: int, dtype: int = BF16) -> None:
     """In float32 (n_tiles 0), or by the kernel for so many tiles of bfloat16 rows."""
     random = np.random.default_rng(7)
@@ -79,8 +117,8 @@ def linear(device: Device, n_tiles: int, n_in: int, n_rows: int, dtype: int = BF
         args = Linear(matrix, rows, n_rows, y, stride, divisor)
         if n_tiles:
             grid = (stride // 16, -(-n_rows // (n_tiles * TILE_ROWS)))
-            shared = 4 * 8 * n_tiles * TILE_ROWS * 16
-            name = "mxfp8" if dtype == MXFP8 else "bf16"
+            shared = 4 * 8 * n_tiles * TILE_ROWS * 16 + TABLE_BYTES.get(dtype, 0)
+            name = NAMES[dtype]
             device.launch(f"linear_{name}/linear_{name}_kernel<{n_tiles}>", grid, 256, shared, args)
         else:
             device.launch("linear/linear_f32_kernel", (stride // 64, -(-n_rows // 8)), 256, 0, args)
@@ -113,7 +151,12 @@ def expert_linear(device: Device, dtype: int) -> None:
     w = np.stack([matrix_of(random, n_out, n_in, dtype) for _ in range(n_experts)])
     x = integers(random, n_rows, n_in)
     row = random.integers(0, n_rows, size=begin[-1]).astype(np.int32)
-    matrices = np.stack([packed(of_expert, dtype).reshape(-1) for of_expert in w])
+    matrices = np.stack(
+        [
+            packed(of_expert, dtype, scale).reshape(-1)
+            for of_expert, scale in zip(w, MATRIX_SCALES, strict=True)
+        ]
+    )
     for row_of_place, rows in ((row, x[row]), (None, np.concatenate([x, x])[: begin[-1]])):
         y = device.out(np.full((begin[-1], stride), np.nan, np.float32))
         args = ExpertLinear(
@@ -125,8 +168,8 @@ def expert_linear(device: Device, dtype: int) -> None:
         if dtype == F32:
             device.launch("linear/expert_f32_kernel", (1, n_experts), 256, 0, args)
         else:
-            name = "mxfp8" if dtype == MXFP8 else "bf16"
-            shared = 4 * 8 * 256
+            name = NAMES[dtype]
+            shared = 4 * 8 * 256 + TABLE_BYTES.get(dtype, 0)
             device.launch(f"linear_{name}/expert_{name}_kernel", (4, n_experts), 256, shared, args)
         expert = np.searchsorted(begin, np.arange(begin[-1]), side="right") - 1
         expected = np.einsum("pi,poi->po", rows, w[expert])
@@ -136,6 +179,7 @@ def expert_linear(device: Device, dtype: int) -> None:
 CASES = {
     **both("pack", pack),
     "pack-mxfp8": partial(pack, dtype=MXFP8),
+    "pack-nvfp4": pack_nvfp4,
     "linear-float32": partial(linear, n_tiles=0, n_in=48, n_rows=15, dtype=F32),
     "linear_few-float32": partial(linear, n_tiles=0, n_in=112, n_rows=3, dtype=F32),
     **{
@@ -143,15 +187,17 @@ CASES = {
         f"linear_{n * TILE_ROWS}_rows-{kind}": partial(
             linear, n_tiles=n, n_in=48, n_rows=2 * n * TILE_ROWS - 1, dtype=dtype
         )
-        for kind, dtype in (("bfloat16", BF16), ("mxfp8", MXFP8))
+        for kind, dtype in (("bfloat16", BF16), ("mxfp8", MXFP8), ("nvfp4", NVFP4))
         for n in (1, 2, 3, 4, 8)
     },
     # More steps than the warps have in flight.
     "linear_long-bfloat16": partial(linear, n_tiles=1, n_in=1072, n_rows=3),
     "linear_long-mxfp8": partial(linear, n_tiles=1, n_in=1072, n_rows=3, dtype=MXFP8),
+    "linear_long-nvfp4": partial(linear, n_tiles=1, n_in=1072, n_rows=3, dtype=NVFP4),
     # More steps than parts, fewer than stages; half a square without outputs, rows behind the last.
     "linear_large_64-bfloat16": partial(linear_large, side=64, n_in=304, n_out=70, n_rows=67),
     "linear_large_128-bfloat16": partial(linear_large, side=128, n_in=48, n_out=150, n_rows=67),
     **both("expert_linear", expert_linear),
     "expert_linear-mxfp8": partial(expert_linear, dtype=MXFP8),
+    "expert_linear-nvfp4": partial(expert_linear, dtype=NVFP4),
 }

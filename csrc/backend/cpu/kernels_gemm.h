@@ -104,6 +104,7 @@ inline void linear_panel(const PanelArgs& args) {
       quantised_panel<Int4Codes>(args);
       break;
     case DType::kMxfp8:
+    case DType::kNvfp4:
       break;  // packed_bytes() has refused it
   }
   if (args.divisor == 1.0f) return;

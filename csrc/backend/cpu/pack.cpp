@@ -122,9 +122,9 @@ std::int64_t pack_quantised_run(const RowRun& run, const PackShape& shape, std::
 
 std::size_t CpuBackend::packed_bytes(std::int64_t n_out, std::int64_t n_in_padded,
                                      DType dtype) const {
-  check(dtype != DType::kMxfp8,
+  check(!is_coded_bf16(dtype),
         "weights: device 'cpu' takes float32, bfloat16, int8 or int4, found ", dtype_name(dtype),
-        "; load them in bfloat16, which holds their values exactly");
+        "; load them in bfloat16");
   const std::int64_t n_panels = div_up(n_out, kPanelOutputs);
   if (!is_quantised(dtype))
     return static_cast<std::size_t>(n_panels * kPanelOutputs * n_in_padded) * dtype_bytes(dtype);

@@ -1,8 +1,10 @@
 // The CUDA backend's products with weights in codes, for any number of rows and matrices of any
-// size: int8 and int4 have the CPU backend's bytes, MXFP8 those of bfloat16 weights.
+// size: int8 and int4 have the CPU backend's bytes, MXFP8 those of bfloat16 weights. NVFP4 is in
+// cuda_nvfp4_test.cpp.
 #include <algorithm>
 #include <cmath>
 
+#include "tests/simt/experts.h"
 #include "tests/simt/fixtures.h"
 
 namespace duplex::simt_tests {
@@ -176,71 +178,6 @@ TEST_CASE("MXFP8 is refused by the CPU, and for float32 rows", "[simt]") {
 }
 
 // ---- experts
-
-// Gates, ups and downs of all experts; routed by `router` and bias alone.
-struct Experts {
-  static constexpr std::int32_t kModel = 136, kModelPadded = 144;
-
-  Experts(const MoeConfig& of, DType type)
-      : config(of),
-        format(type),
-        n_all(of.n_experts + of.n_shared),
-        padded(static_cast<std::int32_t>(round_up(of.d_expert, kColumnAlign))),
-        random(29),
-        router(n_all, kModel, kModel, DType::kF32),
-        bias(random.normals(of.n_experts)),
-        up(random_rows(random, std::int64_t{2} * n_all * of.d_expert, kModel, kModel)),
-        down(random_rows(random, std::int64_t{n_all} * kModel, of.d_expert, of.d_expert)) {}
-
-  RowBuffer run(Backend& backend, RowBuffer& x) {
-    Memory memory(backend);
-    const auto n_rows = static_cast<std::int32_t>(x.n_rows());
-    const std::size_t up_bytes = backend.packed_bytes(2 * padded, kModelPadded, format);
-    const std::size_t down_bytes = backend.packed_bytes(kModel, padded, format);
-    const auto ups = backend.allocate(static_cast<std::size_t>(n_all) * up_bytes);
-    const auto downs = backend.allocate(static_cast<std::size_t>(n_all) * down_bytes);
-    const PackShape from_model{kModel, kModel, kModelPadded, format};
-    const PackShape from_expert{config.d_expert, config.d_expert, padded, format};
-    for (std::int32_t e = 0; e < n_all; ++e) {
-      const auto at = static_cast<std::size_t>(e);
-      std::byte* const up_of_e = static_cast<std::byte*>(ups->data()) + at * up_bytes;
-      const auto rows = [&](RowBuffer& source, std::int64_t begin, std::int32_t n) {
-        return PackSource{source.address(begin), DType::kF32, n, source.stride()};
-      };
-      const std::int32_t n = config.d_expert;
-      backend.pack(rows(up, std::int64_t{2} * e * n, n), from_model, 0, up_of_e);
-      backend.pack(rows(up, (std::int64_t{2} * e + 1) * n, n), from_model, padded, up_of_e);
-      backend.pack(rows(down, std::int64_t{e} * kModel, kModel), from_expert, 0,
-                   static_cast<std::byte*>(downs->data()) + at * down_bytes);
-    }
-    const auto scratch = backend.allocate(backend.moe_scratch_bytes(config, kModel, n_rows));
-    RowBuffer y(n_rows, 0, round_up(kModel, kPanelOutputs), DType::kF32);
-    float* const there = memory.put_floats(y);
-    backend.moe({.config = config,
-                 .n_rows = n_rows,
-                 .x = memory.put(x),
-                 .router = memory.pack(router, {kModel, kModel, kModelPadded, DType::kF32}, n_all),
-                 .selection_bias = memory.put(bias),
-                 .global_scale = 1.25f,
-                 .gate_up = {ups->data(), 2 * padded, kModelPadded, format},
-                 .down = {downs->data(), kModel, padded, format},
-                 .gate_up_stride_bytes = static_cast<std::int64_t>(up_bytes),
-                 .down_stride_bytes = static_cast<std::int64_t>(down_bytes),
-                 .y = there,
-                 .y_stride = y.stride(),
-                 .scratch = scratch->data()});
-    memory.get(y, there);
-    return y;
-  }
-
-  MoeConfig config;
-  DType format;
-  std::int32_t n_all, padded;
-  Random random;
-  RowBuffer router;
-  std::vector<float> bias;
-  RowBuffer up, down;
-};
 
 // Weights of experts come from the C library's exp, which may differ by a unit. Here they are the
 // same on both: one expert a row, whatever its logit; or all logits alike.

@@ -34,8 +34,12 @@ class Memory {
   explicit Memory(Backend& backend) : backend_(backend) {}
 
   void* put(const void* data, std::size_t bytes) {
+    void* const there = zeros(bytes);
+    if (bytes > 0) backend_.write(there, data, bytes);
+    return there;
+  }
+  void* zeros(std::size_t bytes) {
     buffers_.push_back(backend_.allocate(bytes));
-    if (bytes > 0) backend_.write(buffers_.back()->data(), data, bytes);
     return buffers_.back()->data();
   }
   template <class T>

@@ -57,6 +57,13 @@ DUPLEX_DEVICE Words load_streamed(const void* address) {
   return words;
 }
 
+// The same for 8 bytes.
+DUPLEX_DEVICE void load_streamed(const void* address, std::uint32_t (&words)[2]) {
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v2.u32 {%0, %1}, [%2];"
+               : "=r"(words[0]), "=r"(words[1])
+               : "l"(address));
+}
+
 // 16 bytes from global to shared memory, on their way while the thread goes on. Copies started
 // since the last commit_copies() are a group; wait_copies<n>() waits until at most n groups of this
 // thread are on their way.
@@ -75,6 +82,14 @@ DUPLEX_DEVICE std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b) {
   std::uint32_t product;
   asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
   return product;
+}
+
+// Four of the eight bytes of a and b, b's behind a's: byte i is the one that nibble i of `choice`
+// names (0 to 7).
+DUPLEX_DEVICE std::uint32_t permute_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t choice) {
+  std::uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "r"(choice));
+  return bytes;
 }
 
 // acc += a b for a (16, 16) and b (16, 8) in bfloat16, in the fragments of mma.m16n8k16: with

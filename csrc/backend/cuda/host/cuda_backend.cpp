@@ -1,10 +1,12 @@
 #include "host/cuda_backend.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
 #include "backend/moe_layout.h"
+#include "backend/quantised.h"
 #include "core/error.h"
 #include "host/shared_pages.h"
 #include "kernels/launchers.h"
@@ -36,6 +38,28 @@ std::int64_t first_bad_row(const PackSource& source, std::int32_t n_in) {
     for (std::int64_t c = 0; c < n_in; ++c)
       if (!std::isfinite(load_element(source.data, source.dtype, row * source.row_stride + c)))
         return row;
+  return -1;
+}
+
+// The same for NVFP4.
+std::int64_t first_bad_coded_row(const PackSource& source, std::int32_t n_in) {
+  std::array<std::uint32_t, 128> bad_codes{};  // of each scale, a bit for each size
+  for (std::uint32_t scale = 0; scale < 128; ++scale)
+    for (std::uint32_t code = 0; code < 8; ++code)
+      if (scale == 127 || !std::isfinite(nvfp4_size(code, scale, source.matrix_scale)))
+        bad_codes[scale] |= 1u << code;
+  const auto* const codes = static_cast<const std::uint8_t*>(source.data);
+  const auto* const scales = static_cast<const std::uint8_t*>(source.scales);
+  for (std::int64_t row = 0; row < source.n_rows; ++row)
+    for (std::int64_t group = 0; group < div_up(n_in, kNvfp4Group); ++group) {
+      const std::uint32_t bad = bad_codes[scales[row * source.scale_row_stride + group] & 127u];
+      if (bad == 0) continue;
+      const std::int64_t begin = group * kNvfp4Group;
+      for (std::int64_t c = begin; c < std::min<std::int64_t>(begin + kNvfp4Group, n_in); ++c) {
+        const unsigned code = codes[(row * source.row_stride + c) / 2] >> c % 2 * 4 & 7u;
+        if ((bad >> code & 1u) != 0) return row;
+      }
+    }
   return -1;
 }
 
@@ -100,20 +124,33 @@ std::size_t CudaBackend::packed_bytes(std::int64_t n_out, std::int64_t n_in_padd
 
 std::int64_t CudaBackend::pack(const PackSource& source, const PackShape& shape,
                                std::int64_t first_out, void* destination) {
-  const std::int64_t bad = first_bad_row(source, shape.n_in);
+  const bool is_coded = source.dtype == DType::kNvfp4;
+  check(is_coded == (shape.dtype == DType::kNvfp4),
+        "weights: expected NVFP4 codes for a matrix in nvfp4, and for no other, found ",
+        dtype_name(source.dtype), " for ", dtype_name(shape.dtype));
+  const std::int64_t bad =
+      is_coded ? first_bad_coded_row(source, shape.n_in) : first_bad_row(source, shape.n_in);
   if (bad >= 0 || source.n_rows == 0) return bad;
-  const auto bytes =
-      static_cast<std::size_t>((source.n_rows - 1) * source.row_stride + shape.n_in) *
-      dtype_bytes(source.dtype);
-  if (pack_source_ == nullptr || pack_source_->bytes() < bytes) {
+  const auto elements =
+      static_cast<std::size_t>((source.n_rows - 1) * source.row_stride + shape.n_in);
+  const std::size_t bytes = is_coded ? elements / 2 : elements * dtype_bytes(source.dtype);
+  const auto scale_bytes =
+      is_coded ? static_cast<std::size_t>((source.n_rows - 1) * source.scale_row_stride +
+                                          div_up(shape.n_in, kNvfp4Group))
+               : std::size_t{0};
+  if (pack_source_ == nullptr || pack_source_->bytes() < bytes + scale_bytes) {
     runtime_.synchronize();  // the old buffer may be in use
-    pack_source_ = allocate(bytes);
+    pack_source_ = allocate(bytes + scale_bytes);
   }
-  runtime_.write(pack_source_->data(), source.data, bytes);
+  auto* const there = static_cast<std::byte*>(pack_source_->data());
+  runtime_.write(there, source.data, bytes);
+  if (is_coded) runtime_.write(there + bytes, source.scales, scale_bytes);
   const std::int64_t n_in_padded =
       round_up(div_up(shape.n_in, shape.in_group) * shape.in_group_padded, kColumnAlign);
-  launch_pack(stream(), {pack_source_->data(), source.dtype, source.n_rows, source.row_stride,
-                         shape, n_in_padded, first_out, destination});
+  launch_pack(stream(),
+              {there, source.dtype, source.n_rows, source.row_stride, shape, n_in_padded, first_out,
+               destination, reinterpret_cast<const std::uint8_t*>(there + bytes),
+               source.scale_row_stride, source.matrix_scale});
   return -1;
 }
 

@@ -69,6 +69,9 @@ struct PackArgs {
   std::int64_t n_in_padded;
   std::int64_t first_out;
   void* destination;
+  const std::uint8_t* scales = nullptr;  // of NVFP4, as in PackSource
+  std::int64_t scale_row_stride = 0;
+  MatrixScale matrix_scale = {};
 };
 void launch_pack(Runtime& runtime, const PackArgs& args);
 

@@ -1,5 +1,6 @@
 // Matrix products in float32: panels of 64 outputs as on the CPU, one chain of products for each
-// output. Other formats are in linear_bf16.cu, linear_mxfp8.cu and linear_quantised.cu.
+// output. Other formats are in linear_bf16.cu, linear_mxfp8.cu, linear_nvfp4.cu and
+// linear_quantised.cu.
 #include "kernels/linear.cuh"
 
 namespace duplex::cuda {
@@ -52,6 +53,8 @@ void launch_linear(Runtime& runtime, const LinearArgs& args) {
     launch_linear_bf16(runtime, args);
   else if (args.w.dtype == DType::kMxfp8)
     launch_linear_mxfp8(runtime, args);
+  else if (args.w.dtype == DType::kNvfp4)
+    launch_linear_nvfp4(runtime, args);
   else
     runtime.launch(linear_f32_kernel,
                    {div_up(args.w.n_out, kPanelOutputs), div_up(args.n_rows, kPanelRows)},
@@ -65,6 +68,8 @@ void launch_expert_linear(Runtime& runtime, const ExpertLinearArgs& args) {
     launch_expert_bf16(runtime, args);
   else if (args.w.dtype == DType::kMxfp8)
     launch_expert_mxfp8(runtime, args);
+  else if (args.w.dtype == DType::kNvfp4)
+    launch_expert_nvfp4(runtime, args);
   else
     runtime.launch(expert_f32_kernel, {div_up(args.w.n_out, kPanelOutputs), args.n_experts},
                    kPanel * kPanelGroups, 0, args);

@@ -63,6 +63,30 @@ constexpr std::int64_t mxfp8_tile_bytes(std::int64_t n_steps) {
   return mxfp8_scales_at(n_steps, round_up(n_steps, 32), 0);
 }
 
+// NVFP4: the codes of a tile of outputs step by step (of kBf16Step columns), 8 bytes for each lane:
+// as a file has them, eight columns of an output and of the one 8 further on. Behind the codes of a
+// tile are its scales, step by step, and behind these that of the matrix and whether it divides.
+struct alignas(8) Nvfp4Codes {
+  std::uint32_t v[2];
+};
+struct Nvfp4Scales {
+  std::uint8_t v[2];  // of an output, and of the one 8 further on
+};
+constexpr std::int64_t nvfp4_codes_at(std::int64_t step, std::int64_t lane) {
+  return (step * kWarp + lane) * std::int64_t{sizeof(Nvfp4Codes)};
+}
+constexpr std::int64_t nvfp4_scales_at(std::int64_t n_steps, std::int64_t step, std::int64_t output,
+                                       std::int64_t group) {
+  return nvfp4_codes_at(n_steps, 0) +
+         ((step * 8 + output) * 2 + group) * std::int64_t{sizeof(Nvfp4Scales)};
+}
+constexpr std::int64_t nvfp4_matrix_scale_at(std::int64_t n_steps) {
+  return nvfp4_scales_at(n_steps, n_steps, 0, 0);
+}
+constexpr std::int64_t nvfp4_tile_bytes(std::int64_t n_steps) {
+  return nvfp4_matrix_scale_at(n_steps) + 32;  // whole sectors of the memory
+}
+
 // A quantised row: the codes, then the scales of its groups; in bytes, a multiple of 16.
 constexpr std::int64_t row_codes_bytes(std::int64_t n_in) { return chunks_of(n_in) * kChunk; }
 template <int kBits>
@@ -112,9 +136,11 @@ DUPLEX_DEVICE Job job_of(const ExpertLinearArgs& args, std::int32_t expert) {
 void launch_linear_bf16(Runtime& runtime, const LinearArgs& args);
 void launch_linear_large(Runtime& runtime, const LinearArgs& args);  // the same bits
 void launch_linear_mxfp8(Runtime& runtime, const LinearArgs& args);
+void launch_linear_nvfp4(Runtime& runtime, const LinearArgs& args);
 void launch_linear_quantised(Runtime& runtime, const LinearArgs& args);
 void launch_expert_bf16(Runtime& runtime, const ExpertLinearArgs& args);
 void launch_expert_mxfp8(Runtime& runtime, const ExpertLinearArgs& args);
+void launch_expert_nvfp4(Runtime& runtime, const ExpertLinearArgs& args);
 void launch_expert_quantised(Runtime& runtime, const ExpertLinearArgs& args);
 
 }  // namespace duplex::cuda

@@ -8,6 +8,8 @@ namespace {
 constexpr std::int32_t kFewRows = 64;  // that one thread block takes
 
 struct Bf16Round {
+  static constexpr int kSharedBytes = 0;
+
   Words w[kAhead][2];
 
   // The weights of a step lie together: two fragments for each of the 32 threads of a warp.

@@ -1,6 +1,6 @@
 // Products of bfloat16 rows on the tensor cores, whatever the weights are stored as: a `Round`
 // holds what a lane loads of a tile in one round of its warp, and turns a step of it into the left
-// operands of two matrix instructions.
+// operands of two matrix instructions. The first kSharedBytes of shared memory are its own.
 //
 // The warps of a thread block share the reduction in a fixed way, and their sums are added in the
 // order of the warps, so an output has the same bits whatever other rows there are.
@@ -45,7 +45,7 @@ DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t
     }
   }
   // (warp, tile of rows, row, output), then added up in the order of the warps.
-  auto* const sums = reinterpret_cast<float*>(shared_memory());
+  auto* const sums = reinterpret_cast<float*>(shared_memory() + Round::kSharedBytes);
   constexpr int kSums = kTiles * kTileRows * kTileOutputs;
   sync_block();
   for (int t = 0; t < kTiles; ++t)

@@ -24,6 +24,7 @@ DUPLEX_DEVICE std::uint32_t power_pair(std::uint32_t code) {
 static_assert(kWarps == 8 && kAhead == 4, "exponents lie as Mxfp8Scales says");
 
 struct Mxfp8Round {
+  static constexpr int kSharedBytes = 0;
   static constexpr std::uint32_t kTwoTo120 = 0x7b807b80u;  // a pair in bfloat16
 
   Words codes[kAhead];

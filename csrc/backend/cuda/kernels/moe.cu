@@ -161,6 +161,21 @@ void route(Runtime& runtime, const MoeArgs& args, const MoeSizes& s, const MoeSc
                 scratch.expert_begin});
 }
 
+// One of the experts' matrices; shared experts of another format have a launch of their own.
+void multiply(Runtime& runtime, const MoeArgs& args, ExpertLinearArgs experts,
+              const ExpertMatrix& shared) {
+  if (shared.first.data != nullptr) {
+    ExpertLinearArgs of_shared = experts;
+    of_shared.w = shared.first;
+    of_shared.expert_stride_bytes = shared.stride_bytes;
+    of_shared.n_experts = args.config.n_shared;
+    of_shared.expert_begin += args.config.n_experts;
+    launch_expert_linear(runtime, of_shared);
+    experts.n_experts = args.config.n_experts;
+  }
+  launch_expert_linear(runtime, experts);
+}
+
 }  // namespace
 
 std::size_t moe_quantised_bytes(const MoeArgs& args) {
@@ -177,16 +192,19 @@ void launch_moe(Runtime& runtime, const MoeArgs& args, void* quantised) {
   const auto n_all = static_cast<std::int32_t>(s.n_all);
   const auto n_pairs = static_cast<std::int32_t>(s.n_pairs());
   const Rows x = launch_quantise_rows(runtime, args.x, args.n_rows, args.gate_up, quantised);
-  launch_expert_linear(runtime,
-                       {args.gate_up, args.gate_up_stride_bytes, n_all, scratch.expert_begin,
-                        scratch.pair_row, x, scratch.gate_up, s.gate_up_stride()});
+  multiply(runtime, args,
+           {args.gate_up, args.gate_up_stride_bytes, n_all, scratch.expert_begin, scratch.pair_row,
+            x, scratch.gate_up, s.gate_up_stride()},
+           args.shared_gate_up);
   const Rows activated{scratch.activated, s.d_expert_padded, args.x.dtype};
   launch_silu_mul(
       runtime, {scratch.gate_up, s.gate_up_stride(), static_cast<std::int32_t>(s.d_expert_padded),
                 s.d_expert_padded, n_pairs, activated});
   const Rows pairs = launch_quantise_rows(runtime, activated, n_pairs, args.down, quantised);
-  launch_expert_linear(runtime, {args.down, args.down_stride_bytes, n_all, scratch.expert_begin,
-                                 nullptr, pairs, scratch.down, s.down_stride()});
+  multiply(runtime, args,
+           {args.down, args.down_stride_bytes, n_all, scratch.expert_begin, nullptr, pairs,
+            scratch.down, s.down_stride()},
+           args.shared_down);
   runtime.launch(combine_kernel, {s.n_rows}, kThreads, 0,
                  CombineArgs{scratch.choices, static_cast<std::int32_t>(s.per_row), scratch.down,
                              s.down_stride(), args.y, args.y_stride});

@@ -134,6 +134,39 @@ DUPLEX_KERNEL pack_mxfp8_kernel(PackArgs args) {
   }
 }
 
+// ---- NVFP4
+
+// One thread a group of 16 columns of an output, codes and scale as they are; only the sign of a
+// scale goes over to its codes.
+DUPLEX_KERNEL pack_nvfp4_kernel(PackArgs args) {
+  const std::int64_t group = std::int64_t{block_y()} * n_threads() + thread_index();
+  if (group * kNvfp4Group >= args.n_in_padded) return;
+  const std::int64_t output = args.first_out + block_x(), g = output % 8;
+  const std::int64_t half = output % kTileOutputs / 8, step = group / 2;
+  const std::int64_t n_steps = div_up(args.n_in_padded, kBf16Step);
+  std::byte* const tile =
+      static_cast<std::byte*>(args.destination) + output / kTileOutputs * nvfp4_tile_bytes(n_steps);
+  if (group == 0 && output % kTileOutputs == 0) {
+    auto* const of_matrix = reinterpret_cast<float*>(tile + nvfp4_matrix_scale_at(n_steps));
+    of_matrix[0] = args.matrix_scale.value;
+    of_matrix[1] = args.matrix_scale.is_divisor ? 1.0f : 0.0f;
+  }
+  const std::uint32_t scale = args.scales[block_x() * args.scale_row_stride + group];
+  reinterpret_cast<Nvfp4Scales*>(tile + nvfp4_scales_at(n_steps, step, g, group % 2))->v[half] =
+      static_cast<std::uint8_t>(scale & 0x7fu);
+  const std::uint32_t signs = scale >= 0x80u ? 0x88u : 0u;
+  const auto* const codes =
+      static_cast<const std::uint8_t*>(args.source) + block_x() * args.row_stride / 2;
+  for (std::int64_t i = 0; i < 2; ++i) {  // the lanes that have these columns
+    const std::int64_t begin = group * kNvfp4Group + i * 8;
+    std::uint32_t word = 0;
+    for (int byte = 0; byte < 4; ++byte)
+      if (begin + 2 * byte < args.shape.n_in) word |= (codes[begin / 2 + byte] ^ signs) << 8 * byte;
+    const std::int64_t lane = g * 4 + group % 2 * 2 + i;
+    reinterpret_cast<Nvfp4Codes*>(tile + nvfp4_codes_at(step, lane))->v[half] = word;
+  }
+}
+
 }  // namespace
 
 std::size_t packed_matrix_bytes(std::int64_t n_out, std::int64_t n_in_padded, DType dtype) {
@@ -142,6 +175,8 @@ std::size_t packed_matrix_bytes(std::int64_t n_out, std::int64_t n_in_padded, DT
   if (dtype == DType::kInt4) return static_cast<std::size_t>(chunk_at<4>(n_in_padded, n_tiles, 0));
   if (dtype == DType::kMxfp8)
     return static_cast<std::size_t>(n_tiles * mxfp8_tile_bytes(div_up(n_in_padded, kBf16Step)));
+  if (dtype == DType::kNvfp4)
+    return static_cast<std::size_t>(n_tiles * nvfp4_tile_bytes(div_up(n_in_padded, kBf16Step)));
   const std::int64_t n_in = dtype == DType::kF32 ? n_in_padded : round_up(n_in_padded, kBf16Step);
   return static_cast<std::size_t>(round_up(n_out, kPanelOutputs) * n_in) * dtype_bytes(dtype);
 }
@@ -156,6 +191,10 @@ void launch_pack(Runtime& runtime, const PackArgs& args) {
   else if (args.shape.dtype == DType::kMxfp8)
     runtime.launch(pack_mxfp8_kernel, {args.n_rows, div_up(args.n_in_padded, kThreads * kBf16Step)},
                    kThreads, 0, args);
+  else if (args.shape.dtype == DType::kNvfp4)
+    runtime.launch(pack_nvfp4_kernel,
+                   {args.n_rows, div_up(args.n_in_padded, kThreads * kNvfp4Group)}, kThreads, 0,
+                   args);
   else
     runtime.launch(pack_kernel, grid, kThreads, 0, args);
 }

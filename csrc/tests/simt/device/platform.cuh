@@ -51,6 +51,12 @@ DUPLEX_DEVICE Words load_streamed(const void* address) {
   return words;
 }
 
+DUPLEX_DEVICE void load_streamed(const void* address, std::uint32_t (&words)[2]) {
+  if (reinterpret_cast<std::uintptr_t>(address) % sizeof words != 0)
+    throw std::logic_error("load_streamed: the address is no multiple of 8");
+  std::memcpy(words, address, sizeof words);
+}
+
 DUPLEX_DEVICE void copy_async(void* shared, const void* global) {
   simt::copy_async(shared, global);
 }
@@ -67,6 +73,15 @@ DUPLEX_DEVICE std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b) {
     return std::uint32_t{float_to_bf16(x * y)} << shift;
   };
   return product(0) | product(16);
+}
+
+DUPLEX_DEVICE std::uint32_t permute_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t choice) {
+  if ((choice & 0x8888u) != 0) throw std::logic_error("permute_bytes: expected 0 to 7");
+  const std::uint64_t both = a | std::uint64_t{b} << 32;
+  std::uint32_t bytes = 0;
+  for (int i = 0; i < 4; ++i)
+    bytes |= static_cast<std::uint32_t>(both >> (choice >> 4 * i & 7u) * 8 & 0xffu) << 8 * i;
+  return bytes;
 }
 
 DUPLEX_DEVICE void multiply_add(float (&acc)[4], const Words& a, std::uint32_t b0,

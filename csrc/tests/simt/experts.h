@@ -1,0 +1,115 @@
+// A mixture of experts with weights of its own, for the tests of formats of weights.
+#pragma once
+
+#include <vector>
+
+#include "tests/simt/coded.h"
+#include "tests/simt/fixtures.h"
+
+namespace duplex::simt_tests {
+
+// Gates, ups and downs of all experts; routed by `router` and bias alone.
+struct Experts {
+  static constexpr std::int32_t kModel = 136, kModelPadded = 144;
+
+  Experts(const MoeConfig& of, DType type)
+      : config(of),
+        format(type),
+        n_all(of.n_experts + of.n_shared),
+        padded(static_cast<std::int32_t>(round_up(of.d_expert, kColumnAlign))),
+        random(29),
+        router(n_all, kModel, kModel, DType::kF32),
+        bias(random.normals(of.n_experts)),
+        up(random_rows(random, std::int64_t{2} * n_all * of.d_expert, kModel, kModel)),
+        down(random_rows(random, std::int64_t{n_all} * kModel, of.d_expert, of.d_expert)) {}
+
+  // Routed experts may be in NVFP4, shared ones behind them are in `format`.
+  bool is_coded(std::int32_t e) const { return coded_up != nullptr && e < config.n_experts; }
+  PackSource rows(std::int32_t e, RowBuffer& plain, const CodedTensor* coded, std::int64_t begin,
+                  std::int32_t n) const {
+    if (is_coded(e)) return coded->rows(begin, n);
+    return {plain.address(begin), DType::kF32, n, plain.stride()};
+  }
+
+  RowBuffer run(Backend& backend, RowBuffer& x) {
+    Memory memory(backend);
+    const auto n_rows = static_cast<std::int32_t>(x.n_rows());
+    const auto make = [&](std::int32_t n_out, std::int32_t n_in) {
+      return Matrices(*this, backend, n_out, n_in);
+    };
+    const Matrices ups = make(2 * padded, kModelPadded), downs = make(kModel, padded);
+    for (std::int32_t e = 0; e < n_all; ++e) {
+      const DType of_e = is_coded(e) ? DType::kNvfp4 : format;
+      const PackShape from_model{kModel, kModel, kModelPadded, of_e};
+      const PackShape from_expert{config.d_expert, config.d_expert, padded, of_e};
+      const std::int32_t n = config.d_expert;
+      for (const std::int32_t i : {0, 1})
+        backend.pack(rows(e, up, coded_up, (std::int64_t{2} * e + i) * n, n), from_model,
+                     i * padded, ups.at(e));
+      backend.pack(rows(e, down, coded_down, std::int64_t{e} * kModel, kModel), from_expert, 0,
+                   downs.at(e));
+    }
+    const auto scratch = backend.allocate(backend.moe_scratch_bytes(config, kModel, n_rows));
+    RowBuffer y(n_rows, 0, round_up(kModel, kPanelOutputs), DType::kF32);
+    float* const there = memory.put_floats(y);
+    backend.moe({.config = config,
+                 .n_rows = n_rows,
+                 .x = memory.put(x),
+                 .router = memory.pack(router, {kModel, kModel, kModelPadded, DType::kF32}, n_all),
+                 .selection_bias = memory.put(bias),
+                 .global_scale = 1.25f,
+                 .gate_up = ups.of(0).first,
+                 .down = downs.of(0).first,
+                 .gate_up_stride_bytes = ups.of(0).stride_bytes,
+                 .down_stride_bytes = downs.of(0).stride_bytes,
+                 .y = there,
+                 .y_stride = y.stride(),
+                 .scratch = scratch->data(),
+                 .shared_gate_up = ups.shared(),
+                 .shared_down = downs.shared()});
+    memory.get(y, there);
+    return y;
+  }
+
+  // One matrix of all experts, one behind the other.
+  struct Matrices {
+    Matrices(const Experts& of_all, Backend& backend, std::int32_t outputs, std::int32_t inputs)
+        : experts(of_all), n_out(outputs), n_in(inputs) {
+      for (std::int32_t e = 0; e <= experts.n_all; ++e) {
+        offsets.push_back(e == 0 ? 0 : offsets.back() + bytes);
+        bytes = backend.packed_bytes(n_out, n_in, dtype(e));
+      }
+      memory = backend.allocate(offsets.back());
+    }
+    DType dtype(std::int32_t e) const {
+      return experts.is_coded(e) ? DType::kNvfp4 : experts.format;
+    }
+    std::byte* at(std::int32_t e) const {
+      return static_cast<std::byte*>(memory->data()) + offsets[static_cast<std::size_t>(e)];
+    }
+    ExpertMatrix of(std::int32_t e) const {
+      return {{at(e), n_out, n_in, dtype(e)}, at(e + 1) - at(e)};
+    }
+    ExpertMatrix shared() const {
+      return experts.coded_up == nullptr ? ExpertMatrix{} : of(experts.config.n_experts);
+    }
+
+    const Experts& experts;
+    std::int32_t n_out, n_in;
+    std::vector<std::size_t> offsets;
+    std::size_t bytes = 0;
+    std::unique_ptr<Buffer> memory;
+  };
+
+  MoeConfig config;
+  DType format;
+  std::int32_t n_all, padded;
+  Random random;
+  RowBuffer router;
+  std::vector<float> bias;
+  RowBuffer up, down;
+  const CodedTensor* coded_up = nullptr;  // of routed experts, in place of up and down
+  const CodedTensor* coded_down = nullptr;
+};
+
+}  // namespace duplex::simt_tests
