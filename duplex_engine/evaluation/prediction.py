@@ -144,7 +144,8 @@ def _start_us(op: Op, setup: Setup) -> float:
         return op.nodes * NODE_US
     if setup.variant == "today":
         return sum(n * us for n, us in zip(counts_today(op, machine), TODAY, strict=True))
-    if op.name in ("qkvr", "out", "gate_up", "down", "experts_up", "attention"):
+    products = ("qkvr", "out", "gate_up", "down", "shared_up", "shared_down")
+    if op.name in (*products, "experts_up", "attention"):
         return op.nodes * _fit(op, machine).start_us
     if op.name == "experts_down":
         return 0.0  # timed together with the first product

@@ -30,6 +30,7 @@ __all__ = [
     "arena_bytes",
     "pass_work",
     "session_bytes",
+    "touched_experts",
     "weight_bytes",
 ]
 
@@ -79,13 +80,14 @@ class Recipe(NamedTuple):
 
     attention: Format
     dense: Format
-    experts: Format
+    experts: Format  # those that a router chooses
+    shared: Format  # those that every row takes
     head: Format
 
 
 def _recipe(others: str, experts: str | None = None) -> Recipe:
     one = FORMATS[others]
-    return Recipe(one, one, FORMATS[experts or others], one)
+    return Recipe(one, one, FORMATS[experts or others], one, one)
 
 
 RECIPES = {
@@ -93,7 +95,8 @@ RECIPES = {
     "bfloat16": _recipe("bfloat16"),
     "fp8": _recipe("fp8"),
     "mxfp8": _recipe("mxfp8"),
-    "nvfp4": _recipe("bfloat16", "nvfp4"),  # experts alone, as the published checkpoints have it
+    # Routed experts alone, as the published checkpoints have it.
+    "nvfp4": _recipe("bfloat16", "nvfp4"),
     "nvfp4+fp8": _recipe("fp8", "nvfp4"),
     "int8": _recipe("int8"),
     "int4": _recipe("int4"),
@@ -276,11 +279,11 @@ def _add_and_norm(text: TextConfig, n_rows: int, tp: int) -> Iterator[Op]:
     yield Op("conv_add_norm", "rows", "float32", row_bytes=n_bytes, nodes=nodes, chain=d / 1024)
 
 
-def _dense(text: TextConfig, format: Format, n_rows: int, tp: int) -> Iterator[Op]:
+def _dense(text: TextConfig, recipe: Recipe, n_rows: int, tp: int) -> Iterator[Op]:
     d, d_ff = text.hidden_size, text.intermediate_size // tp
-    yield _linear("gate_up", "weights", format, (2 * d_ff, d), n_rows)
+    yield _linear("gate_up", "weights", recipe.dense, (2 * d_ff, d), n_rows)
     yield Op("silu_mul", "rows", "float32", row_bytes=n_rows * d_ff * 10, nodes=0)
-    yield _linear("down", "weights", format, (d, d_ff), n_rows)
+    yield _linear("down", "weights", recipe.dense, (d, d_ff), n_rows)
     yield from _add_and_norm(text, n_rows, tp)
 
 
@@ -290,20 +293,40 @@ def touched_experts(text: TextConfig, n_rows: int) -> float:
     return text.n_routed_experts * (1 - missed)
 
 
-def _moe(text: TextConfig, format: Format, n_rows: int, tp: int) -> Iterator[Op]:
+class _Experts(NamedTuple):
+    """Experts of one format: how many a pass reads, for how many pairs of a row and an expert."""
+
+    name: str
+    format: Format
+    n_read: float
+    n_pairs: int
+
+
+def _experts(text: TextConfig, recipe: Recipe, n_rows: int) -> list[_Experts]:
+    """One launch for all experts, or one for each format."""
+    n_routed, n_shared = text.num_experts_per_tok, text.n_shared_experts
+    routed = _Experts("experts", recipe.experts, touched_experts(text, n_rows), n_rows * n_routed)
+    shared = _Experts("shared", recipe.shared, n_shared, n_rows * n_shared)
+    if routed.format != shared.format:
+        return [routed, shared]
+    n_read, n_pairs = routed.n_read + shared.n_read, routed.n_pairs + shared.n_pairs
+    return [routed._replace(n_read=n_read, n_pairs=n_pairs)]
+
+
+def _moe(text: TextConfig, recipe: Recipe, n_rows: int, tp: int) -> Iterator[Op]:
     d, d_ff = text.hidden_size, text.moe_intermediate_size // tp
-    n_read = touched_experts(text, n_rows) + text.n_shared_experts
-    n_pairs = n_rows * (text.num_experts_per_tok + text.n_shared_experts)
+    experts = _experts(text, recipe, n_rows)
+    n_pairs = sum(some.n_pairs for some in experts)
     n_all = text.n_routed_experts + text.n_shared_experts
     router = _linear("router", "weights", FORMATS["float32"], (n_all, d), n_rows)
     yield replace(router, launches=4)  # rows to float32, product, choice, order by expert
-    for name, shape, nodes in (("experts_up", (2 * d_ff, d), 1), ("experts_down", (d, d_ff), 1)):
-        one = _linear(name, "weights", format, shape, n_pairs, nodes)
-        yield replace(one, weight_bytes=n_read * one.weight_bytes)
-        if name == "experts_up":
-            yield Op(
-                "silu_mul in experts", "rows", "float32", row_bytes=n_pairs * d_ff * 10, nodes=0
-            )
+    for name, shape in (("up", (2 * d_ff, d)), ("down", (d, d_ff))):
+        for some in experts:
+            one = _linear(f"{some.name}_{name}", "weights", some.format, shape, some.n_pairs)
+            yield replace(one, weight_bytes=some.n_read * one.weight_bytes)
+        if name == "up":
+            n_bytes = n_pairs * d_ff * 10
+            yield Op("silu_mul in experts", "rows", "float32", row_bytes=n_bytes, nodes=0)
     yield Op("combine", "rows", "float32", row_bytes=(n_pairs + n_rows) * d * 4, nodes=0)
     yield from _add_and_norm(text, n_rows, tp)
 
@@ -343,8 +366,8 @@ def pass_work(
     for (is_local, is_moe), n in layers.items():
         half = _attention_half(text, recipe, is_local, p, tp, cache_bytes)
         ops += (replace(op, n=n) for op in half)
-        mlp, format = (_moe, recipe.experts) if is_moe else (_dense, recipe.dense)
-        ops += (replace(op, n=n) for op in mlp(text, format, n_rows, tp))
+        mlp = _moe if is_moe else _dense
+        ops += (replace(op, n=n) for op in mlp(text, recipe, n_rows, tp))
     head = (math.ceil(text.n_logits / tp), text.hidden_size)
     ops.append(_linear("head", "head", recipe.head, head, p.n_sessions, nodes=2))  # and the choice
     return ops
@@ -391,7 +414,8 @@ def _layer_parts(text: TextConfig, recipe: Recipe, is_local: bool, is_moe: bool)
     yield _packed(FORMATS["float32"], n_all, d, is_split=False)
     yield _vector(text.n_routed_experts)
     for shape in ((2 * d_ff, d), (d, d_ff)):
-        yield from [_packed(recipe.experts, *shape)] * n_all
+        yield from [_packed(recipe.experts, *shape)] * text.n_routed_experts
+        yield from [_packed(recipe.shared, *shape)] * text.n_shared_experts
 
 
 def _parts(config: ModelConfig, recipe: Recipe, row_bytes: int) -> Iterator[_Part]:

@@ -28,6 +28,7 @@ from duplex_engine.evaluation.work import (
     arena_bytes,
     pass_work,
     session_bytes,
+    touched_experts,
     weight_bytes,
 )
 from duplex_engine.models.random import PRESETS, preset_config, write_random_checkpoint
@@ -118,6 +119,22 @@ def test_the_published_model_has_its_published_size() -> None:
     assert held == pytest.approx(531.9e9, rel=1e-3)
     per_position = session_bytes(INKLING_SMALL, 2000) - session_bytes(INKLING_SMALL, 1000)
     assert per_position == 1000 * 28 * 1024
+
+
+def test_published_nvfp4_has_shared_experts_in_bfloat16() -> None:
+    text, p = INKLING_SMALL.text, Pass(audio=4)
+    expert = 3 * text.hidden_size * text.moe_intermediate_size
+    ops = {op.name: op for op in pass_work(INKLING_SMALL, RECIPES["nvfp4"], p) if op.n == 33}
+    shared = ops["shared_up"].weight_bytes + ops["shared_down"].weight_bytes
+    assert shared == text.n_shared_experts * expert * 2
+    routed = ops["experts_up"].weight_bytes + ops["experts_down"].weight_bytes
+    assert routed == pytest.approx(touched_experts(text, 5) * expert * 4.5 / 8)
+    whole = weight_bytes(INKLING_SMALL, RECIPES["nvfp4"])
+    one_format = RECIPES["nvfp4"]._replace(shared=RECIPES["nvfp4"].experts)
+    n_moe = sum(text.is_moe)
+    assert whole - weight_bytes(INKLING_SMALL, one_format) == pytest.approx(
+        n_moe * text.n_shared_experts * expert * (2 - 4.5 / 8)
+    )
 
 
 def test_patches_go_through_the_tower() -> None:
