@@ -134,4 +134,4 @@ def _stream(stage: Stage, condition: Condition, n_turns: int) -> Iterator[Audio]
 
 def _nothing_due(n_turns: int) -> Episode:
     labels = np.zeros(FRAMES_PER_TURN * n_turns, np.int16)
-    return Episode(np.zeros(0, np.float32), {}, {}, {}, {}, {}, [], labels, labels)
+    return Episode(np.zeros(0, np.float32), {}, {}, {}, {}, [], labels, labels)

@@ -95,8 +95,7 @@ class Batch:
     """Sequences of rows, padded to one length: (batch, rows) unless said otherwise.
 
     Attributes:
-        kinds, targets, is_asked, labels, expected: as in `rows.Rows`; padding is PADDING and
-            NO_TARGET.
+        kinds, targets, labels, expected: as in `rows.Rows`; padding is PADDING and NO_TARGET.
         text: (n_text,) token ids of all text rows, in order.
         bins: (n_audio, 80) bins of all audio rows.
         patches: (n_images, 40, 40, 3) of all pictures, normalised.
@@ -104,7 +103,6 @@ class Batch:
 
     kinds: Tensor
     targets: Tensor
-    is_asked: Tensor
     labels: Tensor
     expected: Tensor
     text: Tensor
@@ -141,7 +139,6 @@ def collate(sequences: Sequence[Rows], n_rows: int | None = None) -> Batch:
     return Batch(
         kinds=stacked("kinds", 0),
         targets=stacked("targets", NO_TARGET),
-        is_asked=stacked("is_asked", 0).bool(),
         labels=stacked("labels", NO_TARGET),
         expected=stacked("expected", NO_TARGET),
         text=torch.from_numpy(np.concatenate([chosen(rows, TEXT) for rows in sequences])).long(),
@@ -295,19 +292,16 @@ class Trainee(nn.Module):
 def losses(trainee: Trainee, batch: Batch) -> dict[str, Tensor]:
     """Mean cross-entropies, and teacher-forced shares of right tokens.
 
-    "token" is that of the next output, "early" that of what would be due if a micro-turn ended
-    before its last audio row, "word" that of the word just heard, "expected" that of the word that
-    should come next. "content" is that of the outputs other than `listen`, given that there is one:
-    weighing it changes what is said, and not whether something is.
+    "token" is that of the next output, "word" that of the word just heard, "expected" that of the
+    word that should come next. "content" is that of the
+    outputs other than `listen`, given that there is one: weighing it changes what is said, and not
+    whether something is.
     """
     rows, heard_rows, expecting_rows = trainee(batch)
     has_target = batch.targets != NO_TARGET
     has_label = batch.labels != NO_TARGET
-    asked = batch.is_asked[has_target]
-    early_targets, labels = batch.targets[has_target][~asked], batch.labels[has_label]
-    targets = batch.targets[has_target][asked]
-    all_logits = trainee.inkling.lm_head(rows[has_target]).float()
-    logits = all_logits[asked]
+    targets, labels = batch.targets[has_target], batch.labels[has_label]
+    logits = trainee.inkling.lm_head(rows[has_target]).float()
     words = trainee.word_head(heard_rows[has_label]).float()
     expected = trainee.expected_head(expecting_rows[has_label]).float()
     speaks, heard = targets != LISTEN, labels != NO_WORD
@@ -319,7 +313,6 @@ def losses(trainee: Trainee, batch: Batch) -> dict[str, Tensor]:
     )
     return {
         "token": F.cross_entropy(logits, targets),
-        "early": F.cross_entropy(all_logits[~asked], early_targets),
         "content": content / speaks.sum().clamp(min=1),
         "word": F.cross_entropy(words, labels),
         "expected": F.cross_entropy(expected, batch.expected[has_label]),

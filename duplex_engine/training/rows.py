@@ -43,7 +43,6 @@ FRAMES_PER_TURN = 4
 PADDING, TEXT, IMAGE, AUDIO = range(4)  # kinds of rows
 NO_TARGET = -1
 MAX_LATE_RUN = 2  # micro-turns of an output that may come late as a whole
-P_CORRECTION = 0.7  # that what breaks a silence is a correction, where there is a word to correct
 P_LATER = 0.25  # that it is late by two micro-turns instead of one
 
 
@@ -54,7 +53,7 @@ class Stream:
     Attributes:
         bins: (n_turns * 4, 80) uint8 dMel bins.
         labels, expected: (n_turns * 4,) int16, see `stage.Episode`.
-        images, typed, results, outputs, moments: by micro-turn, see `stage.Episode`.
+        images, typed, results, outputs: by micro-turn, see `stage.Episode`.
     """
 
     bins: NDArray[np.uint8]
@@ -63,7 +62,6 @@ class Stream:
     typed: Mapping[int, Sequence[int]]
     results: Mapping[int, Sequence[int]]
     outputs: Mapping[int, Sequence[int]]
-    moments: Mapping[int, int]
     expected: NDArray[np.int16]
 
     @property
@@ -84,8 +82,6 @@ class Rows:
         kinds: (n,) uint8, one of TEXT, IMAGE, AUDIO.
         values: (n,) int32: a token id, the number of a picture, the number of a frame.
         targets: (n,) int16: the token to be put out after the row, or NO_TARGET.
-        is_asked: (n,) bool: whether the engine asks there. The other targets are those of audio
-            rows that do not end their micro-turn: what would be due if it ended there.
         labels: (n,) int16: the word that ended before an audio row (0: none), else NO_TARGET.
         expected: (n,) int16: likewise the word that should come next.
         bins: (n_frames, 80) uint8.
@@ -95,7 +91,6 @@ class Rows:
     kinds: NDArray[np.uint8]
     values: NDArray[np.int32]
     targets: NDArray[np.int16]
-    is_asked: NDArray[np.bool_]
     labels: NDArray[np.int16]
     expected: NDArray[np.int16]
     bins: NDArray[np.uint8]
@@ -119,12 +114,11 @@ def layout(stream: Stream, lesson: Lesson | None = None) -> Rows:
         token, and `listen` beyond the right ones. None: no mistakes.
     """
     fed, due = lesson or Lesson(stream.outputs, stream.outputs)
-    # kind, value, target, whether asked, label, expected
-    rows: list[tuple[int, int, int, int, int, int]] = []
+    rows: list[tuple[int, int, int, int, int]] = []  # kind, value, target, label, expected
     images: list[NDArray[np.uint8]] = []
 
     def text(*ids: int) -> None:
-        rows.extend((TEXT, id_, NO_TARGET, 0, NO_TARGET, NO_TARGET) for id_ in ids)
+        rows.extend((TEXT, id_, NO_TARGET, NO_TARGET, NO_TARGET) for id_ in ids)
 
     for turn in range(stream.n_turns):
         if turn in stream.results:
@@ -132,25 +126,25 @@ def layout(stream: Stream, lesson: Lesson | None = None) -> Rows:
         if turn in stream.typed:
             text(USER_TEXT, *stream.typed[turn], USER_TEXT_END)
         if turn in stream.images:
-            rows.append((IMAGE, len(images), NO_TARGET, 0, NO_TARGET, NO_TARGET))
+            rows.append((IMAGE, len(images), NO_TARGET, NO_TARGET, NO_TARGET))
             images.append(stream.images[turn])
         right = [*due.get(turn, ()), LISTEN]
         said = fed.get(turn, ())
-        early = _early_targets(stream, fed, due, turn)
-        for number, target in enumerate((*early, right[0])):
-            frame = turn * FRAMES_PER_TURN + number
+        first = turn * FRAMES_PER_TURN
+        for frame in range(first, first + FRAMES_PER_TURN):
+            is_last = frame == first + FRAMES_PER_TURN - 1
+            target = right[0] if is_last else NO_TARGET
             words = int(stream.labels[frame]), int(stream.expected[frame])
-            rows.append((AUDIO, frame, target, number == len(early), *words))
+            rows.append((AUDIO, frame, target, *words))
         for number, id_ in enumerate(said, start=1):
             target = right[number] if number < len(right) else LISTEN
-            rows.append((TEXT, id_, target, 1, NO_TARGET, NO_TARGET))
+            rows.append((TEXT, id_, target, NO_TARGET, NO_TARGET))
         text(LISTEN)
-    kinds, values, targets, is_asked, labels, expected = np.array(rows, np.int32).T
+    kinds, values, targets, labels, expected = np.array(rows, np.int32).T
     return Rows(
         kinds=kinds.astype(np.uint8),
         values=values,
         targets=targets.astype(np.int16),
-        is_asked=is_asked.astype(np.bool_),
         labels=labels.astype(np.int16),
         expected=expected.astype(np.int16),
         bins=stream.bins,
@@ -158,45 +152,21 @@ def layout(stream: Stream, lesson: Lesson | None = None) -> Rows:
     )
 
 
-def _early_targets(
-    stream: Stream,
-    fed: Mapping[int, Sequence[int]],
-    due: Mapping[int, Sequence[int]],
-    turn: int,
-) -> list[int]:
-    """Targets of a micro-turn's audio rows but the last one, where they are known."""
-    n = FRAMES_PER_TURN - 1
-    if turn not in due:
-        # When what went on before ended is known to the micro-turn only.
-        return [NO_TARGET if turn - 1 in due else LISTEN] * n
-    is_late = turn - 1 in due and not fed.get(turn - 1)
-    moment = 0 if is_late else stream.moments.get(turn)
-    if moment is None:
-        return [NO_TARGET] * n
-    return [due[turn][0] if number >= moment else LISTEN for number in range(n)]
-
-
 def spoil(
     stream: Stream,
     rng: np.random.Generator,
     *,
-    p_late: float = 0.2,
-    p_missed: float = 0.08,
+    p_late: float = 0.12,
     p_wrong: float = 0.04,
-    p_silence: float = 0.006,
+    p_silence: float = 0.004,
 ) -> Lesson:
     """Mistakes to be fed back: the model must live with its own, and make good what it missed.
 
     An output comes one or two micro-turns late, and stays due until then, so what could not yet be
-    told from the sound may be said when it can; it does not come at all; one of its words is wrong;
-    silence is broken by a word or a correction. Long answers are spared: they go on from what was
-    really said.
+    told from the sound may be said when it can; an output begins with a wrong word; silence is
+    broken by a word. Long answers are spared: they go on from what was really said.
     """
     words = range(len(vocabulary.CONTROL_TOKENS), len(vocabulary.TOKENS))
-
-    def any_word() -> int:
-        return int(rng.integers(words.start, words.stop))
-
     fed = {turn: list(tokens) for turn, tokens in stream.outputs.items()}
     due = {turn: list(tokens) for turn, tokens in stream.outputs.items()}
     for first, end in _runs(stream.outputs):
@@ -213,23 +183,11 @@ def spoil(
                 due[turn] = list(tokens[0])
             for turn, delayed in enumerate(tokens, start=first + late):
                 fed[turn], due[turn] = list(delayed), list(delayed)
-        elif p_late <= draw < p_late + p_missed and is_free:
-            for turn in range(first, end):
-                del fed[turn]
-            for turn in range(first, min(first + 1 + late, stream.n_turns)):
-                due[turn] = list(stream.outputs[first])
         elif 1.0 - p_wrong < draw:
-            place = int(rng.integers(len(fed[first])))
-            fed[first][place] = any_word()
-    corrections = [vocabulary.token_id("no"), vocabulary.token_id("say")]
+            fed[first][0] = int(rng.integers(words.start, words.stop))
     for turn in np.flatnonzero(rng.random(stream.n_turns) < p_silence).tolist():
         if not any(near in due for near in (turn - 1, turn, turn + 1)):
-            frame = turn * FRAMES_PER_TURN
-            likely = int(stream.expected[frame]) or int(stream.labels[frame])
-            if likely and rng.random() < P_CORRECTION:
-                fed[turn] = [corrections[int(rng.integers(2))], likely]
-            else:
-                fed[turn] = [any_word()]
+            fed[turn] = [int(rng.integers(words.start, words.stop))]
     return Lesson(fed, due)
 
 

@@ -1,8 +1,7 @@
 """Shards: files of ready training episodes, for machines without a speech bank.
 
-Owns their format: bins as half bytes, pictures, tokens as (episode, micro-turn, token) rows and
-moments as (episode, micro-turn, frame) rows, in one compressed .npz. ``episodes.py`` writes them,
-``train.py`` reads them.
+Owns their format: bins as half bytes, pictures, and tokens as (episode, micro-turn, token) rows, in
+one compressed .npz. ``episodes.py`` writes them, ``train.py`` reads them.
 """
 
 from __future__ import annotations
@@ -35,12 +34,6 @@ def save_shard(path: Path, streams: list[Stream]) -> None:
             for token in tokens
         ]
         arrays[name] = np.array(entries, np.int16).reshape(-1, 3)
-    moments = [
-        (number, turn, frame)
-        for number, stream in enumerate(streams)
-        for turn, frame in stream.moments.items()
-    ]
-    arrays["moments"] = np.array(moments, np.int16).reshape(-1, 3)
     pictures = [
         (number, turn, picture)
         for number, stream in enumerate(streams)
@@ -57,7 +50,6 @@ def load_shard(path: Path) -> list[Stream]:
     with np.load(path) as shard:
         packed, labels, expected = shard["bins"], shard["labels"], shard["expected"]
         tokens = {name: shard[name] for name in _TOKENS}
-        moment_rows = shard["moments"]
         image_turns, images = shard["image_turns"], shard["images"]
     bins = np.empty((*packed.shape[:-1], 80), np.uint8)
     bins[..., ::2], bins[..., 1::2] = packed >> 4, packed & 15
@@ -67,9 +59,6 @@ def load_shard(path: Path) -> list[Stream]:
     for name, entries in tokens.items():
         for number, turn, token in entries.tolist():
             by_turn[name][number].setdefault(turn, []).append(token)
-    moments: list[dict[int, int]] = [{} for _ in range(len(bins))]
-    for number, turn, frame in moment_rows.tolist():
-        moments[number][turn] = frame
     pictures: list[dict[int, NDArray[np.uint8]]] = [{} for _ in range(len(bins))]
     for (number, turn), picture in zip(image_turns.tolist(), images, strict=True):
         pictures[number][turn] = picture
@@ -79,10 +68,7 @@ def load_shard(path: Path) -> list[Stream]:
             labels=labels[i],
             expected=expected[i],
             images=pictures[i],
-            typed=by_turn["typed"][i],
-            results=by_turn["results"][i],
-            outputs=by_turn["outputs"][i],
-            moments=moments[i],
+            **{name: by_turn[name][i] for name in _TOKENS},
         )
         for i in range(len(bins))
     ]

@@ -26,10 +26,8 @@ TYPED, PICTURE, NOISE = "typed", "picture", "noise"  # what an event comes from 
 SAMPLE_RATE = 16_000  # Hz
 TURN_S = 0.2
 FRAMES_PER_TURN = 4
-FRAME_S = TURN_S / FRAMES_PER_TURN
 TURN_SAMPLES = round(TURN_S * SAMPLE_RATE)
 REACTION_S = 0.12  # sound that must be heard after a moment before the model can know it
-MAX_EXPECTED_S = 2.0  # for which a word is expected, if none comes
 MAX_TOKENS = 4  # a micro-turn puts out at most, before `listen`
 SPEECH_RMS = 0.06
 
@@ -69,9 +67,8 @@ class Episode:
         typed, results: tokens of typed text and of background results, without their brackets.
         outputs: target tokens, without `listen`.
         events: what there was to react to, by time.
-        moments: the frame of a micro-turn, 0 to 3, from which its output is due, where known.
         labels: (n_turns * 4,) for each audio frame, the word that ended a moment ago; 0 is none.
-        expected: likewise, the word that should come next in a list or sentence, until it has.
+        expected: likewise, the word that should come next in a list or sentence.
     """
 
     audio: Samples
@@ -79,7 +76,6 @@ class Episode:
     typed: dict[int, list[int]]
     results: dict[int, list[int]]
     outputs: dict[int, list[int]]
-    moments: dict[int, int]
     events: list[Event]
     labels: NDArray[np.int16]
     expected: NDArray[np.int16]
@@ -97,11 +93,6 @@ class Said:
     start_s: float
     end_s: float
     words: tuple[tuple[str, float | None], ...]
-
-
-def _frame_at(time_s: float) -> int:
-    """The first frame that ends 120 ms after a moment."""
-    return int(np.ceil((time_s + REACTION_S) / FRAME_S - 1e-6)) - 1
 
 
 def turn_at(time_s: float) -> int:
@@ -129,7 +120,6 @@ class Stage:
     typed: dict[int, list[int]] = field(default_factory=dict)
     results: dict[int, list[int]] = field(default_factory=dict)
     outputs: dict[int, list[int]] = field(default_factory=dict)
-    moments: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._sounds: list[tuple[float, Samples]] = []
@@ -245,9 +235,7 @@ class Stage:
         self, kind: str, time_s: float, tokens: Sequence[int], *, window_turns: int = 4
     ) -> int:
         """The model puts out `tokens` as soon as it can know of `time_s`; returns the turn."""
-        turn = self.emit(kind, time_s, turn_at(time_s), tokens, window_turns=window_turns)
-        self.moments[turn] = max(_frame_at(time_s) - turn * FRAMES_PER_TURN, 0)
-        return turn
+        return self.emit(kind, time_s, turn_at(time_s), tokens, window_turns=window_turns)
 
     def emit(
         self,
@@ -325,34 +313,19 @@ class Stage:
             typed=within(self.typed),
             results=within(self.results),
             outputs=within(self.outputs),
-            moments=within(self.moments),
             events=sorted(events, key=lambda event: event.time_s),
             labels=_labels(self._word_ends, n_turns),
-            expected=_labels_until_next(self._expected, self._word_ends, n_turns),
+            expected=_labels(self._expected, n_turns),
         )
 
 
 def _labels(words: Sequence[tuple[str, float]], n_turns: int) -> NDArray[np.int16]:
     """(n_turns * 4,): each word at the frames of the 200 ms after its moment, as soon as heard."""
     labels = np.zeros(n_turns * FRAMES_PER_TURN, np.int16)
+    frame_s = TURN_S / FRAMES_PER_TURN
     for word, end_s in sorted(words, key=lambda item: item[1]):
         if vocabulary.knows(word):
-            first = _frame_at(end_s)
+            # The first frame that ends 120 ms after the word, and all within 200 ms of it.
+            first = int(np.ceil((end_s + REACTION_S) / frame_s - 1e-6)) - 1
             labels[first : first + FRAMES_PER_TURN] = vocabulary.token_id(word)
-    return labels
-
-
-def _labels_until_next(
-    expected: Sequence[tuple[str, float]], words: Sequence[tuple[str, float]], n_turns: int
-) -> NDArray[np.int16]:
-    """(n_turns * 4,): each expected word from its moment until the next word has ended."""
-    labels = np.zeros(n_turns * FRAMES_PER_TURN, np.int16)
-    ends_s = np.array(sorted({end_s for _, end_s in (*expected, *words)}))
-    for word, after_s in sorted(expected, key=lambda item: item[1]):
-        first = _frame_at(after_s)
-        later = ends_s[ends_s > after_s + 1e-3]
-        until_s = min(later[0] if len(later) else np.inf, after_s + MAX_EXPECTED_S)
-        end = max(int(until_s / FRAME_S), first + FRAMES_PER_TURN)
-        labels[first:] = 0
-        labels[first:end] = vocabulary.token_id(word)
     return labels

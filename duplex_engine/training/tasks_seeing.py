@@ -97,7 +97,6 @@ def seeing_scene(stage: Stage) -> None:
         stage.images[turn] = film.picture(draw)
         if word is not None:
             stage.emit("see", turn * TURN_S, turn, encode(word), window_turns=2, source=PICTURE)
-            stage.moments[turn] = 0
     end_s = (first + len(plan)) * TURN_S
     while stage.chance(0.5) and stage.time_s < end_s - 2.0:
         sentences = stage.chatter()

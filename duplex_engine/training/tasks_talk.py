@@ -94,8 +94,6 @@ def long_answer_scene(stage: Stage) -> None:
     for turn, word in zip(range(first, last), answer, strict=False):
         assert turn not in stage.outputs
         stage.outputs[turn] = encode(word)
-        if turn > first:
-            stage.moments[turn] = 0
     stage.expect("start", begin_s, first, encode(answer[0]), source=source)
     stage.time_s = max(stage.time_s, last * TURN_S)
     stage.wait(1.0, 2.2)

@@ -15,7 +15,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,12 +44,10 @@ VALIDATE_EVERY = 500  # steps
 N_VALIDATION, N_DRILLS = 24, 8  # episodes: mixed ones, and drills in hearing
 WARM_UP = 200  # steps
 WORD_WEIGHT, EXPECTED_WEIGHT = 1.0, 0.7  # of the losses of the heads that only training has
-EARLY_WEIGHT = 1.0  # of that of the audio rows at which the engine does not ask
 CONTENT_WEIGHT = 1.0  # of the loss of what is said where something is
 # Shares of the budget between which the losses of what is said and expected come in: what is not
 # yet heard cannot be answered, and their gradients would drown those of hearing.
 RAMP = (0.12, 0.37)
-FIRST_DRILL = 0.6  # that a scene is a drill in hearing before that; it falls to episodes.P_DRILL
 MAX_GRADIENT = 1.0
 MUON_FACTOR = 2.5  # of the rate
 N_REPLAYED = 64  # episodes that wait to be learnt a second time
@@ -64,6 +62,8 @@ class Settings:
         out: folder of the checkpoint and the log.
         bank: a speech bank: episodes are composed as the run goes on.
         shards: else a folder of ready episodes.
+        after: a checkpoint of a finished run, from which this one goes on as its second part.
+        p_drill: of a bank, the share of scenes that are drills in hearing.
         size: a name of `model.SIZES`.
         batch: sequences of a step, all processes together.
         turns: micro-turns of an episode.
@@ -79,10 +79,12 @@ class Settings:
     out: Path
     bank: Path | None = None
     shards: Path | None = None
+    after: Path | None = None
+    p_drill: float = 0.0
     size: str = "small"
     batch: int = 4
     turns: int = N_TURNS
-    hours: float = 1.9
+    hours: float = 1.65
     steps: int = 1_000_000
     rate: float = 2e-3
     seed: int = 0
@@ -95,6 +97,10 @@ class Settings:
         """Raises ValueError for settings that contradict each other."""
         if (self.bank is None) == (self.shards is None):
             raise ValueError("data: expected one of bank and shards, found both or none")
+        if not 0.0 <= self.p_drill <= 1.0 or (self.p_drill > 0.0 and self.bank is None):
+            raise ValueError(
+                f"p_drill: expected 0 to 1, and a bank to compose drills from, found {self.p_drill}"
+            )
         if self.size not in SIZES:
             raise ValueError(f"size: expected one of {', '.join(SIZES)}, found {self.size!r}")
         if self.processes < 1 or self.batch % self.processes:
@@ -110,13 +116,8 @@ class Settings:
         return round(self.turns * ROWS_PER_TURN)
 
 
-def _streams(
-    settings: Settings, rng: np.random.Generator, ramp: Callable[[], float]
-) -> Iterator[Stream]:
-    """Endless training streams. What is composed comes twice, the second time some steps later.
-
-    ramp: 0 while hearing is learnt, 1 when everything is.
-    """
+def _streams(settings: Settings, rng: np.random.Generator) -> Iterator[Stream]:
+    """Endless training streams. What is composed comes twice, the second time some steps later."""
     if settings.bank is None:
         assert settings.shards is not None
         ready = [s for path in sorted(settings.shards.glob("*.npz")) for s in load_shard(path)]
@@ -125,25 +126,21 @@ def _streams(
         while True:
             yield from (ready[number].copy() for number in rng.permutation(len(ready)))
     # Here, because composing loads much that a run from shards does not need.
-    from duplex_engine.training.episodes import P_DRILL, train_streams
-
-    def p_drill() -> float:
-        return FIRST_DRILL + (P_DRILL - FIRST_DRILL) * ramp()
+    from duplex_engine.training.episodes import train_streams
 
     replayed: list[Stream] = []
     seed = int(rng.integers(2**31))
-    for stream in train_streams(settings.bank, seed, settings.turns, p_drill):
+    for stream in train_streams(settings.bank, seed, settings.turns, settings.p_drill):
         yield stream.copy()
         replayed.append(stream)
         if len(replayed) > N_REPLAYED:
             yield replayed.pop(int(rng.integers(len(replayed))))
 
 
-def _batches(work: _Run) -> Iterator[Batch]:
+def _batches(settings: Settings, rank: int, first_step: int) -> Iterator[Batch]:
     """This process's share of every batch, with mistakes and masks."""
-    settings = work.settings
-    rng = np.random.default_rng([settings.seed, work.step, work.rank])
-    streams = _streams(settings, rng, lambda: work.ramp)
+    rng = np.random.default_rng([settings.seed, first_step, rank])
+    streams = _streams(settings, rng)
     while True:
         drawn = [next(streams) for _ in range(settings.batch // settings.processes)]
         for stream in drawn:
@@ -193,7 +190,9 @@ class _Run:
 
     @property
     def ramp(self) -> float:
-        """Share of their weight that the later losses have."""
+        """Share of their weight that the later losses have; a second part has them all."""
+        if self.settings.after is not None:
+            return 1.0
         begin, end = RAMP
         return min(max((self.spent - begin) / (end - begin), 0.0), 1.0)
 
@@ -221,10 +220,13 @@ class _Run:
         path.with_suffix(".new").replace(path)
 
     def resume(self) -> None:
-        """Goes on from the checkpoint in the folder, if there is one."""
+        """Goes on from the checkpoint in the folder, if there is one, or begins after another."""
         path = self.settings.out / CHECKPOINT
-        if not path.exists():
-            return
+        begins = not path.exists()
+        if begins:
+            if self.settings.after is None:
+                return
+            path = self.settings.after
         content = torch.load(path, map_location=self.settings.device, weights_only=True)
         if content["size"] != self.settings.size:
             raise ValueError(
@@ -234,17 +236,14 @@ class _Run:
         self.trainee.load_state_dict(content["model"])
         for optimiser, state in zip(self.optimisers, content["optimisers"], strict=True):
             optimiser.load_state_dict(state)
-        self.step, self.elapsed_s = content["step"], content["elapsed_s"]
+        if not begins:
+            self.step, self.elapsed_s = content["step"], content["elapsed_s"]
 
     def learn(self, batch: Batch) -> None:
         """One step."""
         with torch.autocast(self.settings.device, torch.bfloat16, self.settings.autocast):
             parts = losses(self.trainee, batch)
-        later = (
-            EARLY_WEIGHT * parts["early"]
-            + CONTENT_WEIGHT * parts["content"]
-            + EXPECTED_WEIGHT * parts["expected"]
-        )
+        later = CONTENT_WEIGHT * parts["content"] + EXPECTED_WEIGHT * parts["expected"]
         loss = parts["token"] + WORD_WEIGHT * parts["word"] + self.ramp * later
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
@@ -419,7 +418,7 @@ def _loop(work: _Run) -> None:
         bar = progress.add_task("waiting for data")
         saved = time.monotonic()
         work.start_clock()
-        for batch in _batches(work):
+        for batch in _batches(settings, work.rank, work.step):
             work.learn(batch.to(settings.device))
             shown = "  ".join(f"{name} {value:.3f}" for name, value in work.newest.items())
             progress.update(bar, description=f"{work.spent:6.1%}  step {work.step}  {shown}")
@@ -444,10 +443,16 @@ def main(
     out: Annotated[Path, typer.Argument(help="Folder of the checkpoint and the log.")],
     bank: Annotated[Path | None, typer.Option(help="Speech bank to compose from.")] = None,
     shards: Annotated[Path | None, typer.Option(help="Folder of ready episodes.")] = None,
+    after: Annotated[
+        Path | None, typer.Option(help="Checkpoint of a finished run: begin with its weights.")
+    ] = None,
+    drills: Annotated[
+        float, typer.Option(help="Share of scenes, 0 to 1, that are drills in hearing.")
+    ] = 0.0,
     size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "small",
     batch: Annotated[int, typer.Option(help="Sequences of a step.")] = 4,
     turns: Annotated[int, typer.Option(help="Micro-turns of an episode.")] = N_TURNS,
-    hours: Annotated[float, typer.Option(help="Budget in time.")] = 1.9,
+    hours: Annotated[float, typer.Option(help="Budget in time.")] = 1.65,
     steps: Annotated[int, typer.Option(help="Budget in steps.")] = 1_000_000,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,
@@ -467,6 +472,8 @@ def main(
             out=out,
             bank=bank,
             shards=shards,
+            after=after,
+            p_drill=drills,
             size=size,
             batch=batch,
             turns=turns,

@@ -86,7 +86,6 @@ def episode_of(
         typed={},
         results={},
         outputs={turn: list(tokens) for turn, tokens in outputs.items()},
-        moments={},
         events=list(events),
         labels=np.zeros(n_turns * 4, np.int16),
         expected=np.zeros(n_turns * 4, np.int16),

@@ -12,7 +12,7 @@ from toy_bank import CHATTER, WORD_S, toy_bank
 from duplex_engine.training import episodes, phrases, tasks_lists, tasks_seeing, tasks_talk
 from duplex_engine.training.bank import Bank, ClipInfo
 from duplex_engine.training.episodes import TASKS, compose
-from duplex_engine.training.rows import Rows, layout
+from duplex_engine.training.rows import layout
 from duplex_engine.training.shards import load_shard, save_shard
 from duplex_engine.training.stage import MAX_TOKENS, TURN_S, Event, Stage, turn_at
 from duplex_engine.training.tasks_lists import ListFollower
@@ -108,35 +108,8 @@ def test_a_drill_has_every_word_but_no_list() -> None:
         )
         assert is_announced or not listed & set(words)
         heard |= set(words)
-    assert heard >= {
-        word
-        for text in phrases.WORDS
-        if BANK.texts(BANK.voices("train")[0]) >= {text}
-        for word in text.split()
-    }
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_expected_word_is_known_until_the_next_one_has_ended(seed: int) -> None:
-    stage = played(TASKS["list"][0], seed)
-    found = stage.episode(128, None)
-    heard = sorted({end_s for _, end_s in transcript(stage) + stage._expected})
-    for word, after_s in stage._expected:
-        first = int(np.ceil((after_s + 0.12) / 0.05 - 1e-6)) - 1
-        until_s = min([end_s for end_s in heard if end_s > after_s + 1e-3] + [after_s + 2.0])
-        if first + 4 <= len(found.expected):
-            last = max(int(until_s / 0.05), first + 4) - 1
-            assert found.expected[first] == found.expected[last] == token_id(word)
-            assert found.expected[last + 1] != token_id(word) or until_s < after_s + 0.32
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_what_a_word_asks_for_is_due_from_the_frame_that_can_know_it(seed: int) -> None:
-    stage = played(TASKS["list"][0], seed)
-    for event in of(stage, "correct", "pronounce"):
-        frame = event.turn * 4 + stage.moments[event.turn]
-        assert 0.12 - 1e-6 <= (frame + 1) * 0.05 - event.time_s < 0.17
-        assert 0 <= stage.moments[event.turn] < 4
+    known = BANK.texts(BANK.voices("train")[0])
+    assert heard >= {word for text in phrases.WORDS if text in known for word in text.split()}
 
 
 def test_lists_have_mistakes_about_as_often_as_not() -> None:
@@ -354,5 +327,5 @@ def test_shards_keep_everything(tmp_path: Path) -> None:
     save_shard(tmp_path / "shards" / "a.npz", streams)
     for found, expected in zip(load_shard(tmp_path / "shards" / "a.npz"), streams, strict=True):
         one, two = layout(found), layout(expected)
-        for name in Rows.__dataclass_fields__:
+        for name in ("kinds", "values", "targets", "labels", "expected", "bins", "images"):
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name))

@@ -22,7 +22,6 @@ from duplex_engine.training.vocabulary import (
     TOKENS,
     USER_TEXT,
     USER_TEXT_END,
-    token_id,
 )
 
 N_LESSONS = 80  # enough that the model ends its turns, and says something in some of them
@@ -30,7 +29,7 @@ MAX_ERROR = 1e-5  # of logits, relative to the largest; see python_tests/engine/
 
 
 def stream(n_turns: int = 3) -> Stream:
-    """All kinds of input in micro-turn 1, and an output of two tokens, due from its third frame."""
+    """All kinds of input in micro-turn 1, and an output of two tokens."""
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (40, 39, 3), dtype=np.uint8)
     return Stream(
@@ -40,7 +39,6 @@ def stream(n_turns: int = 3) -> Stream:
         typed={1: [30, 31]},
         results={1: [20]},
         outputs={1: [40, 41]},
-        moments={1: 2},
         expected=np.arange(4 * n_turns, dtype=np.int16)[::-1],
     )
 
@@ -51,35 +49,9 @@ def test_order_and_targets_of_a_micro_turn() -> None:
     assert laid.kinds[turn].tolist() == [TEXT] * 7 + [IMAGE] + [AUDIO] * 4 + [TEXT] * 3
     brackets = [RESULT, 20, RESULT_END, USER_TEXT, 30, 31, USER_TEXT_END]
     assert laid.values[turn].tolist() == [*brackets, 0, 4, 5, 6, 7, 40, 41, LISTEN]
-    due = [LISTEN, LISTEN, 40, 40, 41, LISTEN]
-    assert laid.targets[turn].tolist() == [NO_TARGET] * 8 + due + [NO_TARGET]
-    assert laid.is_asked[turn].tolist() == [False] * 11 + [True] * 3 + [False]
+    assert laid.targets[turn].tolist() == [NO_TARGET] * 11 + [40, 41, LISTEN, NO_TARGET]
     assert laid.labels[turn].tolist() == [NO_TARGET] * 8 + [4, 5, 6, 7] + [NO_TARGET] * 3
-    assert laid.targets[:5].tolist() == [LISTEN] * 4 + [NO_TARGET]
-
-
-@pytest.mark.parametrize(
-    ("fed", "due", "moments", "targets"),
-    [
-        # What is due from a known moment is due in all frames after it, and until it is said.
-        ({1: [40]}, {1: [40]}, {1: 0}, [[40] * 4, [NO_TARGET] * 3 + [LISTEN]]),
-        ({2: [40]}, {1: [40], 2: [40]}, {1: 3}, [[LISTEN] * 3 + [40], [40] * 4]),
-        # Of an unknown moment only the micro-turn is known.
-        ({1: [40]}, {1: [40]}, {}, [[NO_TARGET] * 3 + [40], [NO_TARGET] * 3 + [LISTEN]]),
-        ({}, {}, {}, [[LISTEN] * 4, [LISTEN] * 4]),
-    ],
-)
-def test_targets_before_the_end_of_a_micro_turn(
-    fed: dict[int, list[int]],
-    due: dict[int, list[int]],
-    moments: dict[int, int],
-    targets: list[list[int]],
-) -> None:
-    source = stream()
-    source.moments = moments
-    laid = layout(source, Lesson(fed, due))
-    found = laid.targets[laid.kinds == AUDIO].reshape(-1, 4)
-    assert found[1:].tolist() == targets
+    assert laid.targets[:5].tolist() == [NO_TARGET] * 3 + [LISTEN, NO_TARGET]
 
 
 @pytest.mark.parametrize(
@@ -104,12 +76,11 @@ def test_spoiled_outputs_spare_long_answers() -> None:
     changed: set[int] = set()
     for seed in range(200):
         rng = np.random.default_rng(seed)
-        fed, _ = rows.spoil(source, rng, p_late=0.3, p_missed=0.2, p_wrong=0.3, p_silence=0.1)
+        fed, _ = rows.spoil(source, rng, p_late=0.3, p_wrong=0.3, p_silence=0.1)
         changed |= {t for t in range(40) if fed.get(t) != source.outputs.get(t)}
     assert {2, 20} <= changed
     assert not changed & {1, 4, 5, 6, 7, 8, 19}
-    none = {"p_late": 0.0, "p_missed": 0.0, "p_wrong": 0.0, "p_silence": 0.0}
-    exact = rows.spoil(source, np.random.default_rng(0), **none)
+    exact = rows.spoil(source, np.random.default_rng(0), p_late=0, p_wrong=0, p_silence=0)
     assert exact == (source.outputs, source.outputs)
 
 
@@ -119,44 +90,13 @@ def test_what_comes_late_stays_due_until_it_is_said() -> None:
     seen = set()
     for seed in range(50):
         rng = np.random.default_rng(seed)
-        fed, due = rows.spoil(source, rng, p_late=1, p_missed=0, p_wrong=0, p_silence=0)
+        fed, due = rows.spoil(source, rng, p_late=1, p_wrong=0, p_silence=0)
         late = min(fed) - 10
         assert fed == {10 + late: [50, 51], 11 + late: [52], max(fed): [53]}
         missed = {turn: [50, 51] for turn in range(10, 10 + late)}
         assert due == fed | missed | {turn: [53] for turn in range(30, max(fed))}
         seen |= {late, max(fed) - 30}
     assert seen == {1, 2}
-
-
-def test_what_is_never_said_is_due_for_two_or_three_micro_turns() -> None:
-    source = stream(40)
-    source.outputs = {10: [50, 51], 30: [53]}
-    seen = set()
-    for seed in range(50):
-        rng = np.random.default_rng(seed)
-        fed, due = rows.spoil(source, rng, p_late=0, p_missed=1, p_wrong=0, p_silence=0)
-        assert fed == {}
-        n_turns = [sum(turn < 20 for turn in due), sum(turn > 20 for turn in due)]
-        assert due == {10 + i: [50, 51] for i in range(n_turns[0])} | {
-            30 + i: [53] for i in range(n_turns[1])
-        }
-        seen |= set(n_turns)
-    assert seen == {2, 3}
-
-
-def test_silence_is_broken_by_corrections_where_there_is_a_word() -> None:
-    source = stream(40)
-    source.outputs = {}
-    source.expected = np.zeros(160, np.int16)
-    source.labels = np.zeros(160, np.int16)
-    source.labels[80:] = token_id("seven")
-    broken = [rows.spoil(source, np.random.default_rng(seed), p_silence=0.1) for seed in range(20)]
-    assert all(not due for _, due in broken)
-    early = {len(said) for fed, _ in broken for turn, said in fed.items() if turn < 20}
-    later = {tuple(said) for fed, _ in broken for turn, said in fed.items() if turn >= 20}
-    assert early == {1}
-    pairs = {(token_id("no"), token_id("seven")), (token_id("say"), token_id("seven"))}
-    assert pairs == {said for said in later if len(said) == 2}
 
 
 def test_masked_bins_stay_bins() -> None:
@@ -252,7 +192,7 @@ def test_steps_say_what_training_computes(exported: tuple[Path, Trainee]) -> Non
     source = episodes.to_stream(played)
     source.outputs = outputs
     laid, logits = logits_of(trainee, source)
-    asked = laid.is_asked
+    asked = laid.targets != NO_TARGET
     best, second = np.sort(logits[asked], axis=-1)[:, :-3:-1].T
     assert (best - second).min() > 2 * MAX_ERROR * np.abs(logits).max(), "a near-tie: other seed"
     np.testing.assert_array_equal(logits[asked].argmax(-1), laid.targets[asked])

@@ -165,6 +165,31 @@ def test_a_run_logs_saves_and_resumes(
     assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["elapsed_s"] > elapsed_s > 0
 
 
+def test_a_second_run_begins_with_the_weights_of_the_first(tmp_path: Path, shards: Path) -> None:
+    first = run(settings(tmp_path / "one", shards))
+    after = tmp_path / "one" / CHECKPOINT
+    begun = train._Run(
+        settings(tmp_path / "two", shards, after=after),
+        Trainee(SIZES["toy"]),
+        [],
+    )
+    begun.optimisers = train._optimisers(begun.trainee, 1e-3)
+    begun.resume()
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(value, begun.trainee.state_dict()[name])
+    assert (begun.step, begun.elapsed_s, begun.ramp) == (0, 0.0, 1.0)
+    second = run(settings(tmp_path / "two", shards, after=after))
+    assert any((a != b).any() for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    content = torch.load(tmp_path / "two" / CHECKPOINT, weights_only=True)
+    assert content["step"] == 4
+
+
+@pytest.mark.parametrize("p_drill", [-0.1, 1.1, 0.5, float("nan")])
+def test_drills_need_a_bank(tmp_path: Path, shards: Path, p_drill: float) -> None:
+    with pytest.raises(ValueError, match="p_drill: expected 0 to 1, and a bank"):
+        settings(tmp_path, shards, p_drill=p_drill).check()
+
+
 def test_the_same_seed_trains_the_same_model(tmp_path: Path, shards: Path) -> None:
     """But for rounding: the last bit of a product may depend on where its operands lie."""
     one, two = (run(settings(tmp_path / name, shards)).state_dict() for name in ("one", "two"))
@@ -198,7 +223,7 @@ def test_what_is_composed_is_learnt_twice(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(train, "N_REPLAYED", 3)
     bank = write_toy_bank(tmp_path, {"one": "train"})
     chosen = settings(tmp_path, None, bank=bank, turns=10)
-    streams = train._streams(chosen, np.random.default_rng(0), lambda: 1.0)
+    streams = train._streams(chosen, np.random.default_rng(0))
     drawn = [next(streams).bins.tobytes() for _ in range(16)]
     assert max(drawn.count(bins) for bins in drawn) == 2
     assert sum(drawn.count(bins) == 2 for bins in set(drawn)) >= 5
