@@ -178,8 +178,17 @@ COMPARISONS: dict[str, Function] = {
     "le": lambda a, b: a <= b,
     "gt": lambda a, b: a > b,
     "ge": lambda a, b: a >= b,
+    "num": lambda a, b: (a == a) & (b == b),
 }  # with `u` behind them: true where one is not a number
-OPPOSITE = {"equ": "ne", "neu": "eq", "ltu": "ge", "leu": "gt", "gtu": "le", "geu": "lt"}
+OPPOSITE = {
+    "equ": "ne",
+    "neu": "eq",
+    "ltu": "ge",
+    "leu": "gt",
+    "gtu": "le",
+    "geu": "lt",
+    "nan": "num",
+}
 
 
 def comparison(name: str, kind: str) -> Operation:
