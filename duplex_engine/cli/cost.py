@@ -58,6 +58,6 @@ def pass_cost(
     """
     format = Format("given", weight_bytes)
     rows = Pass(text=n_rows, context=context)
-    ops = pass_work(config, Recipe(*[format] * 4), rows, cache_bytes=cache_bytes)
+    ops = pass_work(config, Recipe(*[format] * len(Recipe._fields)), rows, cache_bytes=cache_bytes)
     n_bytes = sum(op.n * (op.weight_bytes + op.cache_bytes) for op in ops)
     return Cost(round(n_bytes), round(sum(op.n * op.operations for op in ops)))
