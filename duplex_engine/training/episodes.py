@@ -86,6 +86,7 @@ def compose(
     shares = np.array([share for _, share in TASKS.values()])
     while stage.time_s < n_turns * 0.2:
         name = str(rng.choice(names, p=shares / shares.sum())) if task == MIX else task
+        # Without drills nothing is drawn for them, so evaluation keeps its streams.
         is_drill = p_drill > 0.0 and stage.chance(p_drill)
         _play(stage, tasks_lists.drill_scene if is_drill else TASKS[name][0])
         if not stage.chance(P_SAME_VOICE):

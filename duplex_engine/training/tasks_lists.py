@@ -249,11 +249,17 @@ def unordered_scene(stage: Stage) -> None:
         pool = stage.pick((phrases.NUMBERS, phrases.NUMBERS[:9], phrases.DAYS, phrases.MONTHS))
     words = [word for word in pool if stage.can_say(word)]
     gap_s = float(stage.rng.uniform(0.05, 0.7))
-    for _ in range(int(stage.rng.integers(3, 10)) if words else 0):
+    _say_in_no_order(stage, words, (3, 10), (0.7 * gap_s, 1.3 * gap_s))
+    stage.wait(*CONTEXT_S)
+
+
+def _say_in_no_order(
+    stage: Stage, words: list[str], n_words: tuple[int, int], gap_s: tuple[float, float]
+) -> None:
+    for _ in range(int(stage.rng.integers(*n_words)) if words else 0):
         said = stage.say(stage.pick(words))
         stage.note("pass", said.end_s, window_turns=2)
-        stage.wait(0.7 * gap_s, 1.3 * gap_s)
-    stage.wait(*CONTEXT_S)
+        stage.wait(*gap_s)
 
 
 def drill_scene(stage: Stage) -> None:
@@ -270,10 +276,7 @@ def drill_scene(stage: Stage) -> None:
         listed = {*phrases.NUMBERS, *phrases.DAYS, *phrases.MONTHS}
         words = [word for word in words if word not in listed]
     gap_s = float(stage.rng.uniform(0.01, 0.35))
-    for _ in range(int(stage.rng.integers(6, 16)) if words else 0):
-        said = stage.say(stage.pick(words))
-        stage.note("pass", said.end_s, window_turns=2)
-        stage.wait(0.5 * gap_s, 1.5 * gap_s)
+    _say_in_no_order(stage, words, (6, 16), (0.5 * gap_s, 1.5 * gap_s))
     stage.wait(*DRILL_PAUSE_S)
 
 

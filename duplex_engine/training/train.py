@@ -221,12 +221,10 @@ class _Run:
 
     def resume(self) -> None:
         """Goes on from the checkpoint in the folder, if there is one, or begins after another."""
-        path = self.settings.out / CHECKPOINT
-        begins = not path.exists()
-        if begins:
-            if self.settings.after is None:
-                return
-            path = self.settings.after
+        own = self.settings.out / CHECKPOINT
+        path = own if own.exists() else self.settings.after
+        if path is None:
+            return
         content = torch.load(path, map_location=self.settings.device, weights_only=True)
         if content["size"] != self.settings.size:
             raise ValueError(
@@ -236,7 +234,7 @@ class _Run:
         self.trainee.load_state_dict(content["model"])
         for optimiser, state in zip(self.optimisers, content["optimisers"], strict=True):
             optimiser.load_state_dict(state)
-        if not begins:
+        if path is own:
             self.step, self.elapsed_s = content["step"], content["elapsed_s"]
 
     def learn(self, batch: Batch) -> None:
