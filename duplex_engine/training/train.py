@@ -1,9 +1,10 @@
 """The training loop: from a speech bank, or from ready shards, to a checkpoint of the trainee.
 
-Owns the processes, the optimisers, the schedule, checkpoints and the log. Each process composes and
-learns its own share of a batch on one core, and gradients are averaged. A run stops when its steps
-or hours are spent, or cleanly on SIGINT and SIGTERM, and the same command takes it up again. The
-network and its losses are in ``model.py``; ``export.py`` makes the result loadable.
+Owns the processes, the optimisers, the schedule, checkpoints and the log. On a CPU each process
+composes and learns its own share of a batch on one core, and gradients are averaged. A run stops
+when its steps or hours are spent, or cleanly on SIGINT and SIGTERM, and the same command goes on
+with it. The data are in ``batches.py``, the network and its losses in ``model.py``; ``export.py``
+makes the result loadable.
 
     python -m duplex_engine.training.train out/run --bank out/bank
 """
@@ -22,7 +23,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
-import numpy as np
 import torch
 import torch.distributed
 import typer
@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from torch.multiprocessing import get_context
 from torch.optim import AdamW, Muon, Optimizer
 
-from duplex_engine.training.model import SIZES, Batch, Trainee, collate, losses
-from duplex_engine.training.rows import N_TURNS, Stream, layout, mask_bins, spoil
-from duplex_engine.training.shards import load_shard
+from duplex_engine.training.batches import batches, validation
+from duplex_engine.training.model import SIZES, Batch, Trainee, losses
+from duplex_engine.training.rows import N_TURNS
+from duplex_engine.training.settings import Settings
 
 __all__ = ["CHECKPOINT", "LOG", "Settings", "load_trainee", "run"]
 
@@ -50,122 +51,6 @@ CONTENT_WEIGHT = 1.0  # of the loss of what is said where something is
 RAMP = (0.12, 0.37)
 MAX_GRADIENT = 1.0
 MUON_FACTOR = 2.5  # of the rate
-N_REPLAYED = 64  # episodes that wait to be learnt a second time
-ROWS_PER_TURN = 5.5  # 4 frames, `listen`, and what else comes on average; more is cut off
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """One run.
-
-    Attributes:
-        out: folder of the checkpoint and the log.
-        bank: a speech bank: episodes are composed as the run goes on.
-        shards: else a folder of ready episodes.
-        after: a checkpoint of a finished run, from which this one goes on as its second part.
-        p_drill: of a bank, the share of scenes that are drills in hearing.
-        size: a name of `model.SIZES`.
-        batch: sequences of a step, all processes together.
-        turns: micro-turns of an episode.
-        hours, steps: the budget; the rate falls to 0 over whichever ends first.
-        rate: peak learning rate.
-        seed: of weights and data.
-        processes: each has one core and its share of every batch.
-        device: "cpu" or "cuda".
-        autocast: compute matrix products in bfloat16.
-        compiled: compile parts of the network, which takes half a minute once.
-    """
-
-    out: Path
-    bank: Path | None = None
-    shards: Path | None = None
-    after: Path | None = None
-    p_drill: float = 0.0
-    size: str = "small"
-    batch: int = 4
-    turns: int = N_TURNS
-    hours: float = 1.65
-    steps: int = 1_000_000
-    rate: float = 2e-3
-    seed: int = 0
-    processes: int = 1
-    device: str = "cpu"
-    autocast: bool = True
-    compiled: bool = True
-
-    def check(self) -> None:
-        """Raises ValueError for settings that contradict each other."""
-        if (self.bank is None) == (self.shards is None):
-            raise ValueError("data: expected one of bank and shards, found both or none")
-        if not 0.0 <= self.p_drill <= 1.0 or (self.p_drill > 0.0 and self.bank is None):
-            raise ValueError(
-                f"p_drill: expected 0 to 1, and a bank to compose drills from, found {self.p_drill}"
-            )
-        if self.size not in SIZES:
-            raise ValueError(f"size: expected one of {', '.join(SIZES)}, found {self.size!r}")
-        if self.processes < 1 or self.batch % self.processes:
-            raise ValueError(
-                f"batch: expected a multiple of the {self.processes} processes, found {self.batch}"
-            )
-        if self.processes > 1 and self.device != "cpu":
-            raise ValueError(f"processes: expected 1 on {self.device}, found {self.processes}")
-
-    @property
-    def n_rows(self) -> int:
-        """Rows of every sequence: one shape, for which the network is compiled once."""
-        return round(self.turns * ROWS_PER_TURN)
-
-
-def _streams(settings: Settings, rng: np.random.Generator) -> Iterator[Stream]:
-    """Endless training streams. What is composed comes twice, the second time some steps later."""
-    if settings.bank is None:
-        assert settings.shards is not None
-        ready = [s for path in sorted(settings.shards.glob("*.npz")) for s in load_shard(path)]
-        if not ready:
-            raise FileNotFoundError(f"shards: expected *.npz in {settings.shards}, found none")
-        while True:
-            yield from (ready[number].copy() for number in rng.permutation(len(ready)))
-    # Here, because composing loads much that a run from shards does not need.
-    from duplex_engine.training.episodes import train_streams
-
-    replayed: list[Stream] = []
-    seed = int(rng.integers(2**31))
-    for stream in train_streams(settings.bank, seed, settings.turns, settings.p_drill):
-        yield stream.copy()
-        replayed.append(stream)
-        if len(replayed) > N_REPLAYED:
-            yield replayed.pop(int(rng.integers(len(replayed))))
-
-
-def _batches(settings: Settings, rank: int, first_step: int) -> Iterator[Batch]:
-    """This process's share of every batch, with mistakes and masks."""
-    rng = np.random.default_rng([settings.seed, first_step, rank])
-    streams = _streams(settings, rng)
-    while True:
-        drawn = [next(streams) for _ in range(settings.batch // settings.processes)]
-        for stream in drawn:
-            stream.bins = mask_bins(stream.bins, rng)
-        yield collate([layout(stream, spoil(stream, rng)) for stream in drawn], settings.n_rows)
-
-
-def _validation(settings: Settings, n: int, p_drill: float) -> list[Batch]:
-    """Episodes of the held-out voices as they are; none without a bank that has such voices."""
-    if settings.bank is None:
-        return []
-    from duplex_engine.training.bank import Bank
-    from duplex_engine.training.episodes import MIX, compose, to_stream
-
-    bank = Bank.open(settings.bank)
-    if not bank.voices("held"):
-        return []
-    rng = np.random.default_rng(1)
-    episodes = [compose(MIX, bank, rng, "held", settings.turns, p_drill=p_drill) for _ in range(n)]
-    laid = [layout(to_stream(episode)) for episode in episodes]
-    share = settings.batch // settings.processes
-    return [
-        collate(laid[begin : begin + share], settings.n_rows)
-        for begin in range(0, len(laid) - share + 1, share)
-    ]
 
 
 @dataclass
@@ -232,9 +117,9 @@ class _Run:
                 "choose that size, or another folder"
             )
         self.trainee.load_state_dict(content["model"])
-        for optimiser, state in zip(self.optimisers, content["optimisers"], strict=True):
-            optimiser.load_state_dict(state)
         if path is own:
+            for optimiser, state in zip(self.optimisers, content["optimisers"], strict=True):
+                optimiser.load_state_dict(state)
             self.step, self.elapsed_s = content["step"], content["elapsed_s"]
 
     def learn(self, batch: Batch) -> None:
@@ -408,7 +293,7 @@ def _signals(work: _Run) -> Iterator[None]:
 def _loop(work: _Run) -> None:
     settings = work.settings
     mixed, drills = (
-        _validation(settings, n, p_drill) if work.rank == 0 else []
+        validation(settings, n, p_drill) if work.rank == 0 else []
         for n, p_drill in ((N_VALIDATION, 0.0), (N_DRILLS, 1.0))
     )
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -416,7 +301,7 @@ def _loop(work: _Run) -> None:
         bar = progress.add_task("waiting for data")
         saved = time.monotonic()
         work.start_clock()
-        for batch in _batches(settings, work.rank, work.step):
+        for batch in batches(settings, work.rank, work.step):
             work.learn(batch.to(settings.device))
             shown = "  ".join(f"{name} {value:.3f}" for name, value in work.newest.items())
             progress.update(bar, description=f"{work.spent:6.1%}  step {work.step}  {shown}")
@@ -447,6 +332,7 @@ def main(
     drills: Annotated[
         float, typer.Option(help="Share of scenes, 0 to 1, that are drills in hearing.")
     ] = 0.0,
+    replays: Annotated[int, typer.Option(help="How often an episode is learnt again.")] = 1,
     size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "small",
     batch: Annotated[int, typer.Option(help="Sequences of a step.")] = 4,
     turns: Annotated[int, typer.Option(help="Micro-turns of an episode.")] = N_TURNS,
@@ -458,6 +344,9 @@ def main(
         int | None,
         typer.Option(help="Each with a core and its share of a batch. Default: as many as fit."),
     ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes that compose beside each of these; for a GPU, many.")
+    ] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     autocast: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = True,
     compiled: Annotated[bool, typer.Option(help="Compile parts of the network first.")] = True,
@@ -472,6 +361,7 @@ def main(
             shards=shards,
             after=after,
             p_drill=drills,
+            replays=replays,
             size=size,
             batch=batch,
             turns=turns,
@@ -480,6 +370,7 @@ def main(
             rate=rate,
             seed=seed,
             processes=processes or fitting,
+            workers=workers,
             device=device,
             autocast=autocast,
             compiled=compiled,

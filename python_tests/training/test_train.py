@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from importlib.resources import as_file, files
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from toy_bank import toy_bank, write_toy_bank
 from transformers import InklingForConditionalGeneration
 
 from duplex_engine import _core
-from duplex_engine.training import episodes, train
+from duplex_engine.training import batches, episodes, train
 from duplex_engine.training.decoder import decode
 from duplex_engine.training.export import export
 from duplex_engine.training.model import SIZES, Batch, Trainee, _Smooth, collate, losses
@@ -208,7 +209,7 @@ def test_a_run_from_a_bank_is_judged_on_held_out_voices_and_drawn(
     monkeypatch.setattr(train, "VALIDATE_EVERY", 2)
     monkeypatch.setattr(train, "N_VALIDATION", 4)
     monkeypatch.setattr(train, "N_DRILLS", 2)
-    monkeypatch.setattr(train, "N_REPLAYED", 2)
+    monkeypatch.setattr(batches, "N_WAITING", 2)
     bank = write_toy_bank(tmp_path / "bank", {"one": "train", "two": "train", "three": "held"})
     run(settings(tmp_path, None, bank=bank, steps=6))
     lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
@@ -219,14 +220,35 @@ def test_a_run_from_a_bank_is_judged_on_held_out_voices_and_drawn(
     assert (tmp_path / "figures" / "curves.png").stat().st_size > 10_000
 
 
-def test_what_is_composed_is_learnt_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "N_REPLAYED", 3)
+@pytest.mark.parametrize("replays", [0, 1, 3])
+def test_what_is_composed_is_learnt_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replays: int
+) -> None:
+    monkeypatch.setattr(batches, "N_WAITING", 3)
     bank = write_toy_bank(tmp_path, {"one": "train"})
-    chosen = settings(tmp_path, None, bank=bank, turns=10)
-    streams = train._streams(chosen, np.random.default_rng(0))
-    drawn = [next(streams).bins.tobytes() for _ in range(16)]
-    assert max(drawn.count(bins) for bins in drawn) == 2
-    assert sum(drawn.count(bins) == 2 for bins in set(drawn)) >= 5
+    chosen = settings(tmp_path, None, bank=bank, turns=10, replays=replays)
+    streams = batches.streams(chosen, np.random.default_rng(0))
+    drawn = [next(streams).bins.tobytes() for _ in range(10 * (1 + replays))]
+    assert max(drawn.count(bins) for bins in drawn) == 1 + replays
+    assert len(set(drawn)) <= 10 + 3, "those that wait"
+
+
+def test_every_worker_composes_other_streams(tmp_path: Path) -> None:
+    bank = write_toy_bank(tmp_path / "bank", {"one": "train"})
+    chosen = settings(tmp_path / "run", None, bank=bank, turns=10, workers=2, steps=4)
+    first, second = islice(batches.batches(chosen, rank=0, first_step=0), 2)
+    assert first.bins.shape == second.bins.shape == (2 * 40, 80)
+    assert (first.bins != second.bins).any()
+    again = next(iter(batches.batches(chosen, rank=0, first_step=0)))
+    assert (again.bins == first.bins).all(), "seeded"
+    run(chosen)
+    assert torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)["step"] == 4
+
+
+@pytest.mark.parametrize("name", ["replays", "workers"])
+def test_counts_are_not_negative(tmp_path: Path, shards: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected 0 or more, found -1"):
+        settings(tmp_path, shards, **{name: -1}).check()
 
 
 @pytest.mark.slow
