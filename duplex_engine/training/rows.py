@@ -44,6 +44,8 @@ PADDING, TEXT, IMAGE, AUDIO = range(4)  # kinds of rows
 NO_TARGET = -1
 MAX_LATE_RUN = 2  # micro-turns of an output that may come late as a whole
 P_LATER = 0.25  # that it is late by two micro-turns instead of one
+CORRECTIONS = [vocabulary.token_id(word) for word in ("no", "say")]
+P_CORRECTION = 0.7  # that a false word after a word of the user's is a correction
 
 
 @dataclass(slots=True)
@@ -156,15 +158,17 @@ def spoil(
     stream: Stream,
     rng: np.random.Generator,
     *,
-    p_late: float = 0.12,
+    p_late: float = 0.14,
+    p_missed: float = 0.06,
     p_wrong: float = 0.04,
-    p_silence: float = 0.004,
+    p_silence: float = 0.006,
 ) -> Lesson:
     """Mistakes to be fed back: the model must live with its own, and make good what it missed.
 
     An output comes one or two micro-turns late, and stays due until then, so what could not yet be
-    told from the sound may be said when it can; an output begins with a wrong word; silence is
-    broken by a word. Long answers are spared: they go on from what was really said.
+    told from the sound may be said when it can; it never comes; it begins with a wrong word;
+    silence is broken by a word, or by the correction of a word that was right. Long answers are
+    spared: they go on from what was really said.
     """
     words = range(len(vocabulary.CONTROL_TOKENS), len(vocabulary.TOKENS))
     fed = {turn: list(tokens) for turn, tokens in stream.outputs.items()}
@@ -183,11 +187,21 @@ def spoil(
                 due[turn] = list(tokens[0])
             for turn, delayed in enumerate(tokens, start=first + late):
                 fed[turn], due[turn] = list(delayed), list(delayed)
+        elif p_late <= draw < p_late + p_missed and is_free:
+            for turn in range(first, end):
+                del fed[turn]
+            for turn in range(first, min(first + 1 + late, stream.n_turns)):
+                due[turn] = list(stream.outputs[first])
         elif 1.0 - p_wrong < draw:
             fed[first][0] = int(rng.integers(words.start, words.stop))
     for turn in np.flatnonzero(rng.random(stream.n_turns) < p_silence).tolist():
         if not any(near in due for near in (turn - 1, turn, turn + 1)):
-            fed[turn] = [int(rng.integers(words.start, words.stop))]
+            frame = turn * FRAMES_PER_TURN
+            known = int(stream.expected[frame]) or int(stream.labels[frame])
+            if known and rng.random() < P_CORRECTION:
+                fed[turn] = [CORRECTIONS[int(rng.integers(len(CORRECTIONS)))], known]
+            else:
+                fed[turn] = [int(rng.integers(words.start, words.stop))]
     return Lesson(fed, due)
 
 

@@ -10,7 +10,7 @@ import torch
 from toy_bank import toy_bank
 
 from duplex_engine import Engine
-from duplex_engine.training import episodes, rows
+from duplex_engine.training import episodes, rows, vocabulary
 from duplex_engine.training.export import export
 from duplex_engine.training.model import SIZES, Trainee, collate, losses
 from duplex_engine.training.rows import AUDIO, IMAGE, NO_TARGET, TEXT, Lesson, Stream, layout
@@ -76,11 +76,12 @@ def test_spoiled_outputs_spare_long_answers() -> None:
     changed: set[int] = set()
     for seed in range(200):
         rng = np.random.default_rng(seed)
-        fed, _ = rows.spoil(source, rng, p_late=0.3, p_wrong=0.3, p_silence=0.1)
+        fed, _ = rows.spoil(source, rng, p_late=0.3, p_missed=0.2, p_wrong=0.3, p_silence=0.1)
         changed |= {t for t in range(40) if fed.get(t) != source.outputs.get(t)}
     assert {2, 20} <= changed
     assert not changed & {1, 4, 5, 6, 7, 8, 19}
-    exact = rows.spoil(source, np.random.default_rng(0), p_late=0, p_wrong=0, p_silence=0)
+    none = {"p_late": 0.0, "p_missed": 0.0, "p_wrong": 0.0, "p_silence": 0.0}
+    exact = rows.spoil(source, np.random.default_rng(0), **none)
     assert exact == (source.outputs, source.outputs)
 
 
@@ -90,13 +91,46 @@ def test_what_comes_late_stays_due_until_it_is_said() -> None:
     seen = set()
     for seed in range(50):
         rng = np.random.default_rng(seed)
-        fed, due = rows.spoil(source, rng, p_late=1, p_wrong=0, p_silence=0)
+        fed, due = rows.spoil(source, rng, p_late=1, p_missed=0, p_wrong=0, p_silence=0)
         late = min(fed) - 10
         assert fed == {10 + late: [50, 51], 11 + late: [52], max(fed): [53]}
         missed = {turn: [50, 51] for turn in range(10, 10 + late)}
         assert due == fed | missed | {turn: [53] for turn in range(30, max(fed))}
         seen |= {late, max(fed) - 30}
     assert seen == {1, 2}
+
+
+def test_what_is_never_said_is_due_for_two_or_three_micro_turns() -> None:
+    source = stream(40)
+    source.outputs = {10: [50, 51], 30: [53]}
+    seen = set()
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        fed, due = rows.spoil(source, rng, p_late=0, p_missed=1, p_wrong=0, p_silence=0)
+        assert fed == {}
+        n_turns = [sum(turn < 20 for turn in due), sum(turn > 20 for turn in due)]
+        assert due == {10 + i: [50, 51] for i in range(n_turns[0])} | {
+            30 + i: [53] for i in range(n_turns[1])
+        }
+        seen |= set(n_turns)
+    assert seen == {2, 3}
+
+
+def test_silence_is_broken_by_corrections_where_there_is_a_word() -> None:
+    source = stream(40)
+    source.outputs = {}
+    source.expected = np.zeros(160, np.int16)
+    source.labels = np.zeros(160, np.int16)
+    source.labels[80:] = vocabulary.token_id("seven")
+    broken = [rows.spoil(source, np.random.default_rng(seed), p_silence=0.1) for seed in range(20)]
+    assert all(not due for _, due in broken)
+    early = {len(said) for fed, _ in broken for turn, said in fed.items() if turn < 20}
+    later = {tuple(said) for fed, _ in broken for turn, said in fed.items() if turn >= 20}
+    assert early == {1}
+    seven = vocabulary.token_id("seven")
+    assert {said for said in later if len(said) == 2} == {
+        (vocabulary.token_id(word), seven) for word in ("no", "say")
+    }
 
 
 def test_masked_bins_stay_bins() -> None:
