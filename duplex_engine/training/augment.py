@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import soxr
+from scipy.signal import oaconvolve
 
 from duplex_engine.training.speech.sound import SAMPLE_RATE_HZ, Samples
 
@@ -31,6 +32,7 @@ MU = 255.0
 CLIP_AT = (0.06, 0.6)  # of the loudest sample
 REVERB_S = (0.08, 0.7)  # until the echoes are 60 dB down
 ROOM_S = 0.4  # length of the impulse response
+RING = 1024  # samples of the equaliser's
 NOISE_LOOP_S = 4.1  # coloured noise repeats after this
 QUIET_RMS = 0.03  # what noise is measured against in a stream without speech
 P_ROOM, P_EQ, P_BAND_LIMIT, P_CODEC, P_NOISE = 0.5, 0.8, 0.3, 0.5, 0.85
@@ -110,13 +112,9 @@ def _fast_length(n: int) -> int:
 
 
 def _filtered(samples: Samples, rng: np.random.Generator, band_limited: bool) -> Samples:
-    """Room, equaliser and band limit, all in one transform."""
-    n = len(samples)
-    length = _fast_length(n + round(ROOM_S * SAMPLE_RATE_HZ))
-    spectrum = np.fft.rfft(samples, length)
-    if rng.random() < P_ROOM:
-        spectrum *= np.fft.rfft(_room(rng), length)
-    response = np.ones(513)  # coarse, so that it rings for no more than 32 ms
+    """Room, equaliser and band limit, all in one filter."""
+    room = _room(rng) if rng.random() < P_ROOM else None
+    response = np.ones(RING // 2 + 1)
     hz = np.linspace(0.0, SAMPLE_RATE_HZ / 2, len(response))
     if rng.random() < P_EQ:
         points_db = rng.uniform(-EQ_DB, EQ_DB, len(EQ_POINTS_HZ))
@@ -125,9 +123,12 @@ def _filtered(samples: Samples, rng: np.random.Generator, band_limited: bool) ->
     if band_limited:
         edge_hz = rng.uniform(*BAND_LIMIT_HZ)
         response /= 1.0 + (hz / edge_hz) ** 24
-    bins_hz = np.linspace(0.0, SAMPLE_RATE_HZ / 2, len(spectrum))
-    spectrum *= np.interp(bins_hz, hz, response).astype(np.float32)
-    return np.fft.irfft(spectrum, length)[:n].astype(np.float32, copy=False)
+    # Symmetric about its middle, which is cut off again: no delay.
+    impulse = np.roll(np.fft.irfft(response), RING // 2).astype(np.float32)
+    if room is not None:
+        impulse = oaconvolve(impulse, room)
+    filtered: Samples = oaconvolve(samples, impulse)[RING // 2 :][: len(samples)]
+    return filtered.astype(np.float32, copy=False)
 
 
 def _room(rng: np.random.Generator) -> Samples:
