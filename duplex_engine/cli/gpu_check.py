@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -34,22 +35,25 @@ def gpu_check(
         list[str] | None,
         typer.Option(help=f"Time this model only ({', '.join(suite.SHAPES)}); may come again."),
     ] = None,
+    checks: Annotated[bool, typer.Option(help="Compare.")] = True,
     timings: Annotated[bool, typer.Option(help="Time micro-turns after the comparisons.")] = True,
     out: Annotated[Path | None, typer.Option(help="Write all of it here, as JSON.")] = None,
 ) -> None:
     """Compare a GPU with the CPU, byte by byte, then time micro-turns on it.
 
     In float32, whatever the weights and the cache, all that a session holds in the GPU's memory
-    must equal the CPU's; in bfloat16 the tokens must, and the memory must not depend on chunks or
-    on other sessions. Ends with status 1 if a comparison fails. Needs a GPU of compute capability
-    9.0 or newer, and a build with CUDA; where one is missing, prints what is predicted for several
-    GPUs, and then what is missing.
+    must equal the CPU's; in bfloat16 the tokens must, and the memory must not depend on chunks, on
+    other sessions, on the background lane, or on whether weights are in codes. Ends with status 1
+    if a comparison fails. Needs a GPU of compute capability 9.0 or newer, and a build with CUDA;
+    where one is missing, prints what is predicted for several GPUs, and then what is missing.
 
     Examples:
 
     `duplex-engine gpu-check`
 
     `duplex-engine gpu-check --no-timings --turns 300`
+
+    `duplex-engine gpu-check --no-checks --shape 0.6b --out timings.json`
     """
     console = Console(highlight=False)
     for name in shape or ():
@@ -64,15 +68,15 @@ def gpu_check(
         raise
     console.print(description, markup=False)
     report: dict[str, Any] = {"date": date.today().isoformat(), "device": description}
-    checks = _compare(console, device, checkpoint, turns)
-    report["checks"] = [asdict(check) for check in checks]
+    compared = _compare(console, device, checkpoint, turns) if checks else []
+    report["checks"] = [asdict(check) for check in compared]
     if timings:
         report["timings"] = _time(console, device, list(shape or suite.SHAPES))
     if out is not None:
         out.write_text(json_module.dumps(report, indent=1) + "\n", encoding="utf-8")
-    failed = sum(not check.passed for check in checks)
+    failed = sum(not check.passed for check in compared)
     if failed:
-        console.print(f"{failed} of {len(checks)} comparisons failed", style="red")
+        console.print(f"{failed} of {len(compared)} comparisons failed", style="red")
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -88,17 +92,25 @@ def _print_prediction(console: Console) -> None:
 
 def _compare(console: Console, device: str, checkpoint: str, turns: int) -> list[suite.Check]:
     checks: list[suite.Check] = []
-    for dtype, weights, kv_dtype in suite.FORMATS:
-        for check in suite.checks(device, checkpoint, dtype, turns, weights, kv_dtype):
-            mark = "[green]same[/]" if check.passed else "[red]other[/]"
-            console.print(f"{mark}  {check.name}: {check.detail}")
-            checks.append(check)
+    for check in _all_checks(device, checkpoint, turns):
+        mark = "[green]same[/]" if check.passed else "[red]other[/]"
+        console.print(f"{mark}  {check.name}: {check.detail}")
+        checks.append(check)
     return checks
 
 
+def _all_checks(device: str, checkpoint: str, turns: int) -> Iterator[suite.Check]:
+    for dtype, weights, kv_dtype in suite.FORMATS:
+        yield from suite.checks(device, checkpoint, dtype, turns, weights, kv_dtype)
+    if device != "cpu":  # which takes no weights in these formats
+        for coded in suite.CODED:
+            yield from suite.coded_checks(device, coded, turns)
+
+
 def _time(console: Console, device: str, shapes: list[str]) -> list[dict[str, Any]]:
-    table = Table("model", "call", "context", "sessions", "median ms", "p99 ms")
-    for column in table.columns[2:]:
+    table = Table("model", "weights, cache", "call", "context", "sessions", "median ms", "p99 ms")
+    table.add_column("GB/s")
+    for column in table.columns[3:]:
         column.justify = "right"
     rows = []
     for name in shapes:
@@ -107,11 +119,13 @@ def _time(console: Console, device: str, shapes: list[str]) -> list[dict[str, An
                 rows.append(asdict(timing))
                 table.add_row(
                     timing.shape,
+                    f"{timing.weights}, {timing.kv_dtype}",
                     timing.what,
                     str(timing.context),
                     str(timing.n_sessions),
                     f"{timing.median_ms:.3f}",
                     f"{timing.p99_ms:.3f}",
+                    f"{timing.gb_per_s:.0f}",
                 )
     console.print(table)
     return rows

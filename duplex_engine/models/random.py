@@ -29,7 +29,10 @@ from duplex_engine.json_input import found
 __all__ = ["PRESETS", "Preset", "preset_config", "write_random_checkpoint"]
 
 Dtype: TypeAlias = Literal["float32", "bfloat16"]
+Stored: TypeAlias = Literal["float32", "bfloat16", "nvfp4"]
+Codes: TypeAlias = Literal["mxfp8", "nvfp4"]
 Array: TypeAlias = NDArray[Any]
+Tensors: TypeAlias = Iterator[tuple[str, Array]]
 
 CONTROL_TOKENS = (
     "<|eos|>",
@@ -43,6 +46,19 @@ CONTROL_TOKENS = (
 )
 N_BYTES = 256
 LISTEN_SCALE = 9.0  # of the head's row, so that a good part of the tokens is `listen`
+# Names of the matrices that are quantised end so: those of the layers, and the head.
+MATRICES = (
+    "w13_weight",
+    "w2_weight",
+    "w13_dn.weight",
+    "w2_md.weight",
+    "wq_du.weight",
+    "wk_dv.weight",
+    "wv_dv.weight",
+    "wr_du.weight",
+    "wo_ud.weight",
+    "unembed.weight",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +151,8 @@ def write_random_checkpoint(
     preset: str | Preset = "tiny",
     *,
     seed: int = 0,
-    dtype: Dtype = "float32",
+    dtype: Stored = "float32",
+    exact_in: Codes | None = None,
     interaction: bool = True,
     mtp_layers: int = 0,
 ) -> Path:
@@ -148,7 +165,11 @@ def write_random_checkpoint(
         preset: "smallest" (where the model does not matter), "tiny" (about 1 M parameters), "small"
             (about 29 M), "moe" (about 2 M), or sizes of your own.
         seed: of the weights.
-        dtype: of the weights in the file.
+        dtype: of the weights in the file; "nvfp4" writes the matrices of the layers and the head as
+            NVFP4 codes and scales, and the rest in bfloat16.
+        exact_in: give these matrices values that this format has, so that engines which quantise
+            to it and engines which do not have the same weights. "nvfp4" with the `dtype`
+            "bfloat16" gives those that "nvfp4" gives in codes, rounded to bfloat16.
         interaction: with the block that makes it an interaction checkpoint, or without.
         mtp_layers: multi-token-prediction layers, local and global in turn, in `mtp.safetensors`.
 
@@ -160,11 +181,14 @@ def write_random_checkpoint(
             f"preset: expected one of {', '.join(PRESETS)}, found {found(preset)}"
         )
     sizes = preset if isinstance(preset, Preset) else PRESETS[preset]
-    if dtype not in ("float32", "bfloat16"):
-        raise InvalidArgument(f"dtype: expected float32 or bfloat16, found {found(dtype)}")
+    if dtype not in ("float32", "bfloat16", "nvfp4"):
+        raise InvalidArgument(f"dtype: expected float32, bfloat16 or nvfp4, found {found(dtype)}")
+    if exact_in not in (None, "mxfp8", "nvfp4"):
+        raise InvalidArgument(f"exact_in: expected None, mxfp8 or nvfp4, found {found(exact_in)}")
+    plain: Dtype = "float32" if dtype == "float32" else "bfloat16"
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    values = preset_config(sizes, dtype, interaction)
+    values = preset_config(sizes, plain, interaction)
     if mtp_layers > 0:
         values["mtp_config"] = {
             "num_nextn_predict_layers": mtp_layers,
@@ -174,10 +198,14 @@ def write_random_checkpoint(
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     _tokenizer(sizes.vocab_size).save(str(folder / "tokenizer.json"))
     config, draw = ModelConfig.from_dict(values), _Draw(np.random.default_rng(seed))
-    _write_safetensors(folder / SINGLE_FILE, _tensors(config, draw), dtype)
+    _write_safetensors(
+        folder / SINGLE_FILE, _stored(_tensors(config, draw), plain, dtype, exact_in)
+    )
     (folder / MTP_FILE).unlink(missing_ok=True)
     if mtp_layers > 0:
-        _write_safetensors(folder / MTP_FILE, _mtp_tensors(config, draw), dtype)
+        _write_safetensors(
+            folder / MTP_FILE, _stored(_mtp_tensors(config, draw), plain, dtype, exact_in)
+        )
     return folder
 
 
@@ -289,7 +317,7 @@ def _layer(
     yield f"{layer}.mlp_sconv.weight", draw.normal(0.3, d, 1, text.conv_kernel_size)
 
 
-def _tensors(config: ModelConfig, draw: _Draw) -> Iterator[tuple[str, Array]]:
+def _tensors(config: ModelConfig, draw: _Draw) -> Tensors:
     """Yields (name, float32 values) of the model without its multi-token prediction."""
     text = config.text
 
@@ -321,7 +349,7 @@ def _tensors(config: ModelConfig, draw: _Draw) -> Iterator[tuple[str, Array]]:
     yield "model.visual.final_norm.weight", draw.near_one(d)
 
 
-def _mtp_tensors(config: ModelConfig, draw: _Draw) -> Iterator[tuple[str, Array]]:
+def _mtp_tensors(config: ModelConfig, draw: _Draw) -> Tensors:
     """Yields (name, float32 values) of the multi-token-prediction layers."""
     d = config.text.hidden_size
     for i, is_local in enumerate(config.mtp_is_local):
@@ -359,17 +387,36 @@ def _tokenizer(vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _write_safetensors(path: Path, tensors: Iterator[tuple[str, Array]], dtype: Dtype) -> None:
+def _stored(
+    tensors: Tensors, plain: Dtype, dtype: Stored, exact_in: Codes | None
+) -> Iterator[tuple[str, str, Array]]:
+    """Yields (name, type of the elements, elements as they lie in the file)."""
+    for name, values in tensors:
+        is_matrix = name.endswith(MATRICES)
+        if is_matrix and dtype == "nvfp4":
+            codes, scales, second = _nvfp4_codes(values)
+            yield name, "U8", codes[..., ::2] | codes[..., 1::2] << 4
+            yield f"{name}.scale", "F8_E4M3", scales
+            yield f"{name}.scale2", "F32", second
+            continue
+        if is_matrix and exact_in is not None:
+            values = _nvfp4_values(values) if exact_in == "nvfp4" else _mxfp8_values(values)
+        if plain == "float32":
+            yield name, "F32", values.astype("<f4", copy=False)
+        else:
+            yield name, "BF16", _to_bfloat16(values.astype("<f4", copy=False))
+
+
+def _write_safetensors(path: Path, tensors: Iterator[tuple[str, str, Array]]) -> None:
     """Writes the file: eight bytes of header length, the header in JSON, the data."""
     header: dict[str, Any] = {}
     chunks: list[bytes] = []
     end = 0
-    for name, values in tensors:
-        data = np.ascontiguousarray(values, dtype="<f4")
-        raw = data.tobytes() if dtype == "float32" else _to_bfloat16(data).tobytes()
+    for name, dtype, elements in tensors:
+        raw = elements.tobytes()
         header[name] = {
-            "dtype": "F32" if dtype == "float32" else "BF16",
-            "shape": list(values.shape),
+            "dtype": dtype,
+            "shape": list(elements.shape),
             "data_offsets": [end, end + len(raw)],
         }
         chunks.append(raw)
@@ -381,8 +428,59 @@ def _write_safetensors(path: Path, tensors: Iterator[tuple[str, Array]], dtype: 
         file.writelines(chunks)
 
 
+# Of E2M1, by code: sizes, and the code nearest to each quarter's middle from 0 to 6.
+E2M1_SIZES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+E2M1_OF_QUARTERS = np.repeat(np.arange(8, dtype=np.uint8), [1, 2, 2, 2, 3, 4, 6, 5])
+
+
+def _nvfp4_codes(values: Array) -> tuple[Array, Array, Array]:
+    """E2M1 codes of (..., columns), E4M3 scales of 16 columns, a second scale for each matrix."""
+    blocks = values.reshape(*values.shape[:-1], -1, 16)
+    largest = np.abs(blocks).max(axis=-1)
+    second = largest.max(axis=(-1, -2)) / np.float32(6 * 448)
+    scales = _e4m3_codes(largest / (6 * second[..., None, None]))
+    unit = blocks / np.maximum(_e4m3(scales) * second[..., None, None], 1e-30)[..., None]
+    quarters = np.minimum(np.abs(unit) * 4, len(E2M1_OF_QUARTERS) - 1).astype(np.uint8)
+    codes = E2M1_OF_QUARTERS[quarters] | (unit < 0).astype(np.uint8) << 3
+    return codes.reshape(values.shape), scales, second
+
+
+def _nvfp4_values(values: Array) -> Array:
+    codes, scales, second = _nvfp4_codes(values)
+    units = E2M1_SIZES[codes & 7] * np.where(codes & 8, np.float32(-1), np.float32(1))
+    blocks = units.reshape(*scales.shape, 16) * _e4m3(scales)[..., None]
+    exact: Array = blocks * second[..., None, None, None]
+    return exact.reshape(values.shape)
+
+
+def _e4m3(codes: Array) -> Array:
+    """The values of positive E4M3 codes without NaN."""
+    exponent, mantissa = (codes >> 3).astype(np.int32), (codes & 7).astype(np.float32)
+    return np.where(
+        exponent == 0, np.ldexp(mantissa, -9), np.ldexp(8 + mantissa, exponent - 10)
+    ).astype(np.float32)
+
+
+def _e4m3_codes(sizes: Array) -> NDArray[np.uint8]:
+    """The nearest codes of sizes from 0 to 448."""
+    table = _e4m3(np.arange(127, dtype=np.uint8))
+    return np.searchsorted((table[1:] + table[:-1]) / 2, sizes).astype(np.uint8)
+
+
+def _mxfp8_values(values: Array) -> Array:
+    """Four significant bits, and none below 2^-8 of the largest: E4M3 has them in any block."""
+    least = np.frexp(np.abs(values).max())[1] - 8
+    last_bit = np.maximum(np.frexp(values)[1], least) - 4
+    exact: Array = np.ldexp(np.rint(np.ldexp(values, -last_bit)), last_bit)
+    return exact
+
+
 def _to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """The upper halves of float32 bits, rounded to nearest, ties to even."""
     bits = values.view(np.uint32)
-    rounded = bits + (0x7FFF + ((bits >> 16) & 1))
-    return (rounded >> 16).astype(np.uint16)
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    return rounded.astype(np.uint16)
