@@ -49,7 +49,11 @@ def batches(settings: Settings, rank: int, first_step: int) -> Iterable[Batch]:
     if settings.workers == 0:
         return own
     return DataLoader(
-        own, batch_size=None, num_workers=settings.workers, worker_init_fn=_leave_signals
+        own,
+        batch_size=None,
+        num_workers=settings.workers,
+        worker_init_fn=_leave_signals,
+        pin_memory=settings.device != "cpu",
     )
 
 

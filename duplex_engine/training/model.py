@@ -7,7 +7,7 @@ out is a genuine Inkling checkpoint; see ``export.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from transformers import InklingConfig, InklingForConditionalGeneration
 
 from duplex_engine.reference import hmlp
 from duplex_engine.training.decoder import decode
-from duplex_engine.training.rows import AUDIO, IMAGE, NO_TARGET, TEXT, Rows
+from duplex_engine.training.rows import AUDIO, IMAGE, NO_TARGET, PADDING, TEXT, Rows
 from duplex_engine.training.vocabulary import LISTEN, PAD, TOKENS, VOCAB_SIZE
 
 __all__ = ["SIZES", "Batch", "Size", "Trainee", "collate", "inkling_config"]
@@ -28,6 +28,7 @@ __all__ = ["SIZES", "Batch", "Size", "Trainee", "collate", "inkling_config"]
 PATCH_SIZE = 40
 N_LEVELS = 16  # of a dMel bin
 NO_WORD = 0  # label of a frame before which no word ended
+UNCOUNTED = -100  # target of an output that a loss leaves out
 BLUR_BANDS, BLUR_LEVELS, BLUR_PEAK = 1.0, 1.0, 0.3
 REACH = (2.0, 5.0, 15.0, 50.0)  # rows, of the heads of a layer
 NEARNESS = 4.0  # bias of the nearest row
@@ -92,60 +93,79 @@ def inkling_config(size: Size) -> InklingConfig:
 
 @dataclass(slots=True)
 class Batch:
-    """Sequences of rows, padded to one length: (batch, rows) unless said otherwise.
+    """Sequences of rows, padded to one length, and where things are: a GPU is asked for no place.
 
     Attributes:
-        kinds, targets, labels, expected: as in `rows.Rows`; padding is PADDING and NO_TARGET.
+        sources: (batch, rows) numbers of what is embedded: 0 for padding, then all tokens of
+            `text`, all frames of `bins`, all `patches`.
         text: (n_text,) token ids of all text rows, in order.
         bins: (n_audio, 80) bins of all audio rows.
         patches: (n_images, 40, 40, 3) of all pictures, normalised.
+        target_rows, targets: (n_targets,) rows, counted through all sequences, and their targets.
+        label_rows, labels, expected: (n_labels,) likewise, see `rows.Rows`.
     """
 
-    kinds: Tensor
-    targets: Tensor
-    labels: Tensor
-    expected: Tensor
+    sources: Tensor
     text: Tensor
     bins: Tensor
     patches: Tensor
+    target_rows: Tensor
+    targets: Tensor
+    label_rows: Tensor
+    labels: Tensor
+    expected: Tensor
 
     def to(self, device: str | torch.device) -> Batch:
         """The same on another device."""
-        return Batch(
-            *(
-                getattr(self, name).to(device, non_blocking=True)
-                for name in self.__dataclass_fields__
-            )
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same where a GPU can fetch it by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(*(change(getattr(self, name)) for name in self.__dataclass_fields__))
 
 
 def collate(sequences: Sequence[Rows], n_rows: int | None = None) -> Batch:
     """Stacks sequences; `n_rows` pads or cuts them to a fixed length, None takes the longest."""
     length = max(len(rows.kinds) for rows in sequences) if n_rows is None else n_rows
 
-    def stacked(name: str, fill: int) -> Tensor:
+    def stacked(name: str, fill: int) -> NDArray[np.int64]:
         padded = np.full((len(sequences), length), fill, np.int64)
         for row, rows in zip(padded, sequences, strict=True):
             values = getattr(rows, name)[:length]
             row[: len(values)] = values
-        return torch.from_numpy(padded)
+        return padded
 
     def chosen(rows: Rows, kind: int) -> NDArray[np.int32]:
         values: NDArray[np.int32] = rows.values[:length][rows.kinds[:length] == kind]
         return values
 
+    kinds, targets, labels = (
+        stacked("kinds", PADDING),
+        *(stacked(name, NO_TARGET).reshape(-1) for name in ("targets", "labels")),
+    )
+    sources, n_sources = np.zeros_like(kinds), 1
+    for kind in (TEXT, AUDIO, IMAGE):
+        is_kind = kinds == kind
+        sources[is_kind] = np.arange(n_sources, n_sources + is_kind.sum())
+        n_sources += is_kind.sum()
+    target_rows, label_rows = ((t != NO_TARGET).nonzero()[0] for t in (targets, labels))
     pictures = [hmlp.patchify(rows.images[i])[0] for rows in sequences for i in chosen(rows, IMAGE)]
     empty = np.zeros((0, PATCH_SIZE, PATCH_SIZE, 3), np.float32)
     return Batch(
-        kinds=stacked("kinds", 0),
-        targets=stacked("targets", NO_TARGET),
-        labels=stacked("labels", NO_TARGET),
-        expected=stacked("expected", NO_TARGET),
+        sources=torch.from_numpy(sources),
         text=torch.from_numpy(np.concatenate([chosen(rows, TEXT) for rows in sequences])).long(),
         bins=torch.from_numpy(
             np.concatenate([rows.bins[chosen(rows, AUDIO)] for rows in sequences])
         ),
         patches=torch.from_numpy(np.stack(pictures) if pictures else empty),
+        target_rows=torch.from_numpy(target_rows),
+        targets=torch.from_numpy(targets[target_rows]),
+        label_rows=torch.from_numpy(label_rows),
+        labels=torch.from_numpy(labels[label_rows]),
+        expected=torch.from_numpy(stacked("expected", NO_TARGET).reshape(-1)[label_rows]),
     )
 
 
@@ -271,15 +291,13 @@ class Trainee(nn.Module):
         table = self._sound_table().weight  # (bands * levels, d_model)
         chosen = batch.bins[..., None] == torch.arange(N_LEVELS, device=table.device)
         audio = model.audio_tower.norm(chosen.flatten(1).to(table.dtype) @ table)
-        rows = torch.zeros(*batch.kinds.shape, text.shape[-1], dtype=text.dtype, device=text.device)
-        rows[batch.kinds == TEXT] = text
-        rows[batch.kinds == AUDIO] = audio.to(text.dtype)
+        embedded = [torch.zeros_like(text[:1]), text, audio.to(text.dtype)]
         if len(batch.patches):
             frames = model.config.vision_config.temporal_patch_size
             clips = batch.patches[:, None].expand(-1, frames, -1, -1, -1)
             pictures = model.vision_tower(clips).last_hidden_state[:, 0]
-            rows[batch.kinds == IMAGE] = pictures.to(text.dtype)
-        return rows
+            embedded.append(pictures.to(text.dtype))
+        return F.embedding(batch.sources, torch.cat(embedded))
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """(batch, rows, d_model): for the next output, the word just heard, the word expected."""
@@ -297,26 +315,31 @@ def losses(trainee: Trainee, batch: Batch) -> dict[str, Tensor]:
     outputs other than `listen`, given that there is one: weighing it changes what is said, and not
     whether something is.
     """
-    rows, heard_rows, expecting_rows = trainee(batch)
-    has_target = batch.targets != NO_TARGET
-    has_label = batch.labels != NO_TARGET
-    targets, labels = batch.targets[has_target], batch.labels[has_label]
-    logits = trainee.inkling.lm_head(rows[has_target]).float()
-    words = trainee.word_head(heard_rows[has_label]).float()
-    expected = trainee.expected_head(expecting_rows[has_label]).float()
+    rows, heard_rows, expecting_rows = (rows.flatten(0, 1) for rows in trainee(batch))
+    targets, labels = batch.targets, batch.labels
+    logits = trainee.inkling.lm_head(rows[batch.target_rows]).float()
+    words = trainee.word_head(heard_rows[batch.label_rows]).float()
+    expected = trainee.expected_head(expecting_rows[batch.label_rows]).float()
     speaks, heard = targets != LISTEN, labels != NO_WORD
-    right = logits.detach().argmax(-1) == targets
+    right, named = logits.detach().argmax(-1) == targets, words.detach().argmax(-1) == labels
+    is_listen = torch.arange(logits.shape[-1], device=logits.device) == LISTEN
     content = F.cross_entropy(
-        logits[speaks].index_fill(1, torch.tensor([LISTEN], device=logits.device), float("-inf")),
-        targets[speaks],
+        logits.masked_fill(is_listen, float("-inf")),
+        targets.masked_fill(~speaks, UNCOUNTED),
+        ignore_index=UNCOUNTED,
         reduction="sum",
     )
     return {
         "token": F.cross_entropy(logits, targets),
         "content": content / speaks.sum().clamp(min=1),
         "word": F.cross_entropy(words, labels),
-        "expected": F.cross_entropy(expected, batch.expected[has_label]),
-        "spoken": right[speaks].float().mean(),
-        "silent": right[~speaks].float().mean(),
-        "heard": (words.detach().argmax(-1) == labels)[heard].float().mean(),
+        "expected": F.cross_entropy(expected, batch.expected),
+        "spoken": _share(right, speaks),
+        "silent": _share(right, ~speaks),
+        "heard": _share(named, heard),
     }
+
+
+def _share(which: Tensor, among: Tensor) -> Tensor:
+    """NaN among none."""
+    return (which & among).sum() / among.sum()
