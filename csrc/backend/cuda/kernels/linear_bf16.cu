@@ -32,10 +32,13 @@ struct Bf16Round {
 
 template <int kTiles>
 DUPLEX_KERNEL linear_bf16_kernel(LinearArgs args) {
+  let_next_grid_begin();
   multiply_tile<Bf16Round, kTiles>(job_of(args), block_x(), block_y() * kTiles * kTileRows);
 }
 
 DUPLEX_KERNEL expert_bf16_kernel(ExpertLinearArgs args) {
+  let_next_grid_begin();
+  wait_for_previous_grid();
   multiply_expert<Bf16Round>(job_of(args, block_y()), block_x());
 }
 
@@ -47,13 +50,13 @@ void launch_linear_bf16(Runtime& runtime, const LinearArgs& args) {
     return;
   }
   with_tiles(args.n_rows, [&]<int kTiles>() {
-    runtime.launch(linear_bf16_kernel<kTiles>, tile_grid<kTiles>(args), kWarps * kWarp,
-                   tile_bytes<kTiles>(), args);
+    runtime.launch_early(linear_bf16_kernel<kTiles>, tile_grid<kTiles>(args), kWarps * kWarp,
+                         tile_bytes<kTiles>(), args);
   });
 }
 
 void launch_expert_bf16(Runtime& runtime, const ExpertLinearArgs& args) {
-  runtime.launch(expert_bf16_kernel, tile_grid(args), kWarps * kWarp, tile_bytes<2>(), args);
+  runtime.launch_early(expert_bf16_kernel, tile_grid(args), kWarps * kWarp, tile_bytes<2>(), args);
 }
 
 }  // namespace duplex::cuda

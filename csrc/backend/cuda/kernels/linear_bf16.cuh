@@ -28,21 +28,25 @@ DUPLEX_DEVICE void multiply_step(const Job& job, std::int32_t first, std::int32_
   }
 }
 
-// Outputs of one tile for up to kTiles * 8 rows from `first` on.
+// Outputs of one tile for up to kTiles * 8 rows from `first` on. Rows are those of the grid before,
+// weights are nobody's: the first of them are on their way while it ends.
 template <class Round, int kTiles>
 DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t first) {
   const int warp = thread_index() / kWarp, lane = thread_index() % kWarp;
   const std::int32_t n_steps = (job.n_in + kBf16Step - 1) / kBf16Step;
   float acc[kTiles][4] = {};
-  for (std::int32_t step = warp; step < n_steps; step += kWarps * kAhead) {
-    Round round{};
-    round.load(job, tile, step, n_steps);
+  Round round{};
+  if (warp < n_steps) round.load(job, tile, warp, n_steps);
+  wait_for_previous_grid();
+  for (std::int32_t step = warp; step < n_steps;) {
     for (int i = 0; i < kAhead; ++i) {
       if (step + i * kWarps >= n_steps) break;
       Words w[2];
       round.operands(i, w);
       multiply_step(job, first, step + i * kWarps, w, acc);
     }
+    step += kWarps * kAhead;
+    if (step < n_steps) round.load(job, tile, step, n_steps);
   }
   // (warp, tile of rows, row, output), then added up in the order of the warps.
   auto* const sums = reinterpret_cast<float*>(shared_memory() + Round::kSharedBytes);

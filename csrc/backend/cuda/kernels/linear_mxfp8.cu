@@ -56,10 +56,13 @@ struct Mxfp8Round {
 
 template <int kTiles>
 DUPLEX_KERNEL linear_mxfp8_kernel(LinearArgs args) {
+  let_next_grid_begin();
   multiply_tile<Mxfp8Round, kTiles>(job_of(args), block_x(), block_y() * kTiles * kTileRows);
 }
 
 DUPLEX_KERNEL expert_mxfp8_kernel(ExpertLinearArgs args) {
+  let_next_grid_begin();
+  wait_for_previous_grid();
   multiply_expert<Mxfp8Round>(job_of(args, block_y()), block_x());
 }
 
@@ -67,13 +70,13 @@ DUPLEX_KERNEL expert_mxfp8_kernel(ExpertLinearArgs args) {
 
 void launch_linear_mxfp8(Runtime& runtime, const LinearArgs& args) {
   with_tiles(args.n_rows, [&]<int kTiles>() {
-    runtime.launch(linear_mxfp8_kernel<kTiles>, tile_grid<kTiles>(args), kWarps * kWarp,
-                   tile_bytes<kTiles>(), args);
+    runtime.launch_early(linear_mxfp8_kernel<kTiles>, tile_grid<kTiles>(args), kWarps * kWarp,
+                         tile_bytes<kTiles>(), args);
   });
 }
 
 void launch_expert_mxfp8(Runtime& runtime, const ExpertLinearArgs& args) {
-  runtime.launch(expert_mxfp8_kernel, tile_grid(args), kWarps * kWarp, tile_bytes<2>(), args);
+  runtime.launch_early(expert_mxfp8_kernel, tile_grid(args), kWarps * kWarp, tile_bytes<2>(), args);
 }
 
 }  // namespace duplex::cuda
