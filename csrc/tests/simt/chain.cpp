@@ -1,6 +1,8 @@
-// Launches one behind the other, of which the next may begin before the last has ended.
+// Launches one behind the other, of which the next ones may begin before the first has ended.
 #include <algorithm>
+#include <deque>
 #include <memory>
+#include <random>
 #include <utility>
 #include <vector>
 
@@ -12,7 +14,8 @@
 namespace duplex::simt {
 namespace {
 
-constexpr std::size_t kEarlyBlocks = 3;  // of a launch
+constexpr std::size_t kEarlyBlocks = 8;  // of a launch, at most, spread over it
+constexpr std::uint32_t kMostAhead = 3;  // launches that begin before one does
 
 // Blocks of one launch that wait for the launch before.
 struct Early {
@@ -26,8 +29,9 @@ thread_local std::vector<std::unique_ptr<Block>> idle;
 Early begin_early(const Launch& launch, std::uint32_t seed) {
   check_shape(launch.shape);
   Early early;
-  early.indices = order_of_blocks(launch.shape, seed);
-  early.indices.resize(std::min(early.indices.size(), kEarlyBlocks));
+  const std::vector<std::int64_t> all = order_of_blocks(launch.shape, seed);
+  const std::size_t n = std::min(all.size(), kEarlyBlocks);
+  for (std::size_t i = 0; i < n; ++i) early.indices.push_back(all[i * all.size() / n]);
   for (const std::int64_t index : early.indices) {
     if (idle.empty()) idle.push_back(std::make_unique<Block>());
     early.blocks.push_back(std::move(idle.back()));
@@ -45,22 +49,39 @@ void end(Early& early) {
   }
 }
 
+// Reads that are too early show when launches begin long before, writes when they begin just
+// before: forward the one, reverse the other, at random either.
+std::size_t launches_ahead(std::uint32_t seed) {
+  const Order order = current_schedule().order;
+  if (order == Order::kRandom) return 1 + std::mt19937(seed)() % kMostAhead;
+  return order == Order::kForward ? kMostAhead : 1;
+}
+
 }  // namespace
 
 void run_chain(const std::vector<Launch>& launches) {
-  Early early, next;
+  std::deque<Early> ahead;  // of the launches from the next on
+  std::size_t n_begun = 0;
   for (std::size_t i = 0; i < launches.size(); ++i) {
     const auto& [shape, call, context] = launches[i];
     if (has_runner()) {
       run_grid(shape, call, context.get());
       continue;
     }
-    next = {};
-    if (shape.is_early && i + 1 < launches.size() && launches[i + 1].shape.is_early)
-      next = begin_early(launches[i + 1], current_schedule().seed + static_cast<std::uint32_t>(i));
-    end(early);
-    machine().run(shape, call, context.get(), early.indices);
-    early = std::move(next);
+    Early own;
+    if (n_begun > i) {
+      own = std::move(ahead.front());
+      ahead.pop_front();
+    }
+    n_begun = std::max(n_begun, i + 1);
+    const std::uint32_t seed = current_schedule().seed + static_cast<std::uint32_t>(i);
+    const std::size_t end_of_ahead = std::min(launches.size(), i + 1 + launches_ahead(seed));
+    for (; n_begun < end_of_ahead; ++n_begun) {
+      if (!launches[n_begun - 1].shape.is_early || !launches[n_begun].shape.is_early) break;
+      ahead.push_back(begin_early(launches[n_begun], seed));
+    }
+    end(own);
+    machine().run(shape, call, context.get(), own.indices);
   }
 }
 

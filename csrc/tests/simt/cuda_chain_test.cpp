@@ -222,6 +222,7 @@ TEST_CASE("cuda: a chain of a mixture of experts", "[simt]") {
               [&](const Scene& scene) -> Launch {
                 Experts experts({4, 1, 2, 40, 1.0f}, format);
                 experts.router = random_rows(experts.random, 5, Experts::kModel, Experts::kModel);
+                experts.bias.assign(experts.bias.size(), 0.0f);  // the rows alone choose
                 const MoeArgs args =
                     experts.pack(scene.backend, scene.memory, scene.rows, scene.n_rows, nullptr);
                 return [=](float* out) {

@@ -41,8 +41,8 @@ struct Launch {
   void (*call)(const void* context);
   std::shared_ptr<const void> context;
 };
-// One behind the other. Where two are early, some blocks of the second go as far as they can before
-// the first begins, as a GPU may have it.
+// One behind the other. Of early ones behind an early one, some blocks go as far as they can before
+// that one begins, as a GPU may have it.
 void run_chain(const std::vector<Launch>& launches);
 // In which order the blocks of a launch run.
 std::vector<std::int64_t> order_of_blocks(const LaunchShape& shape, std::uint32_t seed);
