@@ -105,8 +105,7 @@ class Runtime {
   // order its stream behind this one at any time.
   void* recording_ = nullptr;
   bool is_recording_ = false;
-  // The last thing put into `stream_` was launched early; others' wait_for() may say that it is
-  // not.
+  // The last thing put into `stream_` was launched early. Other threads' waits change it too.
   std::atomic<bool> in_chain_{false};
   bool in_recorded_chain_ = false;  // in the record that is being made
   void* given_ = nullptr;           // event of wait_for, of this stream
