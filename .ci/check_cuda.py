@@ -34,6 +34,7 @@ LOCAL = r"(LDL|STL)"
 WEIGHTS = "LDG.E.NA.LTC256B.128.CONSTANT"  # 16 bytes, streamed past the first-level cache
 TAPE = "LDG.E.NA.LTC256B.128"  # the same for what another kernel may just have written
 WEIGHTS_OF_8 = "LDG.E.NA.LTC256B.64.CONSTANT"
+AHEAD = "UBLKPF.L2"  # to the second-level cache
 COPY = "LDGSTS.E.BYPASS.128"
 FOUR, STORE_FOUR = "LDG.E.128", "STG.E.128"  # columns of float32
 # The wait for the grid before, and the word to the next. Kernels of Runtime::launch_early() have
@@ -48,7 +49,7 @@ EXCHANGE_OF_RANKS = {
     "LDG.E.128.STRONG.SYS": 2,
     "MEMBAR.ALL.SYS": 1,
     "ATOMG.E.ADD.STRONG.GPU": 1,
-    "UBLKPF.L2": 1,
+    AHEAD: 1,
     "BPT.TRAP": 1,
     BARRIER: 1,
 }
@@ -143,7 +144,7 @@ KERNELS = {
     ),
     # Eight tiles of sums, and four steps of weights on their way.
     "linear_bf16/linear_bf16_kernel": Rule(
-        {"HMMA.16816.F32.BF16": 8, WEIGHTS: 8, "LDG.E.128": 4, BARRIER: 2},
+        {"HMMA.16816.F32.BF16": 8, WEIGHTS: 8, AHEAD: 1, "LDG.E.128": 4, BARRIER: 2},
         registers=144,
         must_not=(DOUBLE,),
     ),
@@ -167,7 +168,14 @@ KERNELS = {
         must_not=(DOUBLE,),
     ),
     "linear_mxfp8/linear_mxfp8_kernel": Rule(
-        {"HMMA.16816.F32.BF16": 8, WEIGHTS: 4, "HMUL2.BF16": 16, "LDG.E.128": 4, BARRIER: 2},
+        {
+            "HMMA.16816.F32.BF16": 8,
+            WEIGHTS: 4,
+            AHEAD: 1,
+            "HMUL2.BF16": 16,
+            "LDG.E.128": 4,
+            BARRIER: 2,
+        },
         registers=144,
         must_not=(DOUBLE,),
     ),
@@ -189,6 +197,7 @@ KERNELS = {
         {
             "HMMA.16816.F32.BF16": 8,
             WEIGHTS_OF_8: 4,
+            AHEAD: 1,
             "LDS.128": 8,
             "PRMT": 80,
             "LDG.E.128": 4,

@@ -307,6 +307,14 @@ void copy_async(void* shared, const void* global) {
     std::memcpy(shared, global, kCopyBytes);
 }
 
+void prefetch(const void* address, std::uint32_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(address) % 16 != 0 || bytes % 16 != 0 || bytes == 0)
+    throw std::logic_error("prefetch: expected multiples of 16 bytes");
+  volatile const auto* const memory = static_cast<const std::byte*>(address);
+  (void)memory[0];  // it must be there
+  (void)memory[bytes - 1];
+}
+
 void commit_copies() { ++current_thread().n_groups; }
 
 void wait_copies(int n_pending) {

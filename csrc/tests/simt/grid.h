@@ -79,6 +79,7 @@ void yield();
 // late as may be, in reverse order at once, at random either way.
 void copy_async(void* shared, const void* global);
 void commit_copies();
+void prefetch(const void* address, std::uint32_t bytes);
 void wait_copies(int n_pending);
 // The value of another lane, as CUDA's shuffles choose it by `argument` (delta, mask or lane).
 float shuffle(Wait kind, float value, int argument, int width);

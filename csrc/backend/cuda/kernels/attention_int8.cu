@@ -211,12 +211,15 @@ DUPLEX_KERNEL_OF(kThreads, 2) attention_int8_kernel(Launch launch) {
   const std::int32_t n = launch.args.d_head_padded;
   const Tile tile = lay_out(launch.args);
   const Walk all = walk_of(launch, tile.n_groups);
-  wait_for_previous_grid();
   const std::int64_t index = all.first_visible(0) / kPartPositions + block_z();
-  if (index > all.position(all.count - 1) / kPartPositions) return;
+  const bool is_empty = index > all.position(all.count - 1) / kPartPositions;
+  const bool is_older = is_before_segment(all, index);
+  if (is_empty || !is_older) wait_for_previous_grid();
+  if (is_empty) return;
   const Part part = part_at<DType::kInt8>(all, index);
   Held held{keys_of(part, n, half_of_warp()), values_of(part, n, 0)};
   const Scales scales = scales_of(part, n);
+  if (is_older) wait_for_previous_grid();
   for (std::int32_t i = 0; i * kVectors < all.count; ++i) {
     const Walk walk = all.tile(i);
     if (index < walk.first_visible(0) / kPartPositions ||

@@ -9,6 +9,8 @@ constexpr std::int32_t kFewRows = 64;  // that one thread block takes
 
 struct Bf16Round {
   static constexpr int kSharedBytes = 0;
+  static constexpr std::int64_t kStepBytes = 2 * kWarp * 16;
+  static constexpr std::int64_t tile_bytes(std::int64_t n_steps) { return n_steps * kStepBytes; }
 
   Words w[kAhead][2];
 
@@ -33,7 +35,8 @@ struct Bf16Round {
 template <int kTiles>
 DUPLEX_KERNEL linear_bf16_kernel(LinearArgs args) {
   let_next_grid_begin();
-  multiply_tile<Bf16Round, kTiles>(job_of(args), block_x(), block_y() * kTiles * kTileRows);
+  multiply_tile<Bf16Round, kTiles>(job_of(args), block_x(), block_y() * kTiles * kTileRows,
+                                   block_y() == 0);
 }
 
 DUPLEX_KERNEL expert_bf16_kernel(ExpertLinearArgs args) {

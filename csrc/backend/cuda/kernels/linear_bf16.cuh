@@ -13,6 +13,18 @@ namespace duplex::cuda {
 inline constexpr int kWarps = 8;
 inline constexpr int kAhead = 4;  // steps whose weights are in flight
 
+// Asks for the weights of a tile that no warp has on its way at first, so that they come from the
+// second-level cache later. Nothing is waited for.
+template <class Round>
+DUPLEX_DEVICE void prefetch_tile(const Job& job, std::int32_t tile) {
+  constexpr std::int64_t kPiece = 4096;
+  const std::int64_t bytes = Round::tile_bytes((job.n_in + kBf16Step - 1) / kBf16Step);
+  const auto* const at = static_cast<const std::byte*>(job.w) + tile * bytes;
+  constexpr std::int64_t kFirst = kWarps * kAhead * Round::kStepBytes;
+  for (std::int64_t i = kFirst + thread_index() * kPiece; i < bytes; i += n_threads() * kPiece)
+    prefetch(at + i, static_cast<std::uint32_t>(bytes - i < kPiece ? bytes - i : kPiece));
+}
+
 template <int kTiles>
 DUPLEX_DEVICE void multiply_step(const Job& job, std::int32_t first, std::int32_t step,
                                  const Words (&w)[2], float (&acc)[kTiles][4]) {
@@ -29,14 +41,17 @@ DUPLEX_DEVICE void multiply_step(const Job& job, std::int32_t first, std::int32_
 }
 
 // Outputs of one tile for up to kTiles * 8 rows from `first` on. Rows are those of the grid before,
-// weights are nobody's: the first of them are on their way while it ends.
+// weights are nobody's: the first of them are on their way while it ends, and with `asks_ahead` the
+// others are asked for.
 template <class Round, int kTiles>
-DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t first) {
+DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t first,
+                                 bool asks_ahead) {
   const int warp = thread_index() / kWarp, lane = thread_index() % kWarp;
   const std::int32_t n_steps = (job.n_in + kBf16Step - 1) / kBf16Step;
   float acc[kTiles][4] = {};
   Round round{};
   if (warp < n_steps) round.load(job, tile, warp, n_steps);
+  if (asks_ahead) prefetch_tile<Round>(job, tile);
   wait_for_previous_grid();
   for (std::int32_t step = warp; step < n_steps;) {
     for (int i = 0; i < kAhead; ++i) {
@@ -73,9 +88,9 @@ template <class Round>
 DUPLEX_DEVICE void multiply_expert(const Job& job, std::int32_t tile) {
   for (std::int32_t first = job.begin; first < job.end; first += 2 * kTileRows) {
     if (job.end - first > kTileRows)
-      multiply_tile<Round, 2>(job, tile, first);
+      multiply_tile<Round, 2>(job, tile, first, false);
     else
-      multiply_tile<Round, 1>(job, tile, first);
+      multiply_tile<Round, 1>(job, tile, first, false);
   }
 }
 

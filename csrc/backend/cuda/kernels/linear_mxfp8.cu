@@ -25,6 +25,10 @@ static_assert(kWarps == 8 && kAhead == 4, "exponents lie as Mxfp8Scales says");
 
 struct Mxfp8Round {
   static constexpr int kSharedBytes = 0;
+  static constexpr std::int64_t kStepBytes = mxfp8_codes_at(1, 0);
+  static constexpr std::int64_t tile_bytes(std::int64_t n_steps) {
+    return mxfp8_tile_bytes(n_steps);
+  }
   static constexpr std::uint32_t kTwoTo120 = 0x7b807b80u;  // a pair in bfloat16
 
   Words codes[kAhead];
@@ -57,7 +61,8 @@ struct Mxfp8Round {
 template <int kTiles>
 DUPLEX_KERNEL linear_mxfp8_kernel(LinearArgs args) {
   let_next_grid_begin();
-  multiply_tile<Mxfp8Round, kTiles>(job_of(args), block_x(), block_y() * kTiles * kTileRows);
+  multiply_tile<Mxfp8Round, kTiles>(job_of(args), block_x(), block_y() * kTiles * kTileRows,
+                                    block_y() == 0);
 }
 
 DUPLEX_KERNEL expert_mxfp8_kernel(ExpertLinearArgs args) {

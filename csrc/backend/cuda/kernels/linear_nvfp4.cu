@@ -48,6 +48,10 @@ DUPLEX_DEVICE void make_sizes(const Job& job, std::int32_t tile) {
 
 struct Nvfp4Round {
   static constexpr int kSharedBytes = kScales * sizeof(Sizes);
+  static constexpr std::int64_t kStepBytes = nvfp4_codes_at(1, 0);
+  static constexpr std::int64_t tile_bytes(std::int64_t n_steps) {
+    return nvfp4_tile_bytes(n_steps);
+  }
 
   Nvfp4Codes codes[kAhead];
   Nvfp4Scales scales[kAhead];
@@ -86,7 +90,7 @@ DUPLEX_KERNEL linear_nvfp4_kernel(LinearArgs args) {
   let_next_grid_begin();
   const Job job = job_of(args);
   make_sizes(job, block_x());
-  multiply_tile<Nvfp4Round, kTiles>(job, block_x(), block_y() * kTiles * kTileRows);
+  multiply_tile<Nvfp4Round, kTiles>(job, block_x(), block_y() * kTiles * kTileRows, block_y() == 0);
 }
 
 DUPLEX_KERNEL expert_nvfp4_kernel(ExpertLinearArgs args) {
