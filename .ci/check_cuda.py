@@ -139,7 +139,7 @@ KERNELS = {
     "linear/linear_f32_kernel": Rule({"FFMA": 16}),
     "linear_bf16/expert_bf16_kernel": Rule(
         {"HMMA.16816.F32.BF16": 24, WEIGHTS: 16, "LDG.E.128": 12, BARRIER: 4},
-        registers=72,
+        registers=80,
         must_not=(DOUBLE,),
     ),
     # Eight tiles of sums, and four steps of weights on their way.
@@ -164,7 +164,7 @@ KERNELS = {
     # As bfloat16, with half the weights to load; codes become numbers two at a time.
     "linear_mxfp8/expert_mxfp8_kernel": Rule(
         {"HMMA.16816.F32.BF16": 24, WEIGHTS: 8, "HMUL2.BF16": 16, "LDG.E.128": 12, BARRIER: 4},
-        registers=72,
+        registers=80,
         must_not=(DOUBLE,),
     ),
     "linear_mxfp8/linear_mxfp8_kernel": Rule(
@@ -190,7 +190,7 @@ KERNELS = {
             "LDG.E.128": 12,
             BARRIER: 5,
         },
-        registers=72,
+        registers=80,
         must_not=(DOUBLE, "HMUL2"),
     ),
     "linear_nvfp4/linear_nvfp4_kernel": Rule(

@@ -25,18 +25,17 @@ DUPLEX_DEVICE void prefetch_tile(const Job& job, std::int32_t tile) {
     prefetch(at + i, static_cast<std::uint32_t>(bytes - i < kPiece ? bytes - i : kPiece));
 }
 
+// A lane's part of the rows in one step; zeros where there is nothing.
 template <int kTiles>
-DUPLEX_DEVICE void multiply_step(const Job& job, std::int32_t first, std::int32_t step,
-                                 const Words (&w)[2], float (&acc)[kTiles][4]) {
+DUPLEX_DEVICE void load_rows(const Job& job, std::int32_t first, std::int32_t step,
+                             Words (&x)[kTiles]) {
   const int lane = thread_index() % kWarp;
   const std::int32_t k = step * kBf16Step + lane % 4 * 8;
   for (int t = 0; t < kTiles; ++t) {
     const std::int32_t place = first + t * kTileRows + lane / 4;
-    Words x{};
+    x[t] = {};
     if (place < job.end && k < job.n_in)
-      x = *reinterpret_cast<const Words*>(job.row<std::uint16_t>(place) + k);
-    multiply_add(acc[t], w[0], x.v[0], x.v[1]);
-    multiply_add(acc[t], w[1], x.v[2], x.v[3]);
+      x[t] = *reinterpret_cast<const Words*>(job.row<std::uint16_t>(place) + k);
   }
 }
 
@@ -53,12 +52,21 @@ DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t
   if (warp < n_steps) round.load(job, tile, warp, n_steps);
   if (asks_ahead) prefetch_tile<Round>(job, tile);
   wait_for_previous_grid();
+  // Few rows come for all steps at once, others step by step: there are registers for no more.
+  constexpr int kLoads = kTiles == 1 ? kAhead : 1;
   for (std::int32_t step = warp; step < n_steps;) {
+    Words x[kLoads][kTiles];
+    for (int i = 0; i < kLoads; ++i) load_rows(job, first, step + i * kWarps, x[i]);
     for (int i = 0; i < kAhead; ++i) {
       if (step + i * kWarps >= n_steps) break;
+      if (kLoads == 1 && i > 0) load_rows(job, first, step + i * kWarps, x[0]);
+      const Words(&rows)[kTiles] = x[i % kLoads];
       Words w[2];
       round.operands(i, w);
-      multiply_step(job, first, step + i * kWarps, w, acc);
+      for (int t = 0; t < kTiles; ++t) {
+        multiply_add(acc[t], w[0], rows[t].v[0], rows[t].v[1]);
+        multiply_add(acc[t], w[1], rows[t].v[2], rows[t].v[3]);
+      }
     }
     step += kWarps * kAhead;
     if (step < n_steps) round.load(job, tile, step, n_steps);
