@@ -34,7 +34,7 @@ TIMEOUT_S = 120
 # (what to find, what takes its place, what that is)
 IN_KERNELS = (
     (r"\bsync_block\(\);", ";", "no barrier"),
-    (r"\bwait_for_previous_grid\(\);", ";", "no wait for the grid before"),
+    (r"\bwait_for_previous_grid\(\);", "{}", "no wait for the grid before"),
     (r"\bcommit_copies\(\);", ";", "no commit"),
     (r"\bwait_copies<\d+>\(\);", ";", "no wait"),
     (r"\bwait_copies<0>\(\);", "wait_copies<1>();", "a wait for one group less"),
