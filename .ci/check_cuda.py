@@ -32,9 +32,15 @@ DOUBLE = r"D(ADD|FMA|MUL|SETP|MNMX)"
 TENSOR = "[HI]MMA"
 LOCAL = r"(LDL|STL)"
 WEIGHTS = "LDG.E.NA.LTC256B.128.CONSTANT"  # 16 bytes, streamed past the first-level cache
+TAPE = "LDG.E.NA.LTC256B.128"  # the same for what another kernel may just have written
 WEIGHTS_OF_8 = "LDG.E.NA.LTC256B.64.CONSTANT"
+AHEAD = "UBLKPF.L2"  # to the second-level cache
 COPY = "LDGSTS.E.BYPASS.128"
 FOUR, STORE_FOUR = "LDG.E.128", "STG.E.128"  # columns of float32
+# The wait for the grid before, and the word to the next. Kernels of Runtime::launch_early() have
+# them, those of launch() do not.
+EARLY = {"ACQBULK": 1, "PREEXIT": 1}
+NOT_EARLY = re.compile(r"(all_reduce|pack|sample)/|rows/(embed|fold)")
 NORM = {BARRIER: 2, SUM: 4, COPY: 1}
 # Between GPUs, 16 bytes at a time; a multicast store is a store to another address. Both ways of a
 # load: the first look, and the loop. A wait that is too long ends in a trap.
@@ -43,7 +49,7 @@ EXCHANGE_OF_RANKS = {
     "LDG.E.128.STRONG.SYS": 2,
     "MEMBAR.ALL.SYS": 1,
     "ATOMG.E.ADD.STRONG.GPU": 1,
-    "UBLKPF.L2": 1,
+    AHEAD: 1,
     "BPT.TRAP": 1,
     BARRIER: 1,
 }
@@ -105,9 +111,9 @@ KERNELS = {
     # Two thread blocks on a multiprocessor. Keys and values of a warp are 16 loads, for 8 products
     # each; a head in chunks loads in another place.
     "attention_bf16/attention_bf16_kernel": Rule(
-        {"HMMA.16816.F32.BF16": 16, WEIGHTS: 32, FOUR: 2, EXCHANGE: 5, SUM: 5, BARRIER: 4},
+        {"HMMA.16816.F32.BF16": 16, TAPE: 32, FOUR: 2, EXCHANGE: 5, SUM: 5, BARRIER: 4},
         registers=128,
-        must_not=(),
+        must_not=(re.escape(WEIGHTS),),
     ),
     "attention_bf16/combine_kernel": Rule(
         {"FFMA": 5, FOUR: 4, EXCHANGE: 5, BARRIER: 3}, registers=80
@@ -117,13 +123,13 @@ KERNELS = {
         {
             "IMMA.16832.U8.S8": 4,
             "IMMA.16832.S8.U8": 4,
-            WEIGHTS: 16,
+            TAPE: 16,
             FOUR: 2,
             EXCHANGE: 14,
             BARRIER: 4,
         },
         registers=128,
-        must_not=("HMMA",),
+        must_not=("HMMA", re.escape(WEIGHTS)),
     ),
     # Sixteen blocks on their way: a sum and a maximum of each.
     "attention_int8/combine_kernel": Rule(
@@ -133,12 +139,12 @@ KERNELS = {
     "linear/linear_f32_kernel": Rule({"FFMA": 16}),
     "linear_bf16/expert_bf16_kernel": Rule(
         {"HMMA.16816.F32.BF16": 24, WEIGHTS: 16, "LDG.E.128": 12, BARRIER: 4},
-        registers=72,
+        registers=80,
         must_not=(DOUBLE,),
     ),
     # Eight tiles of sums, and four steps of weights on their way.
     "linear_bf16/linear_bf16_kernel": Rule(
-        {"HMMA.16816.F32.BF16": 8, WEIGHTS: 8, "LDG.E.128": 4, BARRIER: 2},
+        {"HMMA.16816.F32.BF16": 8, WEIGHTS: 8, AHEAD: 1, "LDG.E.128": 4, BARRIER: 2},
         registers=144,
         must_not=(DOUBLE,),
     ),
@@ -158,11 +164,18 @@ KERNELS = {
     # As bfloat16, with half the weights to load; codes become numbers two at a time.
     "linear_mxfp8/expert_mxfp8_kernel": Rule(
         {"HMMA.16816.F32.BF16": 24, WEIGHTS: 8, "HMUL2.BF16": 16, "LDG.E.128": 12, BARRIER: 4},
-        registers=72,
+        registers=80,
         must_not=(DOUBLE,),
     ),
     "linear_mxfp8/linear_mxfp8_kernel": Rule(
-        {"HMMA.16816.F32.BF16": 8, WEIGHTS: 4, "HMUL2.BF16": 16, "LDG.E.128": 4, BARRIER: 2},
+        {
+            "HMMA.16816.F32.BF16": 8,
+            WEIGHTS: 4,
+            AHEAD: 1,
+            "HMUL2.BF16": 16,
+            "LDG.E.128": 4,
+            BARRIER: 2,
+        },
         registers=144,
         must_not=(DOUBLE,),
     ),
@@ -177,13 +190,14 @@ KERNELS = {
             "LDG.E.128": 12,
             BARRIER: 5,
         },
-        registers=72,
+        registers=80,
         must_not=(DOUBLE, "HMUL2"),
     ),
     "linear_nvfp4/linear_nvfp4_kernel": Rule(
         {
             "HMMA.16816.F32.BF16": 8,
             WEIGHTS_OF_8: 4,
+            AHEAD: 1,
             "LDS.128": 8,
             "PRMT": 80,
             "LDG.E.128": 4,
@@ -303,11 +317,12 @@ def problems_of(u: Usage, rule: Rule) -> list[str]:
             f"{where}: expected at most {rule.registers} registers, no stack and no "
             f"spills, found {u.registers}, {u.stack_bytes} and {u.spill_bytes} bytes"
         )
-    for pattern, least in rule.must.items():
+    is_early = NOT_EARLY.match(u.kernel) is None
+    for pattern, least in (rule.must | (EARLY if is_early else {})).items():
         if u.count(re.escape(pattern)) < least:
             found = u.count(re.escape(pattern))
             problems.append(f"{where}: expected {pattern} {least} times or more, found {found}")
-    for pattern in (LOCAL, *rule.must_not):
+    for pattern in (LOCAL, *rule.must_not, *(() if is_early else EARLY)):
         if u.count(pattern):
             problems.append(f"{where}: expected no {pattern}, found {u.count(pattern)}")
     return problems

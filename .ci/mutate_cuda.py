@@ -1,11 +1,11 @@
 """Damages the CUDA kernels in one place at a time and checks that a test notices.
 
-Mutants: every barrier, every wait for copies and every commit of them is taken out, every wait is
-made too short, and operands of the matrix product and of the 16-byte load change places; between
-GPUs, fences, meetings and waits are taken out, and buffers mixed up, between the streams of two
-lanes what orders them. Those of a kernel and of the lanes are built as C++ and judged by the host
-run's tests ("cuda: ..." and [lanes] of duplex_tests), those of the files of WRAPPERS are compiled
-to PTX and judged by the interpreter's cases (python_tests/ptx).
+Mutants: every barrier, every wait for copies or for the grid before and every commit of copies is
+taken out, every wait is made too short, and operands of the matrix product and of the 16-byte load
+change places; between GPUs, fences, meetings and waits are taken out, and buffers mixed up, between
+the streams of two lanes what orders them. Those of a kernel and of the lanes are built as C++ and
+judged by the host run's tests ("cuda: ..." and [lanes] of duplex_tests), those of the files of
+WRAPPERS are compiled to PTX and judged by the interpreter's cases (python_tests/ptx).
 
 Usage: mutate_cuda.py <build folder> [file, or file:line...], from the repository root.
 """
@@ -34,6 +34,7 @@ TIMEOUT_S = 120
 # (what to find, what takes its place, what that is)
 IN_KERNELS = (
     (r"\bsync_block\(\);", ";", "no barrier"),
+    (r"\bwait_for_previous_grid\(\);", "{}", "no wait for the grid before"),
     (r"\bcommit_copies\(\);", ";", "no commit"),
     (r"\bwait_copies<\d+>\(\);", ";", "no wait"),
     (r"\bwait_copies<0>\(\);", "wait_copies<1>();", "a wait for one group less"),
@@ -99,6 +100,12 @@ IN_PLATFORM = (
     (r"\{%0, %1\}, \[%2\]", "{%1, %0}, [%2]", "words of a load of two"),
     (r"prmt\.b32 %0, %1, %2, %3", "prmt.b32 %0, %2, %1, %3", "bytes of the other"),
 )
+IN_CHAIN = (
+    (r'asm volatile\("griddepcontrol\.wait;" ::: "memory"\);', ";", "no wait for the grid before"),
+    (r"\{%0, %1, %2, %3\}, \[%4\]", "{%1, %0, %2, %3}, [%4]", "words 0, 1 of a load"),
+    (r"\{%0, %1, %2, %3\}, \[%4\]", "{%0, %2, %1, %3}, [%4]", "words 1, 2 of a load"),
+    (r"\{%0, %1, %2, %3\}, \[%4\]", "{%0, %1, %3, %2}, [%4]", "words 2, 3 of a load"),
+)
 WORDS = r"\{%0, %1, %2, %3\}, \[%4\]"
 IN_SYSTEM = (
     *[(WORDS, f"{{{swapped}}}, [%4]", "words of a load change places")
@@ -107,7 +114,11 @@ IN_SYSTEM = (
       for swapped in ("%2, %1, %3, %4", "%1, %3, %2, %4", "%1, %2, %4, %3")],
     (r'"r"\(1\)', '"r"(2)', "counts by two"),
 )  # fmt: skip
-WRAPPERS = {"device/platform.cuh": IN_PLATFORM, "device/system.cuh": IN_SYSTEM}
+WRAPPERS = {
+    "device/platform.cuh": IN_PLATFORM,
+    "device/chain.cuh": IN_CHAIN,
+    "device/system.cuh": IN_SYSTEM,
+}
 
 # Mutants that neither run can tell apart: (file, the line before, what) -> why.
 EQUIVALENT = {

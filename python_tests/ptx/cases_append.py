@@ -99,7 +99,7 @@ def conv_add_norm(device: Device, dtype: int) -> None:
     out = device.out_rows(6, padded, dtype)
     args = ConvAddNorm(
         Segments(device.put(np.frombuffer(segments, np.uint8)), 2, 6),
-        Parts(device.put(pad(x, padded))), 1, padded, scale,
+        Parts(device.put_late(pad(x, padded))), 1, padded, scale,
         ConvSlot(device.put(pad(weight, padded)), offset * 4, padded), KERNEL, there,
         padded + 16, device.put(pad(norm[None], padded)), EPS, width, out,
     )  # fmt: skip
@@ -152,7 +152,7 @@ def kv_append(device: Device, dtype: int, *, is_local: bool) -> None:
     args = KvAppend(
         Segments(device.put(np.frombuffer(segments, np.uint8)), 2, 6),
         Shape(heads, kv_heads, d_head, 1, 64 if is_local else 0), n,
-        device.put(pad(qkv, width + 8)), width + 8,
+        device.put_late(pad(qkv, width + 8)), width + 8,
         ConvSlot(device.put(k_conv), k_offset * 4, kv_heads * n),
         ConvSlot(device.put(v_conv), v_offset * 4, kv_heads * n), KERNEL, device.put(q_norm),
         device.put(k_norm), EPS, is_local, FLOOR, ALPHA, layer_offset, dtype, q_out,

@@ -191,7 +191,7 @@ def launch(
         Segments(device.put(np.frombuffer(segments, np.uint8)), len(streams), n_rows),
         Shape(model.n_heads, model.n_kv_heads, model.d_head, model.extent, model.window),
         model.n, model.d_rel, device.rows(pad(rows, rows.shape[1] + 8), rows_dtype),
-        device.put(r), model.n_heads * model.d_rel, device.put(bank), bank.shape[1],
+        device.put_late(r), model.n_heads * model.d_rel, device.put(bank), bank.shape[1],
         model.window > 0, FLOOR, ALPHA, LAYER_OFFSET, dtype, out,
     )  # fmt: skip
     whole = AttentionLaunch(

@@ -161,8 +161,8 @@ def expert_linear(device: Device, dtype: int) -> None:
         y = device.out(np.full((begin[-1], stride), np.nan, np.float32))
         args = ExpertLinear(
             PackedMatrix(device.put(matrices), n_out, n_in, dtype),
-            matrices.shape[1] * matrices.itemsize, n_experts, device.put(begin),
-            0 if row_of_place is None else device.put(row_of_place),
+            matrices.shape[1] * matrices.itemsize, n_experts, device.put_late(begin),
+            0 if row_of_place is None else device.put_late(row_of_place),
             device.rows(x if row_of_place is not None else rows, min(dtype, BF16)), y, stride,
         )  # fmt: skip
         if dtype == F32:

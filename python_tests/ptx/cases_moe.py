@@ -28,7 +28,7 @@ def route(device: Device) -> None:
     bias[[7, 8, 33, 39]] = 0
     choices = device.out(np.full((4, top_k + n_shared), -1, np.int32).astype(CHOICE))
     config = MoeConfig(n_experts, n_shared, top_k, 16, scale)
-    args = Route(config, device.put(logits), stride, device.put(bias), global_scale, choices)
+    args = Route(config, device.put_late(logits), stride, device.put(bias), global_scale, choices)
     device.launch("moe/route_kernel", (4,), 32, n_experts * 4, args)
     found = device.get(choices)
     wide = logits.astype(np.float64)
@@ -75,7 +75,7 @@ def combine(device: Device) -> None:
     choice["place"] = random.permutation(n_rows * per_row).reshape(n_rows, per_row)
     choice["weight"] = random.random((n_rows, per_row))
     y = device.out(np.full((n_rows, width + 64), np.nan, np.float32))
-    args = Combine(device.put(choice), per_row, device.put(down), width, y, width + 64)
+    args = Combine(device.put_late(choice), per_row, device.put_late(down), width, y, width + 64)
     device.launch("moe/combine_kernel", (n_rows,), 256, 0, args)
     terms = choice["weight"][..., None].astype(np.float64) * down[choice["place"]]
     bound = 2 * per_row * UNIT * np.abs(terms).sum(1)

@@ -113,7 +113,7 @@ def put_rows(device: Device, x: tuple[Codes, Floats], dtype: int) -> object:
     """Quantised rows, and a row behind them that is none."""
     stored = lay_out_rows(*x)
     behind = np.full((1, stored.shape[1]), 0xFF, np.uint8)
-    return Rows(device.put(np.concatenate([stored, behind])), stored.shape[1], dtype)
+    return Rows(device.put_late(np.concatenate([stored, behind])), stored.shape[1], dtype)
 
 
 def shared_bytes(dtype: int) -> int:
@@ -170,7 +170,7 @@ def expert_linear(device: Device, dtype: int) -> None:
         y = device.out(np.full((begin[-1], stride), np.nan, np.float32))
         args = ExpertLinear(
             PackedMatrix(device.put(matrices), n_out, n_in, dtype), matrices.shape[1], n_experts,
-            device.put(begin), 0 if row_of_place is None else device.put(row),
+            device.put_late(begin), 0 if row_of_place is None else device.put_late(row),
             put_rows(device, x, dtype), y, stride,
         )  # fmt: skip
         name = f"linear_quantised/expert_quantised_kernel<{bits_of(dtype)}>"

@@ -92,8 +92,8 @@ def norm(device: Device, dtype: int) -> None:
     for activation, expected in enumerate((plain, gelu)):
         out = device.out_rows(3, padded + 16, dtype)
         args = Norm(
-            device.put(pad(x, padded + 16)), padded + 16, device.put(pad(weight[None], padded)),
-            EPS, width, 3, activation, out,
+            device.put_late(pad(x, padded + 16)), padded + 16,
+            device.put(pad(weight[None], padded)), EPS, width, 3, activation, out,
         )  # fmt: skip
         device.launch("rows/norm_kernel", (3,), *norm_shape(width), args)
         # GELU is nowhere steeper than 1.2, and erf is good to a few units of 1.
@@ -108,7 +108,7 @@ def silu_mul(device: Device, dtype: int) -> None:
     x = random.normal(size=(2, up + width)).astype(np.float32)
     x[0, :width] = np.linspace(-90, 90, width)
     out = device.out_rows(2, width, dtype)
-    args = SiluMul(device.put(x), up + width, width, up, 2, out)
+    args = SiluMul(device.put_late(x), up + width, width, up, 2, out)
     device.launch("rows/silu_mul_kernel", (2, -(-width // 256)), 256, 0, args)
     gate = np.maximum(x[:, :width].astype(np.float64), -87.3)  # as far as exp goes
     expected = x[:, :width] / (1 + np.exp(-gate)) * x[:, up:]

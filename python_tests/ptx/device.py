@@ -30,6 +30,10 @@ class Device:
         """The address of a read-only copy."""
         return self._memory.put(np.asarray(values, dtype))
 
+    def put_late(self, values: ArrayLike, dtype: type | None = None) -> int:
+        """The same for what the launch before leaves."""
+        return self._memory.put(np.asarray(values, dtype), late=True)
+
     def out(self, values: NDArray[np.generic]) -> int:
         """The address of a copy that kernels may write."""
         address = self._memory.put(values, writable=True)
@@ -45,8 +49,8 @@ class Device:
         return self._memory.multicast(members, size_bytes)
 
     def rows(self, x: NDArray[np.floating], dtype: int) -> Structure:
-        """Read-only rows of a type."""
-        return Rows(self.put(encode(x, dtype)), x.shape[1], dtype)
+        """Read-only rows of a type, as the launch before leaves them."""
+        return Rows(self.put_late(encode(x, dtype)), x.shape[1], dtype)
 
     def out_rows(self, n_rows: int, stride: int, dtype: int) -> Structure:
         """Rows to be written, NaN as yet."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+from numpy.typing import NDArray
 from ptx.memory import GlobalMemory, SharedMemory
 from ptx.operations import TYPES, Array, operation
 from ptx.program import Instruction, Kernel, Operand, UnsupportedPtx
@@ -119,6 +120,9 @@ class Machine:
         }
         self.at = np.zeros(n, np.int64)
         self._wait = np.zeros(n, np.int64)
+        # A kernel that lets the next grid begin has begun so itself: every thread must wait.
+        begins = "griddepcontrol.launch_dependents"
+        self._has_waited = np.full(n, all(i.opcode != begins for i in kernel.code))
         self.copies: list[Copy] = []
         self.group = np.zeros(n, np.int64)
         self._steps = [self._decode(instruction) for instruction in kernel.code]
@@ -168,6 +172,9 @@ class Machine:
                 for i in [int(self.at[lane])]
             }
             raise Stuck(f"{self.kernel.name}: {waiting.size} threads wait at {sorted(where)}")
+        if not self._has_waited.all():
+            n_wrong = int((~self._has_waited).sum())
+            raise Stuck(f"{self.kernel.name}: {n_wrong} threads end without griddepcontrol.wait")
 
     def _run_block(self, lanes: Lanes, begin: int, end: int) -> None:
         self.at[lanes] = end
@@ -193,6 +200,10 @@ class Machine:
         at_barrier = waits == Wait.BARRIER
         complete = np.all(at_barrier | (waits == Wait.RETURNED), axis=1)
         waits[complete[:, None] & at_barrier] = Wait.NOTHING
+
+    def is_early(self, lanes: Lanes) -> NDArray[np.bool_]:
+        """Of each of some threads, whether the grid before may still be at work."""
+        return ~self._has_waited[lanes]
 
     # ---- registers
 
@@ -241,7 +252,7 @@ class Machine:
         family = instruction.opcode.split(".")[0]
         own = {
             "ret": self._return, "bar": self._barrier, "cvta": self._convert_address,
-            "trap": self._trap,
+            "trap": self._trap, "griddepcontrol": self._depend,
         }  # fmt: skip
         shared = {
             "ld": load, "st": store, "cp": copy, "shfl": shuffle, "mma": multiply,
@@ -326,6 +337,18 @@ class Machine:
             raise Stuck(f"{self.kernel.name}: it has stopped itself")
 
         return stop
+
+    def _depend(self, instruction: Instruction) -> Step:
+        """The grid before has in truth ended; what may not be known of it yet is_early() says."""
+        if instruction.opcode == "griddepcontrol.launch_dependents":
+            return lambda lanes: None  # noqa: ARG005
+        if instruction.opcode != "griddepcontrol.wait":
+            raise UnsupportedPtx(instruction.text)
+
+        def wait(lanes: Lanes) -> None:
+            self._has_waited[lanes] = True
+
+        return wait
 
     def _barrier(self, instruction: Instruction) -> Step:
         if instruction.opcode != "bar.sync" or instruction.operands != ("0",):

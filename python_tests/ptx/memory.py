@@ -26,6 +26,7 @@ class GlobalMemory:
         self.bytes = np.full(capacity_bytes, UNWRITTEN, np.uint8)
         self._is_readable = np.zeros(capacity_bytes, np.bool_)
         self._is_writable = np.zeros(capacity_bytes, np.bool_)
+        self._is_late = np.zeros(capacity_bytes, np.bool_)
         self._used = GUARD_BYTES
         self._multicast: list[tuple[int, int, list[int]]] = []  # begin, size, members' begins
 
@@ -52,13 +53,15 @@ class GlobalMemory:
                 ]
         raise MemoryFault(f"no multicast address: {int(at[0]) + self.BASE:#x}")
 
-    def put(self, array: NDArray[np.generic], *, writable: bool = False) -> int:
-        """A copy of the array there; returns its address."""
+    def put(self, array: NDArray[np.generic], *, writable: bool = False, late: bool = False) -> int:
+        """A copy of the array there; returns its address. What is writable or late may be the work
+        of the grid before, so a kernel that begins early must not read it too soon."""
         data = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
         begin, end = self._used, self._used + data.size
         self.bytes[begin:end] = data
         self._is_readable[begin:end] = True
         self._is_writable[begin:end] = writable
+        self._is_late[begin:end] = writable or late
         self._used = (end + 2 * GUARD_BYTES - 1) // GUARD_BYTES * GUARD_BYTES
         return self.BASE + begin
 
@@ -66,6 +69,12 @@ class GlobalMemory:
         """What lies there now, in the shape and type of `like`."""
         begin = address - self.BASE
         return self.bytes[begin : begin + like.nbytes].copy().view(like.dtype).reshape(like.shape)
+
+    def check_early(self, at: NDArray[np.int64], *, write: bool) -> None:
+        """Of accesses while the grid before may be at work: no write, and no read of its work."""
+        if write or self._is_late[at].any():
+            kind = "write" if write else "read"
+            raise MemoryFault(f"a {kind} at {int(at[0]) + self.BASE:#x} before griddepcontrol.wait")
 
     def places(self, address: NDArray[np.uint64], size: int, *, write: bool) -> NDArray[np.int64]:
         """Where in `bytes` the accesses of `size` bytes begin."""

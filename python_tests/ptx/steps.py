@@ -61,7 +61,11 @@ def places(
 
     def of_global(lanes: Lanes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         at = read(lanes) + np.array([address.offset % (1 << 64)], np.uint64)
-        return m.memory.bytes, m.memory.places(at, size, write=write)
+        found = m.memory.places(at, size, write=write)
+        early = m.is_early(lanes)
+        if early.any():
+            m.memory.check_early(found[early], write=write)
+        return m.memory.bytes, found
 
     return of_global
 

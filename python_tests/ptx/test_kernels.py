@@ -81,6 +81,12 @@ MUTANTS = {
     "groups of copies": (r"cp\.async\.commit_group;", "", "attention-float32"),
     "a shuffle": (r"shfl\.sync\.bfly", "shfl.sync.down", "attention-float32"),
     "barriers": (r"bar\.sync\s+0;", "", "attention-float32"),
+    "the wait for the grid before": (r"griddepcontrol\.wait;", "", "linear_8_rows-bfloat16"),
+    "a wait behind the rows": (
+        r"griddepcontrol\.wait;((?s:.)*?)(\n\s*ret;)",
+        r"\1\n\tgriddepcontrol.wait;\2",
+        "silu_mul-float32",
+    ),
     "a product": (r"fma\.rn(\S+\s+%f\d+, )%f\d+", r"fma.rn\g<1>0f3F800000", "linear-float32"),
 }
 

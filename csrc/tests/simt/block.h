@@ -20,6 +20,11 @@ class Block {
   // block before has ended.
   void begin(const LaunchShape& shape, std::int64_t index, void (*call)(const void*),
              const void* context, std::uint32_t seed);
+  // The same in the order of set_order(), until every thread has returned or waits for the grid
+  // before; then end() goes on to the end.
+  void begin_early(const LaunchShape& shape, std::int64_t index, void (*call)(const void*),
+                   const void* context, std::uint32_t seed);
+  void end();
   // Every thread that can, or only some of them, goes on to its next wait. False once all have
   // returned. Throws what run_grid() throws; the block is then good for nothing.
   bool pass(bool skip);
@@ -35,6 +40,7 @@ class Runner {
   virtual void run(const LaunchShape& shape, void (*call)(const void*), const void* context) = 0;
 };
 void set_runner(Runner* runner);
+bool has_runner();
 
 // The thread that runs now: its block, its number there, and the barriers that it has passed.
 struct Origin {

@@ -33,11 +33,17 @@ struct Experts {
 
   RowBuffer run(Backend& backend, RowBuffer& x) {
     Memory memory(backend);
+    RowBuffer y(x.n_rows(), 0, round_up(kModel, kPanelOutputs), DType::kF32);
+    float* const there = memory.put_floats(y);
     const auto n_rows = static_cast<std::int32_t>(x.n_rows());
-    const auto make = [&](std::int32_t n_out, std::int32_t n_in) {
-      return Matrices(*this, backend, n_out, n_in);
-    };
-    const Matrices ups = make(2 * padded, kModelPadded), downs = make(kModel, padded);
+    backend.moe(pack(backend, memory, memory.put(x), n_rows, there));
+    memory.get(y, there);
+    return y;
+  }
+  // Of rows that lie in the backend's memory; y is (n_rows, kModel padded to panels).
+  MoeArgs pack(Backend& backend, Memory& memory, const Rows& x, std::int32_t n_rows, float* y) {
+    const Matrices ups(*this, backend, memory, 2 * padded, kModelPadded);
+    const Matrices downs(*this, backend, memory, kModel, padded);
     for (std::int32_t e = 0; e < n_all; ++e) {
       const DType of_e = is_coded(e) ? DType::kNvfp4 : format;
       const PackShape from_model{kModel, kModel, kModelPadded, of_e};
@@ -49,44 +55,39 @@ struct Experts {
       backend.pack(rows(e, down, coded_down, std::int64_t{e} * kModel, kModel), from_expert, 0,
                    downs.at(e));
     }
-    const auto scratch = backend.allocate(backend.moe_scratch_bytes(config, kModel, n_rows));
-    RowBuffer y(n_rows, 0, round_up(kModel, kPanelOutputs), DType::kF32);
-    float* const there = memory.put_floats(y);
-    backend.moe({.config = config,
-                 .n_rows = n_rows,
-                 .x = memory.put(x),
-                 .router = memory.pack(router, {kModel, kModel, kModelPadded, DType::kF32}, n_all),
-                 .selection_bias = memory.put(bias),
-                 .global_scale = 1.25f,
-                 .gate_up = ups.of(0).first,
-                 .down = downs.of(0).first,
-                 .gate_up_stride_bytes = ups.of(0).stride_bytes,
-                 .down_stride_bytes = downs.of(0).stride_bytes,
-                 .y = there,
-                 .y_stride = y.stride(),
-                 .scratch = scratch->data(),
-                 .shared_gate_up = ups.shared(),
-                 .shared_down = downs.shared()});
-    memory.get(y, there);
-    return y;
+    return {.config = config,
+            .n_rows = n_rows,
+            .x = x,
+            .router = memory.pack(router, {kModel, kModel, kModelPadded, DType::kF32}, n_all),
+            .selection_bias = memory.put(bias),
+            .global_scale = 1.25f,
+            .gate_up = ups.of(0).first,
+            .down = downs.of(0).first,
+            .gate_up_stride_bytes = ups.of(0).stride_bytes,
+            .down_stride_bytes = downs.of(0).stride_bytes,
+            .y = y,
+            .y_stride = round_up(kModel, kPanelOutputs),
+            .scratch = static_cast<std::byte*>(
+                memory.zeros(backend.moe_scratch_bytes(config, kModel, n_rows))),
+            .shared_gate_up = ups.shared(),
+            .shared_down = downs.shared()};
   }
 
   // One matrix of all experts, one behind the other.
   struct Matrices {
-    Matrices(const Experts& of_all, Backend& backend, std::int32_t outputs, std::int32_t inputs)
+    Matrices(const Experts& of_all, Backend& backend, Memory& memory, std::int32_t outputs,
+             std::int32_t inputs)
         : experts(of_all), n_out(outputs), n_in(inputs) {
       for (std::int32_t e = 0; e <= experts.n_all; ++e) {
         offsets.push_back(e == 0 ? 0 : offsets.back() + bytes);
         bytes = backend.packed_bytes(n_out, n_in, dtype(e));
       }
-      memory = backend.allocate(offsets.back());
+      data = static_cast<std::byte*>(memory.zeros(offsets.back()));
     }
     DType dtype(std::int32_t e) const {
       return experts.is_coded(e) ? DType::kNvfp4 : experts.format;
     }
-    std::byte* at(std::int32_t e) const {
-      return static_cast<std::byte*>(memory->data()) + offsets[static_cast<std::size_t>(e)];
-    }
+    std::byte* at(std::int32_t e) const { return data + offsets[static_cast<std::size_t>(e)]; }
     ExpertMatrix of(std::int32_t e) const {
       return {{at(e), n_out, n_in, dtype(e)}, at(e + 1) - at(e)};
     }
@@ -98,7 +99,7 @@ struct Experts {
     std::int32_t n_out, n_in;
     std::vector<std::size_t> offsets;
     std::size_t bytes = 0;
-    std::unique_ptr<Buffer> memory;
+    std::byte* data = nullptr;
   };
 
   MoeConfig config;

@@ -6,7 +6,6 @@
 #include <exception>
 #include <memory>
 #include <numeric>
-#include <optional>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -14,113 +13,16 @@
 #include <vector>
 
 #include "tests/simt/block.h"
-#include "tests/simt/fibers.h"
+#include "tests/simt/machine.h"
 #include "tests/simt/report.h"
-#include "tests/simt/schedule.h"
-#include "tests/simt/warp.h"
 
 namespace duplex::simt {
 namespace {
 
-// Bytes around the shared memory that must stay as they are. AddressSanitizer knows its end to the
-// byte, so there the memory is taken alone.
-#if defined(__SANITIZE_ADDRESS__)
-constexpr std::ptrdiff_t kGuardBytes = 0;
-#else
-constexpr std::ptrdiff_t kGuardBytes = 256;
-#endif
-constexpr auto kGuard = std::byte{0xc5};
-constexpr auto kUnwritten = std::byte{0xff};  // NaN in float32 and bfloat16
-
-// One thread block's shared memory, fresh for each.
-class SharedMemory {
- public:
-  explicit SharedMemory(std::size_t bytes) : memory_(bytes + 2 * kGuardBytes, kGuard) {
-    std::fill(memory_.begin() + kGuardBytes, memory_.end() - kGuardBytes, kUnwritten);
-  }
-  std::byte* data() { return memory_.data() + kGuardBytes; }
-  bool is_intact() const {
-    const auto is_guard = [](std::byte b) { return b == kGuard; };
-    return std::all_of(memory_.begin(), memory_.begin() + kGuardBytes, is_guard) &&
-           std::all_of(memory_.end() - kGuardBytes, memory_.end(), is_guard);
-  }
-
- private:
-  std::vector<std::byte> memory_;
-};
-
 constexpr std::size_t kCopyBytes = 16;
-struct Copy {
-  void* to;
-  const void* from;
-  int group;  // of the thread's, in order
-};
-
-struct Thread : Place {
-  explicit Thread(int number) : Place{}, fiber(number) {}
-  Fiber fiber;
-  Wait wait = Wait::kNothing;
-  Exchange exchange;
-  std::deque<Copy> copies;  // on their way, oldest first
-  int n_groups = 0;         // committed
-};
-
-}  // namespace
-
-// The GPU of one system thread, or one thread block among others.
-class Machine {
- public:
-  void run(const LaunchShape& shape, void (*call)(const void*), const void* context);
-
-  void begin_launch(const LaunchShape& shape, void (*call)(const void*), const void* context,
-                    std::uint32_t seed);
-  void begin_block(std::int64_t index);
-  // Whoever can goes on to the next wait; false once all threads have returned. With `skip`,
-  // half of them stay where they are.
-  bool pass(bool skip);
-
-  void sync_block(Thread& thread);
-  void yield(Thread& thread);
-  void meet_warp(Thread& thread, Wait kind);
-  bool copies_late();
-  int n_barriers() const { return n_barriers_; }
-  void make_random() { schedule_.order = Order::kRandom; }
-
- private:
-  void start(std::byte* shared);
-  std::size_t next_turn(std::size_t at) const;
-  static void run_thread(void* thread);
-  void end(Thread& thread) noexcept;
-  void release_barrier() noexcept;
-  void arrange(std::vector<std::int64_t>& order);
-
-  void (*call_)(const void*) = nullptr;
-  const void* context_ = nullptr;
-  bool is_running_ = false;
-  LaunchShape shape_{};
-  std::int64_t index_ = 0;  // of the block
-  std::optional<SharedMemory> shared_;
-  std::vector<std::int64_t> turns_;               // the threads, in the order of a pass
-  int n_barriers_ = 0;                            // that the block has passed
-  std::vector<std::unique_ptr<Thread>> threads_;  // as many as any launch had
-  int n_threads_ = 0;                             // of this launch
-  int n_live_ = 0;
-  int n_at_barrier_ = 0;
-  std::exception_ptr error_;
-  Schedule schedule_;
-  std::uint32_t n_launches_ = 0;
-  std::mt19937 random_;
-};
-
-namespace {
 
 thread_local Machine* current_machine = nullptr;  // of a block among others
 thread_local Runner* current_runner = nullptr;
-
-Machine& machine() {
-  static thread_local Machine instance;
-  return current_machine == nullptr ? instance : *current_machine;
-}
 
 Thread& current_thread() { return const_cast<Thread&>(static_cast<const Thread&>(*current_place)); }
 
@@ -132,6 +34,19 @@ std::vector<std::int64_t> in_order(std::int64_t n, Order order) {
 }
 
 }  // namespace
+
+Machine& machine() {
+  static thread_local Machine instance;
+  return current_machine == nullptr ? instance : *current_machine;
+}
+
+std::vector<std::int64_t> order_of_blocks(const LaunchShape& shape, std::uint32_t seed) {
+  const Order order = current_schedule().order;
+  std::vector<std::int64_t> blocks = in_order(shape.grid[0] * shape.grid[1] * shape.grid[2], order);
+  std::mt19937 random(seed);
+  if (order == Order::kRandom) std::shuffle(blocks.begin(), blocks.end(), random);
+  return blocks;
+}
 
 void Machine::arrange(std::vector<std::int64_t>& order) {
   if (schedule_.order == Order::kRandom) std::shuffle(order.begin(), order.end(), random_);
@@ -149,7 +64,8 @@ void Machine::begin_launch(const LaunchShape& shape, void (*call)(const void*), 
     threads_.push_back(std::make_unique<Thread>(static_cast<int>(threads_.size())));
 }
 
-void Machine::run(const LaunchShape& shape, void (*call)(const void*), const void* context) {
+void Machine::run(const LaunchShape& shape, void (*call)(const void*), const void* context,
+                  const std::vector<std::int64_t>& elsewhere) {
   if (is_running_) throw std::logic_error("a kernel launches " + describe(shape));
   const Schedule wanted = current_schedule();
   if (wanted != schedule_) n_launches_ = 0;
@@ -158,10 +74,8 @@ void Machine::run(const LaunchShape& shape, void (*call)(const void*), const voi
   begin_launch(shape, call, context, schedule_.seed + n_launches_++);
   is_running_ = true;
   try {
-    std::vector<std::int64_t> blocks =
-        in_order(shape.grid[0] * shape.grid[1] * shape.grid[2], schedule_.order);
-    arrange(blocks);
-    for (const std::int64_t block : blocks) {
+    for (const std::int64_t block : order_of_blocks(shape, static_cast<std::uint32_t>(random_()))) {
+      if (std::find(elsewhere.begin(), elsewhere.end(), block) != elsewhere.end()) continue;
       begin_block(block);
       while (pass(false)) {
       }
@@ -187,6 +101,7 @@ void Machine::start(std::byte* shared) {
     thread.wait = Wait::kNothing;
     thread.copies.clear();
     thread.n_groups = 0;
+    thread.has_waited = false;
     thread.fiber.start(&Machine::run_thread, &thread);
   }
 }
@@ -219,6 +134,9 @@ bool Machine::pass(bool skip) {
     return false;
   }
   if (has_moved) return true;
+  const auto stands = [](const auto& thread) { return thread->wait == Wait::kGrid; };
+  if (is_held_ && std::any_of(threads_.begin(), threads_.begin() + n_threads_, stands))
+    return false;
   std::vector<Wait> waits;
   for (int i = 0; i < n_threads_; ++i) waits.push_back(threads_[static_cast<std::size_t>(i)]->wait);
   throw std::logic_error(describe_deadlock(shape_, index_, waits));
@@ -249,6 +167,10 @@ void Machine::run_thread(void* thread) {
 }
 
 void Machine::end(Thread& thread) noexcept {
+  if (shape_.is_early && !thread.has_waited && error_ == nullptr)
+    error_ = std::make_exception_ptr(
+        std::logic_error(describe(shape_, index_) + ": thread " + std::to_string(thread.thread) +
+                         " has returned without wait_for_previous_grid()"));
   thread.wait = Wait::kReturned;
   --n_live_;
   release_barrier();
@@ -271,6 +193,19 @@ void Machine::sync_block(Thread& thread) {
   ++n_at_barrier_;
   release_barrier();
   thread.fiber.suspend();
+}
+
+void Machine::wait_for_previous_grid(Thread& thread) {
+  thread.has_waited = true;
+  if (!is_held_) return;
+  thread.wait = Wait::kGrid;
+  thread.fiber.suspend();
+}
+
+void Machine::release() {
+  is_held_ = false;
+  for (const auto& thread : threads_)
+    if (thread->wait == Wait::kGrid) thread->wait = Wait::kNothing;
 }
 
 void Machine::yield(Thread& thread) {
@@ -310,7 +245,7 @@ Block::~Block() = default;
 
 void Block::begin(const LaunchShape& shape, std::int64_t index, void (*call)(const void*),
                   const void* context, std::uint32_t seed) {
-  machine_->make_random();
+  machine_->set_schedule({Order::kRandom});
   machine_->begin_launch(shape, call, context, seed);
   machine_->begin_block(index);
 }
@@ -324,7 +259,24 @@ bool Block::pass(bool skip) {
   return machine_->pass(skip);
 }
 
+void Block::begin_early(const LaunchShape& shape, std::int64_t index, void (*call)(const void*),
+                        const void* context, std::uint32_t seed) {
+  machine_->set_schedule(current_schedule());
+  machine_->begin_launch(shape, call, context, seed);
+  machine_->hold();
+  machine_->begin_block(index);
+  while (pass(false)) {
+  }
+}
+
+void Block::end() {
+  machine_->release();
+  while (pass(false)) {
+  }
+}
+
 void set_runner(Runner* runner) { current_runner = runner; }
+bool has_runner() { return current_runner != nullptr; }
 
 Origin origin() { return {&machine(), current_thread().thread, machine().n_barriers()}; }
 
@@ -334,10 +286,12 @@ void run_grid(const LaunchShape& shape, void (*call)(const void*), const void* c
   if (current_runner != nullptr && current_place == nullptr)
     current_runner->run(shape, call, context);
   else
-    machine().run(shape, call, context);
+    machine().run(shape, call, context, {});
 }
 
 void sync_block() { machine().sync_block(current_thread()); }
+
+void wait_for_previous_grid() { machine().wait_for_previous_grid(current_thread()); }
 
 void yield() { machine().yield(current_thread()); }
 void copy_async(void* shared, const void* global) {
@@ -351,6 +305,14 @@ void copy_async(void* shared, const void* global) {
     thread.copies.push_back({shared, global, thread.n_groups});
   else
     std::memcpy(shared, global, kCopyBytes);
+}
+
+void prefetch(const void* address, std::uint32_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(address) % 16 != 0 || bytes % 16 != 0 || bytes == 0)
+    throw std::logic_error("prefetch: expected multiples of 16 bytes");
+  volatile const auto* const memory = static_cast<const std::byte*>(address);
+  (void)memory[0];  // it must be there
+  (void)memory[bytes - 1];
 }
 
 void commit_copies() { ++current_thread().n_groups; }

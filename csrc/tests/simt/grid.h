@@ -8,7 +8,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <typeinfo>
+#include <vector>
 
 namespace duplex::simt {
 
@@ -25,12 +27,25 @@ struct LaunchShape {
   std::int64_t grid[3];
   int n_threads;
   std::size_t shared_bytes;
+  bool is_early = false;  // every thread must call wait_for_previous_grid()
 };
 
 // call(context) for every thread of every block. Throws std::logic_error for a launch that no GPU
 // takes, for threads that wait for each other for ever, and for writes around the shared memory;
 // what a thread throws is passed on. The other threads are dropped then.
 void run_grid(const LaunchShape& shape, void (*call)(const void* context), const void* context);
+
+// A launch that is to be made.
+struct Launch {
+  LaunchShape shape;
+  void (*call)(const void* context);
+  std::shared_ptr<const void> context;
+};
+// One behind the other. Of early ones behind an early one, some blocks go as far as they can before
+// that one begins, as a GPU may have it.
+void run_chain(const std::vector<Launch>& launches);
+// In which order the blocks of a launch run.
+std::vector<std::int64_t> order_of_blocks(const LaunchShape& shape, std::uint32_t seed);
 
 // ---- for a running thread
 
@@ -52,16 +67,19 @@ enum class Wait : std::uint8_t {
   kProduct,
   kTurn,
   kIntegerProduct,
+  kGrid,
   kReturned,
 };
 
 void sync_block();
+void wait_for_previous_grid();
 // Lets the others go on, for a loop that waits for them.
 void yield();
 // 16 bytes that arrive at some time before wait_copies() lets their group pass: in forward order as
 // late as may be, in reverse order at once, at random either way.
 void copy_async(void* shared, const void* global);
 void commit_copies();
+void prefetch(const void* address, std::uint32_t bytes);
 void wait_copies(int n_pending);
 // The value of another lane, as CUDA's shuffles choose it by `argument` (delta, mask or lane).
 float shuffle(Wait kind, float value, int argument, int width);

@@ -44,6 +44,7 @@ bool is_of_warp(Wait wait) { return *operation(wait) != '\0'; }
 std::string state(Wait wait) {
   if (is_of_warp(wait)) return std::string("waits in ") + operation(wait);
   if (wait == Wait::kTurn) return "waits for its turn";
+  if (wait == Wait::kGrid) return "waits for the grid before";
   return wait == Wait::kBarrier ? "waits at a barrier" : "has returned";
 }
 

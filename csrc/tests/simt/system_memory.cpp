@@ -81,14 +81,6 @@ void fence_system() {
   if (pending != nullptr) pending->fence();
 }
 
-void prefetch(const void* address, std::uint32_t bytes) {
-  if (reinterpret_cast<std::uintptr_t>(address) % 16 != 0 || bytes % 16 != 0 || bytes == 0)
-    throw std::logic_error("prefetch: expected multiples of 16 bytes");
-  volatile const auto* const memory = static_cast<const std::byte*>(address);
-  (void)memory[0];  // it must be there
-  (void)memory[bytes - 1];
-}
-
 std::uint64_t clock_ns() {
   if (pending == nullptr) throw std::logic_error("a kernel that waits for others has none here");
   yield();

@@ -31,7 +31,6 @@ void multicast_store(void* address, const std::uint32_t* words, int n);
 void multicast_sum(const void* address, std::uint32_t* words, int n);
 void multicast_count(std::uint32_t* counter);
 void fence_system();
-void prefetch(const void* address, std::uint32_t bytes);
 // Counts the steps of run_streams(). Lets others go on.
 std::uint64_t clock_ns();
 

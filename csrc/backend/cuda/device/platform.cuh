@@ -64,6 +64,11 @@ DUPLEX_DEVICE void load_streamed(const void* address, std::uint32_t (&words)[2])
                : "l"(address));
 }
 
+// Brings memory into the second-level cache; address and size are multiples of 16 bytes.
+DUPLEX_DEVICE void prefetch(const void* address, std::uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes));
+}
+
 // 16 bytes from global to shared memory, on their way while the thread goes on. Copies started
 // since the last commit_copies() are a group; wait_copies<n>() waits until at most n groups of this
 // thread are on their way.

@@ -1,6 +1,8 @@
 #include "device/runtime.h"
 
+#include <cstdlib>
 #include <cstring>
+#include <string_view>
 
 #include "core/error.h"
 #include "core/types.h"
@@ -23,6 +25,34 @@ void* create_stream(int priority) {
   check_cuda(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, priority),
              "cudaStreamCreateWithPriority");
   return stream;
+}
+
+// DUPLEX_CUDA_PDL=0 lets every kernel end before the next begins (programmatic dependent launch is
+// CUDA's name for the other way), so that the two can be compared.
+bool may_launch_early() {
+  static const bool may = [] {
+    const char* const value = std::getenv("DUPLEX_CUDA_PDL");
+    const std::string_view text = value == nullptr ? "1" : value;
+    check(text == "0" || text == "1", "DUPLEX_CUDA_PDL: expected 0 or 1, found '", text, "'");
+    return text == "1";
+  }();
+  return may;
+}
+
+// DUPLEX_CUDA_CARVEOUT: percent of a multiprocessor's first-level cache that every kernel asks for
+// as shared memory; -1, the usual, leaves it to the driver. A multiprocessor must be empty to
+// change the division, so kernels that ask for different ones may not overlap there.
+int shared_percent() {
+  static const int percent = [] {
+    const char* const value = std::getenv("DUPLEX_CUDA_CARVEOUT");
+    if (value == nullptr) return -1;
+    char* end = nullptr;
+    const long number = std::strtol(value, &end, 10);
+    check(*value != '\0' && *end == '\0' && number >= -1 && number <= 100,
+          "DUPLEX_CUDA_CARVEOUT: expected -1 to 100, found '", value, "'");
+    return static_cast<int>(number);
+  }();
+  return percent;
 }
 
 void* create_event() {
@@ -60,6 +90,9 @@ Runtime::Runtime(Runtime& beside, LaneKind lane)
 }
 
 void Runtime::open(LaneKind lane) {
+  // A wrong value is said here, not in the middle of a pass.
+  may_launch_early();
+  shared_percent();
   int least = 0, greatest = 0;
   check_cuda(cudaDeviceGetStreamPriorityRange(&least, &greatest),
              "cudaDeviceGetStreamPriorityRange");
@@ -88,6 +121,7 @@ void* Runtime::allocate(std::size_t bytes) {
   const cudaError_t code = cudaMalloc(&memory, taken);
   check<CapacityError>(code == cudaSuccess, "memory: could not allocate ", bytes, " bytes on ",
                        device_name_, ": ", cudaGetErrorString(code));
+  in_chain_ = false;
   check_cuda(cudaMemsetAsync(memory, 0, taken, as_stream(stream_)), "cudaMemsetAsync");
   return memory;
 }
@@ -100,17 +134,20 @@ std::unique_ptr<DevicePages> Runtime::create_pages(std::size_t page_bytes, std::
 
 // note: from pageable memory; CUDA has taken its copy when this returns.
 void Runtime::write(void* device, const void* host, std::size_t bytes) {
+  in_chain_ = false;
   check_cuda(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, as_stream(stream_)),
              "cudaMemcpyAsync to the device");
 }
 
 void Runtime::read(void* host, const void* device, std::size_t bytes) {
+  in_chain_ = false;
   check_cuda(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, as_stream(stream_)),
              "cudaMemcpyAsync to the host");
   synchronize();
 }
 
 void Runtime::copy(void* destination, const void* source, std::size_t bytes) {
+  in_chain_ = false;
   check_cuda(
       cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDeviceToDevice, as_stream(stream_)),
       "cudaMemcpyAsync on the device");
@@ -126,6 +163,7 @@ void* Runtime::stage(const void* host, std::size_t bytes) {
   }
   std::memcpy(ring_host_ + ring_at_, host, bytes);
   void* const device = ring_device_ + ring_at_;
+  in_chain_ = false;
   check_cuda(cudaMemcpyAsync(device, ring_host_ + ring_at_, bytes, cudaMemcpyHostToDevice,
                              as_stream(stream_)),
              "cudaMemcpyAsync to the device");
@@ -139,6 +177,7 @@ void Runtime::synchronize() {
 
 void Runtime::wait_for(Runtime& other) {
   check_cuda(cudaEventRecord(as_event(other.given_), as_stream(other.stream_)), "cudaEventRecord");
+  in_chain_ = false;
   check_cuda(cudaStreamWaitEvent(as_stream(stream_), as_event(other.given_), 0),
              "cudaStreamWaitEvent");
 }
@@ -156,6 +195,7 @@ std::unique_ptr<Record> Runtime::record(const std::function<void()>& work) {
              "cudaStreamBeginCapture");
   cudaGraph_t graph = nullptr;
   is_recording_ = true;
+  in_recorded_chain_ = false;
   try {
     work();
   } catch (...) {
@@ -174,22 +214,40 @@ std::unique_ptr<Record> Runtime::record(const std::function<void()>& work) {
 }
 
 void Runtime::play(const Record& record) {
+  in_chain_ = false;
   check_cuda(cudaGraphLaunch(static_cast<cudaGraphExec_t>(record.graph()), as_stream(stream_)),
              "cudaGraphLaunch");
 }
 
 void Runtime::launch_kernel(const void* kernel, Grid grid, int n_threads, std::size_t shared_bytes,
-                            void** args) {
+                            void** args, bool is_early) {
   if (shared_bytes > kUsualSharedBytes)
     check_cuda<CapacityError>(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(shared_bytes)),
         "asking for shared memory");
-  const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
-                    static_cast<unsigned>(grid.z));
-  check_cuda(cudaLaunchKernel(kernel, blocks, dim3(static_cast<unsigned>(n_threads)), args,
-                              shared_bytes, as_stream(is_recording_ ? recording_ : stream_)),
-             "cudaLaunchKernel");
+  const bool in_chain = is_recording_ ? in_recorded_chain_ : in_chain_.load();
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t config{};
+  config.attrs = attributes;
+  if (is_early && in_chain && may_launch_early()) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shared_percent() >= 0) {
+    attributes[config.numAttrs].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+    attributes[config.numAttrs++].val.sharedMemCarveout = static_cast<unsigned>(shared_percent());
+  }
+  config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
+                        static_cast<unsigned>(grid.z));
+  config.blockDim = dim3(static_cast<unsigned>(n_threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = as_stream(is_recording_ ? recording_ : stream_);
+  check_cuda(cudaLaunchKernelExC(&config, kernel, args), "cudaLaunchKernelExC");
+  if (is_recording_)
+    in_recorded_chain_ = is_early;
+  else
+    in_chain_ = is_early;
 }
 
 }  // namespace duplex::cuda

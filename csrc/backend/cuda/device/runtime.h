@@ -6,6 +6,7 @@
 // call.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -73,14 +74,28 @@ class Runtime {
   template <class Args>
   void launch(void (*kernel)(Args), Grid grid, int n_threads, std::size_t shared_bytes,
               const Args& args) {
-    void* pointers[] = {const_cast<Args*>(&args)};
-    launch_kernel(reinterpret_cast<const void*>(kernel), grid, n_threads, shared_bytes, pointers);
+    launch_any(kernel, grid, n_threads, shared_bytes, args, false);
+  }
+  // The same for a kernel that calls wait_for_previous_grid(): what it does before that overlaps
+  // with the end of the launch in front of it. Only behind another of these: whatever else was put
+  // into the stream, and whatever was put there before that, has ended when such a chain begins.
+  template <class Args>
+  void launch_early(void (*kernel)(Args), Grid grid, int n_threads, std::size_t shared_bytes,
+                    const Args& args) {
+    launch_any(kernel, grid, n_threads, shared_bytes, args, true);
   }
 
  private:
   void open(LaneKind lane);
+  template <class Args>
+  void launch_any(void (*kernel)(Args), Grid grid, int n_threads, std::size_t shared_bytes,
+                  const Args& args, bool is_early) {
+    void* pointers[] = {const_cast<Args*>(&args)};
+    launch_kernel(reinterpret_cast<const void*>(kernel), grid, n_threads, shared_bytes, pointers,
+                  is_early);
+  }
   void launch_kernel(const void* kernel, Grid grid, int n_threads, std::size_t shared_bytes,
-                     void** args);
+                     void** args, bool is_early);
 
   std::string device_name_;
   std::size_t page_granularity_ = 0;
@@ -90,8 +105,11 @@ class Runtime {
   // order its stream behind this one at any time.
   void* recording_ = nullptr;
   bool is_recording_ = false;
-  void* given_ = nullptr;  // event of wait_for, of this stream
-  void* marks_[2] = {};    // events of keep_close
+  // The last thing put into `stream_` was launched early. Other threads' waits change it too.
+  std::atomic<bool> in_chain_{false};
+  bool in_recorded_chain_ = false;  // in the record that is being made
+  void* given_ = nullptr;           // event of wait_for, of this stream
+  void* marks_[2] = {};             // events of keep_close
   int next_mark_ = 0;
   std::byte* ring_host_ = nullptr;  // pinned
   std::byte* ring_device_ = nullptr;

@@ -73,11 +73,6 @@ DUPLEX_DEVICE std::uint32_t count_up(std::uint32_t* counter) {
   return before;
 }
 
-// Brings memory into the second-level cache; address and size are multiples of 16 bytes.
-DUPLEX_DEVICE void prefetch(const void* address, std::uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes));
-}
-
 DUPLEX_DEVICE std::uint64_t clock_ns() {
   std::uint64_t now;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));

@@ -90,6 +90,7 @@ DUPLEX_DEVICE void append_row(const KvAppendArgs& args, std::int32_t head, bool 
       segment_of(args.segments, block_x(), reinterpret_cast<std::int32_t*>(places));
   const ConvInput input = begin_conv(segment, slot, args.qkvr + column, args.stride, 1.0f,
                                      block_x(), args.kernel, places + 1);
+  wait_for_previous_grid();
   const std::int64_t position = segment.position + input.row;
   const std::int64_t at = position % kBlockPositions;
   std::byte* const panel = key_panel(args, segment, position, head);
@@ -120,6 +121,7 @@ DUPLEX_DEVICE void append_row(const KvAppendArgs& args, std::int32_t head, bool 
 
 // Block (row, head): the heads of keys, those of values, those of queries.
 DUPLEX_KERNEL kv_append_kernel(KvAppendArgs args) {
+  let_next_grid_begin();
   const std::int32_t head = block_y() - 2 * args.shape.n_kv_heads;
   if (head < 0) {
     const bool is_value = block_y() >= args.shape.n_kv_heads;
@@ -128,6 +130,7 @@ DUPLEX_KERNEL kv_append_kernel(KvAppendArgs args) {
   }
   const NormRow row = begin_norm(args.q_norm, args.shape.d_head);
   const std::int64_t column = std::int64_t{head} * row.n;
+  wait_for_previous_grid();
   for (std::int32_t i = thread_index() * kFour; i < row.n; i += n_threads() * kFour)
     store_four(row.x + i, load_four(args.qkvr + block_x() * args.stride + column + i));
   const Segment& segment =
@@ -146,15 +149,15 @@ DUPLEX_KERNEL kv_append_kernel(KvAppendArgs args) {
 }  // namespace
 
 void launch_kv_append(Runtime& runtime, const KvAppendArgs& args) {
-  runtime.launch(kv_append_kernel,
-                 {args.segments.n_rows, 2 * args.shape.n_kv_heads + args.shape.n_heads},
-                 NormRow::threads(args.d_head_padded),
-                 NormRow::bytes(args.d_head_padded) + conv_bytes(args.kernel), args);
+  runtime.launch_early(kv_append_kernel,
+                       {args.segments.n_rows, 2 * args.shape.n_kv_heads + args.shape.n_heads},
+                       NormRow::threads(args.d_head_padded),
+                       NormRow::bytes(args.d_head_padded) + conv_bytes(args.kernel), args);
 }
 
 void launch_conv_add_norm(Runtime& runtime, const ConvAddNormArgs& args) {
-  runtime.launch(conv_add_norm_kernel, {args.segments.n_rows}, NormRow::threads(args.width),
-                 conv_add_norm_bytes(args), args);
+  runtime.launch_early(conv_add_norm_kernel, {args.segments.n_rows}, NormRow::threads(args.width),
+                       conv_add_norm_bytes(args), args);
 }
 
 }  // namespace duplex::cuda

@@ -206,8 +206,10 @@ DUPLEX_DEVICE void walk_blocks(const Walk& walk, const Tile& tile, std::int64_t 
 }
 
 DUPLEX_KERNEL attention_kernel(Launch launch) {
+  let_next_grid_begin();
   const Tile tile = lay_out(launch.args);
   const Walk walk = walk_of(launch, tile.n_groups);
+  wait_for_previous_grid();
   begin_tile(walk, tile);  // the next barrier, in the walk or behind it, is for this too
   const std::int64_t newest = walk.position(walk.count - 1);
   walk_blocks(walk, tile, walk.first_visible(0) / kBlock, newest / kBlock + 1, newest);
@@ -270,8 +272,8 @@ void launch_attention(Runtime& runtime, const AttentionArgs& args, const Attenti
     else if (args.kv_dtype == DType::kInt8)
       launch_attention_int8(runtime, launch, n);
     else
-      runtime.launch(attention_kernel, {n, args.shape.n_kv_heads}, kThreads, tile_bytes(args),
-                     launch);
+      runtime.launch_early(attention_kernel, {n, args.shape.n_kv_heads}, kThreads, tile_bytes(args),
+                           launch);
   }
 }
 

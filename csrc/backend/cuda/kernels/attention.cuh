@@ -109,6 +109,11 @@ DUPLEX_DEVICE Walk walk_of(const Launch& launch, std::int32_t* n_groups) {
   return {args, *segment, block_y(), index * most, left < most ? left : most, group};
 }
 
+// Whether earlier passes wrote all of a part, so that it may be read before the append has ended.
+DUPLEX_DEVICE bool is_before_segment(const Walk& walk, std::int64_t index) {
+  return (index + 1) * kPartPositions <= walk.segment.position;
+}
+
 constexpr std::size_t walk_bytes(const AttentionArgs& args) {
   return static_cast<std::size_t>(args.segments.count) * sizeof(std::int32_t);
 }

@@ -162,15 +162,20 @@ DUPLEX_DEVICE void leave(const Walk& walk, const Tile& tile, float* sums) {
 }
 
 DUPLEX_KERNEL_OF(kThreads, 2) attention_bf16_kernel(Launch launch) {
+  let_next_grid_begin();
   const std::int32_t n = launch.args.d_head_padded;
   const Tile tile = lay_out(launch.args);
   const Walk all = walk_of(launch, tile.n_groups);
   const std::int64_t index = all.first_visible(0) / kPartPositions + block_z();
-  if (index > all.position(all.count - 1) / kPartPositions) return;
+  const bool is_empty = index > all.position(all.count - 1) / kPartPositions;
+  const bool is_older = is_before_segment(all, index);
+  if (is_empty || !is_older) wait_for_previous_grid();
+  if (is_empty) return;
   const Part part = part_at<DType::kBF16>(all, index);
   Held held;
   for (int i = 0; i < kWindows; ++i) held.keys[i] = keys_of(part, n, 0, i);
   for (int i = 0; i < kWindows; ++i) held.values[i] = values_of(part, n, 0, i);
+  if (is_older) wait_for_previous_grid();
   for (std::int32_t i = 0; i * kVectors < all.count; ++i) {
     const Walk walk = all.tile(i);
     if (index < walk.first_visible(0) / kPartPositions ||
@@ -216,11 +221,13 @@ DUPLEX_DEVICE float largest_of(const float* max, std::int64_t stride, std::int64
 // Adds the parts of one vector: a strand has every eighth, those are added in order. A part of
 // forgotten blocks adds nothing.
 DUPLEX_KERNEL combine_kernel(Launch launch) {
+  let_next_grid_begin();
   const std::int32_t n = launch.args.d_head_padded;
   auto* const outs = reinterpret_cast<float*>(shared_memory());  // (kStrands, d_head)
   float* const sums = outs + kStrands * n;
   float* const slots = sums + kStrands;
   const Walk all = walk_of(launch, reinterpret_cast<std::int32_t*>(outs + kStrands * (n + kFour)));
+  wait_for_previous_grid();
   const Walk walk = all.tile(block_z() / kVectors);
   const std::int32_t v = block_z() % kVectors;
   if (v >= walk.count) return;
@@ -267,12 +274,13 @@ DUPLEX_KERNEL combine_kernel(Launch launch) {
 
 void launch_attention_bf16(Runtime& runtime, const Launch& launch, std::int64_t n_groups) {
   const AttentionArgs& args = launch.args;
-  runtime.launch(attention_bf16_kernel, {n_groups, args.shape.n_kv_heads, launch.n_parts}, kThreads,
-                 tile_bytes(args), launch);
+  runtime.launch_early(attention_bf16_kernel, {n_groups, args.shape.n_kv_heads, launch.n_parts},
+                       kThreads, tile_bytes(args), launch);
   if (launch.n_parts > 1)
-    runtime.launch(combine_kernel,
-                   {n_groups, args.shape.n_kv_heads, std::int64_t{launch.group_tiles} * kVectors},
-                   kThreads, combine_bytes(args), launch);
+    runtime.launch_early(
+        combine_kernel,
+        {n_groups, args.shape.n_kv_heads, std::int64_t{launch.group_tiles} * kVectors}, kThreads,
+        combine_bytes(args), launch);
 }
 
 }  // namespace duplex::cuda

@@ -207,14 +207,19 @@ DUPLEX_DEVICE void multiply_values(const Walk& walk, const Part& part, const Til
 }
 
 DUPLEX_KERNEL_OF(kThreads, 2) attention_int8_kernel(Launch launch) {
+  let_next_grid_begin();
   const std::int32_t n = launch.args.d_head_padded;
   const Tile tile = lay_out(launch.args);
   const Walk all = walk_of(launch, tile.n_groups);
   const std::int64_t index = all.first_visible(0) / kPartPositions + block_z();
-  if (index > all.position(all.count - 1) / kPartPositions) return;
+  const bool is_empty = index > all.position(all.count - 1) / kPartPositions;
+  const bool is_older = is_before_segment(all, index);
+  if (is_empty || !is_older) wait_for_previous_grid();
+  if (is_empty) return;
   const Part part = part_at<DType::kInt8>(all, index);
   Held held{keys_of(part, n, half_of_warp()), values_of(part, n, 0)};
   const Scales scales = scales_of(part, n);
+  if (is_older) wait_for_previous_grid();
   for (std::int32_t i = 0; i * kVectors < all.count; ++i) {
     const Walk walk = all.tile(i);
     if (index < walk.first_visible(0) / kPartPositions ||
@@ -280,9 +285,11 @@ DUPLEX_DEVICE float fold_blocks(const Blocks& blocks, std::int64_t block, std::i
 }
 
 DUPLEX_KERNEL combine_kernel(Launch launch) {
+  let_next_grid_begin();
   const std::int32_t n = launch.args.d_head_padded;
   auto* const outs = reinterpret_cast<float*>(shared_memory());  // (n), then the sums of weights
   const Walk all = walk_of(launch, reinterpret_cast<std::int32_t*>(outs + n + kLanes));
+  wait_for_previous_grid();
   const Walk walk = all.tile(block_z() / kVectors);
   const std::int32_t v = block_z() % kVectors;
   if (v >= walk.count) return;
@@ -305,11 +312,12 @@ DUPLEX_KERNEL combine_kernel(Launch launch) {
 
 void launch_attention_int8(Runtime& runtime, const Launch& launch, std::int64_t n_groups) {
   const AttentionArgs& args = launch.args;
-  runtime.launch(attention_int8_kernel, {n_groups, args.shape.n_kv_heads, launch.n_parts}, kThreads,
-                 tile_bytes(args), launch);
-  runtime.launch(combine_kernel,
-                 {n_groups, args.shape.n_kv_heads, std::int64_t{launch.group_tiles} * kVectors},
-                 kThreads, combine_bytes(args), launch);
+  runtime.launch_early(attention_int8_kernel, {n_groups, args.shape.n_kv_heads, launch.n_parts},
+                       kThreads, tile_bytes(args), launch);
+  runtime.launch_early(
+      combine_kernel,
+      {n_groups, args.shape.n_kv_heads, std::int64_t{launch.group_tiles} * kVectors}, kThreads,
+      combine_bytes(args), launch);
 }
 
 }  // namespace duplex::cuda

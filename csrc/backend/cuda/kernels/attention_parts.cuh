@@ -39,7 +39,7 @@ DUPLEX_DEVICE Window load_window(const std::byte* panel, std::int32_t n_columns,
   for (int i = 0; i < 4; ++i) {
     const std::int32_t row = first_row + lane_of_four() * 4 + i;
     if (row < n_rows && column < n_columns)
-      window.row[i] = load_streamed(panel + (std::int64_t{row} * n_columns + column) * 4);
+      window.row[i] = load_written(panel + (std::int64_t{row} * n_columns + column) * 4);
   }
   return window;
 }

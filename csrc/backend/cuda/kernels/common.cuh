@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "backend/op_args.h"
-#include "device/platform.cuh"
+#include "device/chain.cuh"
 
 namespace duplex::cuda {
 

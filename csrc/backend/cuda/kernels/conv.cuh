@@ -75,11 +75,13 @@ DUPLEX_DEVICE ConvInput begin_conv(const Segment& segment, const ConvSlot& slot,
 
 // hidden += conv(x * scale) + x * scale; out = rms_norm(hidden), for one row of the batch.
 DUPLEX_DEVICE void conv_add_norm_row(const ConvAddNormArgs& args, std::int32_t row) {
+  let_next_grid_begin();
   const NormRow sums = begin_norm(args.norm, args.width);
   auto* const places = reinterpret_cast<const float**>(sums.slot + kFour);
   const Segment& segment = segment_of(args.segments, row, reinterpret_cast<std::int32_t*>(places));
   const ConvInput input = begin_conv(segment, args.conv, args.parts[0], args.x_stride, args.scale,
                                      row, args.kernel, places + 1);
+  wait_for_previous_grid();
   float* const hidden = args.hidden + row * args.hidden_stride;
   for (std::int32_t i = thread_index() * kFour; i < sums.n; i += n_threads() * kFour) {
     Four h = load_four(hidden + i);

@@ -34,6 +34,8 @@ DUPLEX_DEVICE void multiply_panel(const Job& job, std::int32_t panel) {
 }
 
 DUPLEX_KERNEL linear_f32_kernel(LinearArgs args) {
+  let_next_grid_begin();
+  wait_for_previous_grid();
   Job job = job_of(args);
   job.begin = block_y() * kPanelRows;  // the rows of this thread block
   if (job.end > job.begin + kPanelRows) job.end = job.begin + kPanelRows;
@@ -41,6 +43,8 @@ DUPLEX_KERNEL linear_f32_kernel(LinearArgs args) {
 }
 
 DUPLEX_KERNEL expert_f32_kernel(ExpertLinearArgs args) {
+  let_next_grid_begin();
+  wait_for_previous_grid();
   multiply_panel(job_of(args, block_y()), block_x());
 }
 
@@ -56,9 +60,9 @@ void launch_linear(Runtime& runtime, const LinearArgs& args) {
   else if (args.w.dtype == DType::kNvfp4)
     launch_linear_nvfp4(runtime, args);
   else
-    runtime.launch(linear_f32_kernel,
-                   {div_up(args.w.n_out, kPanelOutputs), div_up(args.n_rows, kPanelRows)},
-                   kPanel * kPanelGroups, 0, args);
+    runtime.launch_early(linear_f32_kernel,
+                         {div_up(args.w.n_out, kPanelOutputs), div_up(args.n_rows, kPanelRows)},
+                         kPanel * kPanelGroups, 0, args);
 }
 
 void launch_expert_linear(Runtime& runtime, const ExpertLinearArgs& args) {
@@ -71,8 +75,8 @@ void launch_expert_linear(Runtime& runtime, const ExpertLinearArgs& args) {
   else if (args.w.dtype == DType::kNvfp4)
     launch_expert_nvfp4(runtime, args);
   else
-    runtime.launch(expert_f32_kernel, {div_up(args.w.n_out, kPanelOutputs), args.n_experts},
-                   kPanel * kPanelGroups, 0, args);
+    runtime.launch_early(expert_f32_kernel, {div_up(args.w.n_out, kPanelOutputs), args.n_experts},
+                         kPanel * kPanelGroups, 0, args);
 }
 
 }  // namespace duplex::cuda

@@ -9,6 +9,8 @@ constexpr std::int32_t kFewRows = 64;  // that one thread block takes
 
 struct Bf16Round {
   static constexpr int kSharedBytes = 0;
+  static constexpr std::int64_t kStepBytes = 2 * kWarp * 16;
+  static constexpr std::int64_t tile_bytes(std::int64_t n_steps) { return n_steps * kStepBytes; }
 
   Words w[kAhead][2];
 
@@ -32,10 +34,14 @@ struct Bf16Round {
 
 template <int kTiles>
 DUPLEX_KERNEL linear_bf16_kernel(LinearArgs args) {
-  multiply_tile<Bf16Round, kTiles>(job_of(args), block_x(), block_y() * kTiles * kTileRows);
+  let_next_grid_begin();
+  multiply_tile<Bf16Round, kTiles>(job_of(args), block_x(), block_y() * kTiles * kTileRows,
+                                   block_y() == 0);
 }
 
 DUPLEX_KERNEL expert_bf16_kernel(ExpertLinearArgs args) {
+  let_next_grid_begin();
+  wait_for_previous_grid();
   multiply_expert<Bf16Round>(job_of(args, block_y()), block_x());
 }
 
@@ -47,13 +53,13 @@ void launch_linear_bf16(Runtime& runtime, const LinearArgs& args) {
     return;
   }
   with_tiles(args.n_rows, [&]<int kTiles>() {
-    runtime.launch(linear_bf16_kernel<kTiles>, tile_grid<kTiles>(args), kWarps * kWarp,
-                   tile_bytes<kTiles>(), args);
+    runtime.launch_early(linear_bf16_kernel<kTiles>, tile_grid<kTiles>(args), kWarps * kWarp,
+                         tile_bytes<kTiles>(), args);
   });
 }
 
 void launch_expert_bf16(Runtime& runtime, const ExpertLinearArgs& args) {
-  runtime.launch(expert_bf16_kernel, tile_grid(args), kWarps * kWarp, tile_bytes<2>(), args);
+  runtime.launch_early(expert_bf16_kernel, tile_grid(args), kWarps * kWarp, tile_bytes<2>(), args);
 }
 
 }  // namespace duplex::cuda

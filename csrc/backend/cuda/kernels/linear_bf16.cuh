@@ -13,36 +13,63 @@ namespace duplex::cuda {
 inline constexpr int kWarps = 8;
 inline constexpr int kAhead = 4;  // steps whose weights are in flight
 
+// Asks for the weights of a tile that no warp has on its way at first, so that they come from the
+// second-level cache later. Nothing is waited for.
+template <class Round>
+DUPLEX_DEVICE void prefetch_tile(const Job& job, std::int32_t tile) {
+  constexpr std::int64_t kPiece = 4096;
+  const std::int64_t bytes = Round::tile_bytes((job.n_in + kBf16Step - 1) / kBf16Step);
+  const auto* const at = static_cast<const std::byte*>(job.w) + tile * bytes;
+  constexpr std::int64_t kFirst = kWarps * kAhead * Round::kStepBytes;
+  for (std::int64_t i = kFirst + thread_index() * kPiece; i < bytes; i += n_threads() * kPiece)
+    prefetch(at + i, static_cast<std::uint32_t>(bytes - i < kPiece ? bytes - i : kPiece));
+}
+
+// A lane's part of the rows in one step; zeros where there is nothing.
 template <int kTiles>
-DUPLEX_DEVICE void multiply_step(const Job& job, std::int32_t first, std::int32_t step,
-                                 const Words (&w)[2], float (&acc)[kTiles][4]) {
+DUPLEX_DEVICE void load_rows(const Job& job, std::int32_t first, std::int32_t step,
+                             Words (&x)[kTiles]) {
   const int lane = thread_index() % kWarp;
   const std::int32_t k = step * kBf16Step + lane % 4 * 8;
   for (int t = 0; t < kTiles; ++t) {
     const std::int32_t place = first + t * kTileRows + lane / 4;
-    Words x{};
+    x[t] = {};
     if (place < job.end && k < job.n_in)
-      x = *reinterpret_cast<const Words*>(job.row<std::uint16_t>(place) + k);
-    multiply_add(acc[t], w[0], x.v[0], x.v[1]);
-    multiply_add(acc[t], w[1], x.v[2], x.v[3]);
+      x[t] = *reinterpret_cast<const Words*>(job.row<std::uint16_t>(place) + k);
   }
 }
 
-// Outputs of one tile for up to kTiles * 8 rows from `first` on.
+// Outputs of one tile for up to kTiles * 8 rows from `first` on. Rows are those of the grid before,
+// weights are nobody's: the first of them are on their way while it ends, and with `asks_ahead` the
+// others are asked for.
 template <class Round, int kTiles>
-DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t first) {
+DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t first,
+                                 bool asks_ahead) {
   const int warp = thread_index() / kWarp, lane = thread_index() % kWarp;
   const std::int32_t n_steps = (job.n_in + kBf16Step - 1) / kBf16Step;
   float acc[kTiles][4] = {};
-  for (std::int32_t step = warp; step < n_steps; step += kWarps * kAhead) {
-    Round round{};
-    round.load(job, tile, step, n_steps);
+  Round round{};
+  if (warp < n_steps) round.load(job, tile, warp, n_steps);
+  if (asks_ahead) prefetch_tile<Round>(job, tile);
+  wait_for_previous_grid();
+  // Few rows come for all steps at once, others step by step: there are registers for no more.
+  constexpr int kLoads = kTiles == 1 ? kAhead : 1;
+  for (std::int32_t step = warp; step < n_steps;) {
+    Words x[kLoads][kTiles];
+    for (int i = 0; i < kLoads; ++i) load_rows(job, first, step + i * kWarps, x[i]);
     for (int i = 0; i < kAhead; ++i) {
       if (step + i * kWarps >= n_steps) break;
+      if (kLoads == 1 && i > 0) load_rows(job, first, step + i * kWarps, x[0]);
+      const Words(&rows)[kTiles] = x[i % kLoads];
       Words w[2];
       round.operands(i, w);
-      multiply_step(job, first, step + i * kWarps, w, acc);
+      for (int t = 0; t < kTiles; ++t) {
+        multiply_add(acc[t], w[0], rows[t].v[0], rows[t].v[1]);
+        multiply_add(acc[t], w[1], rows[t].v[2], rows[t].v[3]);
+      }
     }
+    step += kWarps * kAhead;
+    if (step < n_steps) round.load(job, tile, step, n_steps);
   }
   // (warp, tile of rows, row, output), then added up in the order of the warps.
   auto* const sums = reinterpret_cast<float*>(shared_memory() + Round::kSharedBytes);
@@ -69,9 +96,9 @@ template <class Round>
 DUPLEX_DEVICE void multiply_expert(const Job& job, std::int32_t tile) {
   for (std::int32_t first = job.begin; first < job.end; first += 2 * kTileRows) {
     if (job.end - first > kTileRows)
-      multiply_tile<Round, 2>(job, tile, first);
+      multiply_tile<Round, 2>(job, tile, first, false);
     else
-      multiply_tile<Round, 1>(job, tile, first);
+      multiply_tile<Round, 1>(job, tile, first, false);
   }
 }
 

@@ -120,6 +120,8 @@ struct Cursor {
 template <int kSide>
 DUPLEX_KERNEL_OF(kSide * 2, 1)
 linear_large_kernel(LinearArgs args) {
+  let_next_grid_begin();
+  wait_for_previous_grid();
   using S = Square<kSide>;
   const S square{args, block_x() * kSide, block_y() * kSide,
                  static_cast<std::int32_t>(round_up(args.w.n_out, kPanelOutputs)),
@@ -150,9 +152,9 @@ linear_large_kernel(LinearArgs args) {
 
 template <int kSide>
 void launch(Runtime& runtime, const LinearArgs& args) {
-  runtime.launch(linear_large_kernel<kSide>,
-                 {div_up(args.w.n_out, kSide), div_up(args.n_rows, kSide)}, Square<kSide>::kThreads,
-                 Square<kSide>::kBytes, args);
+  runtime.launch_early(linear_large_kernel<kSide>,
+                       {div_up(args.w.n_out, kSide), div_up(args.n_rows, kSide)},
+                       Square<kSide>::kThreads, Square<kSide>::kBytes, args);
 }
 
 }  // namespace

@@ -25,6 +25,10 @@ static_assert(kWarps == 8 && kAhead == 4, "exponents lie as Mxfp8Scales says");
 
 struct Mxfp8Round {
   static constexpr int kSharedBytes = 0;
+  static constexpr std::int64_t kStepBytes = mxfp8_codes_at(1, 0);
+  static constexpr std::int64_t tile_bytes(std::int64_t n_steps) {
+    return mxfp8_tile_bytes(n_steps);
+  }
   static constexpr std::uint32_t kTwoTo120 = 0x7b807b80u;  // a pair in bfloat16
 
   Words codes[kAhead];
@@ -56,10 +60,14 @@ struct Mxfp8Round {
 
 template <int kTiles>
 DUPLEX_KERNEL linear_mxfp8_kernel(LinearArgs args) {
-  multiply_tile<Mxfp8Round, kTiles>(job_of(args), block_x(), block_y() * kTiles * kTileRows);
+  let_next_grid_begin();
+  multiply_tile<Mxfp8Round, kTiles>(job_of(args), block_x(), block_y() * kTiles * kTileRows,
+                                    block_y() == 0);
 }
 
 DUPLEX_KERNEL expert_mxfp8_kernel(ExpertLinearArgs args) {
+  let_next_grid_begin();
+  wait_for_previous_grid();
   multiply_expert<Mxfp8Round>(job_of(args, block_y()), block_x());
 }
 
@@ -67,13 +75,13 @@ DUPLEX_KERNEL expert_mxfp8_kernel(ExpertLinearArgs args) {
 
 void launch_linear_mxfp8(Runtime& runtime, const LinearArgs& args) {
   with_tiles(args.n_rows, [&]<int kTiles>() {
-    runtime.launch(linear_mxfp8_kernel<kTiles>, tile_grid<kTiles>(args), kWarps * kWarp,
-                   tile_bytes<kTiles>(), args);
+    runtime.launch_early(linear_mxfp8_kernel<kTiles>, tile_grid<kTiles>(args), kWarps * kWarp,
+                         tile_bytes<kTiles>(), args);
   });
 }
 
 void launch_expert_mxfp8(Runtime& runtime, const ExpertLinearArgs& args) {
-  runtime.launch(expert_mxfp8_kernel, tile_grid(args), kWarps * kWarp, tile_bytes<2>(), args);
+  runtime.launch_early(expert_mxfp8_kernel, tile_grid(args), kWarps * kWarp, tile_bytes<2>(), args);
 }
 
 }  // namespace duplex::cuda

@@ -48,6 +48,10 @@ DUPLEX_DEVICE void make_sizes(const Job& job, std::int32_t tile) {
 
 struct Nvfp4Round {
   static constexpr int kSharedBytes = kScales * sizeof(Sizes);
+  static constexpr std::int64_t kStepBytes = nvfp4_codes_at(1, 0);
+  static constexpr std::int64_t tile_bytes(std::int64_t n_steps) {
+    return nvfp4_tile_bytes(n_steps);
+  }
 
   Nvfp4Codes codes[kAhead];
   Nvfp4Scales scales[kAhead];
@@ -83,12 +87,15 @@ struct Nvfp4Round {
 
 template <int kTiles>
 DUPLEX_KERNEL linear_nvfp4_kernel(LinearArgs args) {
+  let_next_grid_begin();
   const Job job = job_of(args);
   make_sizes(job, block_x());
-  multiply_tile<Nvfp4Round, kTiles>(job, block_x(), block_y() * kTiles * kTileRows);
+  multiply_tile<Nvfp4Round, kTiles>(job, block_x(), block_y() * kTiles * kTileRows, block_y() == 0);
 }
 
 DUPLEX_KERNEL expert_nvfp4_kernel(ExpertLinearArgs args) {
+  let_next_grid_begin();
+  wait_for_previous_grid();
   const Job job = job_of(args, block_y());
   if (job.begin == job.end) return;
   make_sizes(job, block_x());
@@ -99,14 +106,14 @@ DUPLEX_KERNEL expert_nvfp4_kernel(ExpertLinearArgs args) {
 
 void launch_linear_nvfp4(Runtime& runtime, const LinearArgs& args) {
   with_tiles(args.n_rows, [&]<int kTiles>() {
-    runtime.launch(linear_nvfp4_kernel<kTiles>, tile_grid<kTiles>(args), kWarps * kWarp,
-                   Nvfp4Round::kSharedBytes + tile_bytes<kTiles>(), args);
+    runtime.launch_early(linear_nvfp4_kernel<kTiles>, tile_grid<kTiles>(args), kWarps * kWarp,
+                         Nvfp4Round::kSharedBytes + tile_bytes<kTiles>(), args);
   });
 }
 
 void launch_expert_nvfp4(Runtime& runtime, const ExpertLinearArgs& args) {
-  runtime.launch(expert_nvfp4_kernel, tile_grid(args), kWarps * kWarp,
-                 Nvfp4Round::kSharedBytes + tile_bytes<2>(), args);
+  runtime.launch_early(expert_nvfp4_kernel, tile_grid(args), kWarps * kWarp,
+                       Nvfp4Round::kSharedBytes + tile_bytes<2>(), args);
 }
 
 }  // namespace duplex::cuda

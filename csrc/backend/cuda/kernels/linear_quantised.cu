@@ -121,7 +121,8 @@ DUPLEX_DEVICE float add_groups(const Job& job, std::int32_t place, std::int32_t 
   return sum;
 }
 
-// Outputs of one tile for up to kMaxRows rows from `first` on.
+// Outputs of one tile for up to kMaxRows rows from `first` on. Rows are those of the grid before,
+// weights are nobody's: the first of them are on their way while it ends.
 template <int kBits>
 DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t first) {
   const int warp = thread_index() / kWarp, lane = thread_index() % kWarp;
@@ -130,6 +131,7 @@ DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t
   float sums[kBatches] = {};
   Chunk<kBits> w{}, next{};
   if (warp < n_chunks) load_chunk<kBits>(job, tile, warp, w);
+  wait_for_previous_grid();
   for (std::int32_t round = 0; round < n_chunks; round += kWarps) {
     const std::int32_t chunk = round + warp;
     if (chunk + kWarps < n_chunks) load_chunk<kBits>(job, tile, chunk + kWarps, next);
@@ -163,6 +165,7 @@ DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t
 
 template <int kBits>
 DUPLEX_KERNEL linear_quantised_kernel(LinearArgs args) {
+  let_next_grid_begin();
   Job job = job_of(args);
   const std::int32_t first = block_y() * kMaxRows;  // the rows of this thread block
   if (job.end > first + kMaxRows) job.end = first + kMaxRows;
@@ -171,6 +174,8 @@ DUPLEX_KERNEL linear_quantised_kernel(LinearArgs args) {
 
 template <int kBits>
 DUPLEX_KERNEL expert_quantised_kernel(ExpertLinearArgs args) {
+  let_next_grid_begin();
+  wait_for_previous_grid();
   const Job job = job_of(args, block_y());
   for (std::int32_t first = job.begin; first < job.end; first += kMaxRows)
     multiply_tile<kBits>(job, block_x(), first);
@@ -178,7 +183,7 @@ DUPLEX_KERNEL expert_quantised_kernel(ExpertLinearArgs args) {
 
 template <int kBits>
 void launch_linear_of(Runtime& runtime, const LinearArgs& args) {
-  runtime.launch(
+  runtime.launch_early(
       linear_quantised_kernel<kBits>,
       {round_up(args.w.n_out, kPanelOutputs) / kTileOutputs, div_up(args.n_rows, kMaxRows)},
       kThreads, shared_bytes<kBits>(), args);
@@ -186,9 +191,9 @@ void launch_linear_of(Runtime& runtime, const LinearArgs& args) {
 
 template <int kBits>
 void launch_expert_of(Runtime& runtime, const ExpertLinearArgs& args) {
-  runtime.launch(expert_quantised_kernel<kBits>,
-                 {round_up(args.w.n_out, kPanelOutputs) / kTileOutputs, args.n_experts}, kThreads,
-                 shared_bytes<kBits>(), args);
+  runtime.launch_early(expert_quantised_kernel<kBits>,
+                       {round_up(args.w.n_out, kPanelOutputs) / kTileOutputs, args.n_experts},
+                       kThreads, shared_bytes<kBits>(), args);
 }
 
 // ---- rows
@@ -203,6 +208,8 @@ struct QuantiseRowsArgs {
 // One warp a block of 64 columns, two columns a lane: round(x * 127 / max |x|) of their group.
 template <int kBits>
 DUPLEX_KERNEL quantise_rows_kernel(QuantiseRowsArgs args) {
+  let_next_grid_begin();
+  wait_for_previous_grid();
   constexpr int kGroupLanes = kBits == 8 ? 32 : 16;
   const int lane = thread_index() % kWarp;
   const std::int64_t block = std::int64_t{block_y()} * kWarps + thread_index() / kWarp;
@@ -236,9 +243,9 @@ template <int kBits>
 Rows launch_quantise(Runtime& runtime, const Rows& x, std::int32_t n_rows, const PackedMatrix& w,
                      void* out) {
   const std::int64_t stride = row_bytes<kBits>(w.n_in);
-  runtime.launch(quantise_rows_kernel<kBits>,
-                 {n_rows, div_up(row_codes_bytes(w.n_in), kWarps * kBlock)}, kThreads, 0,
-                 QuantiseRowsArgs{x, w.n_in, static_cast<std::byte*>(out), stride});
+  runtime.launch_early(quantise_rows_kernel<kBits>,
+                       {n_rows, div_up(row_codes_bytes(w.n_in), kWarps * kBlock)}, kThreads, 0,
+                       QuantiseRowsArgs{x, w.n_in, static_cast<std::byte*>(out), stride});
   return {out, stride, w.dtype};
 }
 

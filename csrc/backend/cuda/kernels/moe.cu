@@ -16,6 +16,8 @@ struct ToFloatArgs {
 };
 
 DUPLEX_KERNEL to_float_kernel(ToFloatArgs args) {
+  let_next_grid_begin();
+  wait_for_previous_grid();
   const std::int64_t i = std::int64_t{block_y()} * n_threads() + thread_index();
   if (i < args.width)
     args.out[block_x() * args.width + i] =
@@ -52,6 +54,8 @@ DUPLEX_DEVICE void weigh_choices(const RouteArgs& args, const float* logits, Moe
 // One warp a row: top_k times the expert with the best sigmoid(logit) + bias, the lower index where
 // two are alike; then in ascending order.
 DUPLEX_KERNEL route_kernel(RouteArgs args) {
+  let_next_grid_begin();
+  wait_for_previous_grid();
   auto* const scores = reinterpret_cast<float*>(shared_memory());
   const MoeConfig& config = args.config;
   const float* logits = args.logits + block_x() * args.stride;
@@ -101,6 +105,8 @@ struct GroupArgs {
 
 // One thread block: sorts the pairs by expert, rows ascending inside one.
 DUPLEX_KERNEL group_kernel(GroupArgs args) {
+  let_next_grid_begin();
+  wait_for_previous_grid();
   for (std::int32_t e = thread_index(); e < args.n_all; e += n_threads()) {
     std::int32_t n = 0;
     for (std::int32_t i = 0; i < args.n_pairs; ++i) n += args.choices[i].expert == e;
@@ -132,6 +138,8 @@ struct CombineArgs {
 };
 
 DUPLEX_KERNEL combine_kernel(CombineArgs args) {
+  let_next_grid_begin();
+  wait_for_previous_grid();
   const MoeChoice* const choices = args.choices + block_x() * args.per_row;
   for (std::int64_t c = thread_index(); c < args.down_stride; c += n_threads()) {
     float sum = 0.0f;
@@ -143,18 +151,18 @@ DUPLEX_KERNEL combine_kernel(CombineArgs args) {
 
 void route(Runtime& runtime, const MoeArgs& args, const MoeSizes& s, const MoeScratch& scratch) {
   const std::int64_t width = args.gate_up.n_in;
-  runtime.launch(to_float_kernel, {s.n_rows, div_up(width, kThreads)}, kThreads, 0,
-                 ToFloatArgs{args.x, width, scratch.x});
+  runtime.launch_early(to_float_kernel, {s.n_rows, div_up(width, kThreads)}, kThreads, 0,
+                       ToFloatArgs{args.x, width, scratch.x});
   launch_linear(runtime, {args.router,
                           {scratch.x, width, DType::kF32},
                           args.n_rows,
                           scratch.router_logits,
                           s.router_stride()});
-  runtime.launch(route_kernel, {s.n_rows}, kWarp,
-                 static_cast<std::size_t>(args.config.n_experts) * sizeof(float),
-                 RouteArgs{args.config, scratch.router_logits, s.router_stride(),
-                           args.selection_bias, args.global_scale, scratch.choices});
-  runtime.launch(
+  runtime.launch_early(route_kernel, {s.n_rows}, kWarp,
+                       static_cast<std::size_t>(args.config.n_experts) * sizeof(float),
+                       RouteArgs{args.config, scratch.router_logits, s.router_stride(),
+                                 args.selection_bias, args.global_scale, scratch.choices});
+  runtime.launch_early(
       group_kernel, {}, kThreads, 0,
       GroupArgs{static_cast<std::int32_t>(s.n_all), static_cast<std::int32_t>(s.n_pairs()),
                 static_cast<std::int32_t>(s.per_row), scratch.choices, scratch.pair_row,
@@ -205,9 +213,9 @@ void launch_moe(Runtime& runtime, const MoeArgs& args, void* quantised) {
            {args.down, args.down_stride_bytes, n_all, scratch.expert_begin, nullptr, pairs,
             scratch.down, s.down_stride()},
            args.shared_down);
-  runtime.launch(combine_kernel, {s.n_rows}, kThreads, 0,
-                 CombineArgs{scratch.choices, static_cast<std::int32_t>(s.per_row), scratch.down,
-                             s.down_stride(), args.y, args.y_stride});
+  runtime.launch_early(combine_kernel, {s.n_rows}, kThreads, 0,
+                       CombineArgs{scratch.choices, static_cast<std::int32_t>(s.per_row),
+                                   scratch.down, s.down_stride(), args.y, args.y_stride});
 }
 
 }  // namespace duplex::cuda

@@ -39,7 +39,9 @@ DUPLEX_KERNEL_OF(kMostThreads, 1) embed_audio_kernel(EmbedAudioArgs args) {
 DUPLEX_DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 
 DUPLEX_KERNEL_OF(kMostThreads, 1) norm_kernel(NormArgs args) {
+  let_next_grid_begin();
   const NormRow row = begin_norm(args.weight, args.width);
+  wait_for_previous_grid();
   const float* source = args.x + block_x() * args.x_stride;
   for (std::int32_t i = thread_index() * kFour; i < row.n; i += n_threads() * kFour)
     store_four(row.x + i, load_four(source + i));
@@ -51,6 +53,8 @@ DUPLEX_KERNEL_OF(kMostThreads, 1) norm_kernel(NormArgs args) {
 }
 
 DUPLEX_KERNEL silu_mul_kernel(SiluMulArgs args) {
+  let_next_grid_begin();
+  wait_for_previous_grid();
   const std::int64_t i = std::int64_t{block_y()} * n_threads() + thread_index();
   if (i >= args.width) return;
   const float* gate = args.x + block_x() * args.x_stride;
@@ -92,13 +96,13 @@ void launch_embed_audio(Runtime& runtime, const EmbedAudioArgs& args) {
 }
 
 void launch_norm(Runtime& runtime, const NormArgs& args) {
-  runtime.launch(norm_kernel, {args.n_rows}, NormRow::threads(args.width),
-                 NormRow::bytes(args.width), args);
+  runtime.launch_early(norm_kernel, {args.n_rows}, NormRow::threads(args.width),
+                       NormRow::bytes(args.width), args);
 }
 
 void launch_silu_mul(Runtime& runtime, const SiluMulArgs& args) {
-  runtime.launch(silu_mul_kernel, {args.n_rows, div_up(args.width, kElementThreads)},
-                 kElementThreads, 0, args);
+  runtime.launch_early(silu_mul_kernel, {args.n_rows, div_up(args.width, kElementThreads)},
+                       kElementThreads, 0, args);
 }
 
 void launch_fold(Runtime& runtime, const FoldArgs& args) {

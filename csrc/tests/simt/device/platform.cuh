@@ -57,6 +57,10 @@ DUPLEX_DEVICE void load_streamed(const void* address, std::uint32_t (&words)[2])
   std::memcpy(words, address, sizeof words);
 }
 
+DUPLEX_DEVICE void prefetch(const void* address, std::uint32_t bytes) {
+  simt::prefetch(address, bytes);
+}
+
 DUPLEX_DEVICE void copy_async(void* shared, const void* global) {
   simt::copy_async(shared, global);
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <stdexcept>
 #include <utility>
 
 #include "backend/cpu/page_memory.h"
@@ -51,10 +52,15 @@ Runtime::Runtime(Runtime& beside, LaneKind) : queues_(beside.queues_), queue_(qu
 Runtime::~Runtime() { queues_->close(queue_); }
 
 void Runtime::put(std::function<void()> work) {
+  if (recording_ != nullptr) throw std::logic_error("a record can hold nothing but launches");
+  queues_->give(queue_, std::move(work));
+}
+
+void Runtime::put(const simt::Launch& launch) {
   if (recording_ != nullptr)
-    recording_->launches->push_back(std::move(work));
+    recording_->launches->push_back(launch);
   else
-    queues_->give(queue_, std::move(work));
+    put([=] { simt::run_chain({launch}); });
 }
 
 void* Runtime::allocate(std::size_t bytes) {
@@ -128,9 +134,7 @@ std::unique_ptr<Record> Runtime::record(const std::function<void()>& work) {
 }
 
 void Runtime::play(const Record& record) {
-  put([launches = record.launches] {
-    for (const auto& launch : *launches) launch();
-  });
+  put([launches = record.launches] { simt::run_chain(*launches); });
 }
 
 }  // namespace duplex::cuda

@@ -25,7 +25,7 @@ struct Grid {
 
 // Launches that were noted and can be made again.
 struct Record {
-  using Launches = std::vector<std::function<void()>>;
+  using Launches = std::vector<simt::Launch>;
   std::shared_ptr<Launches> launches = std::make_shared<Launches>();
 };
 
@@ -58,26 +58,34 @@ class Runtime {
   template <class Args>
   void launch(void (*kernel)(Args), Grid grid, int n_threads, std::size_t shared_bytes,
               const Args& args) {
-    static_assert(std::is_trivially_copyable_v<Args> && sizeof(Args) <= 4096);
-    put([=] {
-      struct Call {
-        void (*kernel)(Args);
-        const Args& args;
-      };
-      const Call call{kernel, args};
-      simt::run_grid(
-          {&typeid(Args), {grid.x, grid.y, grid.z}, n_threads, shared_bytes},
-          [](const void* context) {
-            const auto& [function, arguments] = *static_cast<const Call*>(context);
-            function(arguments);
-          },
-          &call);
-    });
+    put(launch_of(kernel, grid, n_threads, shared_bytes, args, false));
+  }
+  // note: begins early in a record alone.
+  template <class Args>
+  void launch_early(void (*kernel)(Args), Grid grid, int n_threads, std::size_t shared_bytes,
+                    const Args& args) {
+    put(launch_of(kernel, grid, n_threads, shared_bytes, args, true));
   }
 
  private:
-  // Into the record that is being made, or else into the stream.
+  template <class Args>
+  static simt::Launch launch_of(void (*kernel)(Args), Grid grid, int n_threads,
+                                std::size_t shared_bytes, const Args& args, bool is_early) {
+    static_assert(std::is_trivially_copyable_v<Args> && sizeof(Args) <= 4096);
+    struct Call {
+      void (*kernel)(Args);
+      Args args;
+    };
+    return {{&typeid(Args), {grid.x, grid.y, grid.z}, n_threads, shared_bytes, is_early},
+            [](const void* context) {
+              const auto& [function, arguments] = *static_cast<const Call*>(context);
+              function(arguments);
+            },
+            std::make_shared<const Call>(Call{kernel, args})};
+  }
+
   void put(std::function<void()> work);
+  void put(const simt::Launch& launch);  // into the record that is being made, or else the stream
 
   std::string device_name_ = "host";
   std::shared_ptr<simt::Queues> queues_;

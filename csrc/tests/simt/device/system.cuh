@@ -44,10 +44,6 @@ DUPLEX_DEVICE void fence_system() { simt::fence_system(); }
 
 DUPLEX_DEVICE std::uint32_t count_up(std::uint32_t* counter) { return (*counter)++; }
 
-DUPLEX_DEVICE void prefetch(const void* address, std::uint32_t bytes) {
-  simt::prefetch(address, bytes);
-}
-
 DUPLEX_DEVICE std::uint64_t clock_ns() { return simt::clock_ns(); }
 
 DUPLEX_DEVICE void stop() { throw simt::Trap(); }
