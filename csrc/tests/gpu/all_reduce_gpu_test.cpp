@@ -208,7 +208,7 @@ void wait_in_vain(Way way) {
 TEST_CASE("process: a rank never comes in one exchange", "[.]") { wait_in_vain(Way::kOneShot); }
 TEST_CASE("process: a rank never comes in two exchanges", "[.]") { wait_in_vain(Way::kTwoShot); }
 
-TEST_CASE("all_reduce: a rank that never comes is named, and the others end") {
+TEST_CASE("all_reduce: a rank that never comes is named and the others end") {
   CHECK(run_self("process: a rank never comes in one exchange") == 0);
   CHECK(run_self("process: a rank never comes in two exchanges") == 0);
 }
