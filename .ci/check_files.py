@@ -21,7 +21,7 @@ MAX_TREE_BYTES = 60_000_000
 LONG_FILES: dict[str, str] = {
     "csrc/tests/sequence/fixtures.h": "shared by four test files, inline throughout",
     "csrc/tests/simt/fake_driver.h": "one class, call by call as the driver's, inline throughout",
-    "csrc/tests/simt/ranks.h": "shared by two test files, inline throughout",
+    "csrc/tests/simt/rank_scene.h": "shared by the tests on the host and on a GPU, inline",
     "csrc/backend/op_args.h": "one struct for each operation, to be read side by side",
 }
 

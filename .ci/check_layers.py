@@ -19,6 +19,7 @@ SOURCE_ROOT = Path("csrc")
 # A library of its own, with include paths of its own: "device/x.h" is the GPU's here and the host's
 # twin under SIMT, which is what the kernels' tests rest on.
 CUDA, SIMT = Path("csrc/backend/cuda"), Path("csrc/tests/simt")
+ON_A_GPU = Path("csrc/tests/gpu")
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 CUDA_SEES = {"host", "kernels", "device", "backend", "core"}
 GENERATED = {"backend_list.inc"}
@@ -81,7 +82,7 @@ def spelling_problems() -> list[str]:
     """Quoted includes that are not written from csrc/."""
     problems = []
     for path in sorted(SOURCE_ROOT.rglob("*.*")):
-        in_cuda = path.is_relative_to(CUDA) or path.is_relative_to(SIMT)
+        in_cuda = any(path.is_relative_to(folder) for folder in (CUDA, SIMT, ON_A_GPU))
         roots = [SOURCE_ROOT, CUDA, SIMT] if in_cuda else [SOURCE_ROOT]
         for name in INCLUDE.findall(path.read_text()):
             known = name in GENERATED or any((root / name).is_file() for root in roots)

@@ -11,52 +11,6 @@
 namespace duplex::simt_tests {
 namespace {
 
-// A way to the sum: with multicast or without.
-enum class Way : std::uint8_t { kOneShot, kTwoShot, kShares };
-constexpr Way kWays[] = {Way::kOneShot, Way::kTwoShot, Way::kShares};
-
-std::vector<Scene> scenes_of(int n_ranks) {
-  return {{n_ranks, 24, 4, {1, 1}, {0, 5}, DType::kF32},
-          {n_ranks, 40, 3, {4, 1}, {2, 63}, DType::kBF16},
-          {n_ranks, 70, 1, {2, 3}, {64, 0}, DType::kF32},
-          {n_ranks, 120, 4, {1, 0}, {7, 0}, DType::kBF16}};
-}
-
-std::int64_t largest_buffer(const std::vector<Scene>& scenes) {
-  std::int64_t bytes = 0;
-  for (const Scene& scene : scenes)
-    for (const Exchanges how : {Exchanges::kOneShot, Exchanges::kTwoShot})
-      bytes = std::max(bytes,
-                       cuda::all_reduce_bytes(scene.n_ranks, scene.total() + 1, scene.width, how));
-  return bytes;
-}
-
-// The places of every rank, and the bytes that all of them should end with, by scene.
-struct World {
-  explicit World(const std::vector<Scene>& of) : scenes(of) {
-    for (std::size_t s = 0; s < scenes.size(); ++s) {
-      for (int r = 0; r < scenes[s].n_ranks; ++r)
-        places.push_back(
-            std::make_unique<Place>(scenes[s], r, 100 + static_cast<std::uint32_t>(s)));
-      expected.push_back(places.back()->expected());
-    }
-  }
-  Place& place(std::size_t scene, std::size_t rank) {
-    return *places[scene * static_cast<std::size_t>(scenes[0].n_ranks) + rank];
-  }
-
-  std::vector<Scene> scenes;
-  std::vector<std::unique_ptr<Place>> places;
-  std::vector<std::vector<std::byte>> expected;
-};
-
-void compute(Place& place, const Group& group, Way way) {
-  if (way == Way::kShares)
-    place.scatter_and_gather(group);
-  else
-    place.all_reduce(group, way == Way::kOneShot ? Exchanges::kOneShot : Exchanges::kTwoShot);
-}
-
 struct Step {
   std::size_t scene;
   Way way;
@@ -69,7 +23,7 @@ std::function<void()> program(World& world, const Group& group, const std::vecto
     for (const Step& step : steps) {
       Place& place = world.place(step.scene, static_cast<std::size_t>(group.rank));
       place.reset();
-      compute(place, group, step.way);
+      place.compute(group, step.way);
       n_wrong += place.result() == world.expected[step.scene] ? 0 : 1;
     }
   };
@@ -87,7 +41,7 @@ int n_wrong_in(int n_ranks, int n_interleavings, bool has_multicast, std::uint32
   std::vector<std::unique_ptr<World>> worlds;
   std::vector<std::unique_ptr<Lane>> lanes;
   for (std::size_t l = 0; l < n_lanes; ++l) {
-    worlds.push_back(std::make_unique<World>(scenes_of(n_ranks)));
+    worlds.push_back(std::make_unique<World>(world_of(scenes_of(n_ranks))));
     const std::int64_t bytes = largest_buffer(worlds[l]->scenes);
     lanes.push_back(std::make_unique<Lane>(n_ranks, bytes, has_multicast));
   }
@@ -131,7 +85,8 @@ TEST_CASE("cuda: all_reduce of two lanes at once", "[simt]") {
 // blocks.
 TEST_CASE("cuda: all_reduce of long rows", "[simt]") {
   if (!has_fused_cpu()) return;
-  World world({{2, 4128, 4, {1, 0}, {9, 0}, DType::kBF16}, {2, 2100, 1, {5, 0}, {0, 0}}});
+  World world =
+      world_of({{2, 4128, 4, {1, 0}, {9, 0}, DType::kBF16}, {2, 2100, 1, {5, 0}, {0, 0}}});
   Lane lane(2, largest_buffer(world.scenes), true, 2);
   const std::vector<Step> steps = {
       {0, Way::kOneShot}, {1, Way::kOneShot}, {0, Way::kTwoShot}, {1, Way::kTwoShot}};
@@ -150,7 +105,7 @@ TEST_CASE("cuda: all_reduce is recorded once and played", "[simt]") {
   if (!has_fused_cpu()) return;
   const Exchanges how = GENERATE(Exchanges::kOneShot, Exchanges::kTwoShot, Exchanges::kSwitch);
   CAPTURE(static_cast<int>(how));
-  World world(scenes_of(2));
+  World world = world_of(scenes_of(2));
   Lane lane(2, largest_buffer(world.scenes), true);
   int n_wrong = 0;
   std::vector<std::unique_ptr<cuda::Record>> records;
@@ -185,7 +140,7 @@ TEST_CASE("cuda: all_reduce is recorded once and played", "[simt]") {
 
 TEST_CASE("cuda: all_reduce by the switch has another order, the same on every rank", "[simt]") {
   const int n_ranks = GENERATE(2, 4, 8);
-  World world(scenes_of(n_ranks));
+  World world = world_of(scenes_of(n_ranks));
   Lane lane(n_ranks, largest_buffer(world.scenes), true);
   std::vector<std::vector<std::byte>> results(lane.groups.size());
   for (std::uint32_t seed = 0; seed < 6; ++seed) {
@@ -237,7 +192,7 @@ TEST_CASE("cuda: all_reduce says for whom it waited in vain", "[simt]") {
   // Parts, or sums that lack a part.
   const Case of = GENERATE(Case{Exchanges::kOneShot, "the "}, Case{Exchanges::kTwoShot, "the "},
                            Case{Exchanges::kSwitch, "the signals"});
-  World world(scenes_of(4));
+  World world = world_of(scenes_of(4));
   Lane lane(4, largest_buffer(world.scenes), true, 2, 20'000);
   std::vector<std::function<void()>> programs;
   for (const Group& group : lane.groups)
@@ -260,7 +215,8 @@ TEST_CASE("cuda: all_reduce says for whom it waited in vain", "[simt]") {
 
 TEST_CASE("cuda: all_reduce refuses what does not fit", "[simt]") {
   const Scene scene = scenes_of(2)[0];
-  Place place(scene, 0, 1);
+  World world = world_of({scene});
+  Place& place = world.place(0, 0);
   Lane lane(2, cuda::all_reduce_bytes(2, scene.total(), scene.width, Exchanges::kTwoShot), false);
   const auto launch = [&](const auto& change, Exchanges how) {
     cuda::AllReduceArgs args = place.all_reduce_args(lane.groups[0]);

@@ -173,7 +173,7 @@ TEST_CASE("cuda: all_reduce on memory of a set-up", "[simt]") {
   std::vector<std::byte*> members;
   for (auto& memory : setup.memories) members.push_back(memory->own());
   std::vector<std::unique_ptr<simt::Multicast>> objects;
-  std::vector<std::unique_ptr<Place>> places;
+  World world = world_of({scene});
   std::vector<std::function<void()>> programs;
   for (std::size_t r = 0; r < kRanks; ++r) {
     MulticastMemory& memory = *setup.memories[r];
@@ -186,19 +186,15 @@ TEST_CASE("cuda: all_reduce on memory of a set-up", "[simt]") {
     group.own = memory.own();
     group.multicast = memory.multicast();
     for (int peer = 0; peer < kRanks; ++peer) group.peers[peer] = memory.peer(peer);
-    places.push_back(std::make_unique<Place>(scene, static_cast<int>(r), 4));
     programs.emplace_back([&, r] {
       for (const Exchanges how : {Exchanges::kOneShot, Exchanges::kTwoShot, Exchanges::kOneShot}) {
-        places[r]->reset();
-        places[r]->all_reduce(lane.groups[r], how);
+        world.place(0, r).reset();
+        world.place(0, r).all_reduce(lane.groups[r], how);
       }
     });
   }
   simt::run_streams(programs, 9);
-  std::vector<std::vector<std::byte>> results;
-  for (auto& place : places) results.push_back(place->result());
-  const std::vector<std::byte> expected = places[0]->expected();
-  for (const auto& result : results) CHECK(result == expected);
+  for (auto& place : world.places) CHECK(place->result() == world.expected[0]);
   objects.clear();
   setup.take_down();
   CHECK(setup.is_empty());

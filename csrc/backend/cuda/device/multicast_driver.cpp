@@ -29,6 +29,7 @@ struct Functions {
   PFN_cuMemUnmap_v10020 unmap;
   PFN_cuMemSetAccess_v10020 allow_access;
   PFN_cuMemsetD8_v3020 fill;
+  PFN_cuStreamSynchronize_v2000 synchronize;
 
   Functions() {
     look_up(attribute, "cuDeviceGetAttribute", 2000);
@@ -48,6 +49,7 @@ struct Functions {
     look_up(unmap, "cuMemUnmap");
     look_up(allow_access, "cuMemSetAccess");
     look_up(fill, "cuMemsetD8", 3020);
+    look_up(synchronize, "cuStreamSynchronize", 2000);
   }
 };
 
@@ -188,9 +190,11 @@ class CudaMulticastDriver final : public MulticastDriver {
   void free(std::byte* address, std::size_t bytes) noexcept override {
     driver_.free(as_pointer(address), bytes);
   }
+  // note: cuMemsetD8 does not wait for the GPU, nor do our streams for the one that it is in.
   void fill(std::byte* address, std::byte value, std::size_t bytes) override {
     check_call(driver_.fill(as_pointer(address), static_cast<unsigned char>(value), bytes),
                "cuMemsetD8");
+    check_call(driver_.synchronize(nullptr), "cuStreamSynchronize");
   }
 
  private:
