@@ -39,22 +39,6 @@ bool may_launch_early() {
   return may;
 }
 
-// DUPLEX_CUDA_CARVEOUT: percent of a multiprocessor's first-level cache that every kernel asks for
-// as shared memory; -1, the usual, leaves it to the driver. A multiprocessor must be empty to
-// change the division, so kernels that ask for different ones may not overlap there.
-int shared_percent() {
-  static const int percent = [] {
-    const char* const value = std::getenv("DUPLEX_CUDA_CARVEOUT");
-    if (value == nullptr) return -1;
-    char* end = nullptr;
-    const long number = std::strtol(value, &end, 10);
-    check(*value != '\0' && *end == '\0' && number >= -1 && number <= 100,
-          "DUPLEX_CUDA_CARVEOUT: expected -1 to 100, found '", value, "'");
-    return static_cast<int>(number);
-  }();
-  return percent;
-}
-
 void* create_event() {
   cudaEvent_t event = nullptr;
   check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
@@ -90,9 +74,7 @@ Runtime::Runtime(Runtime& beside, LaneKind lane)
 }
 
 void Runtime::open(LaneKind lane) {
-  // A wrong value is said here, not in the middle of a pass.
-  may_launch_early();
-  shared_percent();
+  may_launch_early();  // a wrong value is said here, not in the middle of a pass
   int least = 0, greatest = 0;
   check_cuda(cudaDeviceGetStreamPriorityRange(&least, &greatest),
              "cudaDeviceGetStreamPriorityRange");
@@ -227,22 +209,17 @@ void Runtime::launch_kernel(const void* kernel, Grid grid, int n_threads, std::s
                              static_cast<int>(shared_bytes)),
         "asking for shared memory");
   const bool in_chain = is_recording_ ? in_recorded_chain_ : in_chain_.load();
-  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.attrs = attributes;
-  if (is_early && in_chain && may_launch_early()) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (shared_percent() >= 0) {
-    attributes[config.numAttrs].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
-    attributes[config.numAttrs++].val.sharedMemCarveout = static_cast<unsigned>(shared_percent());
-  }
   config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
                         static_cast<unsigned>(grid.z));
   config.blockDim = dim3(static_cast<unsigned>(n_threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = as_stream(is_recording_ ? recording_ : stream_);
+  config.attrs = &early;
+  config.numAttrs = is_early && in_chain && may_launch_early() ? 1 : 0;
   check_cuda(cudaLaunchKernelExC(&config, kernel, args), "cudaLaunchKernelExC");
   if (is_recording_)
     in_recorded_chain_ = is_early;
