@@ -36,7 +36,7 @@ ALL_ENGLISH = ("word", "phrase", "mispronounced", "chatter")
 N_CHATTER = 24  # sentences of a voice
 TEXT_ENGINES = ("flite", "pico")  # take no phonemes
 # How often a training voice is chosen; espeak-ng's are many and much alike.
-TRAIN_WEIGHTS = {"flite": 10.0, "pico": 8.0, "kokoro": 6.0}
+TRAIN_WEIGHTS = {"flite": 10.0, "pico": 8.0, "kokoro": 10.0}
 
 # Texts that engines would spell out; "m h m" is no back-channel.
 RESPELT_PHONEMES = {"mhm": "[[mh'@m]]"}  # for espeak-ng and those that it spells for

@@ -195,7 +195,7 @@ void wait_in_vain(Way way) {
     });
   CHECK_THROWS_WITH(run_ranks(programs), Catch::Contains("cuda: "));
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-  CHECK(took.count() < 5);
+  CHECK(took.count() < 20);
   const std::vector<std::string> reports = lanes[0]->reports();
   CHECK(!reports.empty());
   for (const std::string& text : reports) {
