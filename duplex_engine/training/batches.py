@@ -94,7 +94,7 @@ def validation(settings: Settings, n: int, p_drill: float) -> list[Batch]:
     rng = np.random.default_rng(1)
     episodes = [compose(MIX, bank, rng, "held", settings.turns, p_drill=p_drill) for _ in range(n)]
     laid = [layout(to_stream(episode)) for episode in episodes]
-    share = settings.batch // settings.processes
+    share = min(settings.batch // settings.processes, len(laid))
     return [
         collate(laid[begin : begin + share], settings.n_rows)
         for begin in range(0, len(laid) - share + 1, share)

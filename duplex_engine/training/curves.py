@@ -1,11 +1,12 @@
-"""The learning curves of a run, drawn from its log.
+"""The learning curves of a run, or of one and those that went on from it, drawn from their logs.
 
-python -m duplex_engine.training.curves out/run out/learning.png
+python -m duplex_engine.training.curves out/run --out out/learning.png
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,13 +24,20 @@ SMOOTHING = 0.9  # of the training curves, from log line to log line
 DPI = 110
 
 
-def plot_curves(run: Path, path: Path) -> None:
+def plot_curves(runs: Sequence[Path], path: Path) -> None:
     """Writes a PNG: losses and shares of right answers, in training and on held-out voices.
 
     Raises:
-        FileNotFoundError: the folder holds no log.
+        FileNotFoundError: a folder holds no log.
     """
-    lines = [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
+    lines: list[dict[str, float]] = []
+    begins_s: list[float] = []
+    for run in runs:
+        begin_s = lines[-1]["elapsed_s"] if lines else 0.0
+        for text in (run / LOG).read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            lines.append(line | {"elapsed_s": begin_s + line["elapsed_s"]})
+        begins_s.append(begin_s)
     figure = Figure(figsize=(11, 4), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -40,6 +48,8 @@ def plot_curves(run: Path, path: Path) -> None:
     drilled = "words in no order, held-out voices"
     _draw(right, lines, "drill_heard", drilled, color="tab:green", marker=".")
     for axes in (left, right):
+        for begin_s in begins_s[1:]:
+            axes.axvline(begin_s / 60, color="grey", linestyle=":")
         axes.set_xlabel("minutes")
         axes.grid(alpha=0.3)
         axes.legend()
@@ -71,11 +81,11 @@ def _draw(
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="Folder of a training run.")],
-    out: Annotated[Path, typer.Argument(help="The PNG.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of a run and of its later parts.")],
+    out: Annotated[Path, typer.Option(help="The PNG.")] = Path("learning.png"),
 ) -> None:
-    """Draws the learning curves of a run."""
-    plot_curves(run, out)
+    """Draws the learning curves of a run, its parts one after the other."""
+    plot_curves(runs, out)
 
 
 if __name__ == "__main__":

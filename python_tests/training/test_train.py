@@ -199,8 +199,9 @@ def test_the_same_seed_trains_the_same_model(tmp_path: Path, shards: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [2, 6])  # fewer and more than the held-out episodes
 def test_a_run_from_a_bank_is_judged_on_held_out_voices_and_drawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> None:
     pytest.importorskip("matplotlib", reason="the extra `train` is not installed")
     from duplex_engine.training.curves import plot_curves
@@ -211,12 +212,12 @@ def test_a_run_from_a_bank_is_judged_on_held_out_voices_and_drawn(
     monkeypatch.setattr(train, "N_DRILLS", 2)
     monkeypatch.setattr(batches, "N_WAITING", 2)
     bank = write_toy_bank(tmp_path / "bank", {"one": "train", "two": "train", "three": "held"})
-    run(settings(tmp_path, None, bank=bank, steps=6))
+    run(settings(tmp_path, None, bank=bank, steps=6, batch=batch_size))
     lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
     held = [line for line in lines if "held_token" in line]
     assert [line["step"] for line in held] == [2, 4, 6]
     assert all(0 <= line[name] <= 1 for line in held for name in ("held_silent", "drill_heard"))
-    plot_curves(tmp_path, tmp_path / "figures" / "curves.png")
+    plot_curves([tmp_path, tmp_path], tmp_path / "figures" / "curves.png")
     assert (tmp_path / "figures" / "curves.png").stat().st_size > 10_000
 
 
