@@ -93,9 +93,9 @@ def main(
     """Predicts what micro-turns take on GPUs, and how many sessions they hold.
 
     Variants: *design*, one graph, starts hidden; *public*, the same kernels, each as fast as the
-    best published one; *today*, our kernels and host code as measured on an H200 on 2026-11-26,
-    before several of them were made anew, for tensor parallelism that they do not have yet and
-    NVFP4 weights, whose kernel nobody has timed. Nothing here ran on those GPUs.
+    best published one; *today*, our kernels and host code as measured on an H200 on 2026-11-27
+    with dense models in bfloat16, for tensor parallelism that they do not have yet, experts and
+    NVFP4 weights, whose kernels nobody has timed. Nothing here ran on those GPUs.
     """
     console = Console(highlight=False, width=140)
     if cpu:

@@ -152,18 +152,19 @@ MACHINES = {
 class Today(NamedTuple):
     """What our CUDA kernels took when measured, beyond bytes and arithmetic, in microseconds.
 
-    Of a launch; of 64 keys of a head of 128, one block of them after the other; of 1024 columns of
-    a convolution with its norm, in one thread block; and on the host: of a token of one session,
-    and of each of its logits.
+    Of a launch, one behind the other in a recorded pass; of a tile of 8 query vectors in all thread
+    blocks of the attention that run at once; of 8 rows more in a product of 1024 inputs; of 10^9
+    operations of a product of more than 64 rows; of a token of one session, and of its micro-turn
+    with sound.
     """
 
     launch_us: float
-    key_block_us: float
-    columns_us: float
+    tile_us: float
+    row_step_us: float
+    large_us: float
     token_us: float
-    logit_us: float
+    turn_us: float
 
 
-# Fitted to measurements on an H200 of 2026-11-26, before attention, norms, convolutions and large
-# products were made anew: `python -m bench.gpu_model.today`.
-TODAY = Today(4.48, 6.51, 12.07, 102.0, 0.00423)
+# Fitted to measurements on an H200 of 2026-11-27: `python -m bench.gpu_model.today`.
+TODAY = Today(1.90, 7.06, 1.00, 30.2, 32.8, 78.9)

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 from duplex_engine.config import ModelConfig
 from duplex_engine.evaluation.machines import TODAY, Fit, Machine, Today
 from duplex_engine.evaluation.work import (
+    HEAD_ROWS,
     RECIPES,
     Op,
     Recipe,
@@ -25,7 +26,6 @@ from duplex_engine.evaluation.work import (
 
 __all__ = [
     "DEADLINE_MS",
-    "HEAD_ROWS",
     "PARTS",
     "Prediction",
     "Sessions",
@@ -59,8 +59,7 @@ PARTS = (
 NODE_US = 2.0
 GRAPH_US = 10.0  # to launch a micro-turn's graph, and to be told that it has ended
 FULL = 0.9  # of memory: weights and sessions; the rest is workspace and the driver's
-THREAD_BLOCKS = 4  # of our attention on a multiprocessor at once, by shared memory
-HEAD_ROWS = 16  # that our head multiplies at once
+THREAD_BLOCKS = 2  # of our attention on a multiprocessor at once, by registers
 MAX_SESSIONS = 1 << 14
 
 
@@ -155,21 +154,20 @@ def _start_us(op: Op, setup: Setup) -> float:
 def counts_today(op: Op, machine: Machine) -> Today:
     """How often one run of our kernel has each cost of TODAY."""
     n_waves = math.ceil(op.blocks / (THREAD_BLOCKS * machine.n_multiprocessors))
-    is_attention = op.kind == "attention"
     return Today(
         launch_us=op.launches,
-        key_block_us=n_waves * op.chain if is_attention else 0,
-        columns_us=0 if is_attention else op.chain,
+        tile_us=n_waves * op.tiles,
+        row_step_us=op.row_steps,
+        large_us=1e-9 * op.operations if op.is_large else 0,
         token_us=0,
-        logit_us=0,
+        turn_us=0,
     )
 
 
 def _host_us(setup: Setup, turn: Turn, n_sessions: int) -> float:
     if setup.variant != "today":
         return GRAPH_US
-    per_token = TODAY.token_us + TODAY.logit_us * setup.config.text.n_logits
-    return turn.n_tokens * n_sessions * per_token
+    return n_sessions * (TODAY.turn_us + turn.n_tokens * TODAY.token_us)
 
 
 def predict(setup: Setup, turn: Turn, n_sessions: int = 1, context: int = 1024) -> Prediction:

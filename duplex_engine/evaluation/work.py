@@ -18,6 +18,7 @@ from duplex_engine.core_config import vision_stages
 
 __all__ = [
     "FORMATS",
+    "HEAD_ROWS",
     "INKLING",
     "INKLING_SMALL",
     "RECIPES",
@@ -39,10 +40,13 @@ Kind: TypeAlias = Literal["weights", "attention", "rows", "all-reduce", "encoder
 PANEL = 64  # outputs of a packed matrix are padded to it, kPanelOutputs
 COLUMNS = 16  # inputs, head widths and vectors are padded to it, kColumnAlign
 BLOCK = 64  # positions of a block of the tape, kBlockPositions
-# Of the CUDA attention that was measured (machines.TODAY): key blocks that a thread block walked
-# one after the other, and its query vectors.
-KEY_BLOCKS = 4
-VECTORS = 8
+# Of our CUDA kernels: positions and tiles of query vectors that a thread block of the attention has
+# at most, what is multiplied together, and the most rows of a product that takes no squares.
+PART = 128
+GROUP_TILES = 4
+TILE = 8  # query vectors, or rows of a product
+FEW_ROWS = 64
+HEAD_ROWS = 16  # that the head multiplies at once
 ALIGN_BYTES = 64  # parts of the arena begin at multiples of it
 REDUCED_BYTES = 2  # of a value on its way through an all-reduce: bfloat16
 
@@ -173,9 +177,9 @@ class Op:
     """One operation of one rank, `n` times in a pass.
 
     `launches`: of our CUDA kernels. `nodes`: of the graph that the design fuses them to; what has
-    none is part of its neighbour. `blocks`, `chain`: of our attention and convolution, how many
-    thread blocks there are, and how long one of them works without help (key blocks of heads of
-    128, or thousands of columns).
+    none is part of its neighbour. `blocks`, `tiles`: of our attention, how many thread blocks
+    there are, and the tiles of query vectors of each. `row_steps`: of our products of few rows,
+    tiles of rows beyond the first by thousands of inputs. `is_large`: it has our kernel for many.
     """
 
     name: str
@@ -188,7 +192,9 @@ class Op:
     launches: int = 1
     nodes: int = 1
     blocks: int = 0
-    chain: float = 0
+    tiles: int = 0
+    row_steps: float = 0
+    is_large: bool = False
     n: int = 1
 
     @property
@@ -229,6 +235,7 @@ def _linear(
     name: str, kind: Kind, format: Format, shape: tuple[int, int], n_rows: float, nodes: int = 1
 ) -> Op:
     n_out, n_in = shape
+    is_large = format.name == "bfloat16" and n_rows > FEW_ROWS
     return Op(
         name,
         kind,
@@ -238,6 +245,8 @@ def _linear(
         operations=2 * n_rows * n_out * n_in,
         nodes=nodes,
         launches=1 + (format.name in ("int8", "int4")),  # rows are quantised first
+        row_steps=0 if is_large else (math.ceil(n_rows / TILE) - 1) * n_in / 1024,
+        is_large=is_large,
     )
 
 
@@ -251,8 +260,9 @@ def _attention_half(
     yield _linear("qkvr", "weights", recipe.attention, (n_out, d), n_rows)
     yield Op("kv_append", "rows", "float32", row_bytes=n_rows * h.n_projected * (4 + cache_bytes))
     per_row = 2 * n_keys * h.d_head + text.d_rel * min(n_keys, h.extent)
-    n_parts = max(1, math.ceil(n_keys / (BLOCK * KEY_BLOCKS)))
-    tiles = p.n_sessions * math.ceil(p.n_rows * h.n_heads / h.n_kv_heads / VECTORS)
+    n_parts = max(1, math.ceil(n_keys / PART))
+    n_tiles = math.ceil(p.n_rows * h.n_heads / h.n_kv_heads / TILE)
+    n_groups = math.ceil(n_tiles / GROUP_TILES)
     yield Op(
         "attention",
         "attention",
@@ -261,8 +271,8 @@ def _attention_half(
         cache_bytes=p.n_sessions * 2 * n_keys * h.n_kv_heads * h.d_head * cache_bytes,
         operations=2 * n_rows * h.n_heads * per_row,
         launches=1 + (n_parts > 1),
-        blocks=tiles * h.n_kv_heads * n_parts,
-        chain=min(KEY_BLOCKS, math.ceil(n_keys / BLOCK)) * h.d_head / 128,
+        blocks=p.n_sessions * n_groups * h.n_kv_heads * n_parts,
+        tiles=math.ceil(n_tiles / n_groups),
     )
     yield _linear("out", "weights", recipe.attention, (d, h.n_heads * h.d_head), n_rows)
     yield from _add_and_norm(text, n_rows, tp)
@@ -276,7 +286,7 @@ def _add_and_norm(text: TextConfig, n_rows: int, tp: int) -> Iterator[Op]:
     # The design does it in the all-reduce, where there is one.
     n_bytes = n_rows * d * 4 * (4 + text.conv_kernel_size) + 4 * d * (text.conv_kernel_size + 1)
     nodes = int(tp == 1)
-    yield Op("conv_add_norm", "rows", "float32", row_bytes=n_bytes, nodes=nodes, chain=d / 1024)
+    yield Op("conv_add_norm", "rows", "float32", row_bytes=n_bytes, nodes=nodes)
 
 
 def _dense(text: TextConfig, recipe: Recipe, n_rows: int, tp: int) -> Iterator[Op]:
@@ -323,7 +333,13 @@ def _moe(text: TextConfig, recipe: Recipe, n_rows: int, tp: int) -> Iterator[Op]
     for name, shape in (("up", (2 * d_ff, d)), ("down", (d, d_ff))):
         for some in experts:
             one = _linear(f"{some.name}_{name}", "weights", some.format, shape, some.n_pairs)
-            yield replace(one, weight_bytes=some.n_read * one.weight_bytes)
+            tiles = math.ceil(some.n_pairs / some.n_read / TILE)  # of an expert; any number of rows
+            yield replace(
+                one,
+                weight_bytes=some.n_read * one.weight_bytes,
+                row_steps=(tiles - 1) * shape[1] / 1024,
+                is_large=False,
+            )
         if name == "up":
             n_bytes = n_pairs * d_ff * 10
             yield Op("silu_mul in experts", "rows", "float32", row_bytes=n_bytes, nodes=0)
@@ -369,7 +385,11 @@ def pass_work(
         mlp = _moe if is_moe else _dense
         ops += (replace(op, n=n) for op in mlp(text, recipe, n_rows, tp))
     head = (math.ceil(text.n_logits / tp), text.hidden_size)
-    ops.append(_linear("head", "head", recipe.head, head, p.n_sessions, nodes=2))  # and the choice
+    one = _linear("head", "head", recipe.head, head, p.n_sessions, nodes=2)  # and the choice
+    of_ours = _linear("head", "head", recipe.head, head, min(p.n_sessions, HEAD_ROWS))
+    ops.append(
+        replace(one, launches=of_ours.launches + 1, row_steps=of_ours.row_steps, is_large=False)
+    )
     return ops
 
 
