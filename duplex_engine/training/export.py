@@ -4,6 +4,9 @@ Owns the `interaction` block and the files around the weights, which `transforme
 layout of the published models. The word head stays behind: it served training only.
 
     python -m duplex_engine.training.export out/run/checkpoint.pt out/reference
+
+With ``--earlier`` the weights are averaged with those of a part of training before: two ends of one
+way are often better between than either is.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from duplex_engine.training.stage import FRAMES_PER_TURN, MAX_TOKENS, TURN_S
 from duplex_engine.training.train import load_trainee
 from duplex_engine.training.vocabulary import CONTROL_TOKENS, TOKENS, token_id, write_tokenizer
 
-__all__ = ["INTERACTION", "export"]
+__all__ = ["INTERACTION", "average", "export"]
 
 INTERACTION = {
     "micro_turn_ms": round(1000 * TURN_S),
@@ -88,12 +91,36 @@ def export(trainee: Trainee, folder: str | Path, dtype: torch.dtype = torch.bflo
     return out
 
 
+@torch.no_grad()
+def average(trainee: Trainee, earlier: Trainee, share: float) -> Trainee:
+    """The trainee with `share` of each weight from an earlier one of its size, the rest its own.
+
+    Raises:
+        ValueError: another size, or a share that is not from 0 to 1.
+    """
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"share: expected 0 to 1, found {share}")
+    for weight, before in zip(trainee.parameters(), earlier.parameters(), strict=True):
+        if weight.shape != before.shape:
+            raise ValueError(
+                f"earlier: expected weights of shape {tuple(weight.shape)} as in the checkpoint, "
+                f"found {tuple(before.shape)}: another size of model"
+            )
+        weight.lerp_(before, share)
+    return trainee
+
+
 def main(
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a training run.")],
     out: Annotated[Path, typer.Argument(help="Folder of the interaction checkpoint.")],
+    earlier: Annotated[
+        Path | None, typer.Option(help="checkpoint.pt of an earlier part, to average with.")
+    ] = None,
+    share: Annotated[float, typer.Option(help="What of the average is the earlier part's.")] = 0.5,
 ) -> None:
     """Makes a checkpoint that `Engine.load` takes, in bfloat16."""
-    export(load_trainee(checkpoint), out)
+    trainee = load_trainee(checkpoint)
+    export(trainee if earlier is None else average(trainee, load_trainee(earlier), share), out)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from transformers import InklingForConditionalGeneration
 from duplex_engine import _core
 from duplex_engine.training import batches, episodes, train
 from duplex_engine.training.decoder import decode
-from duplex_engine.training.export import export
+from duplex_engine.training.export import average, export
 from duplex_engine.training.model import SIZES, Batch, Trainee, _Smooth, collate, losses
 from duplex_engine.training.rows import layout
 from duplex_engine.training.shards import save_shard
@@ -75,6 +75,20 @@ def test_the_saved_model_computes_in_transformers_what_the_trainee_does(tmp_path
         found = trainee.inkling.lm_head(trainee(rows)[0])[..., : expected.shape[-1]]
     assert embedded.shape[1] > 2 * SIZES["toy"].window, "longer than two windows"
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_averaged_with_earlier_ones() -> None:
+    last, earlier = Trainee(SIZES["toy"]), Trainee(SIZES["toy"])
+    expected = [
+        0.25 * before + 0.75 * weight.detach()
+        for weight, before in zip(last.parameters(), earlier.parameters(), strict=True)
+    ]
+    for weight, right in zip(average(last, earlier, 0.25).parameters(), expected, strict=True):
+        torch.testing.assert_close(weight, right)
+    with pytest.raises(ValueError, match=r"share: expected 0 to 1, found 1\.5"):
+        average(last, earlier, 1.5)
+    with pytest.raises(ValueError, match="earlier: expected weights of shape"):
+        average(last, Trainee(SIZES["tiny"]), 0.5)
 
 
 def test_the_sound_table_starts_where_it_is_put() -> None:
