@@ -16,6 +16,7 @@ from ptx.cases import CASES, kernels_of, run_in_both_orders
 from ptx.compile import GPUS, compile_all
 from ptx.device import Device
 from ptx.machine import Order, Stuck
+from ptx.memory import MemoryFault
 from ptx.operations import operation
 from ptx.program import UnsupportedPtx
 
@@ -97,7 +98,7 @@ def test_wrong_ptx_is_noticed(ptx: dict[str, dict[str, str]], mutant: str) -> No
     changed = {stem: re.sub(pattern, replacement, text) for stem, text in ptx["90a"].items()}
     assert changed != ptx["90a"]
     kernels = kernels_of(changed)
-    with pytest.raises((AssertionError, Stuck)):
+    with pytest.raises((AssertionError, MemoryFault, Stuck)):
         run_in_both_orders(kernels, case)
 
 
