@@ -303,3 +303,13 @@ def test_levels() -> None:
     assert level_db(silence) == level_db(silence[:0]) == -120
     assert level_db(silence + 1) == pytest.approx(0)
     assert level_db(silence + np.float32(0.1)) == pytest.approx(-20, abs=1e-3)
+
+
+def test_the_program_starts_with_the_packages_of_the_runtime_alone() -> None:
+    """Packages of the extras are imported where they are used, and nowhere else."""
+    extras = ("torch", "transformers", "scipy", "matplotlib", "onnxruntime", "openai")
+    block = f"import sys; sys.modules |= dict.fromkeys({extras!r}); "
+    code = block + "from duplex_engine.cli import app; app(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "gpu-check" in done.stdout
