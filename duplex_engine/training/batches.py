@@ -69,7 +69,7 @@ class _Batches(IterableDataset[Batch]):
         rng = np.random.default_rng([*self._seed, *([] if worker is None else [worker.id])])
         drawn = streams(settings, rng)
         while True:
-            share = [next(drawn) for _ in range(settings.batch // settings.processes)]
+            share = [next(drawn) for _ in range(settings.share)]
             for stream in share:
                 stream.bins = mask_bins(stream.bins, rng)
             yield collate([layout(stream, spoil(stream, rng)) for stream in share], settings.n_rows)
@@ -94,7 +94,7 @@ def validation(settings: Settings, n: int, p_drill: float) -> list[Batch]:
     rng = np.random.default_rng(1)
     episodes = [compose(MIX, bank, rng, "held", settings.turns, p_drill=p_drill) for _ in range(n)]
     laid = [layout(to_stream(episode)) for episode in episodes]
-    share = min(settings.batch // settings.processes, len(laid))
+    share = min(settings.share, len(laid))
     return [
         collate(laid[begin : begin + share], settings.n_rows)
         for begin in range(0, len(laid) - share + 1, share)

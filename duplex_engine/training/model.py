@@ -142,15 +142,16 @@ def collate(sequences: Sequence[Rows], n_rows: int | None = None) -> Batch:
         values: NDArray[np.int32] = rows.values[:length][rows.kinds[:length] == kind]
         return values
 
-    kinds, targets, labels = (
-        stacked("kinds", PADDING),
-        *(stacked(name, NO_TARGET).reshape(-1) for name in ("targets", "labels")),
+    kinds = stacked("kinds", PADDING)
+    targets, labels, expected = (
+        stacked(name, NO_TARGET).reshape(-1) for name in ("targets", "labels", "expected")
     )
     sources, n_sources = np.zeros_like(kinds), 1
     for kind in (TEXT, AUDIO, IMAGE):
         is_kind = kinds == kind
-        sources[is_kind] = np.arange(n_sources, n_sources + is_kind.sum())
-        n_sources += is_kind.sum()
+        n = int(is_kind.sum())
+        sources[is_kind] = np.arange(n_sources, n_sources + n)
+        n_sources += n
     target_rows, label_rows = ((t != NO_TARGET).nonzero()[0] for t in (targets, labels))
     pictures = [hmlp.patchify(rows.images[i])[0] for rows in sequences for i in chosen(rows, IMAGE)]
     empty = np.zeros((0, PATCH_SIZE, PATCH_SIZE, 3), np.float32)
@@ -165,7 +166,7 @@ def collate(sequences: Sequence[Rows], n_rows: int | None = None) -> Batch:
         targets=torch.from_numpy(targets[target_rows]),
         label_rows=torch.from_numpy(label_rows),
         labels=torch.from_numpy(labels[label_rows]),
-        expected=torch.from_numpy(stacked("expected", NO_TARGET).reshape(-1)[label_rows]),
+        expected=torch.from_numpy(expected[label_rows]),
     )
 
 
@@ -311,9 +312,8 @@ def losses(trainee: Trainee, batch: Batch) -> dict[str, Tensor]:
     """Mean cross-entropies, and teacher-forced shares of right tokens.
 
     "token" is that of the next output, "word" that of the word just heard, "expected" that of the
-    word that should come next. "content" is that of the
-    outputs other than `listen`, given that there is one: weighing it changes what is said, and not
-    whether something is.
+    word that should come next. "content" is that of the outputs other than `listen`, given that
+    there is one: weighing it changes what is said, and not whether something is.
     """
     rows, heard_rows, expecting_rows = (rows.flatten(0, 1) for rows in trainee(batch))
     targets, labels = batch.targets, batch.labels

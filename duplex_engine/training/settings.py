@@ -77,6 +77,11 @@ class Settings:
             raise ValueError(f"processes: expected 1 on {self.device}, found {self.processes}")
 
     @property
+    def share(self) -> int:
+        """Sequences of a step that each process learns."""
+        return self.batch // self.processes
+
+    @property
     def n_rows(self) -> int:
         """Rows of every sequence: one shape, for which the network is compiled once."""
         return round(self.turns * ROWS_PER_TURN)
