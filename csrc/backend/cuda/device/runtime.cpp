@@ -103,8 +103,7 @@ void* Runtime::allocate(std::size_t bytes) {
   const cudaError_t code = cudaMalloc(&memory, taken);
   check<CapacityError>(code == cudaSuccess, "memory: could not allocate ", bytes, " bytes on ",
                        device_name_, ": ", cudaGetErrorString(code));
-  in_chain_ = false;
-  check_cuda(cudaMemsetAsync(memory, 0, taken, as_stream(stream_)), "cudaMemsetAsync");
+  check_cuda(cudaMemsetAsync(memory, 0, taken, as_stream(behind_chain())), "cudaMemsetAsync");
   return memory;
 }
 
@@ -116,23 +115,22 @@ std::unique_ptr<DevicePages> Runtime::create_pages(std::size_t page_bytes, std::
 
 // note: from pageable memory; CUDA has taken its copy when this returns.
 void Runtime::write(void* device, const void* host, std::size_t bytes) {
-  in_chain_ = false;
-  check_cuda(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, as_stream(stream_)),
-             "cudaMemcpyAsync to the device");
+  check_cuda(
+      cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, as_stream(behind_chain())),
+      "cudaMemcpyAsync to the device");
 }
 
 void Runtime::read(void* host, const void* device, std::size_t bytes) {
-  in_chain_ = false;
-  check_cuda(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, as_stream(stream_)),
-             "cudaMemcpyAsync to the host");
+  check_cuda(
+      cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, as_stream(behind_chain())),
+      "cudaMemcpyAsync to the host");
   synchronize();
 }
 
 void Runtime::copy(void* destination, const void* source, std::size_t bytes) {
-  in_chain_ = false;
-  check_cuda(
-      cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDeviceToDevice, as_stream(stream_)),
-      "cudaMemcpyAsync on the device");
+  check_cuda(cudaMemcpyAsync(destination, source, bytes, cudaMemcpyDeviceToDevice,
+                             as_stream(behind_chain())),
+             "cudaMemcpyAsync on the device");
 }
 
 void* Runtime::stage(const void* host, std::size_t bytes) {
@@ -145,9 +143,8 @@ void* Runtime::stage(const void* host, std::size_t bytes) {
   }
   std::memcpy(ring_host_ + ring_at_, host, bytes);
   void* const device = ring_device_ + ring_at_;
-  in_chain_ = false;
   check_cuda(cudaMemcpyAsync(device, ring_host_ + ring_at_, bytes, cudaMemcpyHostToDevice,
-                             as_stream(stream_)),
+                             as_stream(behind_chain())),
              "cudaMemcpyAsync to the device");
   ring_at_ += static_cast<std::size_t>(round_up(static_cast<std::int64_t>(bytes), kStageAlign));
   return device;
@@ -159,8 +156,7 @@ void Runtime::synchronize() {
 
 void Runtime::wait_for(Runtime& other) {
   check_cuda(cudaEventRecord(as_event(other.given_), as_stream(other.stream_)), "cudaEventRecord");
-  in_chain_ = false;
-  check_cuda(cudaStreamWaitEvent(as_stream(stream_), as_event(other.given_), 0),
+  check_cuda(cudaStreamWaitEvent(as_stream(behind_chain()), as_event(other.given_), 0),
              "cudaStreamWaitEvent");
 }
 
@@ -196,9 +192,14 @@ std::unique_ptr<Record> Runtime::record(const std::function<void()>& work) {
 }
 
 void Runtime::play(const Record& record) {
+  check_cuda(
+      cudaGraphLaunch(static_cast<cudaGraphExec_t>(record.graph()), as_stream(behind_chain())),
+      "cudaGraphLaunch");
+}
+
+void* Runtime::behind_chain() {
   in_chain_ = false;
-  check_cuda(cudaGraphLaunch(static_cast<cudaGraphExec_t>(record.graph()), as_stream(stream_)),
-             "cudaGraphLaunch");
+  return stream_;
 }
 
 void Runtime::launch_kernel(const void* kernel, Grid grid, int n_threads, std::size_t shared_bytes,

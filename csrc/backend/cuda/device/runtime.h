@@ -94,6 +94,8 @@ class Runtime {
     launch_kernel(reinterpret_cast<const void*>(kernel), grid, n_threads, shared_bytes, pointers,
                   is_early);
   }
+  // `stream_` for whatever is no launch: the next launch is then the first of a chain.
+  void* behind_chain();
   void launch_kernel(const void* kernel, Grid grid, int n_threads, std::size_t shared_bytes,
                      void** args, bool is_early);
 
