@@ -23,8 +23,7 @@ from host_kernels import TESTS
 PAGE = Path("docs/GPU.md")
 SOURCES = [
     *sorted((check_cuda.FOLDER / "kernels").glob("*")),
-    check_cuda.FOLDER / "device/platform.cuh",
-    check_cuda.FOLDER / "device/system.cuh",
+    *sorted((check_cuda.FOLDER / "device").glob("*.cuh")),
 ]
 BEGIN, END = "<!-- kernels: begin, written by `make cuda-table` from ", "<!-- kernels: end -->"
 
