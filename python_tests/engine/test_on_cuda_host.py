@@ -15,13 +15,13 @@ from duplex_engine import _core
 
 FOLDER = Path(__file__).parent
 TESTS = [
-    "test_endless.py::test_memory_is_what_was_promised",
     "test_exactness.py::test_the_last_logits_are_the_last_of_all",
     "test_forked_process.py",
-    "test_lanes.py::test_a_fork_thinks_the_same_on_either_lane",
-    "test_resume.py::test_another_process_goes_on",
+    "test_lanes.py::test_one_step_takes_sessions_of_one_lane",
+    "test_mtp_loading.py::test_drafting_layers_are_admitted_with_their_session",
     "test_resume.py::TestRoom",
-    "test_speculation.py::test_turns_say_what_was_guessed",
+    "test_resume.py::test_another_process_goes_on",
+    "test_speculation.py::test_small_passes[2-0]",
 ]
 
 
