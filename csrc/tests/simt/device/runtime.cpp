@@ -27,20 +27,28 @@ std::shared_ptr<Bytes> copy_of(const void* host, std::size_t bytes) {
   return piece;
 }
 
+// A page holds NaN when it is mapped for the first time: the driver promises nothing.
 class HostPages final : public DevicePages {
  public:
   HostPages(std::size_t page_bytes, std::int64_t n_pages)
-      : memory_(create_cpu_page_memory(page_bytes, n_pages)) {}
+      : memory_(create_cpu_page_memory(page_bytes, n_pages)),
+        was_mapped_(static_cast<std::size_t>(n_pages)) {}
 
   std::byte* reserve(std::size_t bytes) override { return memory_->reserve_range(bytes); }
   void free(std::byte* base, std::size_t bytes) noexcept override {
     memory_->release_range(base, bytes);
   }
-  void map(std::byte* address, PageId page) override { memory_->map(address, page); }
+  void map(std::byte* address, PageId page) override {
+    memory_->map(address, page);
+    if (was_mapped_[static_cast<std::size_t>(page)]) return;
+    was_mapped_[static_cast<std::size_t>(page)] = true;
+    std::memset(address, 0xff, memory_->page_bytes());
+  }
   void unmap(std::byte* address) noexcept override { memory_->unmap(address); }
 
  private:
   std::unique_ptr<PageMemory> memory_;
+  std::vector<bool> was_mapped_;
 };
 
 }  // namespace

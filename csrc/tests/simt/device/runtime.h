@@ -42,7 +42,7 @@ class Runtime {
   void* allocate(std::size_t bytes);
   static void release(void* memory) noexcept;
   std::unique_ptr<DevicePages> create_pages(std::size_t page_bytes, std::int64_t n_pages);
-  std::size_t page_granularity() const { return 4096; }
+  std::size_t page_granularity() const { return std::size_t{2} << 20; }  // that of every GPU
 
   void write(void* device, const void* host, std::size_t bytes);
   void read(void* host, const void* device, std::size_t bytes);
