@@ -7,7 +7,7 @@
 #include <cstring>
 #include <numeric>
 #include <string_view>
-#include <utility>
+#include <type_traits>
 
 #include "core/error.h"
 
@@ -15,6 +15,7 @@ namespace duplex::cuda {
 namespace {
 
 constexpr std::int64_t kTurnKind = 0;  // where other kinds say how far attention reaches
+constexpr std::size_t kTurnBytes = std::size_t{16} << 10;  // of each block at first
 
 // DUPLEX_CUDA_TURNS=0 lets the host ask for each pass and each token, so that the two can be
 // compared.
@@ -28,11 +29,10 @@ bool may_run_turns() {
   return may;
 }
 
-// Arrays one behind the other in a block of device memory.
+// Arrays one behind the other in a block of device memory, which may prove too small.
 class Block {
  public:
-  explicit Block(const std::unique_ptr<Buffer>& buffer)
-      : there_(buffer == nullptr ? nullptr : static_cast<std::byte*>(buffer->data())) {}
+  explicit Block(const Buffer& buffer) : there_(static_cast<std::byte*>(buffer.data())) {}
 
   template <class T>
   T* take(std::int64_t n) {
@@ -90,7 +90,7 @@ bool CudaBackend::has_turns() const { return lane_ == LaneKind::kInteraction && 
 std::size_t CudaBackend::lay_out_turn(Turn& turn) {
   const TurnArgs& args = turn.args;
   const std::int64_t count = turn.count();
-  Block block(turn_in_);
+  Block block(*turn_in_);
   const auto put = [&](const auto* from, std::int64_t n) {
     auto* const at = block.take<std::remove_const_t<std::remove_pointer_t<decltype(from)>>>(n);
     block.fill(turn_bytes_, at, from, n);
@@ -130,7 +130,7 @@ std::size_t CudaBackend::lay_out_turn(Turn& turn) {
 std::size_t CudaBackend::lay_out_results(Turn& turn, std::size_t& n_read) {
   const TurnArgs& args = turn.args;
   const std::int64_t count = turn.count();
-  Block block(turn_out_);
+  Block block(*turn_out_);
   turn.places.n_tokens = block.take<std::int32_t>(count);
   turn.places.tokens = block.take<std::int32_t>(count * args.max_tokens);
   turn.head_rows = block.take<std::byte>(count * turn.row_bytes());
@@ -173,14 +173,14 @@ void CudaBackend::pass_of_turn(const Turn& turn, bool is_first, const Loop* loop
 void CudaBackend::do_turn(const TurnArgs& args,
                           const std::function<void(const Segments&)>& layers) {
   Turn turn{.args = args, .layers = layers, .later = segments_behind(args, true)};
-  if (const std::size_t bytes = lay_out_turn(turn);
-      turn_in_ == nullptr || turn_in_->bytes() < bytes) {
+  for (std::unique_ptr<Buffer>* block : {&turn_in_, &turn_out_})
+    if (*block == nullptr) *block = allocate(kTurnBytes);
+  if (const std::size_t bytes = lay_out_turn(turn); turn_in_->bytes() < bytes) {
     grow(turn_in_, 2 * bytes);
     lay_out_turn(turn);
   }
   std::size_t n_read = 0;
-  if (const std::size_t bytes = lay_out_results(turn, n_read);
-      turn_out_ == nullptr || turn_out_->bytes() < bytes) {
+  if (const std::size_t bytes = lay_out_results(turn, n_read); turn_out_->bytes() < bytes) {
     grow(turn_out_, 2 * bytes);
     lay_out_results(turn, n_read);
   }
