@@ -39,7 +39,6 @@ class Lane {
        std::int32_t max_rows);
 
   LaneKind kind() const { return kind_; }
-
   std::vector<Turn> step(std::span<const StepRequest> requests);
   // Appends rows and returns their logits: (rows wanted, unpadded_vocab_size).
   std::vector<float> append_text(Session& session, std::span<const std::int32_t> ids,
@@ -84,7 +83,6 @@ class Lane {
   void compose_input(Session& session, const InputPlan& plan, Inbox inbox);
   void run_turns(std::span<const StepRequest> requests, std::span<Turn> turns);
   void begin_turn(const StepRequest& request, Turn& turn);
-  // `has_said`: the first tokens are sampled already.
   void decode_turns(std::span<const StepRequest> requests, std::span<Turn> turns, bool has_said);
   // Samples for as long as the tokens were drafted; true when one of them ends the turn.
   bool take_tokens(const StepRequest& request, Turn& turn);
@@ -99,7 +97,6 @@ class Lane {
   void run_rows(std::span<Session* const> sessions);
   void run_pass();
   Segments place_parts();
-  // All rows of parts_ but the drafts are permanent.
   void keep_rows();
   void keep_part(const PassPart& part, const std::byte* head_row);
   // Rows [first, first + n_rows) of the input become the model's from row_begin on.
@@ -138,7 +135,6 @@ class Lane {
   std::vector<PassPart> parts_;  // of the pass in progress, and the buffers it fills
   std::vector<Segment> segments_;
   PassInput placed_;
-  std::vector<std::int32_t> wanted_rows_;
   std::vector<std::byte> new_head_rows_;
   std::vector<Session*> active_;
   std::vector<std::int32_t> limits_;  // tokens that each of these may say

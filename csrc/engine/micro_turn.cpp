@@ -195,6 +195,7 @@ bool Lane::is_last(std::int32_t token, const StepRequest& request, Turn& turn) c
          static_cast<std::int32_t>(turn.token_ids.size()) >= token_limit(request.max_tokens);
 }
 
+// `has_said`: the first tokens are sampled already.
 void Lane::decode_turns(std::span<const StepRequest> requests, std::span<Turn> turns,
                         bool has_said) {
   std::vector<std::size_t> speaking;
