@@ -25,13 +25,16 @@ struct WorkerOptions {
   WeightDTypes dtypes;
   DType kv_dtype = DType::kF32;
   Reduction reduction = Reduction::kRanks;
+  std::int32_t max_rows = 256;  // as rank 0's
+  std::string transport = "auto";
 };
 
 class RankWorker {
  public:
-  // Loads this rank's share. `config` is that of the whole model.
+  // Loads this rank's share. `config` is that of the whole model, `socket` the end of the one to
+  // rank 0 that this process inherited; it stays the caller's.
   RankWorker(const ModelConfig& config, WeightSource source, const WorkerOptions& options,
-             Group group, const LoadProgress& progress);
+             Group group, int socket, const LoadProgress& progress);
 
   // Does what rank 0 asks for until it says stop. Throws RankFailed when a rank is gone.
   void serve();
@@ -62,6 +65,7 @@ class RankWorker {
   std::unique_ptr<PageMemory> memory_;
   AddressRanges ranges_;
   SharedExchange memory_exchange_;
+  bool is_connected_ = false;
 };
 
 }  // namespace duplex
