@@ -32,7 +32,7 @@ Load = Callable[..., Engine]
 
 # What four ranks can be cut from: experts, both kinds of layer, fewer key/value heads than ranks.
 SMALL = Preset(
-    vocab_size=300,
+    vocab_size=320,
     d_model=24,
     d_ff=32,
     layers="lm gd",
@@ -48,7 +48,7 @@ SMALL = Preset(
 )
 # Rows so wide that few of them take two exchanges.
 WIDE = Preset(
-    vocab_size=300,
+    vocab_size=320,
     d_model=1024,
     d_ff=16,
     layers="ld",
@@ -63,7 +63,7 @@ WIDE = Preset(
 )
 SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 30, "seed": 5}
 CONVERSATION: list[stream_ops.Op] = [
-    ("text", 70, 1),
+    ("text", 110, 1),
     ("step", TURN, 2, True, 2),
     ("audio", 5 * HOP + 7, True),
     ("fork",),
@@ -99,6 +99,7 @@ def test_gpus_say_what_the_ranks_of_the_cpu_say(
 ) -> None:
     options: dict[str, Any] = {"tensor_parallel": n, "dtype": "float32"}
     on_cpu = run(load(small, **options), CONVERSATION)
+    assert not any("Error" in line or "Invalid" in line for line in on_cpu[0]), on_cpu[0]
     engine = load(small, **GPU | options, transport=transport)
     assert f"{n} ranks" in engine.description
     assert ("p2p" if transport == "p2p" else "nvls") in engine.description
@@ -108,11 +109,9 @@ def test_gpus_say_what_the_ranks_of_the_cpu_say(
 
 def test_with_invariant_sums_four_gpus_say_what_one_cpu_says(load: Load, small: Path) -> None:
     options: dict[str, Any] = {"reduction": "invariant", "mtp_layers": 1, "dtype": "float32"}
-    outputs, remembered = run(load(small, **options), CONVERSATION, speculate=2)
+    outputs, _ = run(load(small, **options), CONVERSATION, speculate=2)
     engine = load(small, **GPU | options, tensor_parallel=4)
-    heard, found = run(engine, CONVERSATION, speculate=2)
-    assert heard == outputs
-    assert found[:3] == remembered[:3]  # turn, epoch, marks; a rank holds its own heads
+    assert run(engine, CONVERSATION, speculate=2)[0] == outputs
 
 
 def test_many_wide_rows_take_two_exchanges(load: Load, tmp_path: Path) -> None:
