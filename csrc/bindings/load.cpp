@@ -158,13 +158,13 @@ std::unique_ptr<RankWorker> load_worker(const ConfigDict& config,
                                         const std::vector<TensorTuple>& tensors,
                                         const std::optional<PackedReader>& packed,
                                         const WorkerOptions& options, const py::object& progress,
-                                        int fd, int socket, int rank) {
+                                        int fd, int rank) {
   WeightSource source = weight_source(tensors, packed);
   const ModelConfig model = config_from_dict(config);
   const LoadProgress report = load_progress(progress);
   const py::gil_scoped_release release;
   return std::make_unique<RankWorker>(model, std::move(source), options, Group::join(fd, rank),
-                                      socket, report);
+                                      report);
 }
 
 void bind_worker(py::module_& m) {
@@ -181,11 +181,12 @@ void bind_worker(py::module_& m) {
              options.backend = {n_threads, isa, gpu};
              options.max_rows = max_batch_rows;
              options.transport = transport;
+             options.socket = socket;
              options.dtypes.rows = dtype_from(dtype, "dtype");
              options.dtypes.matrices = format_from(weights, options.dtypes.rows, "weights");
              options.kv_dtype = format_from(kv_dtype, options.dtypes.rows, "kv_dtype");
              options.reduction = reduction_from(reduction);
-             return load_worker(config, tensors, packed, options, progress, fd, socket, rank);
+             return load_worker(config, tensors, packed, options, progress, fd, rank);
            }),
            py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("fd"), py::arg("socket"),
            py::arg("rank"), py::arg("device"), py::arg("gpu"), py::arg("n_threads"), py::arg("isa"),

@@ -23,14 +23,14 @@ SequenceLayout any_layout(const ModelConfig& config, DType kv_dtype) {
 }  // namespace
 
 RankWorker::RankWorker(const ModelConfig& config, WeightSource source, const WorkerOptions& options,
-                       Group group, int socket, const LoadProgress& progress)
+                       Group group, const LoadProgress& progress)
     : group_(std::move(group)),
       backend_(create_backend(options.device, options.backend)),
       memory_exchange_(group_, group_.memory_channel()) {
   const Shard shard = make_shard(config, options.dtypes.matrices, group_.rank(), group_.n_ranks(),
                                  options.reduction);
   config_ = shard_config(config, shard);
-  is_connected_ = connect_ranks(*backend_, group_, memory_exchange_, {socket},
+  is_connected_ = connect_ranks(*backend_, group_, memory_exchange_, {options.socket},
                                 {config_, shard, options.max_rows, options.transport});
   if (const auto* packed = std::get_if<PackedArena>(&source)) {
     weights_ = load_packed_weights(config, *packed, options.dtypes, *backend_, progress, shard);

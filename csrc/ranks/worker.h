@@ -27,14 +27,14 @@ struct WorkerOptions {
   Reduction reduction = Reduction::kRanks;
   std::int32_t max_rows = 256;  // as rank 0's
   std::string transport = "auto";
+  int socket = -1;  // to rank 0, which this process inherited; it stays the caller's
 };
 
 class RankWorker {
  public:
-  // Loads this rank's share. `config` is that of the whole model, `socket` the end of the one to
-  // rank 0 that this process inherited; it stays the caller's.
+  // Loads this rank's share. `config` is that of the whole model.
   RankWorker(const ModelConfig& config, WeightSource source, const WorkerOptions& options,
-             Group group, int socket, const LoadProgress& progress);
+             Group group, const LoadProgress& progress);
 
   // Does what rank 0 asks for until it says stop. Throws RankFailed when a rank is gone.
   void serve();

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import stream_ops
 from random_models import HOP, TURN, sound, words
@@ -252,7 +251,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(
 
 
 def test_one_rank_may_have_any_gpu(small: Path) -> None:
-    with Engine.load(small, **GPU, gpus=np.array([5]), memory=2**26) as engine:
+    with Engine.load(small, **GPU, gpus=[5], memory=2**26) as engine:
         assert engine.description.startswith("cuda")
     with pytest.raises(BackendUnavailable, match="expected GPU 8, found 8 GPUs"):
         Engine.load(small, **GPU, gpus=[8])
