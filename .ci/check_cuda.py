@@ -77,14 +77,14 @@ KERNELS = {
     "all_reduce/all_gather_kernel": Rule(EXCHANGE_OF_RANKS, registers=40),
     # The words of eight ranks at once.
     "all_reduce/one_shot_kernel": Rule(SUM_AND_NORM, registers=120),
-    "all_reduce/reduce_scatter_kernel": Rule(SUM_OF_RANKS),
+    "all_reduce/reduce_scatter_kernel": Rule(SUM_OF_RANKS, registers=72),
     # The switch adds.
     "all_reduce/switch_kernel": Rule(
         EXCHANGE_OF_RANKS
         | {"LDGMC.E.ADD.F32": 1, "REDG.E.ADD.STRONG.SYS": 1, SUM: 4, BARRIER: 6, "FFMA": 4},
         registers=96,
     ),
-    "all_reduce/two_shot_kernel": Rule(SUM_AND_NORM, registers=96),
+    "all_reduce/two_shot_kernel": Rule(SUM_AND_NORM, registers=104),
     # Four taps with their weights and the row itself, at once. 1024 threads have 64 registers each.
     "append/conv_add_norm_kernel": Rule(NORM | {BARRIER: 4, FOUR: 5, "LD.E.128": 4}),
     # Keys, values, queries, and codes of the first two; tau of the log scaling and the scale of a

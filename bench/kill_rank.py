@@ -1,6 +1,7 @@
 """Kills a worker of a tensor-parallel group at random moments, and goes on with a new group.
 
     python -m bench.kill_rank --kills 100
+    python -m bench.kill_rank --kills 30 --device cuda_host   # ranks with a pretended GPU each
 
 Each group serves some sessions at once (turns of sound, text, results, forgotten ranges; snapshots
 every few turns) and a background session that decodes. Then one of its workers is killed by
@@ -12,6 +13,7 @@ equal the line of a group that was never disturbed.
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
@@ -40,8 +42,15 @@ WHILE_LOADING = 0.1  # of the kills
 MEMORY_DISK = Path("/dev/shm")  # a disk that takes seconds to sync a snapshot would count as late
 
 
-def load(folder: Path, ranks: int) -> Engine:
-    return Engine.load(folder, memory="128MiB", threads=1, rewind_rows=16, tensor_parallel=ranks)
+def load(folder: Path, ranks: int, device: str) -> Engine:
+    return Engine.load(
+        folder,
+        memory="128MiB",
+        threads=1,
+        rewind_rows=16,
+        tensor_parallel=ranks,
+        device=device,
+    )
 
 
 def open_session(engine: Engine, index: int) -> Session:
@@ -101,10 +110,14 @@ def children(of_truth: list[int]) -> list[psutil.Process]:
 
 
 def kill_while_loading(
-    folder: Path, ranks: int, keep: list[int], rng: random.Random, counts: Counter[str]
+    group: Callable[[], Engine],
+    ranks: int,
+    keep: list[int],
+    rng: random.Random,
+    counts: Counter[str],
 ) -> None:
     """The load must end with an error that tells which rank is gone."""
-    loader = Caller(lambda: load(folder, ranks).close())
+    loader = Caller(lambda: group().close())
     while len(found := children(keep)) < ranks - 1:
         time.sleep(0.001)
     time.sleep(rng.uniform(0, 0.1))
@@ -119,10 +132,10 @@ def kill_while_loading(
 
 
 def kill_while_serving(
-    folder: Path, ranks: int, streams: list[Stream], rng: random.Random, counts: Counter[str]
+    group: Callable[[], Engine], streams: list[Stream], rng: random.Random, counts: Counter[str]
 ) -> float:
     """Returns the seconds until the last call in progress had ended."""
-    engine = load(folder, ranks)
+    engine = group()
     for stream in streams:
         stream.begin(engine)
     first = streams[0].session
@@ -154,6 +167,7 @@ def main(
     every: Annotated[int, typer.Option(help="turns between two snapshots")] = 3,
     seed: Annotated[int, typer.Option(help="of the moments")] = 0,
     limit: Annotated[float, typer.Option(help="seconds from a kill to every error")] = 1.0,
+    device: Annotated[str, typer.Option(help="of the ranks")] = "cpu",
 ) -> None:
     """Kills a worker again and again; fails unless all that is promised holds."""
     bad = ("hangs", "other errors", "calls that ended late", "later calls without an error",
@@ -168,16 +182,17 @@ def main(
     ):
         folder = Path(name)
         model = write_random_checkpoint(folder / "model")
+        group = functools.partial(load, model, ranks, device)
         streams = [Stream(n, folder / f"snapshot{n}", every) for n in range(N_SESSIONS)]
-        with load(model, ranks) as engine:
+        with group() as engine:
             assert engine._ranks is not None
             keep = engine._ranks.pids
             for _ in bar.track(range(kills), description=f"kills, seed {seed}"):
                 counts["kills"] += 1
                 if rng.random() < WHILE_LOADING:
-                    kill_while_loading(model, ranks, keep, rng, counts)
+                    kill_while_loading(group, ranks, keep, rng, counts)
                 else:
-                    ended_s = kill_while_serving(model, ranks, streams, rng, counts)
+                    ended_s = kill_while_serving(group, streams, rng, counts)
                     slowest_s = max(slowest_s, ended_s)
                     counts["calls that ended late"] += ended_s > limit
                 counts["processes left"] += len(children(keep))

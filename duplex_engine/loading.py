@@ -7,6 +7,7 @@ ranks read the same. Does not own the options (`engine.py`), nor what a rank tak
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -17,9 +18,10 @@ from typing import Any, TypeVar, cast
 from duplex_engine import _core
 from duplex_engine.cache import load_cached
 from duplex_engine.checkpoint import Checkpoint
-from duplex_engine.errors import CheckpointError, InvalidArgument
+from duplex_engine.errors import CheckpointError, InvalidArgument, RankFailed
 from duplex_engine.packed import Dtype, HasArena, PackedFile, Weights, layout_digest
 from duplex_engine.parallel.ranks import Ranks
+from duplex_engine.parallel.transports import check_parts
 
 __all__ = ["RankShare", "load_core", "load_engine", "row_and_matrix_formats"]
 
@@ -53,33 +55,42 @@ def load_engine(
     *,
     folder: Path | None,
     mtp_layers: int,
-    n_ranks: int,
+    gpus: list[int],
+    transport: str,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[_core.Engine, Ranks | None]:
     """An engine of the core, and its workers where it has several ranks.
 
     Args:
         sizes, options, folder: as in `load_core`.
+        gpus: of each rank, so there are as many ranks; -1: none, or the current one.
+        transport: what connects GPUs.
         progress: called with (bytes done, bytes) of all ranks.
 
     Raises:
         DuplexError: as `Engine.load`; no worker is left.
     """
     kinds = {key: options[key] for key in ("reduction", "dtype", "weights")}
+    n_ranks = len(gpus)
     share = RankShare(0, n_ranks, _core.n_parts(sizes, n_ranks=n_ranks, **kinds))
+    check_parts(share.n_parts, n_ranks, options["device"])
     if n_ranks == 1:
         options = options | {"progress": progress}
         return load_core(checkpoint, sizes, options, _core.Engine, folder=folder, share=share), None
     check_not_packed(checkpoint)
-    leader = _core.RankLeader(
-        sizes, n_ranks=n_ranks, max_batch_rows=options["max_batch_rows"], **kinds
-    )
+    if options["device"] != "cpu":
+        # Ranks wait for each other inside kernels: none may be loaded by the driver meanwhile.
+        os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")
+    rows = {"max_batch_rows": options["max_batch_rows"], "transport": transport}
+    leader = _core.RankLeader(sizes, n_ranks=n_ranks, **rows, **kinds)
     request = {
         "path": str(checkpoint.path.resolve()),
         "cache": None if folder is None else str(folder.resolve()),
         "mtp_layers": mtp_layers,
         "share": asdict(share),
+        "gpus": gpus,
         "options": kinds
+        | rows
         | {key: options[key] for key in ("device", "n_threads", "isa", "kv_dtype")},
     }
     ranks = Ranks(leader, request, progress)
@@ -87,8 +98,10 @@ def load_engine(
         options = options | {"progress": ranks.report, "ranks": leader}
         core = load_core(checkpoint, sizes, options, _core.Engine, folder=folder, share=share)
         ranks.wait_until_loaded()
-    except BaseException:
+    except BaseException as error:
         ranks.close(patience_s=0)  # they may be in the middle of loading
+        if isinstance(error, RankFailed):
+            ranks.raise_what_they_said()
         raise
     # Workers end with the engine, closed or not.
     weakref.finalize(core, ranks.close)

@@ -18,6 +18,7 @@
 #include "model/inkling.h"
 #include "parallel/commands.h"
 #include "parallel/group.h"
+#include "parallel/group_rendezvous.h"
 #include "parallel/shared_exchange.h"
 #include "ranks/commands.h"
 
@@ -27,7 +28,8 @@ struct LeaderOptions {
   std::int32_t n_ranks = 2;
   Reduction reduction = Reduction::kRanks;
   DType matrices = DType::kF32;  // format of the layers' matrices
-  std::int32_t max_rows = 256;   // of one pass
+  std::int32_t max_rows = 256;   // of one pass, in any lane
+  std::string transport = "auto";
 };
 
 // The group itself. Outlives the memory and the models that lead it.
@@ -38,6 +40,11 @@ class RankLeader {
   const Group& group() const { return group_; }
   Reduction reduction() const { return options_.reduction; }
   std::int32_t max_rows() const { return options_.max_rows; }
+  // A worker's end of the socket to it, which it inherits.
+  int worker_socket(int rank) const { return sockets_.worker(rank); }
+  // Connects the devices, where they have something of their own to meet in; the workers do the
+  // same as they begin (RankWorker). Before any memory or model.
+  void connect(Backend& backend, const ModelConfig& config, const Shard& shard);
   // Says that a rank is gone; every wait in the group ends. Any thread.
   void fail(int rank, std::string_view reason) const noexcept { group_.fail(rank, reason); }
   // Tells the workers to end. Later calls do nothing.
@@ -52,11 +59,15 @@ class RankLeader {
   // the answers, the slabs of all ranks.
   void tell(CommandParts parts);
   std::span<const void* const> ask(CommandParts parts);
+  // Opens the lane, for its model.
+  Exchange* open(LaneKind lane, Backend& backend);
 
   LeaderOptions options_;
   Group group_;
+  RankSockets sockets_;
   CommandSender sender_;
-  std::unique_ptr<SharedExchange> lanes_[kLanes];
+  bool is_connected_ = false;
+  std::unique_ptr<Exchange> lanes_[kLanes];
   AddressRanges ranges_;
 
   std::mutex memory_mutex_;  // one page-memory command at a time; guards all below
@@ -118,7 +129,9 @@ class LeaderModel final : public Inkling {
 
   RankLeader& leader_;
   int lane_;
+  Backend& backend_;
   const Weights& weights_;
+  std::vector<std::byte> rows_;      // of a pass, on the host
   std::vector<std::byte> gathered_;  // head rows, one behind the other
 };
 

@@ -60,7 +60,8 @@ class Ranks:
         self._watcher = threading.Thread(target=self._watch, name="duplex_ranks", daemon=True)
         try:
             for rank in range(1, core.n_ranks):
-                self._workers.append(_start(core.fd, request | {"rank": rank}))
+                socket = core.worker_socket(rank)
+                self._workers.append(_start(core.fd, socket, request | {"rank": rank}))
             self._pidfds = [os.pidfd_open(worker.pid) for worker in self._workers]
         except OSError as error:
             for worker in self._workers:
@@ -93,6 +94,13 @@ class Ranks:
         while self._loading:
             self._take(*self._answers.get())
             self._show_all()
+
+    def raise_what_they_said(self) -> None:
+        """Raises the error of a worker that said one; after `close`, when all has been heard."""
+        while not self._answers.empty():
+            rank, answer = self._answers.get()
+            if "error" in answer:
+                raise _error(rank, *answer["error"])
 
     def close(self, patience_s: float = GOODBYE_S) -> None:
         """Ends the workers: those that do not go by themselves are killed. Can be called twice."""
@@ -197,7 +205,7 @@ class _Lines:
         return lines
 
 
-def _start(fd: int, request: dict[str, Any]) -> subprocess.Popen[bytes]:
+def _start(fd: int, socket: int, request: dict[str, Any]) -> subprocess.Popen[bytes]:
     """One worker. In a process group of its own, so that Ctrl-C in a terminal reaches rank 0, which
     decides; without the folder that Python was started in, which may hold any module."""
     paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -205,13 +213,14 @@ def _start(fd: int, request: dict[str, Any]) -> subprocess.Popen[bytes]:
         [sys.executable, "-P", "-m", "duplex_engine.parallel.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        pass_fds=[fd],
+        pass_fds=[fd, socket],
         process_group=0,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
     )
     assert worker.stdin is not None
     try:
-        worker.stdin.write(json.dumps(request | {"fd": fd, "leader": os.getpid()}).encode() + b"\n")
+        here = {"fd": fd, "socket": socket, "leader": os.getpid()}
+        worker.stdin.write(json.dumps(request | here).encode() + b"\n")
         worker.stdin.flush()
     except BrokenPipeError:
         pass  # it has ended: the watcher tells how

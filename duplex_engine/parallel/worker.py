@@ -60,7 +60,14 @@ def _load(request: dict[str, Any], say: Any) -> _core.RankWorker:
 
     def make(*args: Any, **options: Any) -> _core.RankWorker:
         # A copy each time: after a damaged cache the tensors are loaded.
-        return _core.RankWorker(*args, fd=os.dup(request["fd"]), rank=share.rank, **options)
+        return _core.RankWorker(
+            *args,
+            fd=os.dup(request["fd"]),
+            socket=request["socket"],
+            rank=share.rank,
+            gpu=request["gpus"][share.rank],
+            **options,
+        )
 
     folder = request["cache"]
     with Checkpoint.open(request["path"]) as checkpoint:

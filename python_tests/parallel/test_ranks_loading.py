@@ -49,7 +49,7 @@ def test_memory_and_weights_are_shared_out(load: Load) -> None:
         ({"transport": "smoke"}, InvalidArgument, "transport: expected one of 'auto'"),
         ({"transport": "nvls"}, BackendUnavailable, "connects ranks on cuda"),
         ({"transport": "torch.distributed"}, BackendUnavailable, "does not have it"),
-        ({"tensor_parallel": 2, "device": "cuda"}, BackendUnavailable, "no transport connects"),
+        ({"tensor_parallel": 2, "device": "tpu"}, BackendUnavailable, "no transport connects"),
     ],
 )
 def test_what_is_not_there_is_refused_by_name(
@@ -60,7 +60,7 @@ def test_what_is_not_there_is_refused_by_name(
 
 
 def test_every_transport_is_built_or_says_what_it_needs() -> None:
-    assert [t.name for t in TRANSPORTS if t.is_built] == ["shared memory"]
+    assert [t.name for t in TRANSPORTS if t.is_built] == ["nvls", "p2p", "shared memory"]
     for transport in TRANSPORTS:
         if not transport.is_built:
             with pytest.raises(BackendUnavailable, match=transport.needs.split()[0]):

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <stdexcept>
@@ -54,9 +55,19 @@ class HostPages final : public DevicePages {
 
 }  // namespace
 
-Runtime::Runtime() : queues_(std::make_shared<simt::Queues>()), queue_(queues_->open()) {}
+Runtime::Runtime(int device)
+    : device_(std::max(device, 0)),
+      queues_(std::make_shared<simt::Queues>()),
+      queue_(queues_->open()) {
+  const char* const value = std::getenv("DUPLEX_SIMT_DEVICES");
+  const int n_devices = value == nullptr ? 8 : std::atoi(value);
+  check<BackendUnavailable>(device_ < n_devices, "backend 'cuda': expected GPU ", device,
+                            ", found ", n_devices, n_devices == 1 ? " GPU" : " GPUs",
+                            "; load with fewer ranks, or say which GPUs are theirs (gpus=[...])");
+}
 
-Runtime::Runtime(Runtime& beside, LaneKind) : queues_(beside.queues_), queue_(queues_->open()) {}
+Runtime::Runtime(Runtime& beside, LaneKind)
+    : device_(beside.device_), queues_(beside.queues_), queue_(queues_->open()) {}
 
 Runtime::~Runtime() { queues_->close(queue_); }
 
@@ -85,6 +96,14 @@ void Runtime::release(void* memory) noexcept {
   ::operator delete(memory, kAlign);
 }
 
+void* Runtime::allocate_host(std::size_t bytes) {
+  void* const memory = ::operator new(bytes, kAlign);
+  std::memset(memory, 0, bytes);
+  return memory;
+}
+
+void Runtime::release_host(void* memory) noexcept { ::operator delete(memory, kAlign); }
+
 std::unique_ptr<DevicePages> Runtime::create_pages(std::size_t page_bytes, std::int64_t n_pages) {
   return std::make_unique<HostPages>(page_bytes, n_pages);
 }
@@ -100,6 +119,15 @@ void Runtime::read(void* host, const void* device, std::size_t bytes) {
 
 void Runtime::copy(void* destination, const void* source, std::size_t bytes) {
   put([=] { copy_bytes(destination, source, bytes); });
+}
+
+void Runtime::copy_rows(void* to, std::size_t to_stride_bytes, const void* from,
+                        std::size_t from_stride_bytes, std::size_t row_bytes, std::size_t n_rows) {
+  put([=] {
+    for (std::size_t i = 0; i < n_rows; ++i)
+      copy_bytes(static_cast<std::byte*>(to) + i * to_stride_bytes,
+                 static_cast<const std::byte*>(from) + i * from_stride_bytes, row_bytes);
+  });
 }
 
 // A piece of its own for every call, wiped as soon as the real ring might have reused its place:
