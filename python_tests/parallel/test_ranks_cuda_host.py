@@ -73,7 +73,9 @@ CONVERSATION: list[stream_ops.Op] = [
     ("feed", 1000, 2, False),
     ("step", 0, 1, False, 1),
 ]
-GPU: dict[str, Any] = {"device": "cuda_host", "dtype": "float32"}
+# Pages of 2 MiB, as every GPU has; with the same ones the CPU's sessions remember as much.
+PAGES: dict[str, Any] = {"page": 2**21, "memory": 2**29}
+GPU: dict[str, Any] = {"device": "cuda_host", "dtype": "float32", "memory": 2**29}
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,7 @@ def test_gpus_say_what_the_ranks_of_the_cpu_say(
     load: Load, small: Path, n: int, transport: str
 ) -> None:
     options: dict[str, Any] = {"tensor_parallel": n, "dtype": "float32"}
-    on_cpu = run(load(small, **options), CONVERSATION)
+    on_cpu = run(load(small, **options, **PAGES), CONVERSATION)
     assert not any("Error" in line or "Invalid" in line for line in on_cpu[0]), on_cpu[0]
     engine = load(small, **GPU | options, transport=transport)
     assert f"{n} ranks" in engine.description
@@ -117,7 +119,7 @@ def test_many_wide_rows_take_two_exchanges(load: Load, tmp_path: Path) -> None:
     wide = write_random_checkpoint(tmp_path, WIDE, seed=2)
     logits = []
     for device in ("cpu", "cuda_host"):
-        engine = load(wide, device=device, dtype="float32", tensor_parallel=2)
+        engine = load(wide, **GPU | {"device": device}, tensor_parallel=2)
         with engine.open_session() as session:
             logits.append(session.append(text=words(40), logits="all").tobytes())
             logits.append(session.append(text=words(3), logits="all").tobytes())
@@ -171,7 +173,7 @@ def test_both_lanes_at_once_change_no_bit(load: Load, small: Path) -> None:
 def test_a_killed_rank_ends_every_call_and_the_gpus_serve_again(
     small: Path, tmp_path: Path, n: int
 ) -> None:
-    options: dict[str, Any] = {**GPU, "tensor_parallel": n, "memory": 2**26, "max_positions": 512}
+    options: dict[str, Any] = {**GPU, "tensor_parallel": n, "max_positions": 512}
     engine = Engine.load(small, **options)
     session, background = engine.open_session(), engine.open_session(background=True)
     session.step(audio=sound(TURN), max_tokens=1)
@@ -215,14 +217,14 @@ def test_a_worker_that_goes_while_gpus_are_connected_is_named(
 ) -> None:
     monkeypatch.setenv("DUPLEX_SIMT_DEVICES", "2")
     with pytest.raises(BackendUnavailable, match=r"^rank [23]: .*expected GPU [23], found 2 GPUs"):
-        Engine.load(small, **GPU, tensor_parallel=4, memory=2**26)
+        Engine.load(small, **GPU, tensor_parallel=4)
 
 
 def test_transports_are_chosen_by_what_the_gpus_can(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DUPLEX_SIMT_MULTICAST", "0")
-    options: dict[str, Any] = {**GPU, "tensor_parallel": 2, "memory": 2**26}
+    options: dict[str, Any] = {**GPU, "tensor_parallel": 2}
     with Engine.load(small, **options, gpus=[3, 1]) as engine:
         assert re.search(r"p2p \(no nvls: the GPU of rank 0 has no multicast", engine.description)
     with pytest.raises(BackendUnavailable, match="transport: 'nvls' is not there: the GPU of rank"):
@@ -251,7 +253,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(
 
 
 def test_one_rank_may_have_any_gpu(small: Path) -> None:
-    with Engine.load(small, **GPU, gpus=[5], memory=2**26) as engine:
+    with Engine.load(small, **GPU, gpus=[5]) as engine:
         assert engine.description.startswith("cuda")
     with pytest.raises(BackendUnavailable, match="expected GPU 8, found 8 GPUs"):
         Engine.load(small, **GPU, gpus=[8])
