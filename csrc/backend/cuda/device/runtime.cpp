@@ -278,6 +278,7 @@ std::unique_ptr<Record> Runtime::record(const std::function<void()>& work) {
 // note: a graph with a loop can have one runnable form, and stays with it.
 std::unique_ptr<Record> Runtime::record_loop(const std::function<void(Loop)>& first,
                                              const std::function<void(Loop)>& again) {
+  make_current(device_);  // the loop belongs to this GPU
   Graph graph;
   cudaGraphConditionalHandle loop = 0;
   check_cuda(cudaGraphConditionalHandleCreate(&loop, graph.get(), 0, cudaGraphCondAssignDefault),
