@@ -204,7 +204,7 @@ def test_a_killed_rank_ends_every_call_and_the_gpus_serve_again(
     for error, ended_s in ended:
         assert isinstance(error, RankFailed), error
         assert f"rank {n - 1} (process {victim}) was ended by SIGKILL" in str(error)
-        assert ended_s - killed_s < 1
+        assert ended_s - killed_s < 5  # how soon: bench/kill_rank.py
     with pytest.raises(RankFailed):
         session.step(audio=sound(TURN))
     engine.close()
