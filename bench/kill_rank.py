@@ -40,8 +40,23 @@ WHILE_LOADING = 0.1  # of the kills
 MEMORY_DISK = Path("/dev/shm")  # a disk that takes seconds to sync a snapshot would count as late
 
 
-def load(folder: Path, ranks: int) -> Engine:
-    return Engine.load(folder, memory="128MiB", threads=1, rewind_rows=16, tensor_parallel=ranks)
+@dataclass(frozen=True)
+class Group:
+    """What is loaded again and again."""
+
+    folder: Path
+    ranks: int
+    transport: str
+
+    def load(self) -> Engine:
+        return Engine.load(
+            self.folder,
+            memory="128MiB",
+            threads=1,
+            rewind_rows=16,
+            tensor_parallel=self.ranks,
+            transport=self.transport,
+        )
 
 
 def open_session(engine: Engine, index: int) -> Session:
@@ -101,11 +116,11 @@ def children(of_truth: list[int]) -> list[psutil.Process]:
 
 
 def kill_while_loading(
-    folder: Path, ranks: int, keep: list[int], rng: random.Random, counts: Counter[str]
+    group: Group, keep: list[int], rng: random.Random, counts: Counter[str]
 ) -> None:
     """The load must end with an error that tells which rank is gone."""
-    loader = Caller(lambda: load(folder, ranks).close())
-    while len(found := children(keep)) < ranks - 1:
+    loader = Caller(lambda: group.load().close())
+    while len(found := children(keep)) < group.ranks - 1:
         time.sleep(0.001)
     time.sleep(rng.uniform(0, 0.1))
     try:
@@ -119,10 +134,10 @@ def kill_while_loading(
 
 
 def kill_while_serving(
-    folder: Path, ranks: int, streams: list[Stream], rng: random.Random, counts: Counter[str]
+    group: Group, streams: list[Stream], rng: random.Random, counts: Counter[str]
 ) -> float:
     """Returns the seconds until the last call in progress had ended."""
-    engine = load(folder, ranks)
+    engine = group.load()
     for stream in streams:
         stream.begin(engine)
     first = streams[0].session
@@ -151,6 +166,7 @@ def kill_while_serving(
 def main(
     kills: Annotated[int, typer.Option(help="how often")] = 100,
     ranks: Annotated[int, typer.Option(help="of each group")] = 2,
+    transport: Annotated[str, typer.Option(help="of each group")] = "auto",
     every: Annotated[int, typer.Option(help="turns between two snapshots")] = 3,
     seed: Annotated[int, typer.Option(help="of the moments")] = 0,
     limit: Annotated[float, typer.Option(help="seconds from a kill to every error")] = 1.0,
@@ -167,17 +183,17 @@ def main(
         Progress(console=Console(stderr=True)) as bar,
     ):
         folder = Path(name)
-        model = write_random_checkpoint(folder / "model")
+        group = Group(write_random_checkpoint(folder / "model"), ranks, transport)
         streams = [Stream(n, folder / f"snapshot{n}", every) for n in range(N_SESSIONS)]
-        with load(model, ranks) as engine:
+        with group.load() as engine:
             assert engine._ranks is not None
             keep = engine._ranks.pids
             for _ in bar.track(range(kills), description=f"kills, seed {seed}"):
                 counts["kills"] += 1
                 if rng.random() < WHILE_LOADING:
-                    kill_while_loading(model, ranks, keep, rng, counts)
+                    kill_while_loading(group, keep, rng, counts)
                 else:
-                    ended_s = kill_while_serving(model, ranks, streams, rng, counts)
+                    ended_s = kill_while_serving(group, streams, rng, counts)
                     slowest_s = max(slowest_s, ended_s)
                     counts["calls that ended late"] += ended_s > limit
                 counts["processes left"] += len(children(keep))

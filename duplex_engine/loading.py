@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from duplex_engine import _core
-from duplex_engine.cache import load_cached
+from duplex_engine.cache import fingerprint, load_cached
 from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.errors import CheckpointError, InvalidArgument
 from duplex_engine.packed import Dtype, HasArena, PackedFile, Weights, layout_digest
-from duplex_engine.parallel.ranks import Ranks
+from duplex_engine.parallel.joining import gather
+from duplex_engine.parallel.ranks import Ranks, Worker, start_workers
+from duplex_engine.parallel.transports import REMOTE, Group
 
 __all__ = ["RankShare", "load_core", "load_engine", "row_and_matrix_formats"]
 
+LOOPBACK = "127.0.0.1"
 
 Core = TypeVar("Core", bound=HasArena)
 
@@ -53,7 +56,7 @@ def load_engine(
     *,
     folder: Path | None,
     mtp_layers: int,
-    n_ranks: int,
+    group: Group,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[_core.Engine, Ranks | None]:
     """An engine of the core, and its workers where it has several ranks.
@@ -66,14 +69,11 @@ def load_engine(
         DuplexError: as `Engine.load`; no worker is left.
     """
     kinds = {key: options[key] for key in ("reduction", "dtype", "weights")}
-    share = RankShare(0, n_ranks, _core.n_parts(sizes, n_ranks=n_ranks, **kinds))
-    if n_ranks == 1:
+    share = RankShare(0, group.n_ranks, _core.n_parts(sizes, n_ranks=group.n_ranks, **kinds))
+    if group.n_ranks == 1:
         options = options | {"progress": progress}
         return load_core(checkpoint, sizes, options, _core.Engine, folder=folder, share=share), None
     check_not_packed(checkpoint)
-    leader = _core.RankLeader(
-        sizes, n_ranks=n_ranks, max_batch_rows=options["max_batch_rows"], **kinds
-    )
     request = {
         "path": str(checkpoint.path.resolve()),
         "cache": None if folder is None else str(folder.resolve()),
@@ -81,18 +81,67 @@ def load_engine(
         "share": asdict(share),
         "options": kinds
         | {key: options[key] for key in ("device", "n_threads", "isa", "kv_dtype")},
+        "transport": None,
+        "checkpoint": None,
     }
-    ranks = Ranks(leader, request, progress)
+    limits = {"n_ranks": group.n_ranks, "max_batch_rows": options["max_batch_rows"]}
+    if group.transport == REMOTE:
+        if group.address is not None:
+            request["checkpoint"] = fingerprint(checkpoint, layout_digest(sizes), of_machine=False)
+        leader, ranks = _ranks_apart(group, sizes, kinds | limits, request, progress)
+    else:
+        leader = _core.RankLeader(sizes, **limits, **kinds)
+        workers = start_workers(group.n_ranks, [leader.fd])
+        ranks = Ranks(leader, workers, request | {"fd": leader.fd}, progress)
     try:
         options = options | {"progress": ranks.report, "ranks": leader}
         core = load_core(checkpoint, sizes, options, _core.Engine, folder=folder, share=share)
-        ranks.wait_until_loaded()
+        ranks.wait_until_loaded(core.description().partition(",")[0])
     except BaseException:
         ranks.close(patience_s=0)  # they may be in the middle of loading
         raise
     # Workers end with the engine, closed or not.
     weakref.finalize(core, ranks.close)
     return core, ranks
+
+
+def _ranks_apart(
+    group: Group,
+    sizes: dict[str, Any],
+    options: dict[str, Any],
+    request: dict[str, Any],
+    progress: Callable[[int, int], None] | None,
+) -> tuple[_core.RankLeader, Ranks]:
+    """Ranks that share no memory, connected; `options` are the leader's."""
+    from duplex_engine.parallel import distributed  # torch takes seconds
+
+    transport = distributed.transport(0, group.n_ranks)
+    leader = _core.RankLeader(sizes, transport=transport, **options)
+    host = LOOPBACK if group.address is None else group.address[0]
+    store = distributed.open_store(host)
+    workers: Sequence[Worker]
+    if group.address is None:
+        workers = start_workers(group.n_ranks, [])
+    else:
+        workers = came = gather(group.address, group.n_ranks, group.join_s)
+        host = came[0].host  # where the address is that of every interface
+    place = {
+        "store": [host, store.port],
+        "host": host,
+        "n_channels": leader.n_channels,
+        "sizes": leader.sizes,
+    }
+    ranks = Ranks(leader, workers, request | {"transport": place}, progress)
+    try:
+        ranks.connect(
+            transport,
+            lambda: distributed.process_groups(store, host, 0, group.n_ranks, leader.n_channels),
+            group.join_s,
+        )
+    except BaseException:
+        ranks.close(patience_s=0)
+        raise
+    return leader, ranks
 
 
 def check_not_packed(checkpoint: Checkpoint) -> None:

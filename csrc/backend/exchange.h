@@ -21,9 +21,10 @@ class Exchange {
   virtual std::size_t slab_bytes() const = 0;
   // The slab that this rank fills before it meets the others next.
   virtual void* mine() = 0;
-  // Waits until every rank has filled its slab; the slabs by rank, good until this rank's next
-  // meet(). Throws RankFailed when a rank is gone or does not come in time.
-  virtual std::span<const void* const> meet() = 0;
+  // Waits until every rank has filled its slab, the first `bytes` of it, as many on all ranks; the
+  // slabs by rank, good until this rank's next meet(). Throws RankFailed when a rank is gone or
+  // does not come in time.
+  virtual std::span<const void* const> meet(std::size_t bytes) = 0;
 };
 
 }  // namespace duplex

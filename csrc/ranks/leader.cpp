@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "core/error.h"
 
@@ -34,6 +35,11 @@ GroupOptions sizes(const ModelConfig& config, const LeaderOptions& options) {
   return group;
 }
 
+Group make_group(const GroupOptions& options, std::shared_ptr<Transport> transport) {
+  return transport == nullptr ? Group::create(options)
+                              : Group::apart(options, 0, std::move(transport));
+}
+
 template <class Kind>
 ByteWriter command(Kind kind) {
   ByteWriter bytes;
@@ -43,13 +49,13 @@ ByteWriter command(Kind kind) {
 
 }  // namespace
 
-RankLeader::RankLeader(const ModelConfig& config, const LeaderOptions& options)
+RankLeader::RankLeader(const ModelConfig& config, const LeaderOptions& options,
+                       std::shared_ptr<Transport> transport)
     : options_(options),
-      group_(Group::create(sizes(config, options))),
+      group_(make_group(sizes(config, options), std::move(transport))),
       sender_(group_),
-      memory_exchange_(group_, group_.memory_channel()) {
-  for (int lane = 0; lane < kLanes; ++lane)
-    lanes_[lane] = std::make_unique<SharedExchange>(group_, lane);
+      memory_exchange_(make_exchange(group_, group_.memory_channel())) {
+  for (int lane = 0; lane < kLanes; ++lane) lanes_[lane] = make_exchange(group_, lane);
 }
 
 void RankLeader::stop() noexcept {
@@ -71,10 +77,9 @@ void RankLeader::tell(CommandParts parts) {
   sender_.send_memory(parts);
 }
 
-std::span<const void* const> RankLeader::ask(CommandParts parts) {
+std::span<const void* const> RankLeader::ask(CommandParts parts, std::size_t bytes) {
   tell(parts);
-  memory_exchange_.mine();
-  return memory_exchange_.meet();
+  return memory_exchange_->meet(bytes);
 }
 
 LeaderModel::LeaderModel(RankLeader& leader, LaneKind lane, const ModelConfig& config,

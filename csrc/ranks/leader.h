@@ -18,7 +18,7 @@
 #include "model/inkling.h"
 #include "parallel/commands.h"
 #include "parallel/group.h"
-#include "parallel/shared_exchange.h"
+#include "parallel/remote_exchange.h"
 #include "ranks/commands.h"
 
 namespace duplex {
@@ -33,7 +33,9 @@ struct LeaderOptions {
 // The group itself. Outlives the memory and the models that lead it.
 class RankLeader {
  public:
-  RankLeader(const ModelConfig& config, const LeaderOptions& options);
+  // `transport`: of ranks that share no memory with this one.
+  RankLeader(const ModelConfig& config, const LeaderOptions& options,
+             std::shared_ptr<Transport> transport = nullptr);
 
   const Group& group() const { return group_; }
   Reduction reduction() const { return options_.reduction; }
@@ -51,16 +53,17 @@ class RankLeader {
   // Page-memory commands, with memory_mutex_ held: one that is only sent, and one that waits for
   // the answers, the slabs of all ranks.
   void tell(CommandParts parts);
-  std::span<const void* const> ask(CommandParts parts);
+  // `bytes` of them.
+  std::span<const void* const> ask(CommandParts parts, std::size_t bytes);
 
   LeaderOptions options_;
   Group group_;
   CommandSender sender_;
-  std::unique_ptr<SharedExchange> lanes_[kLanes];
+  std::unique_ptr<Exchange> lanes_[kLanes];
   AddressRanges ranges_;
 
   std::mutex memory_mutex_;  // one page-memory command at a time; guards all below
-  SharedExchange memory_exchange_;
+  std::unique_ptr<Exchange> memory_exchange_;
   std::int32_t next_range_ = 0;
   bool is_stopped_ = false;
 };

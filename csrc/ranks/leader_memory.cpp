@@ -46,7 +46,7 @@ void LeaderMemory::everywhere(const ByteWriter& command, const std::function<voi
                               const std::function<void()>& undo_here, const ByteWriter& undo) {
   here();
   try {
-    const auto slabs = leader_->ask({command.bytes()});
+    const auto slabs = leader_->ask({command.bytes()}, sizeof(Status));
     for (int rank = 1; rank < n_ranks(); ++rank) {
       Status status;
       std::memcpy(&status, slabs[static_cast<std::size_t>(rank)], sizeof status);
@@ -120,7 +120,7 @@ void LeaderMemory::read_rank(int rank, void* host, const std::byte* source, std:
     ByteWriter read = command(MemoryCommand::kRead, std::int32_t{rank});
     put_address(read, leader_->ranges_.find(source));
     read.put(static_cast<std::uint64_t>(n));
-    std::memcpy(to, leader_->ask({read.bytes()})[static_cast<std::size_t>(rank)], n);
+    std::memcpy(to, leader_->ask({read.bytes()}, n)[static_cast<std::size_t>(rank)], n);
     to += n;
     source += n;
     bytes -= n;

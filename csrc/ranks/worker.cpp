@@ -25,7 +25,7 @@ RankWorker::RankWorker(const ModelConfig& config, WeightSource source, const Wor
                        Group group, const LoadProgress& progress)
     : group_(std::move(group)),
       backend_(create_backend(options.device, options.backend)),
-      memory_exchange_(group_, group_.memory_channel()) {
+      memory_exchange_(make_exchange(group_, group_.memory_channel())) {
   const Shard shard = make_shard(config, options.dtypes.matrices, group_.rank(), group_.n_ranks(),
                                  options.reduction);
   config_ = shard_config(config, shard);
@@ -44,7 +44,7 @@ class RankWorker::LaneServer {
  public:
   LaneServer(RankWorker& worker, LaneKind lane)
       : worker_(worker),
-        exchange_(worker.group_, static_cast<int>(lane)),
+        exchange_(make_exchange(worker.group_, static_cast<int>(lane))),
         own_backend_(lane == LaneKind::kBackground ? worker.backend_->background_lane() : nullptr),
         backend_(own_backend_ ? *own_backend_ : *worker.backend_) {}
 
@@ -70,7 +70,7 @@ class RankWorker::LaneServer {
  private:
   void open(std::int32_t max_rows) {
     model_ = std::make_unique<Inkling>(worker_.config_, worker_.weights_, worker_.layout_, backend_,
-                                       max_rows, &exchange_);
+                                       max_rows, exchange_.get());
     const auto& drafting = worker_.weights_.mtp.layers;
     for (std::size_t i = 0; i < drafting.size(); ++i)
       drafting_.push_back(
@@ -101,7 +101,7 @@ class RankWorker::LaneServer {
   }
 
   RankWorker& worker_;
-  SharedExchange exchange_;
+  std::unique_ptr<Exchange> exchange_;
   std::unique_ptr<Backend> own_backend_;
   Backend& backend_;
   std::unique_ptr<Inkling> model_;
@@ -150,8 +150,8 @@ void RankWorker::answer_status(const Do& act) {
     status.is_failed = 1;
     std::strncpy(status.message, error.what(), sizeof status.message - 1);
   }
-  std::memcpy(memory_exchange_.mine(), &status, sizeof status);
-  memory_exchange_.meet();
+  std::memcpy(memory_exchange_->mine(), &status, sizeof status);
+  memory_exchange_->meet(sizeof status);
 }
 
 bool RankWorker::do_memory(std::span<const std::byte> command) {
@@ -213,9 +213,10 @@ void RankWorker::transfer(MemoryCommand kind, ByteReader& from) {
     if (is_mine) memory_->write(at, from.rest().data(), from.rest().size());
     return;
   }
-  void* const slab = memory_exchange_.mine();
-  if (is_mine) memory_->read(slab, at, from.get<std::uint64_t>());
-  memory_exchange_.meet();
+  const auto n_bytes = static_cast<std::size_t>(from.get<std::uint64_t>());
+  void* const slab = memory_exchange_->mine();
+  if (is_mine) memory_->read(slab, at, n_bytes);
+  memory_exchange_->meet(n_bytes);
 }
 
 }  // namespace duplex
