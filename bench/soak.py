@@ -5,9 +5,10 @@
 Eight clients talk without a pause: late and lost chunks, typed text, interruptions with honest
 acknowledgements, delegations that are answered, forks that talk for a while, clients that come and
 go, sessions that are written to a file and read again. Every session is summarised when it grows
-long. A twin of each session, in another engine, is given the same without a clock, and every output
-must be the same, token for token. Printed for each tenth of the time: memory of the process, pages
-in use, and how long steps took. The exit status is 1 if an output differed or a page was lost.
+long, or (`--policy window`) forgets its oldest middle. A twin of each session, in another engine,
+is given the same without a clock, and every output must be the same, token for token. Printed for
+each tenth of the time: memory of the process, pages in use, and how long steps took. The exit
+status is 1 if an output differed or a page was lost.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import psutil
@@ -28,12 +29,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from duplex_engine import Delegation, Engine, Session
+from duplex_engine import Delegation, Engine, Session, Window
 from duplex_engine.live import Entry, LiveSession, Summary, replay
 from duplex_engine.live.simulation import Simulation, drain
 
 TURN = 3200  # samples of a micro-turn
 TENTHS = 10
+Policy = Literal["summary", "window"]
 MAX_POSITIONS = 3000
 FIRST_WORD = 20  # token ids before it control the stream
 PROMPT = list(range(20, 24))
@@ -106,7 +108,7 @@ class Client:
 class Soak:
     """All clients."""
 
-    def __init__(self, model: str, n_sessions: int, folder: Path) -> None:
+    def __init__(self, model: str, n_sessions: int, policy: Policy, folder: Path) -> None:
         self.folder = folder
         self.n_files = 0
         options: dict[str, Any] = {"memory": "256MiB", "threads": 1, "rewind_rows": 128}
@@ -121,9 +123,13 @@ class Soak:
         self.step_us: list[int] = []
         self.n_compared = 0
         for seed in range(n_sessions):
-            policy = Summary(at=1500 + 50 * seed, keep_head=64, write=summarise)
-            session = self.sim.live.open(max_positions=MAX_POSITIONS, summary=policy)
-            twin = self.twins.open_session(max_positions=MAX_POSITIONS)
+            at = 1500 + 50 * seed
+            summary = Summary(at=at, keep_head=64, write=summarise) if policy == "summary" else None
+            sizes: dict[str, Any] = {"max_positions": MAX_POSITIONS}
+            if policy == "window":
+                sizes["endless"] = Window(head=64, recent=at)
+            session = self.sim.live.open(summary=summary, **sizes)
+            twin = self.twins.open_session(**sizes)
             self.clients[session.id] = Client(session, twin, seed)
         good = self.sim.step_many
 
@@ -214,10 +220,11 @@ def main(
     hours: Annotated[float, typer.Option(min=0.01)] = 2.0,
     sessions: Annotated[int, typer.Option(min=1)] = 8,
     model: Annotated[str, typer.Option(help="a checkpoint's folder")] = "reference",
+    policy: Annotated[Policy, typer.Option(help="what becomes of the long past")] = "summary",
 ) -> None:
     """Runs the clients and prints a row for each tenth of the time."""
     with tempfile.TemporaryDirectory() as folder:
-        soak_for(hours, Soak(model, sessions, Path(folder)))
+        soak_for(hours, Soak(model, sessions, policy, Path(folder)))
 
 
 def soak_for(hours: float, soak: Soak) -> None:

@@ -27,6 +27,9 @@ class PageMemory {
   virtual void release_range(std::byte* base, std::size_t bytes) noexcept = 0;
   // `address` lies on a page boundary of a reserved range. Touching an unmapped page faults.
   virtual void map(std::byte* address, PageId page) = 0;
+  // As map, for a page that is mapped elsewhere too; its memory may be brought to this address when
+  // it is first touched.
+  virtual void share(std::byte* address, PageId page) { map(address, page); }
   virtual void unmap(std::byte* address) noexcept = 0;
   virtual void copy(std::byte* destination, const std::byte* source, std::size_t bytes) = 0;
   // To the host's memory, after all that was asked for before.

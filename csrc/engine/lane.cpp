@@ -59,13 +59,20 @@ std::optional<Drafter> Lane::make_drafter(PagePool& pool, std::int64_t max_posit
 }
 
 // A session at its limit is left alone here: it hears of it when it really needs the row.
+// Background work has no deadline to keep, and its callers no small share (Backend::run_awake).
 void Lane::back_ahead(Session& session, std::int64_t n_rows) {
+  if (kind_ == LaneKind::kBackground) return;
   n_rows = std::min<std::int64_t>(n_rows, loaded_.options.max_batch_rows);
   try {
     session.sequence_->reserve(n_rows);
     if (session.drafter_) session.drafter_->reserve(n_rows, session.sequence_->length());
   } catch (const CapacityError&) {
   }
+}
+
+void Lane::run_aside(const std::function<void()>& work) {
+  const bool has_thread = kind_ == LaneKind::kBackground && owner_.is_here();  // no fork has it
+  has_thread ? backend_->run_awake(work) : work();
 }
 
 void Lane::add_counts(EngineStats& stats) const {

@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -60,6 +61,9 @@ class Lane {
   void add_counts(EngineStats& stats) const;
   void add_plan(const std::string& prefix,
                 std::vector<std::pair<std::string, std::int64_t>>& plan) const;
+  // Runs what is no pass but takes milliseconds; of a background lane with the share of its passes,
+  // so that it does not hold up a micro-turn. The lane's mutex is held.
+  void run_aside(const std::function<void()>& work);
   void check_process() const { owner_.check_here(); }
   std::mutex& mutex() const { return mutex_; }
   void close() { is_closed_ = true; }  // later calls throw SessionClosed; mutex() is held

@@ -49,7 +49,7 @@ void Session::close() {
   if (is_closed_.exchange(true)) return;
   const std::lock_guard lock(lane_.mutex());  // waits for a step in progress
   engine_->unregister(*this);
-  drop();
+  lane_.run_aside([this] { drop(); });
 }
 
 void Session::drop() noexcept {
@@ -190,10 +190,13 @@ std::shared_ptr<Session> Session::fork(std::int64_t max_positions, LaneKind lane
     endless = endless->with_limit(max_positions, sequence_->layout());
   if (endless) max_positions = endless->held_positions(sequence_->layout());
   if (max_positions <= 0) max_positions = sequence_->max_positions();
-  Sequence sequence = sequence_->fork(max_positions);
+  std::optional<Sequence> sequence;
   std::optional<Drafter> drafter;
-  if (drafter_) drafter = drafter_->fork(max_positions);
-  auto child = engine_->adopt(std::move(sequence), std::move(drafter),
+  lane_.run_aside([&] {
+    sequence = sequence_->fork(max_positions);
+    if (drafter_) drafter = drafter_->fork(max_positions);
+  });
+  auto child = engine_->adopt(std::move(*sequence), std::move(drafter),
                               {max_positions, sampling_, max_drafts_, lane, {}});
   child->endless_ = endless;
   child->audio_ = audio_;

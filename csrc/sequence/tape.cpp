@@ -77,12 +77,13 @@ std::int64_t Tape::n_shared_pages(PositionRange range) const {
                        [this](const HeldPage& held) { return pool_->is_shared(held.page); });
 }
 
-void Tape::append(PageId page) {
+void Tape::append(PageId page, bool is_shared) {
   if (end_page_ - origin_page_ == range_pages_)
     layout_.window > 0 ? rebase() : widen(2 * range_pages_);
   pages_.push_back({end_page_, page});
+  PageMemory& memory = pool_->memory();
   try {
-    pool_->memory().map(address(end_page_), page);
+    is_shared ? memory.share(address(end_page_), page) : memory.map(address(end_page_), page);
   } catch (...) {
     pages_.pop_back();
     throw;
@@ -151,7 +152,7 @@ void Tape::grow_to(std::int64_t end, Promise& promise) {
     PageId page = kNoPage;
     try {
       page = promise.take(use());
-      append(page);
+      append(page, false);
     } catch (...) {
       if (page != kNoPage) promise.give_back(page);
       release_from(old_end, promise);
@@ -209,7 +210,7 @@ void Tape::fork_from(const Tape& source, std::int64_t length, Promise& promise) 
   const auto end = source.from(n_full);
   for (auto shared = source.pages_.begin(); shared != end; ++shared) {
     skip_to(shared->index);
-    append(shared->page);
+    append(shared->page, true);
     pool_->add_ref(shared->page);
   }
   skip_to(std::max(n_full, first_page_));

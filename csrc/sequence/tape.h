@@ -81,7 +81,7 @@ class Tape {
   Pages::const_iterator from(std::int64_t page_index) const;
   PageUse use() const { return layout_.window > 0 ? PageUse::kWindow : PageUse::kGrowth; }
   void swap(Tape& other) noexcept;
-  void append(PageId page);
+  void append(PageId page, bool is_shared);
   void skip_to(std::int64_t page_index);
   void rebase();
   void widen(std::int64_t n_pages);

@@ -56,19 +56,21 @@ def test_a_fork_is_refused_and_changes_nothing(tmp_path: Path) -> None:
         session, other = engine.open_session(), engine.open_session()
         begin(session)
         begin(other)
+        background = session.fork(background=True)
         calls: list[Callable[[], object]] = [
             lambda: session.step(sound(TURN, seed=2)),
             lambda: session.append(text=words(3)),
             lambda: session.feed(text=words(3)),
             lambda: session.truncate(70),
             lambda: session.fork(),
+            lambda: background.fork(),
             lambda: engine.step_many([(session, {"audio": sound(TURN)})]),
             lambda: engine.open_session(),
         ]
         errors = in_a_fork(calls)
         assert len(errors) == len(calls)
         assert all("load an engine after the fork" in error for error in errors)
-        assert in_a_fork([session.close, other.close, engine.close]) == []
+        assert in_a_fork([session.close, background.close, other.close, engine.close]) == []
         assert go_on(session) == go_on(other) == expected
 
 

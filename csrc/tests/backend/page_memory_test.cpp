@@ -1,6 +1,7 @@
 // CpuPageMemory: one page at several addresses, backing, discard and the sizes it refuses.
 #include "backend/cpu/page_memory.h"
 
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -34,6 +35,33 @@ TEST_CASE("a page mapped twice is one memory") {
   CHECK(second[1] == std::byte{8});
   memory->release_range(first, 2 * kPage);
   memory->release_range(second, 2 * kPage);
+}
+
+long faults_of_this_thread() {
+  rusage usage{};
+  ::getrusage(RUSAGE_THREAD, &usage);
+  return usage.ru_minflt;
+}
+
+TEST_CASE("a shared page is brought to its address by the first touch, a mapped one is there") {
+  constexpr std::size_t kLarge = 64 * kPage;
+  constexpr std::size_t kPages = 8;
+  const auto memory = create_cpu_page_memory(kLarge, kPages);
+  std::byte* const first = memory->reserve_range(kPages * kLarge);
+  std::byte* const again = memory->reserve_range(kPages * kLarge);
+  for (std::size_t i = 0; i < kPages; ++i) memory->map(first + i * kLarge, static_cast<PageId>(i));
+  long before = faults_of_this_thread();
+  std::memset(first, 7, kPages * kLarge);
+  CHECK(faults_of_this_thread() - before < 4);
+
+  before = faults_of_this_thread();
+  for (std::size_t i = 0; i < kPages; ++i)
+    memory->share(again + i * kLarge, static_cast<PageId>(i));
+  CHECK(faults_of_this_thread() - before < 4);
+  CHECK(std::memcmp(first, again, kPages * kLarge) == 0);
+  CHECK(faults_of_this_thread() - before >= static_cast<long>(kPages));
+  memory->release_range(first, kPages * kLarge);
+  memory->release_range(again, kPages * kLarge);
 }
 
 TEST_CASE("a discarded page is zero when it comes back") {

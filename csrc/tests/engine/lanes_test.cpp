@@ -84,6 +84,20 @@ TEST_CASE("lanes share pages and pool while forks come and go", "[threads]") {
   CHECK(is_empty(engine->stats()));
 }
 
+TEST_CASE("what the background does beside its passes has the share of its passes") {
+  const auto engine = make_engine(streaming_config(), small_options(2));
+  const auto session = engine->open_session({});
+  const auto fork = session->fork(0, LaneKind::kBackground);
+  const auto thread_of = [](Lane& lane) {
+    const std::lock_guard lock(lane.mutex());
+    std::thread::id thread;
+    lane.run_aside([&] { thread = std::this_thread::get_id(); });
+    return thread;
+  };
+  CHECK(thread_of(session->lane()) == std::this_thread::get_id());
+  CHECK(thread_of(fork->lane()) != std::this_thread::get_id());
+}
+
 TEST_CASE("closing the engine ends the work of both lanes", "[threads]") {
   auto engine = make_engine(streaming_config(), small_options(2));
   const auto session = engine->open_session({});

@@ -46,6 +46,10 @@ class FlakyMemory final : public PageMemory {
     check<CapacityError>(fail_at < 0 || fail_at-- > 0, "the system refuses");
     pages_->map(address, page);
   }
+  void share(std::byte* address, PageId page) override {
+    ++n_shares;
+    map(address, page);
+  }
   void unmap(std::byte* address) noexcept override { pages_->unmap(address); }
   void copy(std::byte* destination, const std::byte* source, std::size_t bytes) override {
     pages_->copy(destination, source, bytes);
@@ -59,6 +63,7 @@ class FlakyMemory final : public PageMemory {
   void discard(PageId page) noexcept override { pages_->discard(page); }
 
   std::int64_t fail_at = -1;  // -1 = never
+  std::int64_t n_shares = 0;
 
  private:
   std::unique_ptr<PageMemory> pages_;

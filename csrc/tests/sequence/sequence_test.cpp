@@ -79,6 +79,7 @@ TEST_CASE("a fork shares full pages, copies unfinished ones and pays for the res
   CHECK_THROWS_AS(parent.fork(3 * page), InvalidArgument);
   Sequence child = parent.fork(5 * page);
   CHECK(pool->n_unpromised() == unpromised - layout.window_pages() - 2);
+  CHECK(pool.memory->n_shares >= 3);
   CHECK(child.length() == parent.length());
   CHECK(child.committed() == parent.committed());
   CHECK(holds(child, values));
