@@ -7,7 +7,6 @@ import numpy
 import numpy.typing
 import types
 import typing
-import typing_extensions
 __all__: list[str] = ['Action', 'BackendUnavailable', 'CapacityError', 'CheckpointError', 'DuplexError', 'Engine', 'InvalidArgument', 'PACKING_VERSION', 'RankFailed', 'RankLeader', 'RankWorker', 'Session', 'SessionBusy', 'SessionClosed', 'TorchTransport', 'Turn', 'backend_names', 'copy_session', 'dmel_bins', 'encoder_names', 'n_parts', 'next_action', 'read_snapshot', 'weights_hash', 'write_snapshot']
 class DuplexError(Exception):
     """
@@ -51,11 +50,11 @@ class TorchTransport:
         """
         Lets go of them. No call may be in progress.
         """
-    def connect(self, groups: collections.abc.Sequence[typing.Any], give_up: collections.abc.Callable) -> None:
+    def connect(self, groups: collections.abc.Sequence[typing.Any], give_up: collections.abc.Callable[[int, str], None]) -> None:
         """
         groups: a ProcessGroupGloo for each channel. give_up(rank, reason): the group is over.
         """
-    def exchange(self, channel: typing.SupportsInt | typing.SupportsIndex, slabs: collections.abc.Sequence[typing_extensions.Buffer]) -> None:
+    def exchange(self, channel: typing.SupportsInt | typing.SupportsIndex, slabs: collections.abc.Sequence[numpy.ndarray]) -> None:
         """
         One meeting, for measurements.
         """
@@ -209,7 +208,7 @@ class RankLeader:
     """
     A group, seen by rank 0.
     """
-    def __init__(self, config: dict[str, typing.Any], *, n_ranks: typing.SupportsInt | typing.SupportsIndex, reduction: str, dtype: str, weights: str, max_batch_rows: typing.SupportsInt | typing.SupportsIndex, transport: TorchTransport = None) -> None:
+    def __init__(self, config: dict[str, typing.Any], *, n_ranks: typing.SupportsInt | typing.SupportsIndex, reduction: str, dtype: str, weights: str, max_batch_rows: typing.SupportsInt | typing.SupportsIndex, transport: TorchTransport | None = None) -> None:
         ...
     def fail(self, rank: typing.SupportsInt | typing.SupportsIndex, reason: str) -> None:
         ...
@@ -240,7 +239,7 @@ class RankWorker:
     """
     A rank that is not rank 0, loaded.
     """
-    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], *, fd: typing.SupportsInt | typing.SupportsIndex, rank: typing.SupportsInt | typing.SupportsIndex, device: str, n_threads: typing.SupportsInt | typing.SupportsIndex, isa: str, dtype: str, weights: str, kv_dtype: str, reduction: str, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None, transport: TorchTransport = None, sizes: collections.abc.Mapping[str, typing.SupportsInt | typing.SupportsIndex] = {}) -> None:
+    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], *, fd: typing.SupportsInt | typing.SupportsIndex, rank: typing.SupportsInt | typing.SupportsIndex, device: str, n_threads: typing.SupportsInt | typing.SupportsIndex, isa: str, dtype: str, weights: str, kv_dtype: str, reduction: str, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None, transport: TorchTransport | None = None, sizes: collections.abc.Mapping[str, typing.SupportsInt | typing.SupportsIndex] = {}) -> None:
         """
         fd: of the memory that the ranks share; or transport and sizes, and fd is not read.
         """
