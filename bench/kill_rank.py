@@ -1,6 +1,7 @@
 """Kills a worker of a tensor-parallel group at random moments, and goes on with a new group.
 
     python -m bench.kill_rank --kills 100
+    python -m bench.kill_rank --kills 30 --device cuda_host   # ranks with a pretended GPU each
 
 Each group serves some sessions at once (turns of sound, text, results, forgotten ranges; snapshots
 every few turns) and a background session that decodes. Then one of its workers is killed by
@@ -46,6 +47,7 @@ class Group:
 
     folder: Path
     ranks: int
+    device: str
     transport: str
 
     def load(self) -> Engine:
@@ -55,6 +57,7 @@ class Group:
             threads=1,
             rewind_rows=16,
             tensor_parallel=self.ranks,
+            device=self.device,
             transport=self.transport,
         )
 
@@ -170,6 +173,7 @@ def main(
     every: Annotated[int, typer.Option(help="turns between two snapshots")] = 3,
     seed: Annotated[int, typer.Option(help="of the moments")] = 0,
     limit: Annotated[float, typer.Option(help="seconds from a kill to every error")] = 1.0,
+    device: Annotated[str, typer.Option(help="of the ranks")] = "cpu",
 ) -> None:
     """Kills a worker again and again; fails unless all that is promised holds."""
     bad = ("hangs", "other errors", "calls that ended late", "later calls without an error",
@@ -183,7 +187,7 @@ def main(
         Progress(console=Console(stderr=True)) as bar,
     ):
         folder = Path(name)
-        group = Group(write_random_checkpoint(folder / "model"), ranks, transport)
+        group = Group(write_random_checkpoint(folder / "model"), ranks, device, transport)
         streams = [Stream(n, folder / f"snapshot{n}", every) for n in range(N_SESSIONS)]
         with group.load() as engine:
             assert engine._ranks is not None

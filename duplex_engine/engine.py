@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,7 @@ from duplex_engine.json_input import found
 from duplex_engine.loading import load_engine, row_and_matrix_formats
 from duplex_engine.packed import Dtype, Weights, layout_digest, write_packed
 from duplex_engine.parallel.ranks import Ranks
-from duplex_engine.parallel.transports import check_reduction, choose_group
+from duplex_engine.parallel.transports import MAX_RANKS, check_reduction, choose_group
 from duplex_engine.progress import progress_bar
 from duplex_engine.session import Session
 from duplex_engine.snapshot import ModelIdentity, open_snapshot
@@ -113,6 +113,7 @@ class Engine:
         transport: str = "auto",
         address: str | None = None,
         join_s: float = 300.0,
+        gpus: Sequence[int] | None = None,
         progress: Progress = None,
     ) -> Self:
         """Loads a checkpoint.
@@ -166,6 +167,8 @@ class Engine:
             address: "host:port" of this machine, where the workers come to: each is started on its
                 machine by `duplex-engine worker`. None starts them here.
             join_s: how many seconds they may take to come.
+            gpus: with `device="cuda"`, the number of each rank's GPU, rank 0's first. None takes
+                0, 1, ..., and with one rank the GPU that is the process's current one.
             progress: True shows a bar on stderr; a function is called with (bytes done, bytes).
 
         Raises:
@@ -191,15 +194,16 @@ class Engine:
                 f"progress: expected True, a function or None, found {found(progress)}"
             )
         if beside is not None:
-            if device not in ("cpu", beside._device) or (threads, isa) != (None, None):
+            theirs = (threads, isa) == (None, None) and gpus is None
+            if device not in ("cpu", beside._device) or not theirs:
                 raise InvalidArgument(
-                    "beside: expected no device, threads and isa, which are the other engine's"
+                    "beside: expected no device, gpus, threads and isa: they are the other engine's"
                 )
             device = beside._device
         mtp_layers = integer(mtp_layers, "mtp_layers", high=MAX_INT32)
-        n_ranks = integer(tensor_parallel, "tensor_parallel", 1, MAX_INT32)
+        n_ranks = integer(tensor_parallel, "tensor_parallel", 1, MAX_RANKS)
         check_reduction(text(reduction, "reduction"), text(device, "device"))
-        group = choose_group(n_ranks, transport, address, join_s, device)
+        group = choose_group(n_ranks, transport, address, join_s, gpus, device)
         if beside is not None and (n_ranks > 1 or beside._ranks is not None):
             raise InvalidArgument(
                 "beside: expected two engines with tensor_parallel=1; engines of several ranks "
@@ -207,6 +211,7 @@ class Engine:
             )
         options: dict[str, Any] = {
             "device": device,
+            "gpu": group.gpus[0],
             "n_threads": _threads(threads, n_ranks, address is not None),
             "isa": "" if isa is None else text(isa, "isa"),
             "memory_bytes": _memory(memory, beside) // n_ranks,

@@ -7,6 +7,7 @@ ranks read the same. Does not own the options (`engine.py`), nor what a rank tak
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,11 +18,11 @@ from typing import Any, TypeVar, cast
 from duplex_engine import _core
 from duplex_engine.cache import fingerprint, load_cached
 from duplex_engine.checkpoint import Checkpoint
-from duplex_engine.errors import CheckpointError, InvalidArgument
+from duplex_engine.errors import CheckpointError, InvalidArgument, RankFailed
 from duplex_engine.packed import Dtype, HasArena, PackedFile, Weights, layout_digest
 from duplex_engine.parallel.joining import gather
 from duplex_engine.parallel.ranks import Ranks, Worker, start_workers
-from duplex_engine.parallel.transports import REMOTE, Group
+from duplex_engine.parallel.transports import REMOTE, Group, check_parts
 
 __all__ = ["RankShare", "load_core", "load_engine", "row_and_matrix_formats"]
 
@@ -70,35 +71,49 @@ def load_engine(
     """
     kinds = {key: options[key] for key in ("reduction", "dtype", "weights")}
     share = RankShare(0, group.n_ranks, _core.n_parts(sizes, n_ranks=group.n_ranks, **kinds))
+    check_parts(share.n_parts, group.n_ranks, options["device"])
     if group.n_ranks == 1:
         options = options | {"progress": progress}
         return load_core(checkpoint, sizes, options, _core.Engine, folder=folder, share=share), None
     check_not_packed(checkpoint)
+    if options["device"] != "cpu":
+        # Ranks wait for each other inside kernels: none may be loaded by the driver meanwhile.
+        os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")
+    rows = {"max_batch_rows": options["max_batch_rows"], "transport": group.transport}
     request = {
         "path": str(checkpoint.path.resolve()),
         "cache": None if folder is None else str(folder.resolve()),
         "mtp_layers": mtp_layers,
         "share": asdict(share),
+        "gpus": group.gpus,
         "options": kinds
+        | rows
         | {key: options[key] for key in ("device", "n_threads", "isa", "kv_dtype")},
-        "transport": None,
+        "torch": None,
         "checkpoint": None,
     }
-    limits = {"n_ranks": group.n_ranks, "max_batch_rows": options["max_batch_rows"]}
+    limits = kinds | rows | {"n_ranks": group.n_ranks}
     if group.transport == REMOTE:
         if group.address is not None:
             request["checkpoint"] = fingerprint(checkpoint, layout_digest(sizes), of_machine=False)
-        leader, ranks = _ranks_apart(group, sizes, kinds | limits, request, progress)
+        leader, ranks = _ranks_apart(group, sizes, limits, request, progress)
     else:
-        leader = _core.RankLeader(sizes, **limits, **kinds)
-        workers = start_workers(group.n_ranks, [leader.fd])
-        ranks = Ranks(leader, workers, request | {"fd": leader.fd}, progress)
+        leader = _core.RankLeader(sizes, **limits)
+        workers = start_workers(
+            [
+                {"fd": leader.fd, "socket": leader.worker_socket(rank)}
+                for rank in range(1, group.n_ranks)
+            ]
+        )
+        ranks = Ranks(leader, workers, request, progress)
     try:
         options = options | {"progress": ranks.report, "ranks": leader}
         core = load_core(checkpoint, sizes, options, _core.Engine, folder=folder, share=share)
         ranks.wait_until_loaded(core.description().partition(",")[0])
-    except BaseException:
+    except BaseException as error:
         ranks.close(patience_s=0)  # they may be in the middle of loading
+        if isinstance(error, RankFailed):
+            ranks.raise_what_they_said()
         raise
     # Workers end with the engine, closed or not.
     weakref.finalize(core, ranks.close)
@@ -116,12 +131,12 @@ def _ranks_apart(
     from duplex_engine.parallel import distributed  # torch takes seconds
 
     transport = distributed.transport(0, group.n_ranks)
-    leader = _core.RankLeader(sizes, transport=transport, **options)
+    leader = _core.RankLeader(sizes, torch=transport, **options)
     host = LOOPBACK if group.address is None else group.address[0]
     store = distributed.open_store(host)
     workers: Sequence[Worker]
     if group.address is None:
-        workers = start_workers(group.n_ranks, [])
+        workers = start_workers([{}] * (group.n_ranks - 1))
     else:
         workers = came = gather(group.address, group.n_ranks, group.join_s)
         host = came[0].host  # where the address is that of every interface
@@ -131,7 +146,7 @@ def _ranks_apart(
         "n_channels": leader.n_channels,
         "sizes": leader.sizes,
     }
-    ranks = Ranks(leader, workers, request | {"transport": place}, progress)
+    ranks = Ranks(leader, workers, request | {"torch": place}, progress)
     try:
         ranks.connect(
             transport,

@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 
+#include "backend/exchange.h"
 #include "backend/op_args.h"
 #include "backend/page_memory.h"
 
@@ -19,6 +20,7 @@ namespace duplex {
 struct BackendOptions {
   int n_threads = 0;  // 0 = one per available core
   std::string isa;    // cpu: "avx512", "avx2", "portable"; empty = the best there is
+  int gpu = -1;       // cuda: which one; -1 = the process's current one
 };
 
 // Zeroed memory that never moves, owned. It is the backend's: the host gets at it with write and
@@ -66,6 +68,22 @@ class Backend {
                             std::int64_t first_out, void* destination) = 0;
   virtual std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
                                         std::int64_t max_rows, std::int32_t n_parts = 1) const = 0;
+
+  // ---- ranks of a tensor-parallel group
+  // Connects the devices of all ranks, each of which calls this at the same time, before the first
+  // pass. False: they have nothing of their own, and ranks meet in the host's memory. Throws
+  // BackendUnavailable, on every rank, where the transport is not there.
+  virtual bool connect(std::shared_ptr<Rendezvous>, const ExchangeOptions&) { return false; }
+  // How they are connected, in words.
+  virtual std::string transport() const { return "shared memory"; }
+  // Of this lane, which must outlive it; after connect.
+  virtual std::unique_ptr<Exchange> create_exchange() { return nullptr; }
+  // Of a background lane: waits while run_awake is at work beside it. Operations wait so by
+  // themselves, but not on connected devices: a rank that stood still in the middle of a pass would
+  // hold up all that its device, and those of others, do behind that.
+  virtual void give_way() {}
+  // Waits until all is done that was asked for; throws RankFailed if a rank was waited for in vain.
+  virtual void finish() {}
 
   // Runs one pass or more: workers stay awake meanwhile. It may be on a thread of the backend's
   // own; what `work` throws is thrown here.

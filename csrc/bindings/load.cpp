@@ -155,23 +155,26 @@ void bind_leader(py::module_& m) {
   py::class_<RankLeader, std::shared_ptr<RankLeader>>(m, "RankLeader", "A group, seen by rank 0.")
       .def(py::init([](const ConfigDict& config, std::int32_t n_ranks, const std::string& reduction,
                        const std::string& dtype, const std::string& weights,
-                       std::int32_t max_batch_rows,
-                       const std::optional<std::shared_ptr<TorchTransport>>& transport) {
+                       std::int32_t max_batch_rows, const std::string& transport,
+                       const std::optional<std::shared_ptr<TorchTransport>>& torch) {
              LeaderOptions options;
              options.n_ranks = n_ranks;
              options.reduction = reduction_from(reduction);
              options.matrices = format_from(weights, dtype_from(dtype, "dtype"), "weights");
              options.max_rows = max_batch_rows;
+             options.transport = transport;
              return std::make_shared<RankLeader>(config_from_dict(config), options,
-                                                 transport.value_or(nullptr));
+                                                 torch.value_or(nullptr));
            }),
            py::arg("config"), py::kw_only(), py::arg("n_ranks"), py::arg("reduction"),
            py::arg("dtype"), py::arg("weights"), py::arg("max_batch_rows"),
-           py::arg("transport") = py::none())
+           py::arg("transport") = "auto", py::arg("torch") = py::none())
       .def_property_readonly("n_ranks", [](const RankLeader& r) { return r.group().n_ranks(); })
       .def_property_readonly(
           "fd", [](const RankLeader& r) { return r.group().fd(); },
           "Of the memory that the ranks share; a worker inherits it.")
+      .def("worker_socket", &RankLeader::worker_socket, py::arg("rank"),
+           "The end that the worker inherits of the socket between it and this process.")
       .def_property_readonly("region_bytes",
                              [](const RankLeader& r) { return r.group().region_bytes(); })
       .def_property_readonly(
@@ -200,29 +203,34 @@ void bind_worker(py::module_& m) {
   using Gil = py::call_guard<py::gil_scoped_release>;
   py::class_<RankWorker>(m, "RankWorker", "A rank that is not rank 0, loaded.")
       .def(py::init([](const ConfigDict& config, const std::vector<TensorTuple>& tensors, int fd,
-                       int rank, const std::string& device, int n_threads, const std::string& isa,
-                       const std::string& dtype, const std::string& weights,
+                       int socket, int rank, const std::string& device, int gpu, int n_threads,
+                       const std::string& isa, const std::string& dtype, const std::string& weights,
                        const std::string& kv_dtype, const std::string& reduction,
+                       std::int32_t max_batch_rows, const std::string& transport,
                        const std::optional<PackedReader>& packed, const py::object& progress,
-                       const std::optional<std::shared_ptr<TorchTransport>>& transport,
+                       const std::optional<std::shared_ptr<TorchTransport>>& torch,
                        const GroupSizes& sizes) {
              WorkerOptions options;
              options.device = device;
-             options.backend = {n_threads, isa};
+             options.backend = {n_threads, isa, gpu};
+             options.max_rows = max_batch_rows;
+             options.transport = transport;
+             options.socket = socket;
              options.dtypes.rows = dtype_from(dtype, "dtype");
              options.dtypes.matrices = format_from(weights, options.dtypes.rows, "weights");
              options.kv_dtype = format_from(kv_dtype, options.dtypes.rows, "kv_dtype");
              options.reduction = reduction_from(reduction);
              return load_worker(config, tensors, packed, options, progress, [&] {
-               return transport ? group_apart(sizes, rank, *transport) : Group::join(fd, rank);
+               return torch ? group_apart(sizes, rank, *torch) : Group::join(fd, rank);
              });
            }),
-           py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("fd"), py::arg("rank"),
-           py::arg("device"), py::arg("n_threads"), py::arg("isa"), py::arg("dtype"),
-           py::arg("weights"), py::arg("kv_dtype"), py::arg("reduction"),
-           py::arg("packed") = py::none(), py::arg("progress") = py::none(),
-           py::arg("transport") = py::none(), py::arg("sizes") = GroupSizes{},
-           "fd: of the memory that the ranks share; or transport and sizes, and fd is not read.")
+           py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("fd"), py::arg("socket"),
+           py::arg("rank"), py::arg("device"), py::arg("gpu"), py::arg("n_threads"), py::arg("isa"),
+           py::arg("dtype"), py::arg("weights"), py::arg("kv_dtype"), py::arg("reduction"),
+           py::arg("max_batch_rows"), py::arg("transport"), py::arg("packed") = py::none(),
+           py::arg("progress") = py::none(), py::arg("torch") = py::none(),
+           py::arg("sizes") = GroupSizes{},
+           "fd: of the memory that the ranks share; or torch and sizes, and fd is not read.")
       .def("serve", &RankWorker::serve, Gil(), "Does what rank 0 asks for until it says stop.")
       .def_property_readonly("description", &RankWorker::description)
       .def_property_readonly("arena_bytes", &RankWorker::arena_bytes)
@@ -240,7 +248,7 @@ void bind_loading(py::module_& m, EngineClass& engine) {
       .def(
           py::init(
               [](const ConfigDict& config, const std::vector<TensorTuple>& tensors,
-                 const std::string& device, int n_threads, const std::string& isa,
+                 const std::string& device, int gpu, int n_threads, const std::string& isa,
                  const std::string& dtype, const std::string& weights, const std::string& kv_dtype,
                  std::int64_t memory_bytes, std::int64_t page_bytes, std::int32_t max_batch_rows,
                  std::int64_t max_positions, std::int32_t rewind_rows,
@@ -249,7 +257,7 @@ void bind_loading(py::module_& m, EngineClass& engine) {
                  const std::optional<std::shared_ptr<RankLeader>>& ranks) {
                 EngineOptions options;
                 options.device = device;
-                options.backend = {n_threads, isa};
+                options.backend = {n_threads, isa, gpu};
                 options.dtype = dtype_from(dtype, "dtype");
                 options.weights = format_from(weights, options.dtype, "weights");
                 options.kv_dtype = format_from(kv_dtype, options.dtype, "kv_dtype");
@@ -263,8 +271,8 @@ void bind_loading(py::module_& m, EngineClass& engine) {
                             ranks.value_or(nullptr));
               }),
           py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("device") = "cpu",
-          py::arg("n_threads") = 0, py::arg("isa") = "", py::arg("dtype") = "float32",
-          py::arg("weights") = "", py::arg("kv_dtype") = "",
+          py::arg("gpu") = -1, py::arg("n_threads") = 0, py::arg("isa") = "",
+          py::arg("dtype") = "float32", py::arg("weights") = "", py::arg("kv_dtype") = "",
           py::arg("memory_bytes") = std::int64_t{1} << 30, py::arg("page_bytes") = 0,
           py::arg("max_batch_rows") = 256, py::arg("max_positions") = 32768,
           py::arg("rewind_rows") = 64, py::arg("packed") = py::none(),

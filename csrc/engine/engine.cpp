@@ -92,6 +92,7 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
       make_shard(checked_config, options.weights, 0,
                  model_.ranks == nullptr ? 1 : model_.ranks->group().n_ranks(), options.reduction);
   model_.share = shard_config(checked_config, shard);
+  if (model_.ranks != nullptr) model_.ranks->connect(*backend, model_.share, shard);
   if (const auto* packed = std::get_if<PackedArena>(&source)) {
     model_.weights =
         load_packed_weights(checked_config, *packed, dtypes, *backend, progress, shard);
@@ -204,8 +205,8 @@ std::string Engine::description() const {
     const int n_threads = backend.n_threads();
     const Transport* transport = model_.ranks->group().transport();
     text = text.substr(0, text.find(',')) + ", " + std::to_string(shard.size) + " ranks x " +
-           std::to_string(n_threads) + (n_threads == 1 ? " thread" : " threads") + ", " +
-           (transport == nullptr ? "shared memory" : transport->name());
+           std::to_string(n_threads) + (n_threads == 1 ? " thread, " : " threads, ") +
+           (transport == nullptr ? backend.transport() : transport->name());
   }
   if (model_.options.reduction == Reduction::kInvariant)
     text += ", reduction of " + std::to_string(shard.total_parts()) +

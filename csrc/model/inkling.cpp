@@ -56,11 +56,15 @@ Inkling::Inkling(const ModelConfig& config, const Weights& weights, const Sequen
   allocate();
 }
 
-std::size_t Inkling::slab_bytes(const ModelConfig& config, const Shard& shard,
-                                std::int32_t max_rows) {
+ExchangeOptions Inkling::exchange_options(const ModelConfig& config, const Shard& shard,
+                                          std::int32_t max_rows) {
   const std::int64_t sums = shard.n_parts * part_stride(config, max_rows);
   const std::int64_t logits = kHeadRows * logits_stride(config, shard.size);
-  return static_cast<std::size_t>(std::max(sums, logits)) * sizeof(float);
+  return {.transport = "auto",
+          .max_rows = max_rows,
+          .width = config.d_model,
+          .gather_stride = logits_stride(config, shard.size),
+          .slab_bytes = static_cast<std::size_t>(std::max(sums, logits)) * sizeof(float)};
 }
 
 void Inkling::check_exchange() const {
@@ -70,7 +74,7 @@ void Inkling::check_exchange() const {
   check(rank == shard.rank && size == shard.size, "tensor_parallel: expected rank ", shard.rank,
         " of ", shard.size, ", whose weights these are, found rank ", rank, " of ", size);
   if (exchange_ == nullptr) return;
-  const std::size_t needed = slab_bytes(config_, shard, max_rows_);
+  const std::size_t needed = exchange_options(config_, shard, max_rows_).slab_bytes;
   check(exchange_->slab_bytes() >= needed, "tensor_parallel: expected slabs of ", needed,
         " bytes or more for ", max_rows_, " rows, found ", exchange_->slab_bytes());
 }
@@ -130,6 +134,8 @@ void Inkling::allocate() {
                     backend_.moe_scratch_bytes(config_.moe, config_.d_model, max_rows_, n_parts));
   head_rows_ = make_rows("head_rows", config_.d_model, dtype, kHeadRows);
   slab_logits_stride_ = logits_stride(config_, weights_.shard.size);
+  for (std::int32_t rank = 0; rank < weights_.shard.size; ++rank)
+    logits_slices_.push_back(vocabulary_slice(config_, rank, weights_.shard.size));
   if (weights_.shard.rank == 0) {
     const Rows out = make_rows("logits", config_.unpadded_vocab_size, DType::kF32, kHeadRows);
     head_out_ = static_cast<float*>(out.data);
@@ -267,7 +273,7 @@ void Inkling::add_and_norm(const Segments& segments, const Block& block, bool is
       static_cast<std::int32_t>(round_up(config_.d_model, kColumnAlign))};
   ConvAddNormArgs args{.segments = segments,
                        .parts = {},
-                       .n_parts = weights_.shard.total_parts(),
+                       .n_parts = weights_.shard.n_parts,
                        .x_stride = block_out_stride_,
                        .scale = scale,
                        .conv = conv,
@@ -278,18 +284,13 @@ void Inkling::add_and_norm(const Segments& segments, const Block& block, bool is
                        .eps = config_.norm_eps,
                        .width = config_.d_model,
                        .out = normed_};
-  list_parts(args.parts);
+  if (exchange_ != nullptr) return exchange_->add(backend_, args, part_stride_);
+  for (std::int32_t p = 0; p < args.n_parts; ++p) args.parts[p] = block_out_ + p * part_stride_;
   backend_.conv_add_norm(args);
 }
 
-// Meets the others where there are any; parts of rank 0 come first.
-void Inkling::list_parts(const float** parts) {
-  const void* const only[] = {block_out_};
-  const std::span<const void* const> slabs =
-      exchange_ == nullptr ? only : exchange_->meet(part_bytes());
-  for (const void* slab : slabs)
-    for (std::int32_t p = 0; p < weights_.shard.n_parts; ++p)
-      *parts++ = static_cast<const float*>(slab) + p * part_stride_;
+void Inkling::read_rows(std::int32_t n_rows, void* out) {
+  backend_.read(out, hidden_, static_cast<std::size_t>(n_rows * hidden_stride_) * sizeof(float));
 }
 
 std::size_t Inkling::head_row_bytes() const {
@@ -308,27 +309,19 @@ void Inkling::multiply_head(std::span<const void* const> head_rows) {
   for (std::size_t i = 0; i < head_rows.size(); ++i)
     backend_.write(static_cast<std::byte*>(head_rows_.data) + i * stride_bytes, head_rows[i],
                    head_row_bytes());
+  const auto n_rows = static_cast<std::int32_t>(head_rows.size());
   const bool is_alone = exchange_ == nullptr;
-  backend_.linear({weights_.head, head_rows_, static_cast<std::int32_t>(head_rows.size()),
+  backend_.linear({weights_.head, head_rows_, n_rows,
                    is_alone ? head_out_ : static_cast<float*>(exchange_->mine()),
                    is_alone ? head_out_stride_ : slab_logits_stride_, config_.logit_divisor});
   if (is_alone) return;
-  const std::span<const void* const> slabs = exchange_->meet(
-      head_rows.size() * static_cast<std::size_t>(slab_logits_stride_) * sizeof(float));
-  if (weights_.shard.rank == 0) gather_logits(slabs, head_rows.size());
-}
-
-// Each rank has the logits of its slice of the vocabulary.
-void Inkling::gather_logits(std::span<const void* const> slabs, std::size_t n_rows) {
-  const auto n_ranks = static_cast<std::int32_t>(slabs.size());
-  for (std::int32_t rank = 0; rank < n_ranks; ++rank) {
-    const Slice slice = vocabulary_slice(config_, rank, n_ranks);
-    const auto* from = static_cast<const float*>(slabs[static_cast<std::size_t>(rank)]);
-    for (std::size_t i = 0; i < n_rows; ++i)
-      backend_.write(head_out_ + i * static_cast<std::size_t>(head_out_stride_) + slice.first,
-                     from + i * static_cast<std::size_t>(slab_logits_stride_),
-                     static_cast<std::size_t>(slice.n) * sizeof(float));
-  }
+  // Each rank has the logits of its slice of the vocabulary; they are wanted on rank 0, which alone
+  // has room for all.
+  exchange_->gather(backend_, {.n_rows = n_rows,
+                               .stride = slab_logits_stride_,
+                               .slices = logits_slices_.data(),
+                               .out = head_out_,
+                               .out_stride = head_out_stride_});
 }
 
 void Inkling::logits(std::span<const void* const> head_rows, float* out) {

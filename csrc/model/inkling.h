@@ -44,9 +44,9 @@ class Inkling {
   Inkling(const Inkling&) = delete;
   Inkling& operator=(const Inkling&) = delete;
 
-  // What a slab of the exchange must hold at least.
-  static std::size_t slab_bytes(const ModelConfig& config, const Shard& shard,
-                                std::int32_t max_rows);
+  // What an exchange must be good for at least.
+  static ExchangeOptions exchange_options(const ModelConfig& config, const Shard& shard,
+                                          std::int32_t max_rows);
 
   static constexpr std::int32_t kHeadRows = 16;  // rows that the head multiplies at once
   std::int32_t max_rows() const { return max_rows_; }
@@ -54,6 +54,8 @@ class Inkling {
   // and after it what the layers made of them.
   float* rows() { return hidden_; }
   std::int64_t row_stride() const { return hidden_stride_; }
+  // The first of them to the host: (n_rows, row_stride).
+  void read_rows(std::int32_t n_rows, void* out);
 
   // Runs every layer over rows [0, segments.n_rows) and appends them to their tapes.
   virtual void forward(const Segments& segments);
@@ -85,9 +87,6 @@ class Inkling {
   std::size_t part_bytes() const;
   float* partial_sums();  // of this rank: (n_parts, rows, d_model), part_bytes
   void sum_parts(const PackedMatrix& w, const Rows& x, std::int32_t n_rows);
-  void list_parts(const float** parts);
-  // Puts the logits of all ranks together, at rank 0.
-  void gather_logits(std::span<const void* const> slabs, std::size_t n_rows);
   void* make_buffer(const char* name, std::size_t bytes);
   Rows make_rows(const char* name, std::int64_t width, DType dtype, std::int64_t n_rows);
   float* make_floats(const char* name, std::int64_t width, std::int64_t& stride);
@@ -125,6 +124,7 @@ class Inkling {
   float* head_out_ = nullptr;  // (kHeadRows, vocabulary) on rank 0
   std::int64_t head_out_stride_ = 0;
   std::int64_t slab_logits_stride_ = 0;  // of one rank's part of them
+  std::vector<Slice> logits_slices_;     // by rank
 };
 
 }  // namespace duplex

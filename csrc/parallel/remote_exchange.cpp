@@ -28,7 +28,7 @@ std::span<const void* const> RemoteExchange::meet(std::size_t bytes) {
   return slabs_[epoch_ % 2];
 }
 
-std::unique_ptr<Exchange> make_exchange(const Group& group, int channel) {
+std::unique_ptr<SlabExchange> make_exchange(const Group& group, int channel) {
   if (group.transport() != nullptr) return std::make_unique<RemoteExchange>(group, channel);
   return std::make_unique<SharedExchange>(group, channel);
 }

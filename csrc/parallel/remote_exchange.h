@@ -15,7 +15,7 @@ namespace duplex {
 
 // One rank's side of one channel, for one thread at a time. This rank's region has room for the
 // slabs of all, twice: who still reads those of the last meeting may fill its own for the next.
-class RemoteExchange final : public Exchange {
+class RemoteExchange final : public SlabExchange {
  public:
   // `channel`: a lane, or group.memory_channel(). The group has a transport.
   RemoteExchange(Group group, int channel);
@@ -36,6 +36,6 @@ class RemoteExchange final : public Exchange {
 };
 
 // How the ranks of this group meet: through the memory that they share, or else by its transport.
-std::unique_ptr<Exchange> make_exchange(const Group& group, int channel);
+std::unique_ptr<SlabExchange> make_exchange(const Group& group, int channel);
 
 }  // namespace duplex

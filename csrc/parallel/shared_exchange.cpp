@@ -25,11 +25,11 @@ SharedExchange::SharedExchange(Group group, int channel)
 
 void* SharedExchange::mine() { return part_.slab(rank(), epoch_ + 1); }
 
-std::span<const void* const> SharedExchange::meet(std::chrono::milliseconds time_out) {
+std::span<const void* const> SharedExchange::meet() {
   ++epoch_;
   announce();
   for (int i = 0; i < size(); ++i)
-    if (i != rank()) await(i, time_out);
+    if (i != rank()) await(i);
   return slabs_[epoch_ % 2];
 }
 
@@ -39,19 +39,19 @@ void SharedExchange::announce() const {
     if (i != rank()) ring_if_awaited(part_.arrivals[i].bell, arrival_of(rank()));
 }
 
-void SharedExchange::await(int rank, std::chrono::milliseconds time_out) const {
+void SharedExchange::await(int rank) const {
   const Flag& theirs = part_.arrivals[rank];
   const auto is_ready = [&] { return theirs.count.load() >= epoch_; };
   if (is_ready()) return;
   // Rank 0 alone gives up: its background lane stands still for as long as a call of its
   // interaction lane takes, its user may stop it, and its process is watched.
-  const auto deadline = this->rank() == 0 ? WaitClock::now() + time_out : kNoDeadline;
+  const auto deadline = this->rank() == 0 ? WaitClock::now() + group_.time_out() : kNoDeadline;
   if (wait_until(group_, part_.arrivals[this->rank()].bell, arrival_of(rank), deadline, is_ready))
     return;
   std::ostringstream reason;
   reason << "it did not come to a meeting of " << group_.channel_name(channel_) << " in "
-         << time_out.count() << " ms (waiting: rank " << this->rank() << "; meeting expected "
-         << epoch_ << ", seen " << theirs.count.load() << ")";
+         << group_.time_out().count() << " ms (waiting: rank " << this->rank()
+         << "; meeting expected " << epoch_ << ", seen " << theirs.count.load() << ")";
   group_.fail_and_throw(rank, reason.str());
 }
 

@@ -4,7 +4,6 @@
 // read the slabs of meeting e, and may fill that slab again: two are enough.
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -18,7 +17,7 @@ namespace duplex {
 
 // One rank's side of one channel, for one thread at a time. Slabs start on a multiple of 4096
 // bytes. A meeting of a group of one does nothing but swap the slabs.
-class SharedExchange final : public Exchange {
+class SharedExchange final : public SlabExchange {
  public:
   // `channel`: a lane, or group.memory_channel(). One object for each rank and channel.
   SharedExchange(Group group, int channel);
@@ -30,13 +29,11 @@ class SharedExchange final : public Exchange {
   // Rank 0 waits at most the group's time-out for each of the others, they wait without end. What
   // is filled lies where all can read it, so its size does not matter.
   std::span<const void* const> meet(std::size_t /*bytes*/) override { return meet(); }
-  std::span<const void* const> meet() { return meet(group_.time_out()); }
-  // With another time-out: ranks that load weights take longer than ranks that compute.
-  std::span<const void* const> meet(std::chrono::milliseconds time_out);
+  std::span<const void* const> meet();
 
  private:
   void announce() const;
-  void await(int rank, std::chrono::milliseconds time_out) const;
+  void await(int rank) const;
 
   Group group_;
   int channel_;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "ranks/connect.h"
 
 namespace duplex {
 namespace {
@@ -25,8 +26,8 @@ GroupOptions sizes(const ModelConfig& config, const LeaderOptions& options) {
   GroupOptions group;
   group.n_ranks = options.n_ranks;
   group.n_lanes = 2;
-  group.slab_bytes =
-      std::max(Inkling::slab_bytes(config, shard, options.max_rows), kLeastPieceBytes);
+  group.slab_bytes = std::max(Inkling::exchange_options(config, shard, options.max_rows).slab_bytes,
+                              kLeastPieceBytes);
   group.max_command_bytes =
       kCommandHeadBytes +
       std::max({static_cast<std::size_t>(options.max_rows) * (row_bytes + kSegmentBytes),
@@ -53,9 +54,21 @@ RankLeader::RankLeader(const ModelConfig& config, const LeaderOptions& options,
                        std::shared_ptr<Transport> transport)
     : options_(options),
       group_(make_group(sizes(config, options), std::move(transport))),
+      sockets_(options.n_ranks),
       sender_(group_),
-      memory_exchange_(make_exchange(group_, group_.memory_channel())) {
-  for (int lane = 0; lane < kLanes; ++lane) lanes_[lane] = make_exchange(group_, lane);
+      memory_exchange_(make_exchange(group_, group_.memory_channel())) {}
+
+void RankLeader::connect(Backend& backend, const ModelConfig& config, const Shard& shard) {
+  std::vector<int> sockets;
+  for (int rank = 1; rank < group_.n_ranks(); ++rank) sockets.push_back(sockets_.leader(rank));
+  is_connected_ = connect_ranks(backend, group_, *memory_exchange_, std::move(sockets),
+                                {config, shard, options_.max_rows, options_.transport});
+}
+
+Exchange* RankLeader::open(LaneKind lane, Backend& backend) {
+  const int channel = static_cast<int>(lane);
+  lanes_[channel] = open_exchange(backend, group_, channel, is_connected_);
+  return lanes_[channel].get();
 }
 
 void RankLeader::stop() noexcept {
@@ -85,11 +98,12 @@ std::span<const void* const> RankLeader::ask(CommandParts parts, std::size_t byt
 LeaderModel::LeaderModel(RankLeader& leader, LaneKind lane, const ModelConfig& config,
                          const Weights& weights, const SequenceLayout& layout, Backend& backend,
                          std::int32_t max_rows)
-    : Inkling(config, weights, layout, backend, max_rows,
-              leader.lanes_[static_cast<int>(lane)].get()),
+    : Inkling(config, weights, layout, backend, max_rows, leader.open(lane, backend)),
       leader_(leader),
       lane_(static_cast<int>(lane)),
+      backend_(backend),
       weights_(weights),
+      rows_(static_cast<std::size_t>(max_rows * row_stride()) * sizeof(float)),
       gathered_(static_cast<std::size_t>(kHeadRows) * head_row_bytes()) {
   ByteWriter open = command(PassCommand::kOpen);
   open.put(max_rows);
@@ -97,10 +111,12 @@ LeaderModel::LeaderModel(RankLeader& leader, LaneKind lane, const ModelConfig& c
   leader_.sender_.end_pass(lane_);
 }
 
-// A rank that breaks off leaves the others waiting in a meeting.
+// A rank that breaks off leaves the others waiting in a meeting. A pass has ended when the device
+// has done it: what is asked for next may want memory that it used.
 void LeaderModel::share(const std::function<void()>& compute) {
   try {
     compute();
+    backend_.finish();
   } catch (const std::exception& error) {
     leader_.fail(0, error.what());
     throw;
@@ -109,13 +125,15 @@ void LeaderModel::share(const std::function<void()>& compute) {
 }
 
 void LeaderModel::send_blocks(const Segments& segments, std::int32_t depth) {
+  backend_.give_way();
+  read_rows(segments.n_rows, rows_.data());
   ByteWriter head = command(PassCommand::kBlocks);
   head.put(depth);
   put_segments(head, segments, leader_.ranges_);
   const auto row_bytes = static_cast<std::size_t>(row_stride()) * sizeof(float);
-  leader_.sender_.send_pass(lane_, {head.bytes(),
-                                    {reinterpret_cast<const std::byte*>(rows()),
-                                     static_cast<std::size_t>(segments.n_rows) * row_bytes}});
+  leader_.sender_.send_pass(
+      lane_, {head.bytes(),
+              std::span(rows_).first(static_cast<std::size_t>(segments.n_rows) * row_bytes)});
 }
 
 void LeaderModel::forward(const Segments& segments) {
@@ -137,6 +155,7 @@ void LeaderModel::multiply_head(std::span<const void* const> head_rows) {
   for (std::size_t i = 0; i < head_rows.size(); ++i)
     std::copy_n(static_cast<const std::byte*>(head_rows[i]), head_row_bytes(),
                 gathered_.data() + i * head_row_bytes());
+  backend_.give_way();
   ByteWriter head = command(PassCommand::kLogits);
   head.put(static_cast<std::int32_t>(head_rows.size()));
   leader_.sender_.send_pass(

@@ -18,6 +18,7 @@
 #include "model/inkling.h"
 #include "parallel/commands.h"
 #include "parallel/group.h"
+#include "parallel/group_rendezvous.h"
 #include "parallel/remote_exchange.h"
 #include "ranks/commands.h"
 
@@ -27,7 +28,8 @@ struct LeaderOptions {
   std::int32_t n_ranks = 2;
   Reduction reduction = Reduction::kRanks;
   DType matrices = DType::kF32;  // format of the layers' matrices
-  std::int32_t max_rows = 256;   // of one pass
+  std::int32_t max_rows = 256;   // of one pass, in any lane
+  std::string transport = "auto";
 };
 
 // The group itself. Outlives the memory and the models that lead it.
@@ -40,6 +42,11 @@ class RankLeader {
   const Group& group() const { return group_; }
   Reduction reduction() const { return options_.reduction; }
   std::int32_t max_rows() const { return options_.max_rows; }
+  // A worker's end of the socket to it, which it inherits.
+  int worker_socket(int rank) const { return sockets_.worker(rank); }
+  // Connects the devices, where they have something of their own to meet in; the workers do the
+  // same as they begin (RankWorker). Before any memory or model.
+  void connect(Backend& backend, const ModelConfig& config, const Shard& shard);
   // Says that a rank is gone; every wait in the group ends. Any thread.
   void fail(int rank, std::string_view reason) const noexcept { group_.fail(rank, reason); }
   // Tells the workers to end. Later calls do nothing.
@@ -55,15 +62,19 @@ class RankLeader {
   void tell(CommandParts parts);
   // `bytes` of them.
   std::span<const void* const> ask(CommandParts parts, std::size_t bytes);
+  // Opens the lane, for its model.
+  Exchange* open(LaneKind lane, Backend& backend);
 
   LeaderOptions options_;
   Group group_;
+  RankSockets sockets_;
   CommandSender sender_;
+  bool is_connected_ = false;
   std::unique_ptr<Exchange> lanes_[kLanes];
   AddressRanges ranges_;
 
   std::mutex memory_mutex_;  // one page-memory command at a time; guards all below
-  std::unique_ptr<Exchange> memory_exchange_;
+  std::unique_ptr<SlabExchange> memory_exchange_;
   std::int32_t next_range_ = 0;
   bool is_stopped_ = false;
 };
@@ -121,7 +132,9 @@ class LeaderModel final : public Inkling {
 
   RankLeader& leader_;
   int lane_;
+  Backend& backend_;
   const Weights& weights_;
+  std::vector<std::byte> rows_;      // of a pass, on the host
   std::vector<std::byte> gathered_;  // head rows, one behind the other
 };
 

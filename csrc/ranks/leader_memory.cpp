@@ -44,6 +44,7 @@ void LeaderMemory::send_quietly(const ByteWriter& command) const noexcept {
 // This rank first: where it fails, the others have not heard of it.
 void LeaderMemory::everywhere(const ByteWriter& command, const std::function<void()>& here,
                               const std::function<void()>& undo_here, const ByteWriter& undo) {
+  leader_->group().check_alive();  // what else this rank may find then is no news
   here();
   try {
     const auto slabs = leader_->ask({command.bytes()}, sizeof(Status));

@@ -9,6 +9,7 @@
 
 #include "backend/registry.h"
 #include "core/error.h"
+#include "ranks/connect.h"
 
 namespace duplex {
 namespace {
@@ -29,6 +30,8 @@ RankWorker::RankWorker(const ModelConfig& config, WeightSource source, const Wor
   const Shard shard = make_shard(config, options.dtypes.matrices, group_.rank(), group_.n_ranks(),
                                  options.reduction);
   config_ = shard_config(config, shard);
+  is_connected_ = connect_ranks(*backend_, group_, *memory_exchange_, {options.socket},
+                                {config_, shard, options.max_rows, options.transport});
   if (const auto* packed = std::get_if<PackedArena>(&source)) {
     weights_ = load_packed_weights(config, *packed, options.dtypes, *backend_, progress, shard);
   } else {
@@ -44,9 +47,10 @@ class RankWorker::LaneServer {
  public:
   LaneServer(RankWorker& worker, LaneKind lane)
       : worker_(worker),
-        exchange_(make_exchange(worker.group_, static_cast<int>(lane))),
         own_backend_(lane == LaneKind::kBackground ? worker.backend_->background_lane() : nullptr),
-        backend_(own_backend_ ? *own_backend_ : *worker.backend_) {}
+        backend_(own_backend_ ? *own_backend_ : *worker.backend_),
+        exchange_(
+            open_exchange(backend_, worker.group_, static_cast<int>(lane), worker.is_connected_)) {}
 
   // False for stop.
   bool run(std::span<const std::byte> command) {
@@ -88,6 +92,7 @@ class RankWorker::LaneServer {
       else  // what the last norm makes of it is rank 0's alone
         model_->run_blocks(segments, {&drafting_[static_cast<std::size_t>(depth)], 1},
                            worker_.weights_.final_norm);
+      backend_.finish();
     });
   }
 
@@ -97,13 +102,16 @@ class RankWorker::LaneServer {
     head_rows_.clear();
     for (std::int32_t i = 0; i < n_rows; ++i)
       head_rows_.push_back(rows.data() + static_cast<std::size_t>(i) * model_->head_row_bytes());
-    backend_.run_awake([&] { model_->logits(head_rows_, nullptr); });
+    backend_.run_awake([&] {
+      model_->logits(head_rows_, nullptr);
+      backend_.finish();
+    });
   }
 
   RankWorker& worker_;
-  std::unique_ptr<Exchange> exchange_;
   std::unique_ptr<Backend> own_backend_;
   Backend& backend_;
+  std::unique_ptr<Exchange> exchange_;
   std::unique_ptr<Inkling> model_;
   std::vector<Block> drafting_;
   SegmentStore store_;

@@ -25,6 +25,9 @@ struct WorkerOptions {
   WeightDTypes dtypes;
   DType kv_dtype = DType::kF32;
   Reduction reduction = Reduction::kRanks;
+  std::int32_t max_rows = 256;  // as rank 0's
+  std::string transport = "auto";
+  int socket = -1;  // to rank 0, which this process inherited; it stays the caller's
 };
 
 class RankWorker {
@@ -63,7 +66,8 @@ class RankWorker {
   SequenceLayout mtp_layout_;
   std::unique_ptr<PageMemory> memory_;
   AddressRanges ranges_;
-  std::unique_ptr<Exchange> memory_exchange_;
+  std::unique_ptr<SlabExchange> memory_exchange_;
+  bool is_connected_ = false;
 };
 
 }  // namespace duplex

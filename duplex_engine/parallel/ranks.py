@@ -155,6 +155,13 @@ class Ranks:
                     f"rank {rank}: their bits differ; load with an isa that all machines have"
                 )
 
+    def raise_what_they_said(self) -> None:
+        """Raises the error of a worker that said one; after `close`, when all has been heard."""
+        while not self._answers.empty():
+            rank, answer = self._answers.get()
+            if "error" in answer:
+                raise _error(rank, *answer["error"])
+
     def close(self, patience_s: float = GOODBYE_S) -> None:
         """Ends the workers: those that do not go by themselves are killed. Can be called twice."""
         if self._is_closing.is_set() or os.getpid() != self._owner:
@@ -242,15 +249,16 @@ class Process:
     terminal reaches rank 0, which decides; without the folder that Python was started in, which may
     hold any module."""
 
-    def __init__(self, rank: int, fds: Sequence[int]) -> None:
-        """fds: descriptors that it inherits. Raises OSError."""
+    def __init__(self, rank: int, inherited: Mapping[str, int]) -> None:
+        """inherited: descriptors, by their names in the request. Raises OSError."""
         paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._here = {**inherited, "rank": rank, "leader": os.getpid()}
         self._rank = rank
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "duplex_engine.parallel.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            pass_fds=fds,
+            pass_fds=list(inherited.values()),
             process_group=0,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         )
@@ -268,7 +276,7 @@ class Process:
 
     def ask(self, request: Mapping[str, Any]) -> None:
         try:
-            self._requests.write(line({**request, "rank": self._rank, "leader": os.getpid()}))
+            self._requests.write(line({**request, **self._here}))
             self._requests.flush()
         except BrokenPipeError:
             pass  # it has ended: the watcher tells how
@@ -298,21 +306,21 @@ class Process:
             os.close(self.watched)
 
 
-def start_workers(n_ranks: int, fds: Sequence[int]) -> list[Process]:
-    """Starts ranks 1, 2, ... of so many, with these descriptors of this process.
+def start_workers(inherited: Sequence[Mapping[str, int]]) -> list[Process]:
+    """Starts ranks 1, 2, ..., each with descriptors of this process, by their names in the request.
 
     Raises:
         BackendUnavailable: this system cannot start or watch them.
     """
     workers: list[Process] = []
     try:
-        for rank in range(1, n_ranks):
-            workers.append(Process(rank, fds))
+        for rank, descriptors in enumerate(inherited, 1):
+            workers.append(Process(rank, descriptors))
     except OSError as error:
         for worker in workers:
             worker.end(0)
         raise BackendUnavailable(
-            f"tensor_parallel: expected {n_ranks - 1} worker processes, found: {error}"
+            f"tensor_parallel: expected {len(inherited)} worker processes, found: {error}"
         ) from error
     return workers
 

@@ -5,22 +5,29 @@ Owns the tables and the refusals. What is not there is refused by name, with wha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from duplex_engine.arguments import number, text
+from duplex_engine.arguments import MAX_INT32, integer, number, text
 from duplex_engine.errors import BackendUnavailable, InvalidArgument
 from duplex_engine.json_input import found
 from duplex_engine.parallel.joining import parse_address
 
 __all__ = [
+    "MAX_RANKS",
     "REDUCTIONS",
     "REMOTE",
     "TRANSPORTS",
     "Group",
     "Transport",
+    "check_parts",
     "check_reduction",
     "choose_group",
 ]
+
+MAX_RANKS = 8
+GPUS = ("cuda", "cuda_host")  # the second: the same kernels on the host, in a build with tests
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +48,8 @@ class Transport:
 
 # Best first.
 TRANSPORTS = (
-    Transport("nvls", ("cuda",), "GPUs of one NVLink domain with multicast (NVSwitch)", False),
-    Transport("p2p", ("cuda",), "GPUs that can read each other's memory", False),
+    Transport("nvls", ("cuda",), "GPUs of one NVLink domain with multicast (NVSwitch)", True),
+    Transport("p2p", ("cuda",), "GPUs that can read each other's memory", True),
     Transport("shared memory", ("cpu",), "ranks that are processes of one machine", True),
     Transport("torch.distributed", ("cpu",), "torch with gloo, and TCP between the ranks", True),
 )
@@ -50,7 +57,7 @@ TRANSPORTS = (
 # reduction -> the devices that have it; None: all, as one rank adds nothing
 REDUCTIONS: dict[str, tuple[str, ...] | None] = {
     "ranks": None,
-    "invariant": ("cpu",),
+    "invariant": ("cpu", "cuda"),
     "switch": (),
 }
 
@@ -65,20 +72,25 @@ class Group:
     """How the ranks of an engine find and reach each other.
 
     Attributes:
-        transport: a name of the table; None where there is one rank.
+        gpus: of each rank, so there are as many ranks; -1: none, or the current one.
+        transport: a name of the table, or "auto" for the best that connects GPUs.
         address: host and port of rank 0, where workers of other machines come to; None: workers are
             started here.
         join_s: how long they may take to come and to be ready to be connected with.
     """
 
-    n_ranks: int
-    transport: str | None
+    gpus: list[int]
+    transport: str
     address: tuple[str, int] | None
     join_s: float
 
+    @property
+    def n_ranks(self) -> int:
+        return len(self.gpus)
+
 
 def choose_group(
-    n_ranks: int, transport: object, address: object, join_s: object, device: str
+    n_ranks: int, transport: object, address: object, join_s: object, gpus: Any, device: str
 ) -> Group:
     """The group that the options of `Engine.load` ask for.
 
@@ -96,14 +108,19 @@ def choose_group(
         raise InvalidArgument(
             "address: expected tensor_parallel of 2 or more with it, found 1; leave it out"
         )
-    name = None
-    if n_ranks > 1 or transport != "auto":
-        name = _choose_transport(text(transport, "transport"), device, place is not None)
-    return Group(n_ranks, name, place, seconds)
+    name = text(transport, "transport")
+    if n_ranks > 1 or name != "auto":
+        name = _choose_transport(name, device, place is not None)
+    return Group(_choose_gpus(gpus, n_ranks, device), name, place, seconds)
+
+
+def _kind(device: str) -> str:
+    return "cuda" if device in GPUS else device
 
 
 def _choose_transport(wanted: str, device: str, is_remote: bool) -> str:
-    """The name of the transport for ranks on `device`; "auto" takes the best that is there.
+    """The name of the transport for ranks on `device`; "auto" takes the best that is there. Of GPUs
+    the core alone can tell which one that is: for them "auto" stays.
 
     Args:
         is_remote: whether workers come from other machines.
@@ -112,7 +129,10 @@ def _choose_transport(wanted: str, device: str, is_remote: bool) -> str:
         InvalidArgument: no transport has that name, or it does not reach other machines.
         BackendUnavailable: it is not there, or does not connect such ranks; the message says why.
     """
+    device = _kind(device)
     known = {transport.name: transport for transport in TRANSPORTS}
+    if wanted == "auto" and device == "cuda" and not is_remote:
+        return wanted
     if wanted == "auto":
         for transport in TRANSPORTS:
             reaches = not is_remote or transport.name == REMOTE
@@ -151,7 +171,7 @@ def check_reduction(wanted: str, device: str) -> None:
         names = ", ".join(repr(name) for name in REDUCTIONS)
         raise InvalidArgument(f"reduction: expected one of {names}, found {found(wanted)}")
     devices = REDUCTIONS[wanted]
-    if devices is None or device in devices:
+    if devices is None or _kind(device) in devices:
         return
     if wanted == "switch":
         raise BackendUnavailable(
@@ -159,3 +179,36 @@ def check_reduction(wanted: str, device: str) -> None:
             "version of the engine does not have; expected 'ranks' or 'invariant'"
         )
     raise BackendUnavailable(f"reduction: {wanted!r} is not there on the device {device!r} yet")
+
+
+def check_parts(n_parts: int, n_ranks: int, device: str) -> None:
+    """Raises BackendUnavailable where ranks on `device` cannot have several parts each; `n_parts`
+    is of all together."""
+    if device in GPUS and n_parts != n_ranks:
+        raise BackendUnavailable(
+            f"reduction: 'invariant' cuts this model into {n_parts} parts, and a GPU computes one "
+            f"so far; expected tensor_parallel={n_parts}, found {n_ranks}; or take "
+            "reduction='ranks', or the device 'cpu'"
+        )
+
+
+def _choose_gpus(gpus: Sequence[int] | None, n_ranks: int, device: str) -> list[int]:
+    """The number of each rank's GPU; -1: the current one, or none.
+
+    Raises:
+        InvalidArgument: not as many numbers as ranks, one twice, or no GPU is asked for. Whether a
+            GPU is there, its rank finds out.
+    """
+    if gpus is None:
+        return list(range(n_ranks)) if device in GPUS and n_ranks > 1 else [-1] * n_ranks
+    if device not in GPUS:
+        raise InvalidArgument(f"gpus: expected none on the device {device!r}, found {found(gpus)}")
+    try:
+        numbers = [integer(gpu, "gpus", high=MAX_INT32) for gpu in gpus]
+    except TypeError:
+        numbers = []
+    if len(numbers) != n_ranks or len(set(numbers)) != n_ranks:
+        raise InvalidArgument(
+            f"gpus: expected {n_ranks} different numbers, one for each rank, found {found(gpus)}"
+        )
+    return numbers

@@ -67,7 +67,7 @@ def serve_remote(connection: socket.socket, request: dict[str, Any]) -> None:
     """
     is_over = threading.Event()  # it ends by itself, and rank 0 may be faster
     threading.Thread(target=_end_with_connection, args=(connection, is_over), daemon=True).start()
-    options = request["transport"]
+    options = request["torch"]
     options["store"][0] = connection.getpeername()[0]
     options["host"] = connection.getsockname()[0]
 
@@ -105,15 +105,14 @@ def _load(request: dict[str, Any], say: Say) -> _core.RankWorker:
             reported_s = time.monotonic()
             say(progress=[done, total])
 
-    transport = None if request["transport"] is None else _connect(request, say)
+    torch = None if request["torch"] is None else _connect(request, say)
 
     def make(*args: Any, **options: Any) -> _core.RankWorker:
-        if transport is not None:
-            sizes = request["transport"]["sizes"]
-            options |= {"fd": -1, "transport": transport, "sizes": sizes}
+        if torch is not None:
+            options |= {"fd": -1, "socket": -1, "torch": torch, "sizes": request["torch"]["sizes"]}
         else:  # a copy each time: after a damaged cache the tensors are loaded
-            options |= {"fd": os.dup(request["fd"])}
-        return _core.RankWorker(*args, rank=share.rank, **options)
+            options |= {"fd": os.dup(request["fd"]), "socket": request["socket"]}
+        return _core.RankWorker(*args, rank=share.rank, gpu=request["gpus"][share.rank], **options)
 
     folder = request["cache"]
     with Checkpoint.open(request["path"]) as checkpoint:
@@ -133,7 +132,7 @@ def _connect(request: dict[str, Any], say: Say) -> _core.TorchTransport:
     """Connects with the other ranks, when all are ready for it."""
     from duplex_engine.parallel import distributed  # torch takes seconds
 
-    options, share = request["transport"], request["share"]
+    options, share = request["torch"], request["share"]
     rank, n_ranks = request["rank"], share["n_ranks"]
     transport = distributed.transport(rank, n_ranks)
     say(ready=True)

@@ -165,7 +165,8 @@ class Rank {
 std::vector<Result> run_group(const Case& of, std::int32_t size, std::int32_t n_parts,
                               bool is_reversed = false) {
   const std::vector<OwnTensor> tensors = RandomCheckpoint(of.config, 11).tensors();
-  MeetingPlace place(size, Inkling::slab_bytes(of.config, {0, size, n_parts}, kMaxRows));
+  MeetingPlace place(size,
+                     Inkling::exchange_options(of.config, {0, size, n_parts}, kMaxRows).slab_bytes);
   std::vector<Result> results(static_cast<std::size_t>(size));
   run_ranks(place, [&](int rank) {
     ThreadExchange exchange(place, rank, is_reversed);
@@ -250,7 +251,7 @@ TEST_CASE("an exchange of another group, or too small a one, is refused") {
   const Case of = cases().front();
   const std::vector<OwnTensor> tensors = RandomCheckpoint(of.config, 1).tensors();
   const Shard shard{0, 2, 1};
-  const std::size_t needed = Inkling::slab_bytes(of.config, shard, kMaxRows);
+  const std::size_t needed = Inkling::exchange_options(of.config, shard, kMaxRows).slab_bytes;
   MeetingPlace place(2, needed), small(2, needed - 1);
   ThreadExchange first(place, 0), second(place, 1), too_small(small, 0);
   CHECK_NOTHROW(Rank(of, tensors, shard, &first));

@@ -156,17 +156,6 @@ TEST_CASE("a rank that does not come is named to all who wait", "[threads][paral
   CHECK_THROWS_AS(other.meet(), RankFailed);
 }
 
-TEST_CASE("a time-out can be another one for one meeting", "[threads][parallel]") {
-  GroupOptions options = small_group(2);
-  options.time_out = milliseconds(20);
-  const Group group = Group::create(options);
-  const auto ends = run_threads(group, [&](const Group& mine) {
-    if (mine.rank() == 1) std::this_thread::sleep_for(milliseconds(80));
-    SharedExchange(mine, 0).meet(milliseconds(10'000));
-  });
-  CHECK(ends == std::vector<std::string>(2));
-}
-
 TEST_CASE("a failure said by anyone ends every wait at once", "[threads][parallel]") {
   const int spin_us = GENERATE(0, 10'000'000);  // asleep, and awake
   GroupOptions options = small_group(4);

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <barrier>
 #include <cstring>
 #include <map>
@@ -233,9 +234,10 @@ struct Meetings {
   std::barrier<> barrier;
   std::vector<std::string> given;
   int descriptor;
+  std::atomic<int> failed{-1};
 };
 
-class ThreadRendezvous final : public cuda::Rendezvous {
+class ThreadRendezvous final : public Rendezvous {
  public:
   ThreadRendezvous(Meetings& meetings, int rank) : meetings_(meetings), rank_(rank) {}
   int rank() const override { return rank_; }
@@ -254,6 +256,10 @@ class ThreadRendezvous final : public cuda::Rendezvous {
     meetings_.barrier.arrive_and_wait();
     return copy;
   }
+  void check_alive() const override {
+    check<RankFailed>(meetings_.failed < 0, "rank ", meetings_.failed.load(), " has failed");
+  }
+  void fail(int rank, const std::string&) noexcept override { meetings_.failed = rank; }
 
  private:
   Meetings& meetings_;

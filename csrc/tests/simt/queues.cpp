@@ -38,48 +38,63 @@ std::shared_ptr<Queue> Queues::open() {
 }
 
 void Queues::close(const std::shared_ptr<Queue>& queue) {
-  const std::lock_guard lock(mutex_);
-  do_all();
+  Lock lock(mutex_);
+  do_all(lock);
   std::erase(queues_, queue);
 }
 
-void Queues::do_all() {
-  for (const auto& queue : queues_)
-    while (!queue->steps_.empty()) do_needed(*queue);
+void Queues::do_all(Lock& lock) {
+  const std::vector<std::shared_ptr<Queue>> all = queues_;
+  for (const auto& queue : all)
+    while (has_more(*queue)) do_needed(lock, *queue);
 }
 
 bool Queues::can_go_on(const Queue& queue) const {
-  if (queue.steps_.empty()) return false;
+  if (queue.is_busy_ || queue.steps_.empty()) return false;
   const Queue::Step& next = queue.steps_.front();
   return next.other == nullptr || next.other->n_done_ >= next.other_done;
 }
 
 // An error stays, as CUDA's do; what follows is done all the same.
-void Queues::do_next(Queue& queue) {
+void Queues::do_next(Lock& lock, Queue& queue) {
   const Queue::Step step = std::move(queue.steps_.front());
   queue.steps_.pop_front();
-  ++queue.n_done_;
+  std::exception_ptr error;
+  queue.is_busy_ = true;
+  lock.unlock();
   try {
     if (step.work) step.work();
   } catch (...) {
-    if (error_ == nullptr) error_ = std::current_exception();
+    error = std::current_exception();
+  }
+  lock.lock();
+  queue.is_busy_ = false;
+  ++queue.n_done_;
+  if (error_ == nullptr) error_ = error;
+  at_rest_.notify_all();
+}
+
+// A step of the queue is done, here or elsewhere; before it what that waits for.
+void Queues::do_needed(Lock& lock, Queue& queue) {
+  const std::uint64_t n = queue.n_done_;
+  while (queue.n_done_ == n) {
+    if (can_go_on(queue))
+      do_next(lock, queue);
+    else if (queue.is_busy_)
+      at_rest_.wait(lock);
+    else
+      do_needed(lock, *std::shared_ptr(queue.steps_.front().other));
   }
 }
 
-// The next step of the queue, and before it what that waits for.
-void Queues::do_needed(Queue& queue) {
-  while (!can_go_on(queue)) do_needed(*queue.steps_.front().other);
-  do_next(queue);
-}
-
 // Steps of queues that can go on, chosen at random.
-void Queues::do_some() {
+void Queues::do_some(Lock& lock) {
   for (auto n = random_() % 3; n > 0; --n) {
-    std::vector<Queue*> able;
+    std::vector<std::shared_ptr<Queue>> able;
     for (const auto& queue : queues_)
-      if (can_go_on(*queue)) able.push_back(queue.get());
+      if (can_go_on(*queue)) able.push_back(queue);
     if (able.empty()) return;
-    do_next(*able[random_() % able.size()]);
+    do_next(lock, *able[random_() % able.size()]);
   }
 }
 
@@ -89,13 +104,13 @@ void Queues::give(const std::shared_ptr<Queue>& queue, std::function<void()> wor
   ++queue->n_given_;
   queue->steps_.push_back({std::move(work), nullptr});
   if (current_schedule().order == Order::kReverse)
-    while (!queue->steps_.empty()) do_needed(*queue);
+    while (has_more(*queue)) do_needed(lock, *queue);
   else if (current_schedule().order == Order::kRandom)
-    do_some();
+    do_some(lock);
 }
 
 // Without the lock: work may leave its fibre in the middle, for other work of this thread.
-void Queues::do_alone(std::unique_lock<std::mutex>& lock, const std::function<void()>& work) {
+void Queues::do_alone(Lock& lock, const std::function<void()>& work) {
   const auto rest = [&] {
     lock.lock();
     is_busy_ = false;
@@ -124,10 +139,10 @@ std::uint64_t Queues::n_given(const Queue& queue) const {
 }
 
 void Queues::finish(const std::shared_ptr<Queue>& queue, std::uint64_t n) {
-  const std::lock_guard lock(mutex_);
+  Lock lock(mutex_);
   while (queue->n_done_ < n) {
-    if (current_schedule().order == Order::kRandom) do_some();
-    if (queue->n_done_ < n) do_needed(*queue);
+    if (current_schedule().order == Order::kRandom) do_some(lock);
+    if (queue->n_done_ < n) do_needed(lock, *queue);
   }
   if (error_ != nullptr) std::rethrow_exception(error_);
 }
@@ -135,8 +150,8 @@ void Queues::finish(const std::shared_ptr<Queue>& queue, std::uint64_t n) {
 void Queues::finish_everything() {
   const std::lock_guard lock(registry().mutex);
   for (Queues* queues : registry().all) {
-    const std::lock_guard own_lock(queues->mutex_);
-    queues->do_all();
+    Lock own_lock(queues->mutex_);
+    queues->do_all(own_lock);
   }
 }
 

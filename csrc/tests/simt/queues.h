@@ -29,9 +29,12 @@ class Queue {
   std::deque<Step> steps_;  // to be done
   std::uint64_t n_given_ = 0;
   std::uint64_t n_done_ = 0;
+  bool is_busy_ = false;  // with the first of what is not done
 };
 
-// Any of its calls may come from any thread; the work is done on the thread of some later call.
+// Any of its calls may come from any thread; the work is done on the thread of some later call,
+// without the lock: a kernel may wait for another GPU, and what goes on there for other queues
+// here.
 class Queues {
  public:
   Queues();
@@ -52,12 +55,14 @@ class Queues {
   static void finish_everything();
 
  private:
+  using Lock = std::unique_lock<std::mutex>;  // of mutex_, held; let go while work is done
+  static bool has_more(const Queue& queue) { return queue.n_done_ < queue.n_given_; }
   bool can_go_on(const Queue& queue) const;
-  void do_next(Queue& queue);
-  void do_needed(Queue& queue);
-  void do_some();
-  void do_all();
-  void do_alone(std::unique_lock<std::mutex>& lock, const std::function<void()>& work);
+  void do_next(Lock& lock, Queue& queue);
+  void do_needed(Lock& lock, Queue& queue);
+  void do_some(Lock& lock);
+  void do_all(Lock& lock);
+  void do_alone(Lock& lock, const std::function<void()>& work);
 
   mutable std::mutex mutex_;
   std::vector<std::shared_ptr<Queue>> queues_;

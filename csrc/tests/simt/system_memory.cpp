@@ -3,22 +3,44 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstring>
+#include <mutex>
 #include <new>
+#include <shared_mutex>
+#include <thread>
 
 namespace duplex::simt {
 namespace {
 
 thread_local PendingStores* pending = nullptr;
 
-std::vector<const Multicast*>& objects() {
-  static std::vector<const Multicast*> all;
-  return all;
+struct Objects {
+  std::shared_mutex mutex;
+  std::vector<const Multicast*> all;
+};
+Objects& objects() {
+  static Objects instance;
+  return instance;
 }
 
 void check_aligned(const void* address, int n) {
   if (reinterpret_cast<std::uintptr_t>(address) % (4 * static_cast<std::size_t>(n)) != 0)
     throw std::logic_error("an access of several words: the address is no multiple of their size");
+}
+
+std::atomic_ref<std::uint32_t> word_at(const void* address, int i) {
+  return std::atomic_ref(static_cast<std::uint32_t*>(const_cast<void*>(address))[i]);
+}
+
+// note: for other threads and processes, which other ranks may be, an access of several words is
+// one of each.
+void happen(void* address, const std::uint32_t* words, int n, bool is_count) {
+  if (is_count)
+    word_at(address, 0).fetch_add(1);
+  else
+    for (int i = 0; i < n; ++i) word_at(address, i).store(words[i], std::memory_order_release);
 }
 
 const Multicast& object_of(const void* address) {
@@ -33,10 +55,7 @@ void put(std::byte* address, const std::uint32_t* words, int n, bool is_count) {
     pending->add(address, words, n, is_count);
     return;
   }
-  if (is_count)
-    ++*reinterpret_cast<std::uint32_t*>(address);
-  else
-    std::memcpy(address, words, 4 * static_cast<std::size_t>(n));
+  happen(address, words, n, is_count);
 }
 
 }  // namespace
@@ -45,7 +64,7 @@ void load_system(const void* address, std::uint32_t* words, int n) {
   check_aligned(address, n);
   if (Multicast::of(address) != nullptr)
     throw std::logic_error("a plain load of a multicast address");
-  std::memcpy(words, address, 4 * static_cast<std::size_t>(n));
+  for (int i = 0; i < n; ++i) words[i] = word_at(address, i).load(std::memory_order_acquire);
 }
 
 void store_system(void* address, const std::uint32_t* words, int n) {
@@ -78,13 +97,21 @@ void multicast_count(std::uint32_t* counter) {
 }
 
 void fence_system() {
-  if (pending != nullptr) pending->fence();
+  if (pending != nullptr) return pending->fence();
+  std::atomic_thread_fence(std::memory_order_seq_cst);
 }
 
 std::uint64_t clock_ns() {
-  if (pending == nullptr) throw std::logic_error("a kernel that waits for others has none here");
+  if (current_place == nullptr)
+    throw std::logic_error("the clock of kernels is read outside of one");
   yield();
-  return pending->clock();
+  if (pending != nullptr) return pending->clock();
+  // Who is waited for may need this very core.
+  constexpr int kThreads = 32;
+  static thread_local int n_calls = 0;
+  if (++n_calls % kThreads == 0) std::this_thread::yield();
+  return static_cast<std::uint64_t>(
+      std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count());
 }
 
 Multicast::Multicast(std::vector<std::byte*> members, std::size_t bytes, std::byte* base)
@@ -94,17 +121,22 @@ Multicast::Multicast(std::vector<std::byte*> members, std::size_t bytes, std::by
     if (range == MAP_FAILED) throw std::bad_alloc();
     base_ = static_cast<std::byte*>(range);
   }
-  objects().push_back(this);
+  const std::unique_lock lock(objects().mutex);
+  objects().all.push_back(this);
 }
 
 Multicast::~Multicast() {
-  std::erase(objects(), this);
+  {
+    const std::unique_lock lock(objects().mutex);
+    std::erase(objects().all, this);
+  }
   if (owns_) ::munmap(base_, bytes_);
 }
 
 const Multicast* Multicast::of(const void* address) {
   const auto* const at = static_cast<const std::byte*>(address);
-  for (const Multicast* object : objects())
+  const std::shared_lock lock(objects().mutex);
+  for (const Multicast* object : objects().all)
     if (at >= object->base_ && at < object->base_ + object->bytes_) return object;
   return nullptr;
 }
@@ -134,10 +166,7 @@ void PendingStores::add(std::byte* address, const std::uint32_t* words, int n, b
 }
 
 void PendingStores::perform(Store& store) {
-  if (store.is_count)
-    ++*reinterpret_cast<std::uint32_t*>(store.address);
-  else
-    std::memcpy(store.address, store.words, 4 * static_cast<std::size_t>(store.n));
+  simt::happen(store.address, store.words, store.n, store.is_count);
 }
 
 void PendingStores::happen(int stream, std::size_t at) {

@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "backend/exchange.h"
+
 namespace duplex::cuda {
 
 // How a piece of memory is named for other processes: a file descriptor, on one machine, or 64
@@ -59,18 +61,6 @@ class MulticastDriver {
 };
 // The CUDA driver's; throws BackendUnavailable where a function is missing.
 std::unique_ptr<MulticastDriver> create_multicast_driver();
-
-// How the hosts of a group meet while they set up. Both throw RankFailed if a rank is gone.
-class Rendezvous {
- public:
-  virtual ~Rendezvous() = default;
-  virtual int rank() const = 0;
-  virtual int size() const = 0;
-  // What every rank gave, by rank.
-  virtual std::vector<std::string> all_gather(const std::string& mine) = 0;
-  // The descriptor of rank `from`, as this process can use it; the caller closes it.
-  virtual int share_descriptor(int from, int descriptor) = 0;
-};
 
 struct SharedMemoryOptions {
   int device = 0;

@@ -47,7 +47,7 @@ void* create_event() {
 
 }  // namespace
 
-Runtime::Runtime() {
+Runtime::Runtime(int device) : device_(device) {
   int n_devices = 0;
   const cudaError_t found = cudaGetDeviceCount(&n_devices);
   // Without a driver every call says "insufficient driver", with one and no GPU "no device".
@@ -55,13 +55,20 @@ Runtime::Runtime() {
                             "backend 'cuda': expected an NVIDIA GPU and its driver, found none (",
                             cudaGetErrorName(found), "); use device=\"cpu\"");
   cudaDeviceProp properties;
-  check_cuda<BackendUnavailable>(cudaGetDevice(&device_), "cudaGetDevice");
+  check<BackendUnavailable>(device < n_devices, "backend 'cuda': expected GPU ", device, ", found ",
+                            n_devices, n_devices == 1 ? " GPU" : " GPUs",
+                            "; load with fewer ranks, or say which GPUs are theirs (gpus=[...])");
+  if (device < 0)
+    check_cuda<BackendUnavailable>(cudaGetDevice(&device_), "cudaGetDevice");
+  else
+    make_current(device_);
   check_cuda<BackendUnavailable>(cudaGetDeviceProperties(&properties, device_),
                                  "cudaGetDeviceProperties");
   check<BackendUnavailable>(properties.major >= kLeastMajor, "backend 'cuda': expected a GPU of ",
                             "compute capability 9.0 or newer, found ", properties.name, " with ",
                             properties.major, ".", properties.minor, "; use device=\"cpu\"");
   device_name_ = properties.name;
+  resident_blocks_ = properties.multiProcessorCount / 2;
   page_granularity_ = page_granularity_of(device_);
   open(LaneKind::kInteraction);
 }
@@ -69,11 +76,15 @@ Runtime::Runtime() {
 Runtime::Runtime(Runtime& beside, LaneKind lane)
     : device_name_(beside.device_name_),
       page_granularity_(beside.page_granularity_),
-      device_(beside.device_) {
+      device_(beside.device_),
+      resident_blocks_(beside.resident_blocks_) {
   open(lane);
 }
 
+void Runtime::make_current(int device) { check_cuda(cudaSetDevice(device), "cudaSetDevice"); }
+
 void Runtime::open(LaneKind lane) {
+  make_current(device_);
   may_launch_early();  // a wrong value is said here, not in the middle of a pass
   int least = 0, greatest = 0;
   check_cuda(cudaDeviceGetStreamPriorityRange(&least, &greatest),
@@ -98,6 +109,7 @@ Runtime::~Runtime() {
 }
 
 void* Runtime::allocate(std::size_t bytes) {
+  make_current(device_);
   void* memory = nullptr;
   const std::size_t taken = bytes == 0 ? 1 : bytes;
   const cudaError_t code = cudaMalloc(&memory, taken);
@@ -108,6 +120,15 @@ void* Runtime::allocate(std::size_t bytes) {
 }
 
 void Runtime::release(void* memory) noexcept { cudaFree(memory); }
+
+void* Runtime::allocate_host(std::size_t bytes) {
+  void* memory = nullptr;
+  check_cuda<CapacityError>(cudaMallocHost(&memory, bytes), "cudaMallocHost");
+  std::memset(memory, 0, bytes);
+  return memory;
+}
+
+void Runtime::release_host(void* memory) noexcept { cudaFreeHost(memory); }
 
 std::unique_ptr<DevicePages> Runtime::create_pages(std::size_t page_bytes, std::int64_t n_pages) {
   return create_cuda_pages(device_, page_bytes, n_pages);
@@ -133,6 +154,12 @@ void Runtime::copy(void* destination, const void* source, std::size_t bytes) {
              "cudaMemcpyAsync on the device");
 }
 
+void Runtime::copy(const CopyRows& rows) {
+  check_cuda(cudaMemcpy2DAsync(rows.to, rows.to_stride, rows.from, rows.from_stride, rows.row_bytes,
+                               rows.n_rows, cudaMemcpyDeviceToDevice, as_stream(behind_chain())),
+             "cudaMemcpy2DAsync on the device");
+}
+
 void* Runtime::stage(const void* host, std::size_t bytes) {
   check<CapacityError>(bytes <= kRingBytes / 2, "cuda: expected at most ", kRingBytes / 2,
                        " bytes of input in one piece, found ", bytes,
@@ -151,16 +178,19 @@ void* Runtime::stage(const void* host, std::size_t bytes) {
 }
 
 void Runtime::synchronize() {
+  make_current(device_);
   check_cuda(cudaStreamSynchronize(as_stream(stream_)), "a kernel or copy");
 }
 
 void Runtime::wait_for(Runtime& other) {
+  make_current(device_);
   check_cuda(cudaEventRecord(as_event(other.given_), as_stream(other.stream_)), "cudaEventRecord");
   check_cuda(cudaStreamWaitEvent(as_stream(behind_chain()), as_event(other.given_), 0),
              "cudaStreamWaitEvent");
 }
 
 void Runtime::keep_close() {
+  make_current(device_);
   check_cuda(cudaEventRecord(as_event(marks_[next_mark_]), as_stream(stream_)), "cudaEventRecord");
   next_mark_ ^= 1;
   check_cuda(cudaEventSynchronize(as_event(marks_[next_mark_])), "a kernel or copy");
@@ -169,6 +199,7 @@ void Runtime::keep_close() {
 Record::~Record() { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph_)); }
 
 std::unique_ptr<Record> Runtime::record(const std::function<void()>& work) {
+  make_current(device_);
   check_cuda(cudaStreamBeginCapture(as_stream(recording_), cudaStreamCaptureModeThreadLocal),
              "cudaStreamBeginCapture");
   cudaGraph_t graph = nullptr;
@@ -198,12 +229,14 @@ void Runtime::play(const Record& record) {
 }
 
 void* Runtime::behind_chain() {
+  make_current(device_);
   in_chain_ = false;
   return stream_;
 }
 
 void Runtime::launch_kernel(const void* kernel, Grid grid, int n_threads, std::size_t shared_bytes,
                             void** args, bool is_early) {
+  make_current(device_);
   if (shared_bytes > kUsualSharedBytes)
     check_cuda<CapacityError>(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -38,7 +38,8 @@ class Record {
 
 class Runtime {
  public:
-  Runtime();  // throws BackendUnavailable
+  // GPU `device`; -1: the process's current one. Throws BackendUnavailable.
+  explicit Runtime(int device = -1);
   // Another stream of the same GPU, in no order with this one as yet. Thread blocks of the
   // background's wait while others have some to place.
   Runtime(Runtime& beside, LaneKind lane);
@@ -47,9 +48,17 @@ class Runtime {
   Runtime& operator=(const Runtime&) = delete;
 
   const std::string& device_name() const { return device_name_; }
+  int device() const { return device_; }
+  // Of one kernel: so many are at work at once, and as many of another stream's.
+  int resident_blocks() const { return resident_blocks_; }
+  // Makes a GPU the current one of this thread, for calls of the driver.
+  static void make_current(int device);
 
   void* allocate(std::size_t bytes);           // zeroed; throws CapacityError
   static void release(void* memory) noexcept;  // waits for whatever runs on the GPU
+  // Memory of the host that kernels can write, zeroed.
+  static void* allocate_host(std::size_t bytes);
+  static void release_host(void* memory) noexcept;
   std::unique_ptr<DevicePages> create_pages(std::size_t page_bytes, std::int64_t n_pages);
   std::size_t page_granularity() const { return page_granularity_; }
 
@@ -57,6 +66,15 @@ class Runtime {
   void write(void* device, const void* host, std::size_t bytes);
   void read(void* host, const void* device, std::size_t bytes);
   void copy(void* destination, const void* source, std::size_t bytes);
+  struct CopyRows {
+    void* to;
+    std::size_t to_stride;  // bytes, as all
+    const void* from;
+    std::size_t from_stride;
+    std::size_t row_bytes;
+    std::size_t n_rows;
+  };
+  void copy(const CopyRows& rows);
   // A copy on the device of a small piece of host memory, for the kernels launched next: it stays
   // until half as much as the ring holds has been staged behind it.
   void* stage(const void* host, std::size_t bytes);
@@ -102,6 +120,7 @@ class Runtime {
   std::string device_name_;
   std::size_t page_granularity_ = 0;
   int device_ = 0;
+  int resident_blocks_ = 0;
   void* stream_ = nullptr;
   // Where launches are recorded. `stream_` itself is never in a capture, so that another thread may
   // order its stream behind this one at any time.

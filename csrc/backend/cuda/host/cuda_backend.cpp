@@ -70,7 +70,8 @@ void check_one_part(std::int32_t n_parts) {
 
 }  // namespace
 
-CudaBackend::CudaBackend(const BackendOptions& options) : lanes_(std::make_shared<Lanes>()) {
+CudaBackend::CudaBackend(const BackendOptions& options)
+    : lanes_(std::make_shared<Lanes>()), runtime_(options.gpu) {
   check(options.isa.empty(), "isa: expected none for device 'cuda', found '", options.isa, "'");
   lanes_->add(runtime_);
 }
@@ -78,7 +79,8 @@ CudaBackend::CudaBackend(const BackendOptions& options) : lanes_(std::make_share
 CudaBackend::CudaBackend(CudaBackend& interaction)
     : lane_(LaneKind::kBackground),
       lanes_(interaction.lanes_),
-      runtime_(interaction.runtime_, LaneKind::kBackground) {
+      runtime_(interaction.runtime_, LaneKind::kBackground),
+      group_(interaction.group_) {
   // What the other lane has made so far, the weights above all, is there for this one.
   lanes_->add(runtime_);
 }
@@ -90,8 +92,37 @@ std::unique_ptr<Backend> CudaBackend::background_lane() {
 }
 
 Runtime& CudaBackend::stream() {
-  if (lane_ == LaneKind::kBackground) lanes_->give_way();
+  if (group_ == nullptr) give_way();
   return runtime_;
+}
+
+void CudaBackend::give_way() {
+  if (lane_ == LaneKind::kBackground) lanes_->give_way();
+}
+
+bool CudaBackend::connect(std::shared_ptr<Rendezvous> ranks, const ExchangeOptions& options) {
+  group_ = std::make_shared<DeviceGroup>(runtime_, std::move(ranks), options);
+  return true;
+}
+
+std::unique_ptr<Exchange> CudaBackend::create_exchange() {
+  return std::make_unique<DeviceExchange>(*this, group_, lane_);
+}
+
+template <class Work>
+void CudaBackend::wait(const Work& work) {
+  if (group_ == nullptr) return work();
+  try {
+    work();
+  } catch (const std::exception&) {
+    group_->check_alive();  // that a rank is gone explains what the device says
+    throw;
+  }
+  group_->check_alive();
+}
+
+void CudaBackend::finish() {
+  wait([&] { runtime_.synchronize(); });
 }
 
 void CudaBackend::run_awake(const std::function<void()>& work) {
@@ -109,7 +140,7 @@ void CudaBackend::write(void* destination, const void* source, std::size_t bytes
 }
 
 void CudaBackend::read(void* destination, const void* source, std::size_t bytes) {
-  runtime_.read(destination, source, bytes);
+  wait([&] { runtime_.read(destination, source, bytes); });
 }
 
 std::unique_ptr<PageMemory> CudaBackend::create_page_memory(std::size_t page_bytes,
@@ -159,9 +190,15 @@ std::size_t CudaBackend::moe_scratch_bytes(const MoeConfig& config, std::int64_t
   return lay_out_moe(moe_sizes(config, d_model, max_rows, n_parts), nullptr).bytes;
 }
 
+// note: with ranks the old one stays, because to give it back waits for the other lane too, which
+// may wait for another rank, which may wait so for this one. It doubles, so they are few.
 void CudaBackend::grow(std::unique_ptr<Buffer>& buffer, std::size_t bytes) {
   runtime_.synchronize();  // the old one may be in use
   records_.clear();
+  if (group_ != nullptr && buffer != nullptr) {
+    bytes = std::max(bytes, 2 * buffer->bytes());
+    outgrown_.push_back(std::move(buffer));
+  }
   buffer = allocate(bytes);
 }
 
@@ -307,7 +344,15 @@ void CudaBackend::do_sample(const SampleArgs& args) {
       static_cast<const SampleRow*>(runtime_.stage(args.rows, n_rows * sizeof(SampleRow)));
   on_device.tokens = static_cast<std::int32_t*>(tokens_->data());
   launch_sample(stream(), on_device);
-  runtime_.read(args.tokens, on_device.tokens, bytes);
+  wait([&] { runtime_.read(args.tokens, on_device.tokens, bytes); });
 }
+
+void CudaBackend::all_reduce(const AllReduceArgs& args, Exchanges how) {
+  AllReduceArgs on_device = args;
+  on_device.op.segments = staged(args.op.segments);
+  launch_all_reduce(stream(), on_device, how);
+}
+
+void CudaBackend::all_gather(const ShareArgs& args) { launch_all_gather(stream(), args); }
 
 }  // namespace duplex::cuda

@@ -12,6 +12,7 @@
 
 #include "backend/backend.h"
 #include "device/runtime.h"
+#include "host/device_group.h"
 #include "host/lanes.h"
 
 namespace duplex::cuda {
@@ -40,9 +41,19 @@ class CudaBackend final : public Backend {
                     void* destination) override;
   std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
                                 std::int64_t max_rows, std::int32_t n_parts = 1) const override;
+  bool connect(std::shared_ptr<Rendezvous> ranks, const ExchangeOptions& options) override;
+  std::string transport() const override { return group_ == nullptr ? "" : group_->transport(); }
+  std::unique_ptr<Exchange> create_exchange() override;
+  void give_way() override;
+  void finish() override;
   void run_awake(const std::function<void()>& work) override;
   void run_layers(const Segments& segments, std::int32_t n_layers,
                   const std::function<void(std::int32_t)>& layer) override;
+
+  // ---- for DeviceExchange
+  void all_reduce(const AllReduceArgs& args, Exchanges how);
+  void all_gather(const ShareArgs& args);
+  void copy(const Runtime::CopyRows& rows) { stream().copy(rows); }
 
  protected:
   void do_embed_text(const EmbedTextArgs& args) override;
@@ -60,8 +71,12 @@ class CudaBackend final : public Backend {
  private:
   explicit CudaBackend(CudaBackend& interaction);  // its background lane
 
-  // Where launches go. The background waits here while a pass of the interaction lane is running.
+  // Where launches go. The background waits here while a pass of the interaction lane is running,
+  // unless devices are connected: see give_way().
   Runtime& stream();
+  // Does what waits for the GPU, and looks whether kernels have waited for other ranks in vain.
+  template <class Work>
+  void wait(const Work& work);
 
   // The same segments in the device's memory; those of the last operation are kept.
   Segments staged(const Segments& segments);
@@ -74,6 +89,8 @@ class CudaBackend final : public Backend {
   LaneKind lane_ = LaneKind::kInteraction;
   std::shared_ptr<Lanes> lanes_;
   Runtime runtime_;
+  std::shared_ptr<DeviceGroup> group_;  // of the ranks, if there are several
+  std::vector<std::unique_ptr<Buffer>> outgrown_;
   // Of a pass: one record, in the background lane one for each layer; none: seen once.
   std::map<std::vector<std::int64_t>, std::vector<std::unique_ptr<Record>>> records_;
   std::vector<std::int64_t>

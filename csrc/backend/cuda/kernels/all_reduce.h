@@ -1,5 +1,5 @@
 // Sums over the ranks of a tensor-parallel group, as launches: every rank makes the same ones, in
-// the same order, each in its own stream. Not used by an engine yet.
+// the same order, each in its own stream. host/device_group.h has them in an engine.
 //
 // A lane of a group has memory of its own on every rank (device/multicast.h): a pad, then
 // three buffers that take turns; at first the pad is zeros, and the buffers hold kEmpty, as they do
@@ -20,9 +20,13 @@ inline constexpr int kMaxRanks = 8;
 inline constexpr int kBuffers = 3;
 inline constexpr int kMaxBlocks = 64;  // two lanes of them are resident at once on every GPU
 inline constexpr std::int64_t kWordBytes = 16;
-inline constexpr std::int64_t kPadBytes = 512;  // calls that each rank has begun, then the signals
+// Calls that each rank has begun, then the signals; last a word that the host makes 1 when the
+// group is over: who waits then goes on with zeros.
+inline constexpr std::int64_t kPadBytes = 512;
 inline constexpr std::int64_t kSignalsAt = 4 * kMaxRanks;
-inline constexpr std::uint32_t kEmpty = 0xffffffffu;  // a NaN; one in the data is sent as another
+inline constexpr std::int64_t kOverAt = kPadBytes - 4;
+inline constexpr std::uint64_t kPatienceNs = 100'000;  // of a wait, before it looks at that word
+inline constexpr std::uint32_t kEmpty = 0xffffffffu;   // a NaN; one in the data is sent as another
 
 // Of one rank and lane, in its own memory; zeros at first.
 struct GroupState {

@@ -16,17 +16,16 @@ struct Call {
   std::int32_t n_workers;
 
   DUPLEX_DEVICE bool is_worker() const { return thread_index() < n_workers; }
-  // For loops over all workers of all blocks.
   DUPLEX_DEVICE std::int32_t first() const { return block_x() * n_workers + thread_index(); }
-  DUPLEX_DEVICE std::int32_t step() const { return group.n_blocks * n_workers; }
+  DUPLEX_DEVICE std::int32_t step() const { return group.n_blocks * n_workers; }  // of all blocks
   DUPLEX_DEVICE std::int64_t at(std::int64_t word) const { return here + word * kWordBytes; }
+  DUPLEX_DEVICE const std::uint32_t* own_word(std::int64_t at) const {  // of the pad
+    return reinterpret_cast<const std::uint32_t*>(group.own + at);
+  }
 
   DUPLEX_DEVICE void broadcast(std::int64_t word, const Four& numbers) const {
     const Words words = to_send(numbers);
-    if (group.multicast != nullptr) {
-      multicast_store(group.multicast + at(word), words);
-      return;
-    }
+    if (group.multicast != nullptr) return multicast_store(group.multicast + at(word), words);
 #pragma unroll
     for (int peer = 0; peer < kRanks; ++peer) store_system(group.peers[peer] + at(word), words);
   }
@@ -37,8 +36,7 @@ struct Call {
                           Phase phase, int owner) const {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) words[i] = load_system(group.own + at(first + i * step));
-    std::uint64_t begin = 0;
-    for (;;) {
+    for (std::uint64_t begin = 0; begin != kIsOver;) {
       int missing = -1;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
@@ -49,6 +47,7 @@ struct Call {
       if (missing < 0) return;
       begin = keep_waiting(begin, phase, owner + missing);
     }
+    for (Words& word : words) word = {};
   }
   // The parts of one word, added by ascending rank.
   DUPLEX_DEVICE Four sum(std::int64_t first, std::int64_t step) const {
@@ -74,33 +73,34 @@ struct Call {
     sync_block();
     if (thread_index() == 0) {
       multicast_count_release(reinterpret_cast<std::uint32_t*>(group.multicast + pad));
-      const auto* const own = reinterpret_cast<const std::uint32_t*>(group.own + pad);
       const std::uint32_t expected = (group.state->n_signals + 1) * kRanks;
-      std::uint64_t begin = 0;
-      while (static_cast<std::int32_t>(load_word_acquire(own) - expected) < 0)
+      const auto lacks = [&] { return load_word_acquire(own_word(pad)) - expected; };
+      for (std::uint64_t begin = 0; begin != kIsOver && static_cast<std::int32_t>(lacks()) < 0;)
         begin = keep_waiting(begin, Phase::kSignals, -1);
     }
     sync_block();
   }
 
-  // `begin` is 0 at first. Who waits too long says for whom, and ends the kernel; others that do
-  // leave the saying to it. A rank that is a call behind is to blame before the one waited for.
+  // `begin` is 0 at first; kIsOver: wait no more. Who waits too long says for whom, and ends the
+  // kernel; others leave the saying to it. A rank that is a call behind is to blame first.
+  static constexpr std::uint64_t kIsOver = ~std::uint64_t{0};
   DUPLEX_DEVICE std::uint64_t keep_waiting(std::uint64_t begin, Phase phase, int peer) const {
     const std::uint64_t now = clock_ns();
     if (begin == 0) return now;
+    if (now - begin < kPatienceNs) return begin;
+    if (load_word_system(own_word(kOverAt)) != 0) return kIsOver;
     if (now - begin < group.wait_limit_ns || count_up(&group.state->n_reports) != 0) return begin;
     std::uint32_t seen = epoch + 1;
     for (int other = 0; other < kRanks; ++other) {
-      const auto* const begun = reinterpret_cast<const std::uint32_t*>(group.own) + other;
-      const std::uint32_t calls = load_word_system(begun);
+      const std::uint32_t calls = load_word_system(own_word(4 * other));
       if (static_cast<std::int32_t>(calls - seen) >= 0) continue;
       seen = calls;
       peer = other;
     }
     const auto word = [](auto value) { return static_cast<std::uint32_t>(value); };
-    auto* const report = reinterpret_cast<Words*>(group.report);
-    store_system(report, {{word(phase), word(group.rank), word(peer), word(block_x())}});
-    store_system(report + 1, {{epoch + 1, seen, 1, 0}});
+    auto* const to = reinterpret_cast<Words*>(group.report);
+    store_system(to, {{word(phase), word(group.rank), word(peer), word(block_x())}});
+    store_system(to + 1, {{epoch + 1, seen, 1, 0}});
     fence_system();
     stop();
     return begin;

@@ -1,6 +1,7 @@
 #include "device/runtime.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <stdexcept>
@@ -45,9 +46,19 @@ class HostPages final : public DevicePages {
 
 }  // namespace
 
-Runtime::Runtime() : queues_(std::make_shared<simt::Queues>()), queue_(queues_->open()) {}
+Runtime::Runtime(int device)
+    : device_(std::max(device, 0)),
+      queues_(std::make_shared<simt::Queues>()),
+      queue_(queues_->open()) {
+  const char* const value = std::getenv("DUPLEX_SIMT_DEVICES");
+  const int n_devices = value == nullptr ? 8 : std::atoi(value);
+  check<BackendUnavailable>(device_ < n_devices, "backend 'cuda': expected GPU ", device,
+                            ", found ", n_devices, n_devices == 1 ? " GPU" : " GPUs",
+                            "; load with fewer ranks, or say which GPUs are theirs (gpus=[...])");
+}
 
-Runtime::Runtime(Runtime& beside, LaneKind) : queues_(beside.queues_), queue_(queues_->open()) {}
+Runtime::Runtime(Runtime& beside, LaneKind)
+    : device_(beside.device_), queues_(beside.queues_), queue_(queues_->open()) {}
 
 Runtime::~Runtime() { queues_->close(queue_); }
 
@@ -77,6 +88,14 @@ void Runtime::release(void* memory) noexcept {
   ::operator delete(memory, kAlign);
 }
 
+void* Runtime::allocate_host(std::size_t bytes) {
+  void* const memory = ::operator new(bytes, kAlign);
+  std::memset(memory, 0, bytes);
+  return memory;
+}
+
+void Runtime::release_host(void* memory) noexcept { ::operator delete(memory, kAlign); }
+
 std::unique_ptr<DevicePages> Runtime::create_pages(std::size_t page_bytes, std::int64_t n_pages) {
   return std::make_unique<HostPages>(page_bytes, n_pages);
 }
@@ -92,6 +111,14 @@ void Runtime::read(void* host, const void* device, std::size_t bytes) {
 
 void Runtime::copy(void* destination, const void* source, std::size_t bytes) {
   put([=] { copy_bytes(destination, source, bytes); });
+}
+
+void Runtime::copy(const CopyRows& rows) {
+  put([=] {
+    for (std::size_t i = 0; i < rows.n_rows; ++i)
+      copy_bytes(static_cast<std::byte*>(rows.to) + i * rows.to_stride,
+                 static_cast<const std::byte*>(rows.from) + i * rows.from_stride, rows.row_bytes);
+  });
 }
 
 // A piece of its own for every call, wiped as soon as the real ring might have reused its place:

@@ -31,22 +31,37 @@ struct Record {
 
 class Runtime {
  public:
-  Runtime();
+  explicit Runtime(int device = -1);
   Runtime(Runtime& beside, LaneKind lane);
   ~Runtime();
   Runtime(const Runtime&) = delete;
   Runtime& operator=(const Runtime&) = delete;
 
   const std::string& device_name() const { return device_name_; }
+  int device() const { return device_; }
+  // note: the thread blocks of a kernel run one after the other here, but for run_streams().
+  int resident_blocks() const { return 1; }
+  static void make_current(int) {}
 
   void* allocate(std::size_t bytes);
   static void release(void* memory) noexcept;
+  static void* allocate_host(std::size_t bytes);
+  static void release_host(void* memory) noexcept;
   std::unique_ptr<DevicePages> create_pages(std::size_t page_bytes, std::int64_t n_pages);
   std::size_t page_granularity() const { return 4096; }
 
   void write(void* device, const void* host, std::size_t bytes);
   void read(void* host, const void* device, std::size_t bytes);
   void copy(void* destination, const void* source, std::size_t bytes);
+  struct CopyRows {
+    void* to;
+    std::size_t to_stride;
+    const void* from;
+    std::size_t from_stride;
+    std::size_t row_bytes;
+    std::size_t n_rows;
+  };
+  void copy(const CopyRows& rows);
   void* stage(const void* host, std::size_t bytes);
   void synchronize();
   void wait_for(Runtime& other) { queues_->wait_for(queue_, other.queue_); }
@@ -88,6 +103,7 @@ class Runtime {
   void put(const simt::Launch& launch);  // into the record that is being made, or else the stream
 
   std::string device_name_ = "host";
+  int device_;
   std::shared_ptr<simt::Queues> queues_;
   std::shared_ptr<simt::Queue> queue_;
   std::uint64_t marks_[2] = {};  // of keep_close

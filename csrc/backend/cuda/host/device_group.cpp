@@ -1,0 +1,186 @@
+#include "host/device_group.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <utility>
+
+#include "core/error.h"
+#include "host/cuda_backend.h"
+
+namespace duplex::cuda {
+namespace {
+
+constexpr std::uint64_t kWaitNs = 60'000'000'000;  // of rank 0; others wait for it without end
+constexpr std::chrono::milliseconds kLook{10};     // how often the group is looked at
+// Parts of all ranks: beyond so many, two exchanges were faster on one GPU in place of 2 and of 4
+// (docs/GPU.md); between GPUs nobody has measured it.
+constexpr std::int64_t kOneShotBytes = 256 << 10;
+
+std::int64_t row_words(const ExchangeOptions& options) {
+  return round_up(options.width, kColumnAlign) / 4;
+}
+
+}  // namespace
+
+DeviceGroup::DeviceGroup(Runtime& runtime, std::shared_ptr<Rendezvous> ranks,
+                         const ExchangeOptions& options)
+    : ranks_(std::move(ranks)), options_(options), device_(runtime.device()) {
+  const int n = ranks_->size();
+  check<BackendUnavailable>(n == 2 || n == 4 || n == 8,
+                            "tensor_parallel: expected 2, 4 or 8 GPUs, found ", n);
+  Runtime::make_current(device_);
+  driver_ = create_multicast_driver();
+  memory_.emplace(
+      *driver_, *ranks_,
+      SharedMemoryOptions{device_, kLanes * static_cast<std::size_t>(lane_bytes(buffer_bytes())),
+                          options.transport != "p2p"});
+  const bool has_multicast = memory_->multicast() != nullptr;
+  check<BackendUnavailable>(has_multicast || options.transport != "nvls",
+                            "transport: 'nvls' is not there: ", memory_->why_not(),
+                            "; take transport=\"p2p\", or leave it out");
+  transport_ = has_multicast ? "nvls" : "p2p";
+  if (!has_multicast && options.transport == "auto")
+    transport_ += " (no nvls: " + memory_->why_not() + ")";
+  set_up(runtime);
+  watcher_ = std::thread([this] { watch(); });
+}
+
+// A fork of the process has no such thread.
+DeviceGroup::~DeviceGroup() {
+  is_closing_ = true;
+  if (owner_.is_here())
+    watcher_.join();
+  else
+    watcher_.detach();
+}
+
+// Every kernel has as many thread blocks on every rank.
+std::int32_t DeviceGroup::common_blocks(std::int32_t mine) {
+  std::int32_t least = kMaxBlocks;
+  for (const std::string& theirs : ranks_->all_gather(std::to_string(mine)))
+    least = std::min(least, std::atoi(theirs.c_str()));
+  return least;
+}
+
+void DeviceGroup::set_up(Runtime& runtime) {
+  const std::int32_t n_blocks = common_blocks(runtime.resident_blocks());
+  const std::int64_t bytes = lane_bytes(buffer_bytes());
+  states_.reset(static_cast<GroupState*>(runtime.allocate(kLanes * sizeof(GroupState))));
+  reports_.reset(static_cast<WaitReport*>(Runtime::allocate_host(kLanes * sizeof(WaitReport))));
+  runtime.synchronize();
+  for (int i = 0; i < kLanes; ++i) {
+    const std::int64_t at = i * bytes;
+    Group& lane = lanes_[i];
+    lane.rank = ranks_->rank();
+    lane.n_ranks = ranks_->size();
+    lane.n_blocks = n_blocks;
+    lane.own = memory_->own() + at;
+    for (int peer = 0; peer < lane.n_ranks; ++peer) lane.peers[peer] = memory_->peer(peer) + at;
+    lane.multicast = memory_->multicast() == nullptr ? nullptr : memory_->multicast() + at;
+    lane.buffer_bytes = buffer_bytes();
+    lane.state = states_.get() + i;
+    lane.report = reports_.get() + i;
+    lane.wait_limit_ns = lane.rank == 0 ? kWaitNs : ~std::uint64_t{0};
+    const auto begin = static_cast<std::size_t>(at);
+    memory_->fill(begin, std::byte{0}, kPadBytes);
+    memory_->fill(begin + kPadBytes, std::byte{0xff}, static_cast<std::size_t>(bytes - kPadBytes));
+  }
+  memory_->meet();  // no rank sends before all are empty
+}
+
+Exchanges DeviceGroup::way_for(std::int64_t n_rows) const {
+  const std::int64_t of_all = ranks_->size() * n_rows * row_words(options_) * kWordBytes;
+  return of_all <= kOneShotBytes ? Exchanges::kOneShot : Exchanges::kTwoShot;
+}
+
+// For the most rows of either way to the sum, and one row at least of what is gathered.
+std::int64_t DeviceGroup::buffer_bytes() const {
+  std::int64_t bytes = ranks_->size() * options_.gather_stride * std::int64_t{sizeof(float)};
+  const std::int64_t row_of_all = ranks_->size() * row_words(options_) * kWordBytes;
+  for (const std::int64_t n_rows :
+       {std::int64_t{options_.max_rows},
+        std::clamp(kOneShotBytes / row_of_all, std::int64_t{1}, std::int64_t{options_.max_rows}),
+        std::int64_t{1}})
+    bytes =
+        std::max(bytes, all_reduce_bytes(ranks_->size(), n_rows, options_.width, way_for(n_rows)));
+  return round_up(bytes, kWordBytes);
+}
+
+std::int32_t DeviceGroup::gather_rows() const {
+  const std::int64_t row = ranks_->size() * options_.gather_stride * std::int64_t{sizeof(float)};
+  return static_cast<std::int32_t>(std::min<std::int64_t>(buffer_bytes() / row, options_.max_rows));
+}
+
+void DeviceGroup::check_alive() const {
+  for (const Group& lane : lanes_)
+    if (lane.report->is_there != 0)
+      ranks_->fail(lane.report->peer < 0 ? lane.rank : lane.report->peer, describe(*lane.report));
+  ranks_->check_alive();
+}
+
+bool DeviceGroup::is_over() const {
+  try {
+    ranks_->check_alive();
+    return false;
+  } catch (const std::exception&) {
+    return true;
+  }
+}
+
+void DeviceGroup::watch() {
+  while (!is_closing_ && !is_over()) std::this_thread::sleep_for(kLook);
+  if (is_closing_) return;
+  try {
+    Runtime::make_current(device_);
+    for (const Group& lane : lanes_)
+      memory_->fill(static_cast<std::size_t>(lane.own - memory_->own() + kOverAt), std::byte{1}, 4);
+  } catch (const std::exception&) {  // a GPU that a kernel has stopped waits for nobody
+  }
+}
+
+// ---- a lane
+
+DeviceExchange::DeviceExchange(CudaBackend& lane, std::shared_ptr<const DeviceGroup> group,
+                               LaneKind kind)
+    : lane_(lane),
+      group_(std::move(group)),
+      args_(group_->lane(kind)),
+      slab_(lane.allocate(group_->options().slab_bytes)),
+      gathered_(lane.allocate(static_cast<std::size_t>(args_.n_ranks * group_->gather_rows() *
+                                                       group_->options().gather_stride) *
+                              sizeof(float))) {}
+
+void DeviceExchange::add(Backend&, const ConvAddNormArgs& args, std::int64_t) {
+  check<BackendUnavailable>(args.n_parts == 1,
+                            "tensor_parallel: device 'cuda' adds one part of each rank, found ",
+                            args.n_parts);
+  if (args.segments.n_rows == 0) return;
+  lane_.all_reduce({.group = args_,
+                    .part = static_cast<const float*>(mine()),
+                    .part_stride = args.x_stride,
+                    .op = args,
+                    .next = {}},
+                   group_->way_for(args.segments.n_rows));
+}
+
+// A rank's rows of the slab are its share of the words; rank 0 then puts the slices side by side.
+void DeviceExchange::gather(Backend&, const GatherArgs& args) {
+  const auto* const slab = static_cast<const float*>(mine());
+  auto* const all = static_cast<float*>(gathered_->data());
+  const auto row_bytes = static_cast<std::size_t>(args.stride) * sizeof(float);
+  for (std::int32_t first = 0; first < args.n_rows; first += group_->gather_rows()) {
+    const std::int32_t n = std::min(group_->gather_rows(), args.n_rows - first);
+    const std::int64_t n_floats = n * args.stride;
+    lane_.all_gather({args_, slab + first * args.stride, all, args_.n_ranks * n_floats / 4, {}});
+    for (std::int32_t rank = 0; args.out != nullptr && rank < args_.n_ranks; ++rank) {
+      const Slice& slice = args.slices[rank];
+      lane_.copy({args.out + first * args.out_stride + slice.first,
+                  static_cast<std::size_t>(args.out_stride) * sizeof(float), all + rank * n_floats,
+                  row_bytes, static_cast<std::size_t>(slice.n) * sizeof(float),
+                  static_cast<std::size_t>(n)});
+    }
+  }
+}
+
+}  // namespace duplex::cuda

@@ -1,0 +1,161 @@
+// Ranks with a GPU each, as threads: what they share, and that one which is gone ends the kernels
+// that wait for it. Whole engines of such ranks, as processes:
+// python_tests/parallel/test_ranks_cuda_host.py.
+#include <chrono>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "host/cuda_backend.h"
+#include "tests/backend/fixtures.h"
+#include "tests/simt/fake_driver.h"
+#include "tests/simt/fixtures.h"
+
+namespace duplex::simt_tests {
+namespace {
+
+constexpr ExchangeOptions kOptions{
+    .transport = "auto", .max_rows = 4, .width = 40, .gather_stride = 32, .slab_bytes = 1 << 14};
+
+// The ranks of a group; what each of them threw.
+struct Ranks {
+  explicit Ranks(int n) : meetings(n) {
+    for (int r = 0; r < n; ++r) {
+      BackendOptions options;
+      options.gpu = r;
+      backends.push_back(std::make_unique<cuda::CudaBackend>(options));
+    }
+  }
+  void run(const std::function<void(int rank, cuda::CudaBackend& backend)>& rank) {
+    errors.assign(backends.size(), "");
+    std::vector<std::thread> threads;
+    for (std::size_t r = 0; r < backends.size(); ++r)
+      threads.emplace_back([&, r] {
+        try {
+          rank(static_cast<int>(r), *backends[r]);
+        } catch (const std::exception& error) {
+          errors[r] = error.what();
+        }
+      });
+    for (std::thread& thread : threads) thread.join();
+  }
+  void connect(const ExchangeOptions& options = kOptions) {
+    run([&](int r, cuda::CudaBackend& backend) {
+      backend.connect(std::make_shared<ThreadRendezvous>(meetings, r), options);
+    });
+  }
+  bool all_ended_well() const { return errors == std::vector<std::string>(errors.size()); }
+
+  Meetings meetings;
+  std::vector<std::unique_ptr<cuda::CudaBackend>> backends;
+  std::vector<std::string> errors;
+};
+
+float logit(int rank, std::int64_t row, std::int64_t column) {
+  return static_cast<float>(10'000 * rank + 100 * row + column);
+}
+
+// More rows than are gathered at once, of slices that are not equally wide.
+TEST_CASE("cuda: all_reduce group: slices of all ranks come together at rank 0", "[simt]") {
+  const int n = GENERATE(2, 4);
+  const char* const transport = GENERATE("nvls", "p2p");
+  Ranks ranks(n);
+  ExchangeOptions options = kOptions;
+  options.transport = transport;
+  ranks.connect(options);
+  REQUIRE(ranks.all_ended_well());
+  std::vector<Slice> slices;
+  for (std::int64_t first = 0; std::ssize(slices) < n; first += slices.back().n)
+    slices.push_back({first, 30 - std::ssize(slices)});
+  const std::int64_t n_columns = slices.back().first + slices.back().n;
+  constexpr std::int32_t kRows = 11;
+  std::vector<float> found(static_cast<std::size_t>(kRows * n_columns));
+  ranks.run([&](int r, cuda::CudaBackend& backend) {
+    check(backend.transport() == transport, "found ", backend.transport());
+    const auto exchange = backend.create_exchange();
+    std::vector<float> rows;
+    for (std::int64_t row = 0; row < kRows; ++row)
+      for (std::int64_t column = 0; column < options.gather_stride; ++column)
+        rows.push_back(logit(r, row, column));
+    const auto out = backend.allocate(found.size() * sizeof(float));
+    for (int time = 0; time < 3; ++time) {
+      backend.write(exchange->mine(), rows.data(), rows.size() * sizeof(float));
+      exchange->gather(backend, {.n_rows = kRows,
+                                 .stride = options.gather_stride,
+                                 .slices = slices.data(),
+                                 .out = r == 0 ? static_cast<float*>(out->data()) : nullptr,
+                                 .out_stride = n_columns});
+    }
+    if (r == 0)
+      backend.read(found.data(), out->data(), found.size() * sizeof(float));
+    else
+      backend.finish();
+  });
+  CHECK(ranks.all_ended_well());
+  int n_wrong = 0;
+  for (int r = 0; r < n; ++r) {
+    const Slice& slice = slices[static_cast<std::size_t>(r)];
+    for (std::int64_t row = 0; row < kRows; ++row)
+      for (std::int64_t column = 0; column < slice.n; ++column)
+        n_wrong += found[static_cast<std::size_t>(row * n_columns + slice.first + column)] !=
+                   logit(r, row, column);
+  }
+  CHECK(n_wrong == 0);
+}
+
+// Half of the ranks come to a meeting, which a GPU would wait in for ever.
+TEST_CASE("cuda: all_reduce group: who is gone ends the kernels of the others", "[simt]") {
+  Ranks ranks(4);
+  ranks.connect();
+  REQUIRE(ranks.all_ended_well());
+  std::chrono::steady_clock::time_point failed_at;
+  const std::vector<Slice> slices(4, Slice{0, 0});
+  ranks.run([&](int r, cuda::CudaBackend& backend) {
+    if (r == 3) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(30));
+      failed_at = std::chrono::steady_clock::now();
+      ranks.meetings.failed = 3;
+    }
+    if (r >= 2) return;
+    const auto exchange = backend.create_exchange();
+    for (int time = 0; time < 3; ++time)
+      exchange->gather(backend, {.n_rows = 1,
+                                 .stride = kOptions.gather_stride,
+                                 .slices = slices.data(),
+                                 .out = nullptr,
+                                 .out_stride = 0});
+    backend.finish();
+  });
+  CHECK(std::chrono::steady_clock::now() - failed_at < std::chrono::seconds(1));
+  for (const std::size_t r : {0u, 1u}) CHECK(ranks.errors[r] == "rank 3 has failed");
+  // The GPUs are good for another group.
+  ranks.meetings.failed = -1;
+  ranks.connect();
+  CHECK(ranks.all_ended_well());
+}
+
+TEST_CASE("cuda: all_reduce group: what cannot be is refused on every rank alike", "[simt]") {
+  Ranks three(3);
+  three.connect();
+  for (const std::string& error : three.errors)
+    CHECK_THAT(error, Catch::Contains("expected 2, 4 or 8 GPUs, found 3"));
+  ::setenv("DUPLEX_SIMT_MULTICAST", "0", 1);
+  Ranks ranks(2);
+  ExchangeOptions options = kOptions;
+  options.transport = "nvls";
+  ranks.connect(options);
+  for (const std::string& error : ranks.errors)
+    CHECK_THAT(error, Catch::Contains("'nvls' is not there: the GPU of rank 0 has no multicast"));
+  ranks.connect();
+  CHECK(ranks.all_ended_well());
+  CHECK_THAT(ranks.backends[0]->transport(), Catch::StartsWith("p2p (no nvls: the GPU of rank 0"));
+  ::unsetenv("DUPLEX_SIMT_MULTICAST");
+  BackendOptions ninth;
+  ninth.gpu = 8;
+  CHECK_THROWS_WITH(cuda::CudaBackend(ninth), Catch::Contains("expected GPU 8, found 8 GPUs"));
+}
+
+}  // namespace
+}  // namespace duplex::simt_tests

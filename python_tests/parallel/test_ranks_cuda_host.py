@@ -1,0 +1,257 @@
+"""Ranks on GPUs, as processes whose kernels run on the host: the bits of the CPU's ranks."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stream_ops
+from random_models import HOP, TURN, sound, words
+from stream_ops import check_goes_on, memory, play
+
+from duplex_engine import BackendUnavailable, Engine, InvalidArgument, RankFailed, Session, _core
+from duplex_engine.models.random import Preset, write_random_checkpoint
+
+pytestmark = [
+    pytest.mark.core,
+    pytest.mark.cpu,
+    pytest.mark.skipif(
+        "cuda_host" not in _core.backend_names(), reason="only a build with tests has it"
+    ),
+]
+
+Load = Callable[..., Engine]
+
+# What four ranks can be cut from: experts, both kinds of layer, fewer key/value heads than ranks.
+SMALL = Preset(
+    vocab_size=320,
+    d_model=24,
+    d_ff=32,
+    layers="lm gd",
+    heads=(4, 2),
+    local_heads=(4, 4),
+    d_head=4,
+    d_rel=3,
+    rel_extent=40,
+    window=24,
+    patch_size=8,
+    vision_layers=1,
+    moe={"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+)
+# Rows so wide that few of them take two exchanges.
+WIDE = Preset(
+    vocab_size=320,
+    d_model=1024,
+    d_ff=16,
+    layers="ld",
+    heads=(4, 4),
+    local_heads=(4, 4),
+    d_head=4,
+    d_rel=2,
+    rel_extent=16,
+    window=8,
+    patch_size=8,
+    vision_layers=1,
+)
+SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 30, "seed": 5}
+CONVERSATION: list[stream_ops.Op] = [
+    ("text", 110, 1),
+    ("step", TURN, 2, True, 2),
+    ("audio", 5 * HOP + 7, True),
+    ("fork",),
+    ("step", TURN + 9, 0, False, 0),
+    ("truncate", 2),
+    ("forget", 0, 1),
+    ("decode", 5),
+    ("feed", 1000, 2, False),
+    ("step", 0, 1, False, 1),
+]
+GPU: dict[str, Any] = {"device": "cuda_host", "dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("small"), SMALL, seed=5, mtp_layers=1)
+
+
+def run(engine: Engine, ops: list[stream_ops.Op], **options: Any) -> tuple[list[str], list[Any]]:
+    """What comes out of a stream, and what rank 0 remembers of it."""
+    opened = [engine.open_session(**SAMPLING | options)]
+    try:
+        end, outputs = play(opened[0], ops, opened)
+        return outputs, memory(end)
+    finally:
+        for session in opened:
+            session.close()
+
+
+@pytest.mark.parametrize(("n", "transport"), [(2, "auto"), (4, "p2p")])
+def test_gpus_say_what_the_ranks_of_the_cpu_say(
+    load: Load, small: Path, n: int, transport: str
+) -> None:
+    options: dict[str, Any] = {"tensor_parallel": n, "dtype": "float32"}
+    on_cpu = run(load(small, **options), CONVERSATION)
+    assert not any("Error" in line or "Invalid" in line for line in on_cpu[0]), on_cpu[0]
+    engine = load(small, **GPU | options, transport=transport)
+    assert f"{n} ranks" in engine.description
+    assert ("p2p" if transport == "p2p" else "nvls") in engine.description
+    for _ in range(2):  # the second time passes are recorded
+        assert run(engine, CONVERSATION) == on_cpu
+
+
+def test_with_invariant_sums_four_gpus_say_what_one_cpu_says(load: Load, small: Path) -> None:
+    options: dict[str, Any] = {"reduction": "invariant", "mtp_layers": 1, "dtype": "float32"}
+    outputs, _ = run(load(small, **options), CONVERSATION, speculate=2)
+    engine = load(small, **GPU | options, tensor_parallel=4)
+    assert run(engine, CONVERSATION, speculate=2)[0] == outputs
+
+
+def test_many_wide_rows_take_two_exchanges(load: Load, tmp_path: Path) -> None:
+    wide = write_random_checkpoint(tmp_path, WIDE, seed=2)
+    logits = []
+    for device in ("cpu", "cuda_host"):
+        engine = load(wide, device=device, dtype="float32", tensor_parallel=2)
+        with engine.open_session() as session:
+            logits.append(session.append(text=words(40), logits="all").tobytes())
+            logits.append(session.append(text=words(3), logits="all").tobytes())
+    assert logits[:2] == logits[2:]
+
+
+def test_sessions_go_on_from_snapshots_and_in_other_groups(
+    load: Load, small: Path, tmp_path: Path
+) -> None:
+    pair = [
+        load(small, **GPU, tensor_parallel=2, max_batch_rows=rows, transport=transport)
+        for rows, transport in ((256, "auto"), (19, "p2p"))
+    ]
+    opened: list[Session] = []
+    try:
+        start = pair[0].open_session(**SAMPLING)
+        before, after = CONVERSATION[1:6], [("step", TURN, 1, False, 1), ("decode", 4)]
+        check_goes_on(start, before, after, opened, tmp_path / "snapshot", pair)
+    finally:
+        for session in opened:
+            session.close()
+
+
+def test_both_lanes_at_once_change_no_bit(load: Load, small: Path) -> None:
+    engine = load(small, **GPU, tensor_parallel=2)
+
+    def hear(session: Session) -> list[tuple[int, ...]]:
+        return [session.step(audio=sound(TURN, t), max_tokens=2).token_ids for t in range(6)]
+
+    def think(session: Session) -> list[int]:
+        session.append(text=words(70))
+        return session.decode(12)
+
+    with engine.open_session() as session, session.fork() as fork:
+        heard, thought = hear(session), think(fork)
+    thoughts: list[list[int]] = []
+    with engine.open_session() as session:
+        forks = [session.fork(background=True) for _ in range(2)]
+        threads = [threading.Thread(target=lambda f=f: thoughts.append(think(f))) for f in forks]
+        for thread in threads:
+            thread.start()
+        assert hear(session) == heard
+        for thread in threads:
+            thread.join()
+        for fork in forks:
+            fork.close()
+    assert thoughts == [thought, thought]
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_a_killed_rank_ends_every_call_and_the_gpus_serve_again(
+    small: Path, tmp_path: Path, n: int
+) -> None:
+    options: dict[str, Any] = {**GPU, "tensor_parallel": n, "memory": 2**26, "max_positions": 512}
+    engine = Engine.load(small, **options)
+    session, background = engine.open_session(), engine.open_session(background=True)
+    session.step(audio=sound(TURN), max_tokens=1)
+    session.snapshot(tmp_path / "snapshot")
+    expected = session.fork().step(audio=sound(TURN, 1), max_tokens=2).token_ids
+    ended: list[tuple[BaseException, float]] = []
+
+    def work(call: Callable[[], object]) -> None:
+        try:
+            while True:
+                call()
+        except BaseException as error:  # the test looks at it
+            ended.append((error, time.monotonic()))
+
+    calls = [lambda: session.step(audio=sound(TURN), max_tokens=1), lambda: background.decode(3)]
+    background.append(text=words(5))
+    threads = [threading.Thread(target=work, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    assert engine._ranks is not None
+    victim = engine._ranks.pids[-1]
+    killed_s = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    for error, ended_s in ended:
+        assert isinstance(error, RankFailed), error
+        assert f"rank {n - 1} (process {victim}) was ended by SIGKILL" in str(error)
+        assert ended_s - killed_s < 1
+    with pytest.raises(RankFailed):
+        session.step(audio=sound(TURN))
+    engine.close()
+    with Engine.load(small, **options) as again, again.restore(tmp_path / "snapshot") as restored:
+        assert restored.step(audio=sound(TURN, 1), max_tokens=2).token_ids == expected
+
+
+def test_a_worker_that_goes_while_gpus_are_connected_is_named(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DUPLEX_SIMT_DEVICES", "2")
+    with pytest.raises(BackendUnavailable, match=r"^rank [23]: .*expected GPU [23], found 2 GPUs"):
+        Engine.load(small, **GPU, tensor_parallel=4, memory=2**26)
+
+
+def test_transports_are_chosen_by_what_the_gpus_can(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DUPLEX_SIMT_MULTICAST", "0")
+    options: dict[str, Any] = {**GPU, "tensor_parallel": 2, "memory": 2**26}
+    with Engine.load(small, **options, gpus=[3, 1]) as engine:
+        assert re.search(r"p2p \(no nvls: the GPU of rank 0 has no multicast", engine.description)
+    with pytest.raises(BackendUnavailable, match="transport: 'nvls' is not there: the GPU of rank"):
+        Engine.load(small, **options, transport="nvls")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"gpus": [0]}, InvalidArgument, "gpus: expected 2 different numbers"),
+        ({"gpus": [1, 1]}, InvalidArgument, "gpus: expected 2 different numbers"),
+        ({"gpus": 3}, InvalidArgument, "gpus: expected 2 different numbers"),
+        ({"gpus": [0, -1]}, InvalidArgument, "gpus: expected an integer"),
+        ({"gpus": [0, 1], "device": "cpu"}, InvalidArgument, "gpus: expected none on the device"),
+        ({"transport": "shared memory"}, BackendUnavailable, "connects ranks on cpu"),
+        ({"reduction": "switch"}, BackendUnavailable, "adds inside an NVLink switch"),
+        ({"reduction": "invariant"}, BackendUnavailable, "expected tensor_parallel=4, found 2"),
+        ({"tensor_parallel": 2**31}, InvalidArgument, "expected an integer from 1 to 8"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_loaded(
+    small: Path, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        Engine.load(small, **{**GPU, "tensor_parallel": 2} | options)
+
+
+def test_one_rank_may_have_any_gpu(small: Path) -> None:
+    with Engine.load(small, **GPU, gpus=[5], memory=2**26) as engine:
+        assert engine.description.startswith("cuda")
+    with pytest.raises(BackendUnavailable, match="expected GPU 8, found 8 GPUs"):
+        Engine.load(small, **GPU, gpus=[8])
