@@ -175,10 +175,11 @@ void DeviceExchange::gather(Backend&, const GatherArgs& args) {
     lane_.all_gather({args_, slab + first * args.stride, all, args_.n_ranks * n_floats / 4, {}});
     for (std::int32_t rank = 0; args.out != nullptr && rank < args_.n_ranks; ++rank) {
       const Slice& slice = args.slices[rank];
-      lane_.copy({args.out + first * args.out_stride + slice.first,
-                  static_cast<std::size_t>(args.out_stride) * sizeof(float), all + rank * n_floats,
-                  row_bytes, static_cast<std::size_t>(slice.n) * sizeof(float),
-                  static_cast<std::size_t>(n)});
+      lane_.runtime().copy_rows(args.out + first * args.out_stride + slice.first,
+                                static_cast<std::size_t>(args.out_stride) * sizeof(float),
+                                all + rank * n_floats, row_bytes,
+                                static_cast<std::size_t>(slice.n) * sizeof(float),
+                                static_cast<std::size_t>(n));
     }
   }
 }
