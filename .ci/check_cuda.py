@@ -40,7 +40,7 @@ FOUR, STORE_FOUR = "LDG.E.128", "STG.E.128"  # columns of float32
 # The wait for the grid before, and the word to the next. Kernels of Runtime::launch_early() have
 # them, those of launch() do not.
 EARLY = {"ACQBULK": 1, "PREEXIT": 1}
-NOT_EARLY = re.compile(r"(all_reduce|pack|sample)/|rows/(embed|fold)")
+NOT_EARLY = re.compile(r"(all_reduce|pack|sample)/|rows/(embed|fold)|turn/take")
 NORM = {BARRIER: 2, SUM: 4, COPY: 1}
 # Between GPUs, 16 bytes at a time; a multicast store is a store to another address. Both ways of a
 # load: the first look, and the loop. A wait that is too long ends in a trap.
@@ -226,6 +226,9 @@ KERNELS = {
     "rows/silu_mul_kernel": Rule({"FFMA": 2}),
     # Nothing fused: the CPU's compiler does not fuse it either. 1024 threads leave 64 registers.
     "sample/sample_kernel": Rule({BARRIER: 8, "FMUL": 6, "FADD": 6}),
+    "turn/gather_rows_kernel": Rule({FOUR: 1, STORE_FOUR: 1}),
+    # The driver's function that sets the condition of a graph's loop.
+    "turn/take_tokens_kernel": Rule({BARRIER: 1, "CALL.ABS": 1}),
 }
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)'")

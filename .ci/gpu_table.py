@@ -67,6 +67,8 @@ HOST_TESTS = {
     "rows/norm_kernel": "cuda: norm",
     "rows/silu_mul_kernel": "cuda: silu_mul",
     "sample/sample_kernel": "cuda: sample",
+    "turn/gather_rows_kernel": "cuda: turn",
+    "turn/take_tokens_kernel": "cuda: turn",
 }
 
 

@@ -60,6 +60,9 @@ IN_KERNELS = (
     (r"permute_bytes\(lower, upper", "permute_bytes(upper, lower", "the other bytes"),
     (r"(multiply_add\(\S+) low", r"\1 high", "the other half of a"),
     (r"(multiply_add\(\S+) high", r"\1 low", "the other half of a"),
+    (r"\+\+turn\.\w+\[i\]\.position;", ";", "a sequence stays where it is"),
+    (r"2 \* own > args", "2 * own >= args", "a loop for half of the sequences"),
+    (r"&& !is_stop\(turn, token\)", "", "no stop"),
 )
 IN_LANES = (
     (
@@ -106,6 +109,7 @@ IN_CHAIN = (
     (r"\{%0, %1, %2, %3\}, \[%4\]", "{%0, %2, %1, %3}, [%4]", "words 1, 2 of a load"),
     (r"\{%0, %1, %2, %3\}, \[%4\]", "{%0, %1, %3, %2}, [%4]", "words 2, 3 of a load"),
 )
+IN_LOOP = ((r"goes_on \? 1u : 0u", "goes_on ? 0u : 1u", "the other way round"),)
 WORDS = r"\{%0, %1, %2, %3\}, \[%4\]"
 IN_SYSTEM = (
     *[(WORDS, f"{{{swapped}}}, [%4]", "words of a load change places")
@@ -118,6 +122,7 @@ WRAPPERS = {
     "device/platform.cuh": IN_PLATFORM,
     "device/chain.cuh": IN_CHAIN,
     "device/system.cuh": IN_SYSTEM,
+    "device/loop.cuh": IN_LOOP,
 }
 
 # Mutants that neither run can tell apart: (file, the line before, what) -> why.

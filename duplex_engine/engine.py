@@ -426,7 +426,8 @@ class Engine:
     @property
     def stats(self) -> dict[str, int]:
         """Counters: sessions, pages of memory (total, used, free, promised), passes and their rows,
-        tokens drafted and accepted."""
+        tokens drafted and accepted; on a GPU, kernels and records that were launched and how often
+        the host waited for it."""
         return dict(self._core.stats())
 
     @property

@@ -245,8 +245,9 @@ class Session:
     def interrupt(self) -> None:
         """Raises the epoch, and ends output in progress behind its next token.
 
-        The sequence stays: the turn that was cut off ends as at its limit of tokens, `stopped` is
-        "interrupted" and its `epoch` the old one, so that a player can drop it. From any thread.
+        On a GPU: behind the tokens that were launched together, at most 32. The sequence stays: the
+        turn that was cut off ends as at its limit of tokens, `stopped` is "interrupted" and its
+        `epoch` the old one, so that a player can drop it. From any thread.
         """
         self._core.interrupt()
 

@@ -103,7 +103,8 @@ class StageTiming:
 
     Attributes:
         encode_us: sound and pictures to rows.
-        append_us: the pass over the new rows.
+        append_us: the pass over the new rows; on a GPU, which goes on by itself, with most of the
+            tokens.
         decode_us: the passes that wrote the output tokens.
         total_us: all of it, bookkeeping included.
     """

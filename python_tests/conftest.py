@@ -28,6 +28,8 @@ os.environ |= {
 
 # DUPLEX_TEST_DEVICE=cuda runs the tests on a GPU (docs/GPU.md).
 DEVICE = os.environ.get("DUPLEX_TEST_DEVICE", "cpu")
+# For tests about the CUDA backend itself: its kernels run on the host where no GPU is named.
+CUDA = DEVICE if DEVICE != "cpu" else "cuda_host"
 if DEVICE != "cpu":
     from duplex_engine import Engine
 
@@ -41,6 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="of the CPU backend alone"))
 
 
+def pytest_exception_interact(node: pytest.Item, report: pytest.TestReport) -> None:
+    """On a GPU, whose time may be over before the report, a failure is told at once."""
+    if DEVICE != "cpu":
+        node.config.pluginmanager.get_plugin("terminalreporter").write_line(report.longreprtext)
+
+
 settings.register_profile(
     "default",
     deadline=None,  # a shared machine stalls now and then
@@ -48,6 +56,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile("fuzz", settings.get_profile("default"), max_examples=2000)
+settings.register_profile("quick", settings.get_profile("default"), max_examples=2)
 settings.load_profile("default")
 
 

@@ -9,12 +9,19 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "backend/op_args.h"
 #include "backend/page_memory.h"
 
 namespace duplex {
+
+// What the host asked of a device so far, for measurements.
+struct DeviceCalls {
+  std::int64_t launches = 0;  // of kernels, and of whole records of them
+  std::int64_t waits = 0;     // of the host, for work that it had given
+};
 
 struct BackendOptions {
   int n_threads = 0;  // 0 = one per available core
@@ -46,12 +53,25 @@ class Backend {
   // time; they may outlive this one. What one lane wrote to pages and weights the other may read
   // as soon as the call is over.
   virtual std::unique_ptr<Backend> background_lane() = 0;
+  virtual DeviceCalls calls() const { return {}; }  // from any thread; none where all is the host's
 
   // ---- memory
   virtual std::unique_ptr<Buffer> allocate(std::size_t bytes) = 0;
   // From and to the host's memory, in order with the operations; read waits for them.
   virtual void write(void* destination, const void* source, std::size_t bytes) = 0;
   virtual void read(void* destination, const void* source, std::size_t bytes) = 0;
+  // The first `row_bytes`, a multiple of 16, of some rows, one behind the other; waits as read
+  // does.
+  virtual void read_rows(void* destination, const Rows& source, std::span<const std::int32_t> rows,
+                         std::size_t row_bytes) {
+    const auto* const from = static_cast<const std::byte*>(source.data);
+    const std::size_t stride = static_cast<std::size_t>(source.stride) * dtype_bytes(source.dtype);
+    auto* to = static_cast<std::byte*>(destination);
+    for (const std::int32_t row : rows) {
+      read(to, from + static_cast<std::size_t>(row) * stride, row_bytes);
+      to += row_bytes;
+    }
+  }
   virtual std::unique_ptr<PageMemory> create_page_memory(std::size_t page_bytes,
                                                          std::int64_t n_pages) = 0;
   virtual std::size_t page_granularity() const = 0;  // page_bytes is a multiple of this
@@ -77,6 +97,11 @@ class Backend {
     for (std::int32_t i = 0; i < n_layers; ++i) layer(i);
   }
 
+  // Whether turn() is there; without it, its passes are asked for one by one.
+  virtual bool has_turns() const { return false; }
+  // layers(segments) asks for run_layers over the segments that it is given.
+  void turn(const TurnArgs& args, const std::function<void(const Segments&)>& layers);
+
   // ---- operations
   void embed_text(const EmbedTextArgs& args);
   void embed_audio(const EmbedAudioArgs& args);
@@ -91,6 +116,7 @@ class Backend {
   void sample(const SampleArgs& args);
 
  protected:
+  virtual void do_turn(const TurnArgs&, const std::function<void(const Segments&)>&) {}
   virtual void do_embed_text(const EmbedTextArgs& args) = 0;
   virtual void do_embed_audio(const EmbedAudioArgs& args) = 0;
   virtual void do_norm(const NormArgs& args) = 0;

@@ -2,6 +2,7 @@
 // What Rows, TapeView and Segment are: views.h.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "backend/sampling.h"
@@ -21,6 +22,11 @@ struct EmbedTextArgs {
   std::int32_t n_rows;
   float* out;  // (n_rows, out_stride)
   std::int64_t out_stride;
+  const std::int32_t* rows = nullptr;  // (n_rows) of `out` that are written; null: 0, 1, ...
+
+  constexpr float* out_row(std::int32_t i) const {
+    return out + (rows == nullptr ? i : rows[i]) * out_stride;
+  }
 };
 
 // Bag of embeddings: the sum over mels of table[mel * n_levels + bin], then RMSNorm.
@@ -36,6 +42,11 @@ struct EmbedAudioArgs {
   std::int32_t n_rows;
   float* out;
   std::int64_t out_stride;
+  const std::int32_t* rows = nullptr;  // as in EmbedTextArgs
+
+  constexpr float* out_row(std::int32_t i) const {
+    return out + (rows == nullptr ? i : rows[i]) * out_stride;
+  }
 };
 
 enum class Activation : std::uint8_t { kNone, kGelu };
@@ -187,6 +198,29 @@ struct SampleArgs {
   std::int32_t n_rows;
   const SampleRow* rows;  // (n_rows)
   std::int32_t* tokens;   // out: (n_rows), of the host; there when the call returns
+};
+
+// Passes one behind the other without the host: rows of some sequences go through the layers, a
+// token is chosen behind each sequence, and is its row of the next pass. A sequence ends with a
+// token of `stops` or with its limit; the turn ends when no more than half of them have not, so
+// that few do not pay for many, and may end before.
+struct TurnArgs {
+  Segments segments;     // of the first pass: the next rows of a sequence each
+  EmbedTextArgs text;    // its rows that are text, and how a token becomes a row
+  EmbedAudioArgs audio;  // its rows that are sound
+  Rows passed;           // what a pass leaves of its rows; the head takes the last of each sequence
+  LinearArgs head;       // its x is not used; n_rows: at most, at once
+  std::int32_t n_vocab;
+  const SampleRow* sampling;   // (count) of the token behind the first pass
+  const std::int32_t* limits;  // (count) tokens, 0 to max_tokens
+  const std::int32_t* stops;   // (n_stops)
+  std::int32_t n_stops;
+  std::int32_t max_tokens;
+  // Out, of the host. Of a sequence, all tokens but the last have become rows; one row behind these
+  // may be written over, so n_rows + limit rows must be backed.
+  std::int32_t* n_tokens;  // (count)
+  std::int32_t* tokens;    // (count, max_tokens)
+  std::byte* head_rows;    // (count, w.n_in of the head) in the dtype of `passed`: the newest rows
 };
 
 }  // namespace duplex

@@ -54,6 +54,25 @@ std::int64_t padded(std::int64_t width) { return round_up(width, kColumnAlign); 
 
 }  // namespace
 
+void Backend::turn(const TurnArgs& args, const std::function<void(const Segments&)>& layers) {
+  check(has_turns(), "turn: device '", name(), "' has none; ask for each pass");
+  const Segments& segments = args.segments;
+  check(segments.count > 0, "turn: expected a sequence or more, found none");
+  for (std::int32_t i = 0; i < segments.count; ++i)
+    check(args.limits[i] >= 0 && args.limits[i] <= args.max_tokens, "turn: expected a limit of 0 ",
+          "to ", args.max_tokens, " tokens, found ", args.limits[i]);
+  check(args.text.n_rows + args.audio.n_rows <= segments.n_rows, "turn: ", args.text.n_rows,
+        " rows of text and ", args.audio.n_rows, " of sound for a pass of ", segments.n_rows);
+  check_rows("turn", "passed", args.passed, args.head.w.n_in);
+  check_meets("turn", args.passed, args.head.w);
+  check(args.head.n_rows > 0, "turn: the head takes no rows");
+  check_floats("turn", "head.y", args.head.y, args.head.y_stride,
+               round_up(args.head.w.n_out, kPanelOutputs));
+  check(args.n_vocab >= 1 && args.n_vocab <= args.head.w.n_out, "turn: expected 1 to ",
+        args.head.w.n_out, " ids, found ", args.n_vocab);
+  do_turn(args, layers);
+}
+
 void Backend::embed_text(const EmbedTextArgs& args) {
   if (args.n_rows == 0) return;
   check(args.table != nullptr && args.norm != nullptr, "embed_text: table and norm are needed");

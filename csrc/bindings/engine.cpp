@@ -334,6 +334,8 @@ py::typing::Dict<py::str, py::int_> stats_dict(const Engine& engine) {
   values["rows"] = stats.rows;
   values["drafted"] = stats.drafted;
   values["accepted"] = stats.accepted;
+  values["launches"] = stats.launches;
+  values["waits"] = stats.waits;
   return values;
 }
 

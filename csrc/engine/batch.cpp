@@ -1,6 +1,7 @@
 // From rows to passes: fills a pass with the rows of several sessions, embeds them in place, runs
 // the model and commits. What a row computes does not depend on what else is in its pass.
 #include <algorithm>
+#include <numeric>
 
 #include "core/error.h"
 #include "engine/lane.h"
@@ -26,29 +27,58 @@ void Lane::run_rows(std::span<Session* const> sessions) {
 }
 
 void Lane::run_pass() {
-  segments_.clear();
-  std::int32_t row = 0;
-  for (const Part& part : parts_) {
-    part.session->sequence_->reserve(part.n_rows);
-    segments_.push_back(part.session->sequence_->segment(row, part.n_rows));
-    embed_rows(part.session->input_, part.first, part.n_rows, row);
-    if (drafts_ != nullptr) drafts_->keep_embedded(*part.session, row, part.n_rows);
-    row += part.n_rows;
-  }
-  model_->forward({segments_.data(), static_cast<std::int32_t>(segments_.size()), row});
-  for (std::size_t i = 0; i < parts_.size(); ++i) keep_rows(parts_[i], segments_[i].row_begin);
+  const Segments segments = place_parts();
+  placed_.embed(*backend_);
+  if (drafts_ != nullptr)
+    for (std::size_t i = 0; i < parts_.size(); ++i)
+      drafts_->keep_embedded(*parts_[i].session, segments_[i].row_begin, parts_[i].n_rows);
+  model_->forward(segments);
+  keep_rows();
   if (all_logits_ != nullptr) collect_logits();
   if (drafts_ != nullptr)
-    for (const Part& part : parts_) drafts_->catch_up(*part.session);
+    for (const PassPart& part : parts_) drafts_->catch_up(*part.session);
   ++counts_.passes;
-  counts_.rows += row;
+  counts_.rows += segments.n_rows;
+}
+
+Segments Lane::place_parts() {
+  segments_.clear();
+  placed_.clear();
+  std::int32_t row = 0;
+  for (const PassPart& part : parts_) {
+    part.session->sequence_->reserve(part.n_rows);
+    segments_.push_back(part.session->sequence_->segment(row, part.n_rows));
+    place_rows(part.session->input_, part.first, part.n_rows, row);
+    row += part.n_rows;
+  }
+  return {segments_.data(), static_cast<std::int32_t>(segments_.size()), row};
 }
 
 // All rows but the drafts are permanent. Drafts stay behind the length, where nothing is read,
 // until accept_draft; those that are not accepted are written over.
-void Lane::keep_rows(const Part& part, std::int32_t row_begin) {
+void Lane::keep_rows() {
+  std::vector<std::int32_t> wanted;
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    const std::int32_t n_kept = parts_[i].n_rows - parts_[i].n_drafts;
+    for (std::int32_t draft = 0; draft <= parts_[i].n_drafts; ++draft)
+      wanted.push_back(segments_[i].row_begin + n_kept - 1 + draft);
+  }
+  new_head_rows_.resize(wanted.size() * head_row_bytes());
+  model_->read_head_rows(wanted, new_head_rows_.data());
+  const std::byte* from = new_head_rows_.data();
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    Session& session = *parts_[i].session;
+    if (drafts_ != nullptr) drafts_->keep_hidden(session, segments_[i].row_begin, parts_[i].n_rows);
+    keep_part(parts_[i], from);
+    from += head_row_bytes();
+    const std::size_t draft_bytes = static_cast<std::size_t>(parts_[i].n_drafts) * head_row_bytes();
+    std::copy_n(from, draft_bytes, session.draft_head_rows_.data());
+    from += draft_bytes;
+  }
+}
+
+void Lane::keep_part(const PassPart& part, const std::byte* head_row) {
   Session& session = *part.session;
-  if (drafts_ != nullptr) drafts_->keep_hidden(session, row_begin, part.n_rows);
   counts_.drafted += part.n_drafts;
   const std::int32_t n_kept = part.n_rows - part.n_drafts;
   session.sequence_->advance(n_kept);
@@ -57,66 +87,48 @@ void Lane::keep_rows(const Part& part, std::int32_t row_begin) {
     const InputRow& row = session.input_.rows[part.first + static_cast<std::size_t>(i)];
     if (row.kind == RowKind::kText) session.remember(row.value);
   }
-  model_->read_head_row(row_begin + n_kept - 1, session.head_row_.data());
+  std::copy_n(head_row, head_row_bytes(), session.head_row_.data());
   session.has_head_row_ = true;
-  for (std::int32_t i = 0; i < part.n_drafts; ++i)
-    model_->read_head_row(
-        row_begin + n_kept + i,
-        session.draft_head_rows_.data() + static_cast<std::size_t>(i) * head_row_bytes());
 }
 
-// Cuts the rows into runs of one kind (and one picture).
-void Lane::embed_rows(const InputRows& input, std::size_t first, std::int32_t n_rows,
+// Text and sound wait in placed_; each picture's rows are made at once.
+void Lane::place_rows(const InputRows& input, std::size_t first, std::int32_t n_rows,
                       std::int32_t row_begin) {
   const std::size_t end = first + static_cast<std::size_t>(n_rows);
-  while (first < end) {
-    std::size_t next = first + 1;
-    while (next < end && input.rows[next].kind == input.rows[first].kind &&
-           input.rows[next].image == input.rows[first].image)
-      ++next;
-    const auto n = static_cast<std::int32_t>(next - first);
-    embed_run(input, first, n, row_begin);
-    row_begin += n;
-    first = next;
-  }
-}
-
-void Lane::embed_run(const InputRows& input, std::size_t first, std::int32_t n_rows,
-                     std::int32_t row_begin) {
-  float* out = model_->rows() + row_begin * model_->row_stride();
-  const InputRow& head = input.rows[first];
-  switch (head.kind) {
-    case RowKind::kText:
-      for (std::int32_t i = 0; i < n_rows; ++i)
-        ids_[static_cast<std::size_t>(i)] = input.rows[first + static_cast<std::size_t>(i)].value;
-      backend_->embed_text({ids_.data(), loaded_.weights.embed, loaded_.weights.dtype,
-                            loaded_.weights.embed_norm, config_.norm_eps, config_.d_model, n_rows,
-                            out, model_->row_stride()});
-      return;
-    case RowKind::kAudio:  // frames of a run follow one another
-      backend_->embed_audio({input.frames.data() + std::int64_t{head.value} * config_.audio->n_mels,
-                             config_.audio->n_mels, config_.audio->n_levels,
-                             loaded_.weights.audio_table, loaded_.weights.dtype,
-                             loaded_.weights.audio_norm, kTowerNormEps, config_.d_model, n_rows,
-                             out, model_->row_stride()});
-      return;
-    case RowKind::kImage:
-      vision_->encode(input.images[static_cast<std::size_t>(head.image)].view(), head.value, n_rows,
-                      out, model_->row_stride());
-      return;
+  for (; first < end; ++first, ++row_begin) {
+    const InputRow& row = input.rows[first];
+    switch (row.kind) {
+      case RowKind::kText:
+        placed_.add_text(row.value, row_begin);
+        break;
+      case RowKind::kAudio:
+        placed_.add_sound(input.frames.data() + std::int64_t{row.value} * config_.audio->n_mels,
+                          row_begin);
+        break;
+      case RowKind::kImage: {
+        std::int32_t n = 1;
+        while (first + 1 < end && input.rows[first + 1].kind == RowKind::kImage &&
+               input.rows[first + 1].image == row.image)
+          ++first, ++n;
+        vision_->encode(input.images[static_cast<std::size_t>(row.image)].view(), row.value, n,
+                        model_->rows() + row_begin * model_->row_stride(), model_->row_stride());
+        row_begin += n - 1;
+        break;
+      }
+    }
   }
 }
 
 void Lane::collect_logits() {
   std::int32_t n_rows = 0;
   for (const Segment& segment : segments_) n_rows += segment.n_rows;
-  std::vector<std::byte> rows(static_cast<std::size_t>(n_rows) * head_row_bytes());
+  std::vector<std::int32_t> wanted(static_cast<std::size_t>(n_rows));
+  std::iota(wanted.begin(), wanted.end(), 0);
+  new_head_rows_.resize(wanted.size() * head_row_bytes());
+  model_->read_head_rows(wanted, new_head_rows_.data());
   head_rows_.clear();
-  for (std::int32_t row = 0; row < n_rows; ++row) {
-    std::byte* const at = rows.data() + static_cast<std::size_t>(row) * head_row_bytes();
-    model_->read_head_row(row, at);
-    head_rows_.push_back(at);
-  }
+  for (std::size_t row = 0; row < wanted.size(); ++row)
+    head_rows_.push_back(new_head_rows_.data() + row * head_row_bytes());
   const std::size_t begin = all_logits_->size();
   all_logits_->resize(begin +
                       head_rows_.size() * static_cast<std::size_t>(config_.unpadded_vocab_size));
@@ -131,7 +143,9 @@ std::vector<float> Lane::embed(const InputRows& input) {
   for (std::size_t first = 0; first < input.rows.size();) {
     const auto n = static_cast<std::int32_t>(std::min<std::size_t>(
         input.rows.size() - first, static_cast<std::size_t>(model_->max_rows())));
-    embed_rows(input, first, n, 0);
+    placed_.clear();
+    place_rows(input, first, n, 0);
+    placed_.embed(*backend_);
     for (std::int32_t i = 0; i < n; ++i, ++first)
       backend_->read(rows.data() + first * width, model_->rows() + i * model_->row_stride(),
                      width * sizeof(float));

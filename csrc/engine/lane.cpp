@@ -31,7 +31,7 @@ Lane::Lane(LaneKind kind, const LoadedModel& model, std::unique_ptr<Backend> bac
       config_(model.config),
       backend_(std::move(backend)),
       model_(make_model(kind, model, *backend_, max_rows)),
-      ids_(static_cast<std::size_t>(max_rows)) {
+      placed_(model, *model_) {
   if (!config_.mtp.layers.empty())
     drafts_ =
         std::make_unique<DraftRunner>(config_, model.weights, model.mtp_layout, *backend_, *model_);
@@ -80,6 +80,8 @@ void Lane::add_counts(EngineStats& stats) const {
   stats.rows += counts_.rows;
   stats.drafted += counts_.drafted;
   stats.accepted += counts_.accepted;
+  stats.launches += backend_->calls().launches;
+  stats.waits += backend_->calls().waits;
 }
 
 void Lane::add_plan(const std::string& prefix,

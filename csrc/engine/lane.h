@@ -25,6 +25,7 @@
 #include "engine/busy_guard.h"
 #include "engine/draft.h"
 #include "engine/loaded_model.h"
+#include "engine/pass_input.h"
 #include "engine/session.h"
 #include "engine/turn.h"
 #include "model/inkling.h"
@@ -38,7 +39,6 @@ class Lane {
        std::int32_t max_rows);
 
   LaneKind kind() const { return kind_; }
-
   std::vector<Turn> step(std::span<const StepRequest> requests);
   // Appends rows and returns their logits: (rows wanted, unpadded_vocab_size).
   std::vector<float> append_text(Session& session, std::span<const std::int32_t> ids,
@@ -69,13 +69,6 @@ class Lane {
   void close() { is_closed_ = true; }  // later calls throw SessionClosed; mutex() is held
 
  private:
-  // Consecutive rows of one session in a pass.
-  struct Part {
-    Session* session;
-    std::size_t first;  // of session->input_.rows
-    std::int32_t n_rows;
-    std::int32_t n_drafts;  // of the rows, the last
-  };
   // One caller of one open session, for as long as it lives.
   struct Call {
     Call(Lane& lane, Session& session);
@@ -90,7 +83,7 @@ class Lane {
   void compose_input(Session& session, const InputPlan& plan, Inbox inbox);
   void run_turns(std::span<const StepRequest> requests, std::span<Turn> turns);
   void begin_turn(const StepRequest& request, Turn& turn);
-  void decode_turns(std::span<const StepRequest> requests, std::span<Turn> turns);
+  void decode_turns(std::span<const StepRequest> requests, std::span<Turn> turns, bool has_said);
   // Samples for as long as the tokens were drafted; true when one of them ends the turn.
   bool take_tokens(const StepRequest& request, Turn& turn);
   std::int32_t token_limit(std::int32_t max_tokens) const;
@@ -103,13 +96,20 @@ class Lane {
   // Appends session->input_ of every session, in as many passes as that takes.
   void run_rows(std::span<Session* const> sessions);
   void run_pass();
-  void keep_rows(const Part& part, std::int32_t row_begin);
-  // Writes rows [first, first + n_rows) of the input into the model's rows from row_begin on.
-  void embed_rows(const InputRows& input, std::size_t first, std::int32_t n_rows,
+  Segments place_parts();
+  void keep_rows();
+  void keep_part(const PassPart& part, const std::byte* head_row);
+  // Rows [first, first + n_rows) of the input become the model's from row_begin on.
+  void place_rows(const InputRows& input, std::size_t first, std::int32_t n_rows,
                   std::int32_t row_begin);
-  void embed_run(const InputRows& input, std::size_t first, std::int32_t n_rows,
-                 std::int32_t row_begin);
   void collect_logits();
+
+  // ---- device_turn.cpp
+  // Appends the input and samples up to limits_ tokens, on the device. False: nothing is done.
+  bool run_on_device(std::span<Session* const> sessions, std::span<const std::int32_t> stops);
+  bool take_whole_input(std::span<Session* const> sessions);
+  // Whether the token behind the pending one is there already: then that one is a row.
+  bool follow_up(Session& session);
 
   // ---- output.cpp
   // Makes the pending token the input, and behind it at most `max_drafts` looked-up guesses.
@@ -132,10 +132,12 @@ class Lane {
 
   mutable std::mutex mutex_;  // one computing call at a time; guards all below
   bool is_closed_ = false;
-  std::vector<Part> parts_;  // of the pass in progress, and the buffers it fills
+  std::vector<PassPart> parts_;  // of the pass in progress, and the buffers it fills
   std::vector<Segment> segments_;
-  std::vector<std::int32_t> ids_;
+  PassInput placed_;
+  std::vector<std::byte> new_head_rows_;
   std::vector<Session*> active_;
+  std::vector<std::int32_t> limits_;  // tokens that each of these may say
   std::vector<const void*> head_rows_;
   std::vector<SampleRow> sample_rows_;
   std::vector<std::int32_t> tokens_;          // of the rows that were scored

@@ -18,6 +18,12 @@ namespace {
 
 constexpr std::int32_t kDefaultTokens = 16;  // of a step when the checkpoint sets no limit
 
+// Tokens that end a turn.
+std::span<const std::int32_t> turn_stops(const ModelConfig& config) {
+  if (config.interaction) return {&config.interaction->listen, 1};
+  return config.eos_ids;
+}
+
 class Stopwatch {
  public:
   // Microseconds since construction or the last lap.
@@ -51,22 +57,25 @@ void Lane::run_turns(std::span<const StepRequest> requests, std::span<Turn> turn
 
   // What each session heard, saw and was told since its last turn becomes rows.
   active_.clear();
+  limits_.clear();
   for (std::size_t i = 0; i < requests.size(); ++i) {
     try {
       begin_turn(requests[i], turns[i]);
       active_.push_back(requests[i].session);
+      limits_.push_back(token_limit(requests[i].max_tokens));
     } catch (const Error&) {
       turns[i].error = std::current_exception();
     }
   }
   timing.encode_us = watch.lap_us();
 
-  // The rows of all sessions go through the model together.
-  run_rows(active_);
+  // The rows of all sessions go through the model together. A device may go on with what they say.
+  const bool has_said = run_on_device(active_, turn_stops(config_));
+  if (!has_said) run_rows(active_);
   timing.append_us = watch.lap_us();
 
   // Every session that has more to say says it, one token a pass, or several where drafts hold.
-  decode_turns(requests, turns);
+  decode_turns(requests, turns, has_said);
   timing.decode_us = watch.lap_us();
   timing.total_us = timing.encode_us + timing.append_us + timing.decode_us;
 
@@ -176,41 +185,44 @@ void Lane::compose_input(Session& session, const InputPlan& plan, Inbox inbox) {
 }
 
 bool Lane::is_last(std::int32_t token, const StepRequest& request, Turn& turn) const {
-  if (config_.interaction) {
-    if (token == config_.interaction->listen) turn.stopped = StopReason::kListen;
-  } else if (std::find(config_.eos_ids.begin(), config_.eos_ids.end(), token) !=
-             config_.eos_ids.end()) {
-    turn.stopped = StopReason::kEndOfText;
-  }
-  if (turn.stopped == StopReason::kLimit && request.session->is_interrupted_.load())
-    turn.stopped = StopReason::kInterrupted;
+  const std::span<const std::int32_t> stops = turn_stops(config_);
+  if (std::find(stops.begin(), stops.end(), token) != stops.end())
+    turn.stopped = config_.interaction ? StopReason::kListen : StopReason::kEndOfText;
+  // What a device has said by itself, it had said before anyone could look.
+  const bool may_stop = turn.stopped == StopReason::kLimit && request.session->n_ahead_ == 0;
+  if (may_stop && request.session->is_interrupted_.load()) turn.stopped = StopReason::kInterrupted;
   return turn.stopped != StopReason::kLimit ||
          static_cast<std::int32_t>(turn.token_ids.size()) >= token_limit(request.max_tokens);
 }
 
-void Lane::decode_turns(std::span<const StepRequest> requests, std::span<Turn> turns) {
+// `has_said`: the first tokens are sampled already.
+void Lane::decode_turns(std::span<const StepRequest> requests, std::span<Turn> turns,
+                        bool has_said) {
   std::vector<std::size_t> speaking;
   for (std::size_t i = 0; i < requests.size(); ++i)
     if (!turns[i].error && token_limit(requests[i].max_tokens) > 0) speaking.push_back(i);
   while (!speaking.empty()) {
     active_.clear();
     for (const std::size_t i : speaking) active_.push_back(requests[i].session);
-    score(active_);
+    if (!has_said) score(active_);
     std::erase_if(speaking, [&](std::size_t i) { return take_tokens(requests[i], turns[i]); });
     active_.clear();
+    limits_.clear();
     for (const std::size_t i : speaking) {
       Session& session = *requests[i].session;
+      const auto n_left = static_cast<std::int32_t>(token_limit(requests[i].max_tokens) -
+                                                    std::ssize(turns[i].token_ids));
       // The token behind the last draft must fit into the turn, and all rows into one pass.
-      const auto n_said = static_cast<std::int64_t>(turns[i].token_ids.size());
-      continue_output(session,
-                      std::min<std::int64_t>(token_limit(requests[i].max_tokens) - n_said - 1,
-                                             model_->max_rows() / std::ssize(speaking) - 1));
+      continue_output(session, std::min<std::int64_t>(
+                                   n_left - 1, model_->max_rows() / std::ssize(speaking) - 1));
       active_.push_back(&session);
+      limits_.push_back(n_left);
     }
     if (drafts_ != nullptr) drafts_->draft(active_);
     for (const std::size_t i : speaking)
       turns[i].n_drafted += static_cast<std::int64_t>(requests[i].session->input_.n_drafts);
-    run_rows(active_);
+    has_said = run_on_device(active_, turn_stops(config_));
+    if (!has_said) run_rows(active_);
   }
 }
 
@@ -218,6 +230,7 @@ bool Lane::take_tokens(const StepRequest& request, Turn& turn) {
   for (;;) {
     turn.token_ids.push_back(take_sampled(*request.session));
     if (is_last(turn.token_ids.back(), request, turn)) return true;
+    if (follow_up(*request.session)) continue;
     if (!accept_draft(*request.session)) return false;
     ++turn.n_accepted;
   }
@@ -242,19 +255,22 @@ void Lane::decode_tokens(Session& session, std::int32_t n, std::span<const std::
   Session* const only[] = {&session};
   session.input_.clear();
   for (bool is_done = n == 0; !is_done;) {
+    bool has_said = false;
     if (session.pending_token_ != kNoToken) {
-      const std::int64_t n_left = n - std::ssize(tokens);
+      const auto n_left = static_cast<std::int32_t>(n - std::ssize(tokens));
       back_ahead(session, n_left);
-      continue_output(session, std::min<std::int64_t>(n_left - 1, model_->max_rows() - 1));
+      continue_output(session, std::min(n_left, model_->max_rows()) - 1);
       if (drafts_ != nullptr) drafts_->draft(only);
-      run_rows(only);
+      limits_.assign(1, n_left);
+      has_said = run_on_device(only, stop);
+      if (!has_said) run_rows(only);
     }
-    score(only);
+    if (!has_said) score(only);
     do {
       tokens.push_back(take_sampled(session));
       is_done = std::ssize(tokens) == n ||
                 std::find(stop.begin(), stop.end(), tokens.back()) != stop.end();
-    } while (!is_done && accept_draft(session));
+    } while (!is_done && (follow_up(session) || accept_draft(session)));
   }
   session.set_mark();
   back_ahead(session, n);

@@ -132,6 +132,7 @@ class Session {
   std::optional<Drafter> drafter_;          // and the layers for them were loaded
   std::vector<std::byte> draft_head_rows_;  // (max_drafts, head_row_bytes), as head_row_
   std::size_t sampled_row_ = 0;             // of the rows that its lane scored: the last row's
+  std::int32_t n_ahead_ = 0;                // tokens behind that one that were sampled already
 
   mutable std::mutex inbox_mutex_;
   Inbox inbox_;

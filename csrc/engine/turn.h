@@ -43,7 +43,8 @@ enum class StopReason : std::uint8_t { kListen, kEndOfText, kLimit, kInterrupted
 
 struct TurnTiming {
   std::int64_t encode_us = 0;  // taking the input and cutting it into rows
-  std::int64_t append_us = 0;  // passes over the input
+  // Passes over the input; where a device goes on by itself, what it then said as well.
+  std::int64_t append_us = 0;
   std::int64_t decode_us = 0;  // sampling and passes over output tokens
   std::int64_t total_us = 0;
 };
@@ -74,6 +75,8 @@ struct EngineStats {
   std::int64_t rows = 0;  // drafts included
   std::int64_t drafted = 0;
   std::int64_t accepted = 0;
+  std::int64_t launches = 0;  // that the host gave a device
+  std::int64_t waits = 0;     // of the host for a device
 };
 
 }  // namespace duplex

@@ -1,6 +1,7 @@
 #include "model/inkling.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "core/error.h"
 
@@ -296,18 +297,17 @@ std::size_t Inkling::head_row_bytes() const {
   return static_cast<std::size_t>(weights_.head.n_in) * dtype_bytes(weights_.dtype);
 }
 
-void Inkling::read_head_row(std::int32_t row, std::byte* out) {
-  const std::size_t offset =
-      static_cast<std::size_t>(row * normed_.stride) * dtype_bytes(weights_.dtype);
-  backend_.read(out, static_cast<const std::byte*>(normed_.data) + offset, head_row_bytes());
+void Inkling::read_head_rows(std::span<const std::int32_t> rows, std::byte* out) {
+  backend_.read_rows(out, normed_, rows, head_row_bytes());
 }
 
 void Inkling::multiply_head(std::span<const void* const> head_rows) {
   const auto stride_bytes =
       static_cast<std::size_t>(head_rows_.stride) * dtype_bytes(weights_.dtype);
+  head_input_.resize(head_rows.size() * stride_bytes);
   for (std::size_t i = 0; i < head_rows.size(); ++i)
-    backend_.write(static_cast<std::byte*>(head_rows_.data) + i * stride_bytes, head_rows[i],
-                   head_row_bytes());
+    std::memcpy(head_input_.data() + i * stride_bytes, head_rows[i], head_row_bytes());
+  backend_.write(head_rows_.data, head_input_.data(), head_input_.size());
   const bool is_alone = exchange_ == nullptr;
   backend_.linear({weights_.head, head_rows_, static_cast<std::int32_t>(head_rows.size()),
                    is_alone ? head_out_ : static_cast<float*>(exchange_->mine()),
@@ -352,6 +352,13 @@ void Inkling::sample(std::span<const void* const> head_rows, const SampleRow* ro
     backend_.sample({head_out_, head_out_stride_, config_.unpadded_vocab_size,
                      static_cast<std::int32_t>(n), rows + begin, tokens + begin});
   }
+}
+
+void Inkling::turn(TurnArgs args) {
+  args.passed = normed_;
+  args.head = {weights_.head, {}, kHeadRows, head_out_, head_out_stride_, config_.logit_divisor};
+  args.n_vocab = config_.unpadded_vocab_size;
+  backend_.turn(args, [&](const Segments& segments) { forward(segments); });
 }
 
 }  // namespace duplex

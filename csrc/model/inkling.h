@@ -57,19 +57,24 @@ class Inkling {
 
   // Runs every layer over rows [0, segments.n_rows) and appends them to their tapes.
   virtual void forward(const Segments& segments);
-  // Runs these blocks over what rows() holds, then `norm`, for read_head_row. Layout and weights of
-  // the blocks may be others, as wide as the multi-token-prediction layers are.
+  // Runs these blocks over what rows() holds, then `norm`, for read_head_rows. Layout and weights
+  // of the blocks may be others, as wide as the multi-token-prediction layers are.
   virtual void run_blocks(const Segments& segments, std::span<const Block> blocks,
                           const float* norm);
 
-  // One normalised row of the last pass, ready for the head, to the host: (head_row_bytes).
-  void read_head_row(std::int32_t row, std::byte* out);
+  // Normalised rows of the last pass, ready for the head, to the host: (n, head_row_bytes).
+  void read_head_rows(std::span<const std::int32_t> rows, std::byte* out);
   std::size_t head_row_bytes() const;
-  // Logits of rows that read_head_row gave, to the host: (n, unpadded_vocab_size). On ranks other
+  // Logits of rows that read_head_rows gave, to the host: (n, unpadded_vocab_size). On ranks other
   // than 0, which compute their part of it, `out` is not used.
   void logits(std::span<const void* const> head_rows, float* out);
   // The tokens that come behind such rows, one for each; the logits stay where they are.
   void sample(std::span<const void* const> head_rows, const SampleRow* rows, std::int32_t* tokens);
+
+  // Whether several tokens may be had at once, by turn(), which fills in what is the model's:
+  // layers, what they leave and the head.
+  bool has_turns() const { return exchange_ == nullptr && backend_.has_turns(); }
+  void turn(TurnArgs args);
 
   // Working buffers by name, in bytes.
   const std::vector<std::pair<std::string, std::size_t>>& plan() const { return plan_; }
@@ -121,8 +126,9 @@ class Inkling {
   std::int64_t block_out_stride_ = 0;
   std::int64_t part_stride_ = 0;  // floats, from a part to the next, in this pass
   void* moe_scratch_ = nullptr;
-  Rows head_rows_;             // (kHeadRows, d_model)
-  float* head_out_ = nullptr;  // (kHeadRows, vocabulary) on rank 0
+  Rows head_rows_;                     // (kHeadRows, d_model)
+  std::vector<std::byte> head_input_;  // what goes there
+  float* head_out_ = nullptr;          // (kHeadRows, vocabulary) on rank 0
   std::int64_t head_out_stride_ = 0;
   std::int64_t slab_logits_stride_ = 0;  // of one rank's part of them
 };

@@ -55,7 +55,7 @@ void Mtp::run(const Segments& segments, std::size_t depth) {
 
 // Without a chain norm the head takes the residual stream as it is.
 void Mtp::read_head_row(std::int32_t row, std::byte* out) {
-  if (weights_.mtp.chain_norm != nullptr) return model_.read_head_row(row, out);
+  if (weights_.mtp.chain_norm != nullptr) return model_.read_head_rows({&row, 1}, out);
   const float* const from = model_.rows() + row * model_.row_stride();
   if (weights_.dtype == DType::kF32) return backend_.read(out, from, model_.head_row_bytes());
   backend_.read(row_.data(), from, row_.size() * sizeof(float));

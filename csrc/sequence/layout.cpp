@@ -19,8 +19,6 @@ constexpr std::int64_t kFirstRangePositions = std::int64_t{1} << 18;
 constexpr std::int64_t kMaxRangeBytes = std::int64_t{1} << 45;
 // A thousand years at 25 rows a second. No sum of positions or bytes comes near an overflow.
 constexpr std::int64_t kMaxLifetimePositions = std::int64_t{1} << 40;
-// Of a tape with a window: how many times what it holds. At its end all of that is mapped again.
-constexpr std::int64_t kWindowsInRange = 16;
 
 // Gives every layer its place and sets the block_bytes of the three tapes.
 void place_layers(const ModelConfig& config, SequenceLayout& layout) {
@@ -98,9 +96,8 @@ std::int64_t SequenceLayout::lifetime_positions() const {
   return std::min(kMaxLifetimePositions, n_pages * global.page_positions());
 }
 
-std::int64_t SequenceLayout::range_positions(const TapeLayout& tape) const {
-  if (tape.window == 0) return std::min(kFirstRangePositions, lifetime_positions());
-  return kWindowsInRange * window_pages(tape) * tape.page_positions();
+std::int64_t SequenceLayout::first_range_positions() const {
+  return std::min(kFirstRangePositions, lifetime_positions());
 }
 
 }  // namespace duplex

@@ -53,8 +53,8 @@ struct SequenceLayout {
   // Positions that one sequence can have in its whole life, forgotten ones included: the global
   // tape's range of addresses is finite.
   std::int64_t lifetime_positions() const;
-  // Addresses that a tape reserves to begin with.
-  std::int64_t range_positions(const TapeLayout& tape) const;
+  // Positions that the global tape reserves addresses for to begin with.
+  std::int64_t first_range_positions() const;
 };
 
 }  // namespace duplex

@@ -102,7 +102,7 @@ bool PagePool::release(PageId page) noexcept {
   const Lock lock(mutex_);
   Page& entry = pages_[static_cast<std::size_t>(page)];
   if (--entry.n_holders > 0) return false;
-  // Window pages stay warm: the same window takes one again within a few micro-turns.
+  // Window pages stay warm: they are few, and the next sequence begins with them.
   if (entry.use == PageUse::kGrowth) {
     --n_growth_used_;
     memory_->discard(page);

@@ -3,6 +3,7 @@
 #include "sequence/sequence.h"
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "core/error.h"
@@ -16,9 +17,9 @@ Sequence::Sequence(PagePool& pool, const SequenceLayout& layout, std::int64_t ma
       layout_(&layout),
       max_positions_(max_positions),
       promise_(std::move(promise)),
-      global_(pool, layout.global, layout.range_positions(layout.global)),
-      local_(pool, layout.local, layout.range_positions(layout.local)),
-      conv_(pool, layout.conv, layout.range_positions(layout.conv)) {}
+      global_(pool, layout.global, layout.first_range_positions()),
+      local_(pool, layout.local, 0),
+      conv_(pool, layout.conv, 0) {}
 
 Sequence Sequence::open(PagePool& pool, const SequenceLayout& layout, std::int64_t max_positions) {
   check(max_positions > 0, "max_positions: expected a positive number, found ", max_positions);
@@ -69,11 +70,13 @@ std::int64_t Sequence::lowest_truncation() const {
 }
 
 SequenceUsage Sequence::usage() const {
+  const TapeUsage local = local_.usage(), conv = conv_.usage();
+  const auto page_bytes = static_cast<std::int64_t>(layout_->page_bytes);
   return {global_.usage(),
-          local_.usage(),
-          conv_.usage(),
+          local,
+          conv,
           promise_.window_pages(),
-          local_.n_pages() + conv_.n_pages(),
+          (local.held_bytes + conv.held_bytes) / page_bytes,
           promise_.growth_pages()};
 }
 
@@ -95,12 +98,12 @@ void Sequence::reserve(std::int64_t n_rows) {
                        " rows beyond the committed length, expected at most pending_rows = ",
                        layout_->limits.pending_rows, "; commit first or raise the limit");
   const std::int64_t end = std::max(backed_, length_ + n_rows);
+  const std::array tapes{&global_, &local_, &conv_};
+  std::size_t n_grown = 0;
   try {
-    global_.grow_to(end, promise_);
-    local_.grow_to(end, promise_);
-    conv_.grow_to(end, promise_);
+    for (; n_grown < tapes.size(); ++n_grown) tapes[n_grown]->grow_to(end, promise_);
   } catch (...) {
-    for (Tape* tape : {&global_, &local_, &conv_}) tape->release_from(backed_, promise_);
+    while (n_grown > 0) tapes[--n_grown]->ungrow(backed_, promise_);
     throw;
   }
   backed_ = end;

@@ -102,7 +102,7 @@ class Sequence {
   std::int64_t committed_ = 0;
   std::int64_t backed_ = 0;
   ForgottenRanges forgotten_;
-  // promise_.growth_pages() + global_.n_pages() is always enough for max_positions.
+  // promise_.growth_pages() + the pages of global_ is always enough for max_positions.
   Promise promise_;
   Tape global_;
   Tape local_;

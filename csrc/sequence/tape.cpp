@@ -8,12 +8,11 @@
 
 namespace duplex {
 
-Tape::Tape(PagePool& pool, const TapeLayout& layout, std::int64_t range_positions)
+Tape::Tape(PagePool& pool, const TapeLayout& layout, std::int64_t first_positions)
     : pool_(&pool), layout_(layout) {
-  if (layout_.is_inert()) return;
-  range_pages_ = div_up(range_positions, layout_.page_positions());
-  base_ = pool.memory().reserve_range(
-      static_cast<std::size_t>((range_pages_ + 1) * layout_.page_bytes));
+  if (layout_.is_inert() || is_ring()) return;
+  range_pages_ = div_up(first_positions, layout_.page_positions());
+  base_ = reserve(range_pages_);
 }
 
 Tape::Tape(Tape&& other) noexcept { swap(other); }
@@ -29,7 +28,10 @@ Tape::~Tape() {
   // The range goes first: a page that becomes free must not be mapped here any more.
   pool_->memory().release_range(base_,
                                 static_cast<std::size_t>((range_pages_ + 1) * layout_.page_bytes));
-  for (const HeldPage& held : pages_) pool_->release(held.page);
+  if (!is_ring())
+    for (const HeldPage& held : pages_) pool_->release(held.page);
+  for (const PageId page : ring_)
+    if (page != kNoPage) pool_->release(page);
 }
 
 void Tape::swap(Tape& other) noexcept {
@@ -41,12 +43,19 @@ void Tape::swap(Tape& other) noexcept {
   std::swap(first_page_, other.first_page_);
   std::swap(end_page_, other.end_page_);
   std::swap(pages_, other.pages_);
+  std::swap(ring_, other.ring_);
+  std::swap(fresh_, other.fresh_);
+}
+
+std::int64_t Tape::place_of_zero() const {
+  if (!is_ring()) return -origin_page_;
+  return ring_.empty() ? 0 : first_page_ % ring_size() - first_page_;
 }
 
 TapeView Tape::view() const {
   // Of position 0, which a window has long left: as a number, since nothing lies there.
-  const auto offset = static_cast<std::uintptr_t>(origin_page_ * layout_.page_bytes);
-  auto* const base = reinterpret_cast<std::byte*>(reinterpret_cast<std::uintptr_t>(base_) - offset);
+  const auto offset = static_cast<std::uintptr_t>(place_of_zero() * layout_.page_bytes);
+  auto* const base = reinterpret_cast<std::byte*>(reinterpret_cast<std::uintptr_t>(base_) + offset);
   return {base, layout_.blocks_per_page, layout_.page_bytes, layout_.block_bytes};
 }
 
@@ -62,13 +71,17 @@ Tape::Pages::const_iterator Tape::from(std::int64_t page_index) const {
 
 TapeUsage Tape::usage() const {
   TapeUsage usage;
-  usage.held_bytes = n_pages() * layout_.page_bytes;
-  for (const HeldPage& held : pages_)
-    if (!pool_->is_shared(held.page)) usage.private_bytes += layout_.page_bytes;
+  const auto count = [&](PageId page) {
+    if (page == kNoPage) return;
+    usage.held_bytes += layout_.page_bytes;
+    if (!pool_->is_shared(page)) usage.private_bytes += layout_.page_bytes;
+  };
+  if (is_ring())
+    for (const PageId page : ring_) count(page);
+  else
+    for (const HeldPage& held : pages_) count(held.page);
   return usage;
 }
-
-std::int64_t Tape::n_pages() const { return std::ssize(pages_); }
 
 std::int64_t Tape::n_shared_pages(PositionRange range) const {
   if (range.end <= range.begin) return 0;
@@ -77,9 +90,13 @@ std::int64_t Tape::n_shared_pages(PositionRange range) const {
                        [this](const HeldPage& held) { return pool_->is_shared(held.page); });
 }
 
+std::byte* Tape::reserve(std::int64_t n_pages) const {
+  return pool_->memory().reserve_range(
+      static_cast<std::size_t>((n_pages + 1) * layout_.page_bytes));
+}
+
 void Tape::append(PageId page, bool is_shared) {
-  if (end_page_ - origin_page_ == range_pages_)
-    layout_.window > 0 ? rebase() : widen(2 * range_pages_);
+  if (end_page_ - origin_page_ == range_pages_) widen(2 * range_pages_);
   pages_.push_back({end_page_, page});
   PageMemory& memory = pool_->memory();
   try {
@@ -91,6 +108,43 @@ void Tape::append(PageId page, bool is_shared) {
   ++end_page_;
 }
 
+void Tape::append_in_ring(Promise& promise) {
+  const std::int64_t slot = end_page_ % ring_size();
+  const PageId kept = ring_page(slot);
+  if (kept == kNoPage || pool_->is_shared(kept)) {
+    const PageId page = promise.take(use());
+    try {
+      put(slot, page, false);
+    } catch (...) {
+      promise.give_back(page);
+      throw;
+    }
+    fresh_.push_back(slot);
+  }
+  pages_.push_back({end_page_, ring_page(slot)});
+  ++end_page_;
+}
+
+void Tape::put(std::int64_t slot, PageId page, bool is_shared) {
+  PageMemory& memory = pool_->memory();
+  try {
+    for (std::byte* const there : {place(slot), place(slot + ring_size())})
+      is_shared ? memory.share(there, page) : memory.map(there, page);
+  } catch (...) {
+    empty(slot);
+    throw;
+  }
+  const PageId old = std::exchange(ring_page(slot), page);
+  if (old != kNoPage) pool_->release(old);
+}
+
+void Tape::empty(std::int64_t slot) noexcept {
+  pool_->memory().unmap(place(slot));
+  pool_->memory().unmap(place(slot + ring_size()));
+  const PageId old = std::exchange(ring_page(slot), kNoPage);
+  if (old != kNoPage) pool_->release(old);
+}
+
 // The pages before `page_index` that are not held yet are forgotten ones.
 void Tape::skip_to(std::int64_t page_index) {
   std::int64_t n_pages = range_pages_;
@@ -99,31 +153,12 @@ void Tape::skip_to(std::int64_t page_index) {
   end_page_ = std::max(end_page_, page_index);
 }
 
-// The old places are given up when the new ones stand.
-void Tape::rebase() {
-  const std::int64_t n_held = std::ssize(pages_);
-  check<CapacityError>(2 * n_held <= range_pages_, "tape: its addresses end at position ",
-                       end_page_ * layout_.page_positions());
-  PageMemory& memory = pool_->memory();
-  const auto place = [this](std::int64_t i) { return base_ + i * layout_.page_bytes; };
-  std::int64_t n_mapped = 0;
-  try {
-    for (; n_mapped < n_held; ++n_mapped)
-      memory.map(place(n_mapped), pages_[static_cast<std::size_t>(n_mapped)].page);
-  } catch (...) {
-    while (n_mapped > 0) memory.unmap(place(--n_mapped));
-    throw;
-  }
-  for (const HeldPage& held : pages_) memory.unmap(address(held.index));
-  origin_page_ = first_page_;
-}
-
 void Tape::widen(std::int64_t n_pages) {
   PageMemory& memory = pool_->memory();
   const auto range_bytes = [this](std::int64_t n) {
     return static_cast<std::size_t>((n + 1) * layout_.page_bytes);
   };
-  std::byte* const base = memory.reserve_range(range_bytes(n_pages));
+  std::byte* const base = reserve(n_pages);
   try {
     for (const HeldPage& held : pages_)
       memory.map(base + (held.index - origin_page_) * layout_.page_bytes, held.page);
@@ -136,29 +171,72 @@ void Tape::widen(std::int64_t n_pages) {
   range_pages_ = n_pages;
 }
 
+// A ring of its own takes the pages over, those that are kept for later behind the others.
+void Tape::widen_ring(std::int64_t n_slots) {
+  Tape wide(*pool_, layout_, 0);
+  wide.base_ = reserve(2 * n_slots);
+  wide.range_pages_ = 2 * n_slots;
+  wide.ring_.assign(static_cast<std::size_t>(n_slots), kNoPage);
+  wide.pages_.reserve(static_cast<std::size_t>(n_slots));
+  wide.fresh_.reserve(static_cast<std::size_t>(n_slots));
+  const auto take_over = [&](std::int64_t index, PageId page) {
+    pool_->add_ref(page);  // until this tape lets go of it
+    try {
+      wide.put(index % n_slots, page, false);
+    } catch (...) {
+      pool_->release(page);
+      throw;
+    }
+  };
+  for (const HeldPage& held : pages_) take_over(held.index, held.page);
+  std::int64_t next = end_page_;
+  for (std::int64_t index = end_page_; index < first_page_ + ring_size(); ++index)
+    if (const PageId kept = ring_page(index); kept != kNoPage) take_over(next++, kept);
+  wide.pages_.assign(pages_.begin(), pages_.end());
+  wide.first_page_ = first_page_;
+  wide.end_page_ = end_page_;
+  swap(wide);
+}
+
 void Tape::drop(std::int64_t begin, std::int64_t end, Promise& promise) noexcept {
   const auto first = from(begin), last = from(end);
-  for (auto held = first; held != last; ++held) {
-    pool_->memory().unmap(address(held->index));
-    promise.give_back(held->page);
-  }
+  if (!is_ring())
+    for (auto held = first; held != last; ++held) {
+      pool_->memory().unmap(address(held->index));
+      promise.give_back(held->page);
+    }
   pages_.erase(first, last);
 }
 
 void Tape::grow_to(std::int64_t end, Promise& promise) {
+  fresh_.clear();
   if (layout_.is_inert()) return;
   const std::int64_t old_end = held().end;
-  while (held().end < end) {
-    PageId page = kNoPage;
-    try {
-      page = promise.take(use());
-      append(page, false);
-    } catch (...) {
-      if (page != kNoPage) promise.give_back(page);
-      release_from(old_end, promise);
-      throw;
+  try {
+    if (is_ring()) {
+      const std::int64_t end_page = div_up(end, layout_.page_positions());
+      if (end_page - first_page_ > ring_size()) widen_ring(end_page - first_page_);
+      while (end_page_ < end_page) append_in_ring(promise);
     }
+    while (held().end < end) {
+      const PageId page = promise.take(use());
+      try {
+        append(page, false);
+      } catch (...) {
+        promise.give_back(page);
+        throw;
+      }
+    }
+  } catch (...) {
+    ungrow(old_end, promise);
+    throw;
   }
+}
+
+void Tape::ungrow(std::int64_t position, Promise& promise) noexcept {
+  release_from(position, promise);
+  for (const std::int64_t slot : fresh_) empty(slot);
+  fresh_.clear();
 }
 
 void Tape::release_before(std::int64_t position, Promise& promise) noexcept {
@@ -187,19 +265,31 @@ void Tape::make_private(std::int64_t position, Promise& promise) {
   const std::int64_t index = position / layout_.page_positions();
   PageMemory& memory = pool_->memory();
   const PageId copy = promise.take(use());
-  std::byte* const aside = base_ + range_pages_ * layout_.page_bytes;
+  const auto held = pages_.begin() + (from(index) - pages_.cbegin());
+  std::byte* const here = address(index);
+  std::byte* const aside = place(range_pages_);
+  // In a ring the page has a second place, which is not looked at now.
+  std::byte* there = nullptr;
+  if (is_ring()) {
+    const std::int64_t slot = index % ring_size();
+    there = place(here == place(slot) ? slot + ring_size() : slot);
+  }
+  bool is_there = false;
   try {
     memory.map(aside, copy);
     // All of it: the caller may fail after this call, and then the rows from `position` on stay.
-    memory.copy(aside, address(index), memory.page_bytes());
-    memory.map(address(index), copy);  // backed already: this takes no memory
+    memory.copy(aside, here, memory.page_bytes());
+    if (there != nullptr) memory.map(there, copy);
+    is_there = there != nullptr;
+    memory.map(here, copy);  // backed already: this takes no memory
   } catch (...) {
+    if (is_there) memory.map(there, held->page);  // it was mapped there, so it can be
     memory.unmap(aside);
     promise.give_back(copy);
     throw;
   }
   memory.unmap(aside);
-  const auto held = pages_.begin() + (from(index) - pages_.cbegin());
+  if (is_ring()) ring_page(index) = copy;
   promise.give_back(std::exchange(held->page, copy));
 }
 
@@ -207,13 +297,20 @@ void Tape::fork_from(const Tape& source, std::int64_t length, Promise& promise) 
   if (layout_.is_inert()) return;
   const std::int64_t n_full = length / layout_.page_positions();
   origin_page_ = first_page_ = end_page_ = source.first_page_;
+  if (is_ring() && source.ring_size() > 0) widen_ring(source.ring_size());
   const auto end = source.from(n_full);
   for (auto shared = source.pages_.begin(); shared != end; ++shared) {
-    skip_to(shared->index);
-    append(shared->page, true);
+    if (is_ring()) {
+      put(shared->index % ring_size(), shared->page, true);
+      pages_.push_back(*shared);
+      end_page_ = shared->index + 1;
+    } else {
+      skip_to(shared->index);
+      append(shared->page, true);
+    }
     pool_->add_ref(shared->page);
   }
-  skip_to(std::max(n_full, first_page_));
+  if (!is_ring()) skip_to(std::max(n_full, first_page_));
   const std::int64_t n_blocks = div_up(length % layout_.page_positions(), layout_.block_positions);
   if (n_blocks == 0) return;
   grow_to(length, promise);

@@ -1,11 +1,12 @@
 // A tape: one address range, reserved once and backed page by page as a sequence grows.
 //
-// Kernels see plain memory: the address of a position is a base and an offset. At the end of the
-// range the pages that are held are mapped again and the base moves: those of a tape with a window
-// at the beginning of the same range, those of a tape that keeps everything in one twice as long.
-// Pages can be shared with the tape of a fork; a shared page is never written, because a tape
-// replaces it by a copy first (make_private). The tape does not know about commits, holes or
-// limits: that is sequence/sequence.h.
+// Kernels see plain memory: the address of a position is a base and an offset. A tape that keeps
+// everything moves to a range twice as long when its range ends. A tape with a window is a ring:
+// page i lies at place i % n and again at that + n, so a window of up to n pages is in one piece
+// wherever it begins, and a page that falls behind it becomes a later one without a call of the
+// system. Pages can be shared with the tape of a fork; a shared page is never written, because a
+// tape replaces it first, by a copy (make_private) or, in a ring, by an empty one. The tape does
+// not know about commits, holes or limits: that is sequence/sequence.h.
 #pragma once
 
 #include <cstdint>
@@ -30,14 +31,14 @@ struct TapeLayout {
 };
 
 struct TapeUsage {
-  std::int64_t held_bytes = 0;     // of all pages mapped, shared ones included
+  std::int64_t held_bytes = 0;     // of all pages mapped, also shared ones and those kept for later
   std::int64_t private_bytes = 0;  // of the pages that nobody else holds
 };
 
 class Tape {
  public:
-  // Reserves addresses for `range_positions`, backs none. Throws CapacityError.
-  Tape(PagePool& pool, const TapeLayout& layout, std::int64_t range_positions);
+  // Without a window: reserves addresses for `first_positions`. Backs none. Throws CapacityError.
+  Tape(PagePool& pool, const TapeLayout& layout, std::int64_t first_positions);
   Tape(Tape&& other) noexcept;
   Tape& operator=(Tape&& other) noexcept;
   ~Tape();
@@ -47,13 +48,14 @@ class Tape {
   // From the first page held to the end of the last; forgotten pages between are not mapped.
   PositionRange held() const;
   TapeUsage usage() const;
-  std::int64_t n_pages() const;
   // Pages with a position of `range` that another tape holds too.
   std::int64_t n_shared_pages(PositionRange range) const;
 
   // Backs positions up to `end`; view() may be another then. Throws CapacityError, nothing changed.
   void grow_to(std::int64_t end, Promise& promise);
-  // Lets go of the pages that lie wholly before / from / inside.
+  // Takes the last grow_to back, which found `position` as the end of what was backed.
+  void ungrow(std::int64_t position, Promise& promise) noexcept;
+  // Lets go of the pages that lie wholly before / from / inside. A ring keeps them for later.
   void release_before(std::int64_t position, Promise& promise) noexcept;
   void release_from(std::int64_t position, Promise& promise) noexcept;
   void forget(PositionRange range, Promise& promise) noexcept;
@@ -74,17 +76,30 @@ class Tape {
   };
   using Pages = std::vector<HeldPage>;
 
-  std::byte* address(std::int64_t page_index) const {
-    return base_ + (page_index - origin_page_) * layout_.page_bytes;
+  bool is_ring() const { return layout_.window > 0; }
+  std::int64_t ring_size() const { return std::ssize(ring_); }
+  std::byte* place(std::int64_t i) const { return base_ + i * layout_.page_bytes; }
+  // The place that page 0 would have.
+  std::int64_t place_of_zero() const;
+  std::byte* address(std::int64_t page_index) const { return place(place_of_zero() + page_index); }
+  PageId& ring_page(std::int64_t page_index) {
+    return ring_[static_cast<std::size_t>(page_index % ring_size())];
   }
   // The first page held at `page_index` or behind it.
   Pages::const_iterator from(std::int64_t page_index) const;
-  PageUse use() const { return layout_.window > 0 ? PageUse::kWindow : PageUse::kGrowth; }
+  PageUse use() const { return is_ring() ? PageUse::kWindow : PageUse::kGrowth; }
   void swap(Tape& other) noexcept;
   void append(PageId page, bool is_shared);
+  // The next page of a ring, of which there is one already or a new one is taken.
+  void append_in_ring(Promise& promise);
+  // Maps a page at both places of a slot, in place of what is there.
+  void put(std::int64_t slot, PageId page, bool is_shared);
+  void empty(std::int64_t slot) noexcept;
   void skip_to(std::int64_t page_index);
-  void rebase();
+  // A longer range; the pages that are held move there.
   void widen(std::int64_t n_pages);
+  void widen_ring(std::int64_t n_slots);
+  std::byte* reserve(std::int64_t n_pages) const;
   // Lets go of the pages held in [begin, end).
   void drop(std::int64_t begin, std::int64_t end, Promise& promise) noexcept;
 
@@ -92,10 +107,12 @@ class Tape {
   TapeLayout layout_;
   std::byte* base_ = nullptr;
   std::int64_t range_pages_ = 0;  // and one more behind them: a place to write a copy of a page
-  std::int64_t origin_page_ = 0;  // the page whose place is the beginning of the range
+  std::int64_t origin_page_ = 0;  // without a window: the page at the beginning of the range
   std::int64_t first_page_ = 0;
   std::int64_t end_page_ = 0;
   Pages pages_;  // ascending, in [first_page_, end_page_); the forgotten ones are missing
+  std::vector<PageId> ring_;  // by slot: what is mapped there, in the window or kept for later
+  std::vector<std::int64_t> fresh_;  // slots that the last grow_to filled
 };
 
 }  // namespace duplex

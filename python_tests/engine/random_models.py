@@ -73,12 +73,15 @@ def write(
 
 
 def load(path: Path, **options: Any) -> Engine:
-    """Loads with one thread and little memory, unless told otherwise. A GPU has one way only."""
-    if os.environ.get("DUPLEX_TEST_DEVICE"):
-        options.pop("isa", None)
+    """Loads with one thread and little memory, unless told otherwise, on the device of this run.
+
+    A GPU has pages of 2 MiB, so it needs more: a session has five of them at least.
+    """
+    device = options.get("device", os.environ.get("DUPLEX_TEST_DEVICE", "cpu"))
     defaults: dict[str, Any] = {
+        "device": device,
         "threads": 1,
-        "memory": os.environ.get("DUPLEX_TEST_MEMORY", "16MiB"),
+        "memory": "16MiB" if device == "cpu" else "256MiB",
         "max_positions": 2048,
         "rewind_rows": REWIND,
     }
@@ -86,7 +89,7 @@ def load(path: Path, **options: Any) -> Engine:
 
 
 def instruction_sets(path: Path) -> list[str]:
-    """The names of `isa` that work on this machine."""
+    """The names of `isa` that work on this machine's CPU."""
     names = []
     for isa in ("portable", "avx2", "avx512"):
         try:
@@ -98,11 +101,14 @@ def instruction_sets(path: Path) -> list[str]:
 
 
 def examples(n: int, **options: Any) -> settings:
-    """Settings of a test that draws `n` examples, and more in the measure that a profile does."""
+    """Settings of a test that draws `n` examples, and more or fewer as a profile does."""
     factor = settings().max_examples / settings.get_profile("default").max_examples
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
     return settings(
-        max_examples=round(n * factor), deadline=None, suppress_health_check=checks, **options
+        max_examples=max(round(n * factor), 1),
+        deadline=None,
+        suppress_health_check=checks,
+        **options,
     )
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import CUDA
 from random_models import TURN, load, sound, words, write
 
-from duplex_engine import Engine, InvalidArgument, Session
+from duplex_engine import DuplexError, Engine, InvalidArgument, Session, _core
 
 pytestmark = pytest.mark.core
 
@@ -35,7 +36,7 @@ def in_a_fork(calls: list[Callable[[], object]]) -> list[str]:
             for call in calls:
                 try:
                     call()
-                except InvalidArgument as error:
+                except DuplexError as error:
                     errors.append(str(error))
             os.write(writer, json.dumps(errors).encode())
         finally:
@@ -74,6 +75,7 @@ def test_a_fork_is_refused_and_changes_nothing(tmp_path: Path) -> None:
         assert go_on(session) == go_on(other) == expected
 
 
+@pytest.mark.cpu
 def test_a_fork_loads_an_engine_of_its_own(tmp_path: Path) -> None:
     folder = write(tmp_path, "dense")
     with load(folder) as engine, engine.open_session() as session:
@@ -87,3 +89,12 @@ def test_a_fork_loads_an_engine_of_its_own(tmp_path: Path) -> None:
 
         (found,) = in_a_fork([use])
         assert bytes.fromhex(found) == go_on(session)
+
+
+@pytest.mark.skipif(CUDA not in _core.backend_names(), reason="only a build with tests has it")
+def test_cuda_is_of_no_use_in_a_fork_of_who_used_it(tmp_path: Path) -> None:
+    folder = write(tmp_path, "dense")
+    load(folder, device=CUDA).close()
+    (error,) = in_a_fork([lambda: load(folder, device=CUDA)])
+    assert "expected a process of its own, found a fork of one that has used CUDA" in error
+    load(folder, device=CUDA).close()

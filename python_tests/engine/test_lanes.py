@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine(checkpoint: Path) -> Iterator[Engine]:
-    with Engine.load(checkpoint, memory="128MiB", threads=2) as engine:
+    with Engine.load(checkpoint, memory="256MiB", threads=2) as engine:
         yield engine
 
 
@@ -90,6 +90,7 @@ def test_an_engine_beside_another_has_its_own_weights(engine: Engine, checkpoint
         Engine.load(checkpoint, beside=engine, threads=2)
 
 
+@pytest.mark.cpu  # whose pages are small: elsewhere these two have the same
 def test_engines_of_two_sizes_share_one_memory(tmp_path: Path) -> None:
     small = write_random_checkpoint(tmp_path / "small", "smallest", seed=1)
     large = write_random_checkpoint(tmp_path / "large", "tiny", seed=1)

@@ -19,6 +19,8 @@ import pytest
 from duplex_engine.models import PRESETS, write_random_checkpoint
 from duplex_engine.models.random import Dtype, Preset
 
+pytestmark = [pytest.mark.cpu, pytest.mark.slow]
+
 # 56 million parameters: 220 MB in float32, 110 MB in bfloat16.
 LARGE = Preset(
     vocab_size=4096,
@@ -65,7 +67,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     shutil.rmtree(folder)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stored", "dtype"),
     [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")],

@@ -105,6 +105,7 @@ def test_bad_numbers(tmp_path: Path, mtp_layers: Any) -> None:
         load(write(tmp_path, "dense", mtp_layers=1), mtp_layers=mtp_layers)
 
 
+@pytest.mark.cpu  # no other device has packed files
 def test_packed_weights_hold_the_layers_that_were_asked_for(tmp_path: Path) -> None:
     source = write(tmp_path / "source", "dense", mtp_layers=2)
     packed = convert(source, tmp_path / "packed", weights="int8", mtp_layers=2)
@@ -141,7 +142,7 @@ def test_nothing_is_spent_on_layers_that_are_not_loaded(tmp_path: Path) -> None:
 
 def test_drafting_layers_are_admitted_with_their_session(tmp_path: Path) -> None:
     """What they may need is promised: no session is opened that could not go on."""
-    with load(write(tmp_path, "dense", mtp_layers=2), mtp_layers=2, memory="4MiB") as engine:
+    with load(write(tmp_path, "dense", mtp_layers=2), mtp_layers=2) as engine:
         plain = engine.open_session()
         one = engine.stats["pages_promised"]
         plain.close()

@@ -55,7 +55,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
         if model not in made:
             mtp_layers = 2 if model == "dense" else 0
             folder = write(tmp_path_factory.mktemp(model), model, mtp_layers=mtp_layers)
-            options = {"mtp_layers": mtp_layers, "memory": "64MiB"}
+            options = {"mtp_layers": mtp_layers, "memory": "256MiB"}
             made[model] = {
                 "one": load(folder, **options),
                 "other": load(folder, threads=3, max_batch_rows=19, **options),
@@ -190,17 +190,19 @@ class TestRoom:
 
     def test_a_refusal_says_what_would_fit_and_leaves_no_trace(self, tmp_path: Path) -> None:
         folder = write(tmp_path / "model", "dense")
-        with load(folder) as engine, engine.open_session(max_positions=4000) as session:
+        pages = {"page": "2MiB", "memory": "64MiB"}  # of 8192 positions
+        with load(folder, **pages) as engine, engine.open_session(max_positions=20_000) as session:
             session.append(text=words(150))
             session.snapshot(tmp_path / "a")
-            full = load(folder, memory="2MiB")
+            full = load(folder, **pages | {"memory": "22MiB"})
             with full, full.open_session(max_positions=64):
                 before = full.stats
                 with pytest.raises(CapacityError, match=r"max_positions <= \d+ would fit"):
                     full.restore(tmp_path / "a")
                 with pytest.raises(CapacityError, match=r"max_positions <= \d+ would fit"):
                     session.migrate(full)
-                assert full.stats == before
+                # A GPU may be waited for when pages are mapped.
+                assert full.stats | {"waits": 0} == before | {"waits": 0}
             assert not session.closed
 
 

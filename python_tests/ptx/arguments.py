@@ -39,11 +39,11 @@ ConvSlot = struct("ConvSlot", weight=PTR, offset_bytes=I64, channels=I32)
 
 EmbedText = struct(
     "EmbedText", ids=PTR, table=PTR, table_dtype=U8, norm=PTR, eps=F, d_model=I32, n_rows=I32,
-    out=PTR, out_stride=I64,
+    out=PTR, out_stride=I64, rows=PTR,
 )  # fmt: skip
 EmbedAudio = struct(
     "EmbedAudio", bins=PTR, n_mels=I32, n_levels=I32, table=PTR, table_dtype=U8, norm=PTR, eps=F,
-    d_model=I32, n_rows=I32, out=PTR, out_stride=I64,
+    d_model=I32, n_rows=I32, out=PTR, out_stride=I64, rows=PTR,
 )  # fmt: skip
 Norm = struct(
     "Norm", x=PTR, x_stride=I64, weight=PTR, eps=F, width=I32, n_rows=I32, activation=U8, out=Rows
@@ -92,6 +92,15 @@ SAMPLE_ROW = np.dtype(
         ("top_p", np.float32), ("padding", np.int32), ("position", np.int64),
     ]
 )  # fmt: skip
+GatherRows = struct(
+    "GatherRows", source=PTR, source_stride_bytes=I64, rows=PTR, is_wanted=PTR, to=PTR,
+    row_bytes=I64,
+)  # fmt: skip
+TurnPlaces = struct(
+    "TurnPlaces", count=I32, max_tokens=I32, n_stops=I32, segments=PTR, sampling=PTR, chosen=PTR,
+    is_open=PTR, n_tokens=PTR, tokens=PTR, limits=PTR, stops=PTR,
+)  # fmt: skip
+TakeTokens = struct("TakeTokens", turn=TurnPlaces, is_first=c_bool, has_loop=c_bool, loop=PTR)
 ToFloat = struct("ToFloat", x=Rows, width=I64, out=PTR)
 Route = struct(
     "Route", config=MoeConfig, logits=PTR, stride=I64, selection_bias=PTR, global_scale=F,

@@ -12,6 +12,7 @@ from ptx import (
     cases_quantised,
     cases_rows,
     cases_sample,
+    cases_turn,
 )
 from ptx.device import Case, Device
 from ptx.machine import Order
@@ -27,6 +28,7 @@ CASES: dict[str, Case] = {
     **cases_moe.CASES,
     **cases_all_reduce.CASES,
     **cases_sample.CASES,
+    **cases_turn.CASES,
 }
 
 

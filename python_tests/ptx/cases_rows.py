@@ -47,37 +47,45 @@ def embed_text(device: Device, dtype: int) -> None:
     width, padded, ids = 40, 48, [6, 0, 6, 3]
     table = rounded(random.normal(size=(7, width)), dtype)
     weight = random.normal(size=width).astype(np.float32)
-    out = device.out(np.full((4, 64), np.nan, np.float32))
-    args = EmbedText(
-        device.put(ids, np.int32), device.put(encode(pad(table, padded), dtype)), dtype,
-        device.put(pad(weight[None], padded)), EPS, width, 4, out, 64,
-    )  # fmt: skip
-    device.launch("rows/embed_text_kernel", (4,), *norm_shape(width), args)
     expected = rms_norm(table[ids], weight)
-    check_close(device.get(out)[:, :width], expected, norm_bound(expected, padded))
-    assert not device.get(out)[:, width:padded].any()
-    assert np.isnan(device.get(out)[:, padded:]).all()
+    for rows in (None, [2, 0, 4, 3]):
+        out = device.out(np.full((5, 64), np.nan, np.float32))
+        args = EmbedText(
+            device.put(ids, np.int32), device.put(encode(pad(table, padded), dtype)), dtype,
+            device.put(pad(weight[None], padded)), EPS, width, 4, out, 64,
+            0 if rows is None else device.put(rows, np.int32),
+        )  # fmt: skip
+        device.launch("rows/embed_text_kernel", (4,), *norm_shape(width), args)
+        found = device.get(out)[rows or range(4)]
+        check_close(found[:, :width], expected, norm_bound(expected, padded))
+        assert not found[:, width:padded].any()
+        assert np.isnan(found[:, padded:]).all()
+        assert np.isnan(device.get(out)).all(1).sum() == 1
 
 
 def embed_audio(device: Device, dtype: int) -> None:
-    """The sum of one row for each mel band, normed."""
+    """The sum of one row for each mel band, normed; the rows go to others of the batch."""
     random = np.random.default_rng(2)
     width, padded, n_mels, n_levels = 24, 32, 3, 4
     table = rounded(random.normal(size=(n_mels * n_levels, width)), dtype)
     weight = random.normal(size=width).astype(np.float32)
     bins = random.integers(0, n_levels, size=(5, n_mels))
-    out = device.out(np.full((5, padded), np.nan, np.float32))
+    rows = [3, 1, 6, 0, 4]
+    out = device.out(np.full((7, padded), np.nan, np.float32))
     args = EmbedAudio(
         device.put(bins, np.uint8), n_mels, n_levels,
         device.put(encode(pad(table, padded), dtype)), dtype,
         device.put(pad(weight[None], padded)), EPS, width, 5, out, padded,
+        device.put(rows, np.int32),
     )  # fmt: skip
     device.launch("rows/embed_audio_kernel", (5,), *norm_shape(width), args)
     terms = table[np.arange(n_mels) * n_levels + bins].astype(np.float64)
     expected = rms_norm(terms.sum(1), weight)
     scale = np.abs(expected) / np.abs(terms.sum(1))
     sums = 2 * n_mels * UNIT * np.abs(terms).sum(1) * scale
-    check_close(device.get(out)[:, :width], expected, norm_bound(expected, padded) * 2 + 2 * sums)
+    found = device.get(out)[rows][:, :width]
+    check_close(found, expected, norm_bound(expected, padded) * 2 + 2 * sums)
+    assert np.isnan(device.get(out)).all(1).sum() == 2
 
 
 def norm(device: Device, dtype: int) -> None:

@@ -25,6 +25,7 @@ class Device:
         self._memory = GlobalMemory()
         self._outputs: dict[int, NDArray[np.generic]] = {}
         self.launched: set[str] = set()
+        self.loops: list[tuple[int, bool]] = []  # what kernels said of a loop of the graph
 
     def put(self, values: ArrayLike, dtype: type | None = None) -> int:
         """The address of a read-only copy."""
@@ -67,7 +68,9 @@ class Device:
         blocks = (*grid, 1, 1)
         shape = Grid((blocks[0], blocks[1], blocks[2]), n_threads, shared_bytes)
         self.launched.add(name)
-        Machine(self._kernels[name], shape, raw(args), self._memory, self._order).run()
+        machine = Machine(self._kernels[name], shape, raw(args), self._memory, self._order)
+        machine.run()
+        self.loops += machine.loops
 
 
 def check_close(

@@ -124,6 +124,7 @@ class Machine:
         begins = "griddepcontrol.launch_dependents"
         self._has_waited = np.full(n, all(i.opcode != begins for i in kernel.code))
         self.copies: list[Copy] = []
+        self.loops: list[tuple[int, bool]] = []  # what set_loop() said, in order
         self.group = np.zeros(n, np.int64)
         self._steps = [self._decode(instruction) for instruction in kernel.code]
         self._meets = [i.opcode.startswith(("shfl.", "mma.")) for i in kernel.code]
@@ -252,7 +253,7 @@ class Machine:
         family = instruction.opcode.split(".")[0]
         own = {
             "ret": self._return, "bar": self._barrier, "cvta": self._convert_address,
-            "trap": self._trap, "griddepcontrol": self._depend,
+            "trap": self._trap, "griddepcontrol": self._depend, "call": self._call,
         }  # fmt: skip
         shared = {
             "ld": load, "st": store, "cp": copy, "shfl": shuffle, "mma": multiply,
@@ -337,6 +338,18 @@ class Machine:
             raise Stuck(f"{self.kernel.name}: it has stopped itself")
 
         return stop
+
+    def _call(self, instruction: Instruction) -> Step:
+        """Only of the function that says whether a graph's loop goes round again."""
+        name, arguments = instruction.operands
+        if name != "cudaGraphSetConditional" or not isinstance(arguments, tuple):
+            raise UnsupportedPtx(instruction.text)
+        loop, goes_on = self.read(arguments[0], "u64"), self.read(arguments[1], "u32")
+
+        def call(lanes: Lanes) -> None:
+            self.loops += zip(map(int, loop(lanes)), map(bool, goes_on(lanes)), strict=True)
+
+        return call
 
     def _depend(self, instruction: Instruction) -> Step:
         """The grid before has in truth ended; what may not be known of it yet is_early() says."""

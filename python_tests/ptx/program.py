@@ -14,6 +14,9 @@ REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+([%\w]+)(?:<(\d+)>)?")
 SHARED = re.compile(r"\.extern\s+\.shared\s+\.align\s+\d+\s+\.b8\s+(\w+)\[\]")
 NAME = re.compile(r"(?=(\d\d?)([a-z]\w*))")  # a length and what follows, at every place
 ARGUMENT = re.compile(r"ILi(\d+)E")
+CALL = re.compile(r"call\.uni\s+(\w+),\s*\(\s*([^)]*?)\s*\)\s*;")
+ARGUMENT_OF_CALL = re.compile(r"\.param\s+\.(b32|b64)\s+(\w+)")
+STORE_OF_CALL = re.compile(r"st\.param\.(b32|b64)\s+\[(\w+)(?:\+0)?\],")
 SCOPE = re.compile(r"^\{(?=\s|$)|(?:^|\s)\}$")  # a block of inline assembly
 WIDTHS = {"pred": 1, "b16": 16, "b32": 32, "f32": 32, "b64": 64, "u64": 64, "f64": 64}
 
@@ -105,12 +108,22 @@ def kernel_name(symbol: str) -> str:
 
 
 def parse_body(kernel: Kernel, body: str) -> None:
-    """Adds the registers, labels and instructions of a kernel."""
-    for line in re.sub(r"//.*", "", body).split("\n"):
+    """Adds the registers, labels and instructions of a kernel.
+
+    The arguments of a call are registers here, which it stores to before.
+    """
+    body = re.sub(r"//.*", "", body)
+    body = CALL.sub(lambda call: f"call.uni {call[1]}, {{{' '.join(call[2].split())}}};", body)
+    body = STORE_OF_CALL.sub(r"mov.\1 \2,", body)
+    for line in body.split("\n"):
         for statement in filter(None, map(str.strip, SCOPE.sub("", line.strip()).split(";"))):
             if statement.startswith(".pragma"):
                 continue
-            if statement.startswith(".reg"):
+            if statement.startswith(".param"):
+                kernel.widths.update(
+                    {name: WIDTHS[kind] for kind, name in ARGUMENT_OF_CALL.findall(statement)}
+                )
+            elif statement.startswith(".reg"):
                 for kind, name, count in REGISTERS.findall(statement):
                     names = [f"{name}{i}" for i in range(int(count))] if count else [name]
                     kernel.widths.update(dict.fromkeys(names, WIDTHS[kind]))

@@ -115,14 +115,14 @@ inline const std::byte* table_row(const void* table, DType dtype, std::int64_t r
 
 inline void embed_text_row(const EmbedTextArgs& args, std::int32_t row) {
   const std::int64_t n = round_up(args.d_model, kColumnAlign);
-  float* out = args.out + row * args.out_stride;
+  float* out = args.out_row(row);
   to_float(table_row(args.table, args.table_dtype, args.ids[row], n), args.table_dtype, n, out);
   norm_in_place(out, args.norm, args.eps, args.d_model);
 }
 
 inline void embed_audio_row(const EmbedAudioArgs& args, std::int32_t row) {
   const std::int64_t n = round_up(args.d_model, kColumnAlign);
-  float* out = args.out + row * args.out_stride;
+  float* out = args.out_row(row);
   const std::uint8_t* bins = args.bins + std::int64_t{row} * args.n_mels;
   for (std::int64_t i = 0; i < n; i += 16) {
     F16 sum = zero();

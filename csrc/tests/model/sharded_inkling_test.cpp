@@ -143,7 +143,7 @@ class Rank {
       const float* const hidden = model_->rows() + row * model_->row_stride();
       result.hidden.insert(result.hidden.end(), hidden, hidden + config_.d_model);
       std::byte* const at = head_rows.data() + static_cast<std::size_t>(row) * bytes;
-      model_->read_head_row(row, at);
+      model_->read_head_rows({&row, 1}, at);
       rows.insert(rows.end(), 2, at);
     }
     result.head_rows.insert(result.head_rows.end(), head_rows.begin(), head_rows.end());

@@ -45,6 +45,7 @@ class FlakyMemory final : public PageMemory {
   void map(std::byte* address, PageId page) override {
     check<CapacityError>(fail_at < 0 || fail_at-- > 0, "the system refuses");
     pages_->map(address, page);
+    ++n_maps;
   }
   void share(std::byte* address, PageId page) override {
     ++n_shares;
@@ -63,6 +64,7 @@ class FlakyMemory final : public PageMemory {
   void discard(PageId page) noexcept override { pages_->discard(page); }
 
   std::int64_t fail_at = -1;  // -1 = never
+  std::int64_t n_maps = 0;    // shares included
   std::int64_t n_shares = 0;
 
  private:

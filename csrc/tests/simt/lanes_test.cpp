@@ -16,8 +16,9 @@
 namespace duplex::simt_tests {
 namespace {
 
-constexpr std::int32_t kWidth = 1024;  // of a row, and as many floats as a page has
-constexpr std::size_t kPageBytes = kWidth * sizeof(float);
+constexpr std::int32_t kWidth = 1024;  // of a row, with which a page begins
+constexpr std::size_t kRowBytes = kWidth * sizeof(float);
+constexpr std::size_t kPageBytes = std::size_t{2} << 20;
 
 std::vector<float> numbers(float first) {
   std::vector<float> row(kWidth);
@@ -28,9 +29,9 @@ std::vector<float> numbers(float first) {
 // A lane, and an operation of it that writes x * scale: RMSNorm of a row whose mean square is one.
 struct Lane {
   explicit Lane(Backend& of) : backend(of) {
-    ones = backend.allocate(kPageBytes);
+    ones = backend.allocate(kRowBytes);
     const std::vector<float> row(kWidth, 1.0f);
-    backend.write(ones->data(), row.data(), kPageBytes);
+    backend.write(ones->data(), row.data(), kRowBytes);
   }
   // to = from (a row of one value v > 0 becomes ones) times `weight`.
   void normalise(const void* from, const void* weight, void* to) {
@@ -47,11 +48,11 @@ struct Lane {
   void write(const void* weight, std::byte* page) { normalise(ones->data(), weight, page); }
   std::vector<float> read(const void* from) {
     std::vector<float> row(kWidth);
-    backend.read(row.data(), from, kPageBytes);
+    backend.read(row.data(), from, kRowBytes);
     return row;
   }
   std::vector<float> scaled(const std::byte* page) {  // by a kernel, through the own memory
-    const auto out = backend.allocate(kPageBytes);
+    const auto out = backend.allocate(kRowBytes);
     normalise(ones->data(), page, out->data());
     return read(out->data());
   }
@@ -66,8 +67,8 @@ struct Scene {
     pages = backend.create_page_memory(kPageBytes, 6);
     range = pages->reserve_range(6 * kPageBytes);
     for (int i = 0; i < 5; ++i) pages->map(page(i), i);
-    weights = backend.allocate(kPageBytes);
-    backend.write(weights->data(), numbers(1).data(), kPageBytes);
+    weights = backend.allocate(kRowBytes);
+    backend.write(weights->data(), numbers(1).data(), kRowBytes);
     background = backend.background_lane();
     here = std::make_unique<Lane>(backend);
     there = std::make_unique<Lane>(*background);
@@ -109,7 +110,7 @@ TEST_CASE("cuda: weights of one lane are there for the next", "[simt][lanes]") {
 TEST_CASE("cuda: a page written in one lane, copied, is read in the other", "[simt][lanes]") {
   in_every_mixture([](Scene& scene) {
     scene.here->write(scene.weights->data(), scene.page(0));
-    scene.pages->copy(scene.page(1), scene.page(0), kPageBytes);
+    scene.pages->copy(scene.page(1), scene.page(0), kRowBytes);
     scene.here->normalise(scene.here->ones->data(), scene.here->ones->data(), scene.page(0));
     CHECK(scene.there->scaled(scene.page(1)) == numbers(1));
     CHECK(scene.here->scaled(scene.page(0)) == std::vector<float>(kWidth, 1.0f));
@@ -119,11 +120,11 @@ TEST_CASE("cuda: a page written in one lane, copied, is read in the other", "[si
 TEST_CASE("cuda: pages are written and read by the host between all lanes", "[simt][lanes]") {
   in_every_mixture([](Scene& scene) {
     const std::vector<float> first = numbers(5), second = numbers(9);
-    scene.pages->write(scene.page(2), first.data(), kPageBytes);
+    scene.pages->write(scene.page(2), first.data(), kRowBytes);
     scene.there->write(scene.page(2), scene.page(3));
-    scene.pages->write(scene.page(2), second.data(), kPageBytes);
+    scene.pages->write(scene.page(2), second.data(), kRowBytes);
     std::vector<float> row(kWidth);
-    scene.pages->read(row.data(), scene.page(3), kPageBytes);
+    scene.pages->read(row.data(), scene.page(3), kRowBytes);
     CHECK(row == first);
     CHECK(scene.here->scaled(scene.page(2)) == second);
   });
@@ -135,7 +136,7 @@ TEST_CASE("cuda: the host reads what the lanes were given to write", "[simt][lan
     scene.there->write(scene.weights->data(), scene.page(1));
     for (int i = 0; i < 2; ++i) {
       std::vector<float> row(kWidth);
-      scene.pages->read(row.data(), scene.page(i), kPageBytes);
+      scene.pages->read(row.data(), scene.page(i), kRowBytes);
       CHECK(row == numbers(1));
     }
   });
@@ -145,8 +146,8 @@ TEST_CASE("cuda: the host reads what the lanes were given to write", "[simt][lan
 TEST_CASE("cuda: an address loses its page when no lane is at work there", "[simt][lanes]") {
   in_every_mixture([](Scene& scene) {
     const std::vector<float> first = numbers(3), second = numbers(7);
-    scene.pages->write(scene.page(0), first.data(), kPageBytes);
-    scene.pages->write(scene.page(4), second.data(), kPageBytes);
+    scene.pages->write(scene.page(0), first.data(), kRowBytes);
+    scene.pages->write(scene.page(4), second.data(), kRowBytes);
     scene.there->write(scene.page(0), scene.page(1));  // on its way while the pages move
     scene.pages->map(scene.page(0), 4);                // instead of page 0
     scene.there->write(scene.page(0), scene.page(2));
@@ -164,8 +165,8 @@ TEST_CASE("cuda: pages copied and given back are not read too late", "[simt][lan
     std::byte* const range = scene.pages->reserve_range(kPageBytes);
     scene.pages->map(range, 5);
     const std::vector<float> first = numbers(3);
-    scene.pages->write(range, first.data(), kPageBytes);
-    scene.pages->copy(scene.page(1), range, kPageBytes);
+    scene.pages->write(range, first.data(), kRowBytes);
+    scene.pages->copy(scene.page(1), range, kRowBytes);
     scene.pages->release_range(range, kPageBytes);
     scene.pages->map(scene.page(5), 5);
     scene.there->write(scene.weights->data(), scene.page(5));

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <string_view>
+#include <utility>
 
 #include "core/error.h"
 #include "core/types.h"
@@ -19,6 +20,49 @@ constexpr std::size_t kUsualSharedBytes = 48 << 10;
 
 cudaStream_t as_stream(void* stream) { return static_cast<cudaStream_t>(stream); }
 cudaEvent_t as_event(void* event) { return static_cast<cudaEvent_t>(event); }
+cudaGraph_t as_graph(void* graph) { return static_cast<cudaGraph_t>(graph); }
+
+// A graph that is being made.
+class Graph {
+ public:
+  Graph() { check_cuda(cudaGraphCreate(&graph_, 0), "cudaGraphCreate"); }
+  ~Graph() {
+    if (graph_ != nullptr) cudaGraphDestroy(graph_);
+  }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  cudaGraph_t get() const { return graph_; }
+  cudaGraph_t release() { return std::exchange(graph_, nullptr); }
+
+ private:
+  cudaGraph_t graph_ = nullptr;
+};
+
+void* instantiate(cudaGraph_t graph) {
+  cudaGraphExec_t runnable = nullptr;
+  check_cuda(cudaGraphInstantiate(&runnable, graph, 0), "cudaGraphInstantiate");
+  return runnable;
+}
+
+// A loop behind all that the stream has captured; returns the graph of what is inside.
+cudaGraph_t add_loop(cudaGraph_t graph, cudaStream_t capturing, cudaGraphConditionalHandle loop) {
+  cudaStreamCaptureStatus status{};
+  const cudaGraphNode_t* before = nullptr;
+  const cudaGraphEdgeData* edges = nullptr;
+  std::size_t n_before = 0;
+  check_cuda(
+      cudaStreamGetCaptureInfo(capturing, &status, nullptr, nullptr, &before, &edges, &n_before),
+      "cudaStreamGetCaptureInfo");
+  cudaGraphNodeParams params{};
+  params.type = cudaGraphNodeTypeConditional;
+  params.conditional.handle = loop;
+  params.conditional.type = cudaGraphCondTypeWhile;
+  params.conditional.size = 1;
+  cudaGraphNode_t node = nullptr;
+  check_cuda(cudaGraphAddNode(&node, graph, before, edges, n_before, &params), "cudaGraphAddNode");
+  return params.conditional.phGraph_out[0];
+}
 
 void* create_stream(int priority) {
   cudaStream_t stream = nullptr;
@@ -151,6 +195,7 @@ void* Runtime::stage(const void* host, std::size_t bytes) {
 }
 
 void Runtime::synchronize() {
+  ++n_waits_;
   check_cuda(cudaStreamSynchronize(as_stream(stream_)), "a kernel or copy");
 }
 
@@ -164,34 +209,58 @@ void Runtime::keep_close() {
   check_cuda(cudaEventRecord(as_event(marks_[next_mark_]), as_stream(stream_)), "cudaEventRecord");
   next_mark_ ^= 1;
   check_cuda(cudaEventSynchronize(as_event(marks_[next_mark_])), "a kernel or copy");
+  ++n_waits_;
 }
 
-Record::~Record() { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph_)); }
+Record::~Record() {
+  cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph_));
+  if (source_ != nullptr) cudaGraphDestroy(static_cast<cudaGraph_t>(source_));
+}
 
-std::unique_ptr<Record> Runtime::record(const std::function<void()>& work) {
-  check_cuda(cudaStreamBeginCapture(as_stream(recording_), cudaStreamCaptureModeThreadLocal),
-             "cudaStreamBeginCapture");
-  cudaGraph_t graph = nullptr;
+void Runtime::capture(void* graph, const std::function<void()>& work,
+                      const std::function<void()>& end_of_it) {
+  check_cuda(cudaStreamBeginCaptureToGraph(as_stream(recording_), as_graph(graph), nullptr, nullptr,
+                                           0, cudaStreamCaptureModeThreadLocal),
+             "cudaStreamBeginCaptureToGraph");
+  cudaGraph_t same = nullptr;
   is_recording_ = true;
   in_recorded_chain_ = false;
   try {
     work();
+    end_of_it();
   } catch (...) {
     is_recording_ = false;
-    cudaStreamEndCapture(as_stream(recording_), &graph);
-    if (graph != nullptr) cudaGraphDestroy(graph);
+    cudaStreamEndCapture(as_stream(recording_), &same);
     throw;
   }
   is_recording_ = false;
-  check_cuda(cudaStreamEndCapture(as_stream(recording_), &graph), "cudaStreamEndCapture");
-  cudaGraphExec_t runnable = nullptr;
-  const cudaError_t code = cudaGraphInstantiate(&runnable, graph, 0);
-  cudaGraphDestroy(graph);
-  check_cuda(code, "cudaGraphInstantiate");
-  return std::make_unique<Record>(runnable);
+  check_cuda(cudaStreamEndCapture(as_stream(recording_), &same), "cudaStreamEndCapture");
+}
+
+std::unique_ptr<Record> Runtime::record(const std::function<void()>& work) {
+  const Graph graph;
+  capture(graph.get(), work);
+  return std::make_unique<Record>(instantiate(graph.get()));
+}
+
+// note: a graph with a loop can have one runnable form, and stays with it.
+std::unique_ptr<Record> Runtime::record_loop(const std::function<void(Loop)>& first,
+                                             const std::function<void(Loop)>& again) {
+  Graph graph;
+  cudaGraphConditionalHandle loop = 0;
+  check_cuda(cudaGraphConditionalHandleCreate(&loop, graph.get(), 0, cudaGraphCondAssignDefault),
+             "cudaGraphConditionalHandleCreate");
+  cudaGraph_t inside = nullptr;
+  capture(
+      graph.get(), [&] { first(loop); },
+      [&] { inside = add_loop(graph.get(), as_stream(recording_), loop); });
+  capture(inside, [&] { again(loop); });
+  void* const runnable = instantiate(graph.get());
+  return std::make_unique<Record>(runnable, graph.release());
 }
 
 void Runtime::play(const Record& record) {
+  ++n_launches_;
   check_cuda(
       cudaGraphLaunch(static_cast<cudaGraphExec_t>(record.graph()), as_stream(behind_chain())),
       "cudaGraphLaunch");
@@ -222,6 +291,7 @@ void Runtime::launch_kernel(const void* kernel, Grid grid, int n_threads, std::s
   config.attrs = &early;
   config.numAttrs = is_early && in_chain && may_launch_early() ? 1 : 0;
   check_cuda(cudaLaunchKernelExC(&config, kernel, args), "cudaLaunchKernelExC");
+  if (!is_recording_) ++n_launches_;
   if (is_recording_)
     in_recorded_chain_ = is_early;
   else

@@ -22,10 +22,14 @@ struct Grid {
   std::int64_t x = 1, y = 1, z = 1;
 };
 
+// What a kernel names a loop by (device/loop.cuh).
+using Loop = unsigned long long;
+
 // Kernel launches that can be made again, all at once, with the arguments that they had.
 class Record {
  public:
-  explicit Record(void* graph) : graph_(graph) {}
+  // `source`: what `graph` was made from, if that must stay.
+  explicit Record(void* graph, void* source = nullptr) : graph_(graph), source_(source) {}
   ~Record();
   Record(const Record&) = delete;
   Record& operator=(const Record&) = delete;
@@ -34,6 +38,7 @@ class Record {
 
  private:
   void* graph_;
+  void* source_;
 };
 
 class Runtime {
@@ -69,7 +74,13 @@ class Runtime {
 
   // Records what `work` launches, without doing it; it must do nothing but launch.
   std::unique_ptr<Record> record(const std::function<void()>& work);
+  // The same for work that ends in a loop: first(loop), then again(loop) for as long as the last
+  // launch of either says so, by set_loop() of device/loop.cuh.
+  std::unique_ptr<Record> record_loop(const std::function<void(Loop)>& first,
+                                      const std::function<void(Loop)>& again);
   void play(const Record& record);
+  std::int64_t n_launches() const { return n_launches_; }  // records played are one
+  std::int64_t n_waits() const { return n_waits_; }        // of the host, for the stream
 
   template <class Args>
   void launch(void (*kernel)(Args), Grid grid, int n_threads, std::size_t shared_bytes,
@@ -98,6 +109,10 @@ class Runtime {
   void* behind_chain();
   void launch_kernel(const void* kernel, Grid grid, int n_threads, std::size_t shared_bytes,
                      void** args, bool is_early);
+  // What `work` launches becomes nodes of the graph; then end_of_it(), which may add some behind.
+  void capture(
+      void* graph, const std::function<void()>& work,
+      const std::function<void()>& end_of_it = [] {});
 
   std::string device_name_;
   std::size_t page_granularity_ = 0;
@@ -116,6 +131,7 @@ class Runtime {
   std::byte* ring_host_ = nullptr;  // pinned
   std::byte* ring_device_ = nullptr;
   std::size_t ring_at_ = 0;
+  std::atomic<std::int64_t> n_launches_{0}, n_waits_{0};
 };
 
 }  // namespace duplex::cuda

@@ -8,6 +8,7 @@
 #include "backend/moe_layout.h"
 #include "backend/quantised.h"
 #include "core/error.h"
+#include "host/cuda_turn.h"
 #include "host/shared_pages.h"
 #include "kernels/launchers.h"
 
@@ -72,6 +73,7 @@ void check_one_part(std::int32_t n_parts) {
 
 CudaBackend::CudaBackend(const BackendOptions& options) : lanes_(std::make_shared<Lanes>()) {
   check(options.isa.empty(), "isa: expected none for device 'cuda', found '", options.isa, "'");
+  has_turns();  // a wrong value in the environment is said here, not in the middle of a turn
   lanes_->add(runtime_);
 }
 
@@ -110,6 +112,24 @@ void CudaBackend::write(void* destination, const void* source, std::size_t bytes
 
 void CudaBackend::read(void* destination, const void* source, std::size_t bytes) {
   runtime_.read(destination, source, bytes);
+}
+
+void CudaBackend::read_rows(void* destination, const Rows& source,
+                            std::span<const std::int32_t> rows, std::size_t row_bytes) {
+  const std::size_t bytes = rows.size() * row_bytes;
+  if (bytes == 0) return;
+  if (rows_ == nullptr || rows_->bytes() < bytes) {
+    runtime_.synchronize();  // the old buffer may be in use
+    rows_ = allocate(bytes);
+  }
+  const auto* const wanted =
+      static_cast<const std::int32_t*>(runtime_.stage(rows.data(), rows.size_bytes()));
+  launch_gather_rows(
+      stream(), static_cast<std::int32_t>(rows.size()),
+      {static_cast<const std::byte*>(source.data),
+       source.stride * static_cast<std::int64_t>(dtype_bytes(source.dtype)), wanted, nullptr,
+       static_cast<std::byte*>(rows_->data()), static_cast<std::int64_t>(row_bytes)});
+  runtime_.read(destination, rows_->data(), bytes);
 }
 
 std::unique_ptr<PageMemory> CudaBackend::create_page_memory(std::size_t page_bytes,
@@ -173,6 +193,10 @@ void CudaBackend::grow(std::unique_ptr<Buffer>& buffer, std::size_t bytes) {
 // interaction lane's soon after its pass begins.
 void CudaBackend::run_layers(const Segments& segments, std::int32_t n_layers,
                              const std::function<void(std::int32_t)>& layer) {
+  if (turn_ != nullptr) {  // recorded as a whole
+    for (std::int32_t i = 0; i < n_layers; ++i) layer(i);
+    return;
+  }
   staged(segments);
   kind_.assign(1, attention_reach(segments));
   for (std::int32_t i = 0; i < segments.count; ++i) kind_.push_back(segments.data[i].n_rows);
@@ -181,32 +205,35 @@ void CudaBackend::run_layers(const Segments& segments, std::int32_t n_layers,
   const auto part = [&](std::int32_t first) {
     for (std::int32_t i = first; i < (is_background ? first + 1 : n_layers); ++i) layer(i);
   };
-  auto found = records_.find(kind_);
-  const bool is_new = found == records_.end();
-  if (is_new) {
-    if (records_.size() >= kMaxRecords) {
-      runtime_.synchronize();  // one of them may be at work
-      records_.clear();
-    }
-    found = records_.try_emplace(kind_).first;
-  }
-  std::vector<std::unique_ptr<Record>>& records = found->second;
-  if (!is_new && records.empty()) {
-    std::vector<std::unique_ptr<Record>> made;
+  Records* const records = records_of(kind_);
+  if (records != nullptr && records->empty()) {
+    Records made;
     for (std::int32_t i = 0; i < n_parts; ++i) made.push_back(runtime_.record([&] { part(i); }));
-    records = std::move(made);
+    *records = std::move(made);
   }
   for (std::int32_t i = 0; i < n_parts; ++i) {
-    if (is_new)
+    if (records == nullptr)
       part(i);
     else
-      stream().play(*records[static_cast<std::size_t>(i)]);
+      stream().play(*(*records)[static_cast<std::size_t>(i)]);
     if (is_background) runtime_.keep_close();
   }
 }
 
+CudaBackend::Records* CudaBackend::records_of(const std::vector<std::int64_t>& kind) {
+  const auto found = records_.find(kind);
+  if (found != records_.end()) return &found->second;
+  if (records_.size() >= kMaxRecords) {
+    runtime_.synchronize();  // one of them may be at work
+    records_.clear();
+  }
+  records_.try_emplace(kind);
+  return nullptr;
+}
+
 // One block of memory: the segments, then the ranges that they point to.
 Segments CudaBackend::staged(const Segments& segments) {
+  if (turn_ != nullptr) return turn_->on_device(segments);
   const auto count = static_cast<std::size_t>(segments.count);
   std::size_t n_ranges = 0;
   for (std::size_t i = 0; i < count; ++i)
@@ -238,8 +265,10 @@ Segments CudaBackend::staged(const Segments& segments) {
 
 void CudaBackend::do_embed_text(const EmbedTextArgs& args) {
   EmbedTextArgs on_device = args;
-  on_device.ids = static_cast<const std::int32_t*>(
-      runtime_.stage(args.ids, static_cast<std::size_t>(args.n_rows) * sizeof(std::int32_t)));
+  const std::size_t bytes = static_cast<std::size_t>(args.n_rows) * sizeof(std::int32_t);
+  on_device.ids = static_cast<const std::int32_t*>(runtime_.stage(args.ids, bytes));
+  if (args.rows != nullptr)
+    on_device.rows = static_cast<const std::int32_t*>(runtime_.stage(args.rows, bytes));
   launch_embed_text(stream(), on_device);
 }
 
@@ -247,6 +276,9 @@ void CudaBackend::do_embed_audio(const EmbedAudioArgs& args) {
   EmbedAudioArgs on_device = args;
   on_device.bins = static_cast<const std::uint8_t*>(runtime_.stage(
       args.bins, static_cast<std::size_t>(args.n_rows) * static_cast<std::size_t>(args.n_mels)));
+  if (args.rows != nullptr)
+    on_device.rows = static_cast<const std::int32_t*>(
+        runtime_.stage(args.rows, static_cast<std::size_t>(args.n_rows) * sizeof(std::int32_t)));
   launch_embed_audio(stream(), on_device);
 }
 
@@ -274,8 +306,14 @@ void CudaBackend::do_kv_append(const KvAppendArgs& args) {
 
 void CudaBackend::do_attention(const AttentionArgs& args) {
   const AttentionPlan plan = plan_attention(args);
-  if (plan.partial_bytes > 0 && (partial_ == nullptr || partial_->bytes() < plan.partial_bytes))
-    grow(partial_, plan.partial_bytes);
+  std::size_t partial_bytes = plan.partial_bytes;
+  if (turn_ != nullptr) {  // room for its later passes too: while they are recorded none is made
+    AttentionArgs later = args;
+    later.segments = turn_->later_segments();
+    partial_bytes = std::max(partial_bytes, plan_attention(later).partial_bytes);
+  }
+  if (partial_bytes > 0 && (partial_ == nullptr || partial_->bytes() < partial_bytes))
+    grow(partial_, partial_bytes);
   AttentionArgs on_device = args;
   on_device.segments = staged(args.segments);
   launch_attention(stream(), on_device, plan,

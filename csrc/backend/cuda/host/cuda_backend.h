@@ -24,11 +24,14 @@ class CudaBackend final : public Backend {
   std::string name() const override { return "cuda"; }
   std::string description() const override { return "cuda " + runtime_.device_name(); }
   int n_threads() const override { return 1; }
+  DeviceCalls calls() const override { return {runtime_.n_launches(), runtime_.n_waits()}; }
   std::unique_ptr<Backend> background_lane() override;
 
   std::unique_ptr<Buffer> allocate(std::size_t bytes) override;
   void write(void* destination, const void* source, std::size_t bytes) override;
   void read(void* destination, const void* source, std::size_t bytes) override;
+  void read_rows(void* destination, const Rows& source, std::span<const std::int32_t> rows,
+                 std::size_t row_bytes) override;
   std::unique_ptr<PageMemory> create_page_memory(std::size_t page_bytes,
                                                  std::int64_t n_pages) override;
   std::size_t page_granularity() const override { return runtime_.page_granularity(); }
@@ -43,8 +46,10 @@ class CudaBackend final : public Backend {
   void run_awake(const std::function<void()>& work) override;
   void run_layers(const Segments& segments, std::int32_t n_layers,
                   const std::function<void(std::int32_t)>& layer) override;
+  bool has_turns() const override;
 
  protected:
+  void do_turn(const TurnArgs& args, const std::function<void(const Segments&)>& layers) override;
   void do_embed_text(const EmbedTextArgs& args) override;
   void do_embed_audio(const EmbedAudioArgs& args) override;
   void do_norm(const NormArgs& args) override;
@@ -58,6 +63,9 @@ class CudaBackend final : public Backend {
   void do_sample(const SampleArgs& args) override;
 
  private:
+  using Records = std::vector<std::unique_ptr<Record>>;
+  struct Turn;  // cuda_turn.cpp
+
   explicit CudaBackend(CudaBackend& interaction);  // its background lane
 
   // Where launches go. The background waits here while a pass of the interaction lane is running.
@@ -71,11 +79,21 @@ class CudaBackend final : public Backend {
 
   void* quantised(std::size_t bytes);
 
+  // What is recorded of passes of a kind, which may be nothing as yet; null: the first of its kind.
+  Records* records_of(const std::vector<std::int64_t>& kind);
+
+  // Bytes of the block: whether there is room for it, the caller sees.
+  std::size_t lay_out_turn(Turn& turn);
+  std::size_t lay_out_results(Turn& turn, std::size_t& n_read);
+  void run_turn(const Turn& turn);
+  void pass_of_turn(const Turn& turn, bool is_first, const Loop* loop);
+  void hand_back(const Turn& turn) const;
+
   LaneKind lane_ = LaneKind::kInteraction;
   std::shared_ptr<Lanes> lanes_;
   Runtime runtime_;
   // Of a pass: one record, in the background lane one for each layer; none: seen once.
-  std::map<std::vector<std::int64_t>, std::vector<std::unique_ptr<Record>>> records_;
+  std::map<std::vector<std::int64_t>, Records> records_;
   std::vector<std::int64_t>
       kind_;  // of the pass in progress; kept, so that a pass allocates nothing
   std::unique_ptr<Buffer> segments_;  // on the device
@@ -85,6 +103,10 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Buffer> partial_;  // sums of attention that are added later
   std::unique_ptr<Buffer> pack_source_;
   std::unique_ptr<Buffer> tokens_;  // chosen, on their way to the host
+  std::unique_ptr<Buffer> rows_;    // gathered, on their way to the host
+  const Turn* turn_ = nullptr;      // in progress
+  std::unique_ptr<Buffer> turn_in_, turn_out_;
+  std::vector<std::byte> turn_bytes_;  // on their way to the one or from the other
 };
 
 }  // namespace duplex::cuda

@@ -16,6 +16,42 @@ void launch_sample(Runtime& runtime, const SampleArgs& args);
 void launch_kv_append(Runtime& runtime, const KvAppendArgs& args);
 void launch_conv_add_norm(Runtime& runtime, const ConvAddNormArgs& args);
 
+// Some rows, one behind the other: row `rows[i]` of `from` becomes row i, where `is_wanted` says
+// so.
+struct GatherRowsArgs {
+  const std::byte* from;
+  std::int64_t from_stride_bytes;
+  const std::int32_t* rows;
+  const std::int32_t* is_wanted;  // null: every one is
+  std::byte* to;
+  std::int64_t row_bytes;  // a multiple of 16
+};
+void launch_gather_rows(Runtime& runtime, std::int32_t n_rows, const GatherRowsArgs& args);
+
+// What the passes of a turn (backend/op_args.h) leave to one another, on the device. Arrays have a
+// place for each sequence.
+struct TurnPlaces {
+  std::int32_t count;
+  std::int32_t max_tokens;
+  std::int32_t n_stops;
+  Segment* segments;      // of the passes behind the first
+  SampleRow* sampling;    // of the next token
+  std::int32_t* chosen;   // the newest token
+  std::int32_t* is_open;  // whether it is to say more
+  std::int32_t* n_tokens;
+  std::int32_t* tokens;  // (count, max_tokens)
+  const std::int32_t* limits;
+  const std::int32_t* stops;
+};
+struct TakeTokensArgs {
+  TurnPlaces turn;
+  bool is_first;  // pass of the turn: the arrays above hold nothing yet
+  bool has_loop;
+  Loop loop;  // goes on as long as more than half of the sequences are open
+};
+// Takes the token that was chosen behind each open sequence, and moves the sequence on.
+void launch_take_tokens(Runtime& runtime, const TakeTokensArgs& args);
+
 // How the work of an attention is cut, from the host's own segments. Positions enter through
 // attention_reach() alone: the parts of the longest walk there may be, rounded up to a power of
 // two.

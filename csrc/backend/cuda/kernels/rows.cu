@@ -17,7 +17,7 @@ DUPLEX_KERNEL_OF(kMostThreads, 1) embed_text_kernel(EmbedTextArgs args) {
   const std::int64_t entry = std::int64_t{args.ids[block_x()]} * row.n;
   for (std::int32_t i = thread_index() * kFour; i < row.n; i += n_threads() * kFour)
     store_four(row.x + i, load_four(args.table, args.table_dtype, entry + i));
-  write_normed(row, args.eps, args.out + block_x() * args.out_stride);
+  write_normed(row, args.eps, args.out_row(block_x()));
 }
 
 DUPLEX_KERNEL_OF(kMostThreads, 1) embed_audio_kernel(EmbedAudioArgs args) {
@@ -33,7 +33,7 @@ DUPLEX_KERNEL_OF(kMostThreads, 1) embed_audio_kernel(EmbedAudioArgs args) {
     }
     store_four(row.x + i, sum);
   }
-  write_normed(row, args.eps, args.out + block_x() * args.out_stride);
+  write_normed(row, args.eps, args.out_row(block_x()));
 }
 
 DUPLEX_DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }

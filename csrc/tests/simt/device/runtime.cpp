@@ -1,6 +1,7 @@
 #include "device/runtime.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <new>
 #include <stdexcept>
@@ -27,20 +28,28 @@ std::shared_ptr<Bytes> copy_of(const void* host, std::size_t bytes) {
   return piece;
 }
 
+// A page holds NaN when it is mapped for the first time: the driver promises nothing.
 class HostPages final : public DevicePages {
  public:
   HostPages(std::size_t page_bytes, std::int64_t n_pages)
-      : memory_(create_cpu_page_memory(page_bytes, n_pages)) {}
+      : memory_(create_cpu_page_memory(page_bytes, n_pages)),
+        was_mapped_(static_cast<std::size_t>(n_pages)) {}
 
   std::byte* reserve(std::size_t bytes) override { return memory_->reserve_range(bytes); }
   void free(std::byte* base, std::size_t bytes) noexcept override {
     memory_->release_range(base, bytes);
   }
-  void map(std::byte* address, PageId page) override { memory_->map(address, page); }
+  void map(std::byte* address, PageId page) override {
+    memory_->map(address, page);
+    if (was_mapped_[static_cast<std::size_t>(page)]) return;
+    was_mapped_[static_cast<std::size_t>(page)] = true;
+    std::memset(address, 0xff, memory_->page_bytes());
+  }
   void unmap(std::byte* address) noexcept override { memory_->unmap(address); }
 
  private:
   std::unique_ptr<PageMemory> memory_;
+  std::vector<bool> was_mapped_;
 };
 
 }  // namespace
@@ -57,10 +66,9 @@ void Runtime::put(std::function<void()> work) {
 }
 
 void Runtime::put(const simt::Launch& launch) {
-  if (recording_ != nullptr)
-    recording_->launches->push_back(launch);
-  else
-    put([=] { simt::run_chain({launch}); });
+  if (recording_ != nullptr) return recording_->push_back(launch);
+  ++n_launches_;
+  put([=] { simt::run_chain({launch}); });
 }
 
 void* Runtime::allocate(std::size_t bytes) {
@@ -113,16 +121,19 @@ void* Runtime::stage(const void* host, std::size_t bytes) {
   return piece->data();
 }
 
-void Runtime::synchronize() { queues_->finish(queue_, queues_->n_given(*queue_)); }
+void Runtime::synchronize() {
+  ++n_waits_;
+  queues_->finish(queue_, queues_->n_given(*queue_));
+}
 
 void Runtime::keep_close() {
   marks_[0] = std::exchange(marks_[1], queues_->n_given(*queue_));
   queues_->finish(queue_, marks_[0]);
+  ++n_waits_;
 }
 
-std::unique_ptr<Record> Runtime::record(const std::function<void()>& work) {
-  auto record = std::make_unique<Record>();
-  recording_ = record.get();
+void Runtime::record_into(Record::Launches& launches, const std::function<void()>& work) {
+  recording_ = &launches;
   try {
     work();
   } catch (...) {
@@ -130,11 +141,30 @@ std::unique_ptr<Record> Runtime::record(const std::function<void()>& work) {
     throw;
   }
   recording_ = nullptr;
+}
+
+std::unique_ptr<Record> Runtime::record(const std::function<void()>& work) {
+  auto record = std::make_unique<Record>();
+  record_into(record->notes->launches, work);
+  return record;
+}
+
+std::unique_ptr<Record> Runtime::record_loop(const std::function<void(Loop)>& first,
+                                             const std::function<void(Loop)>& again) {
+  auto record = std::make_unique<Record>();
+  const Loop loop = std::bit_cast<Loop>(&record->notes->goes_on);
+  record_into(record->notes->launches, [&] { first(loop); });
+  record_into(record->notes->loop, [&] { again(loop); });
   return record;
 }
 
 void Runtime::play(const Record& record) {
-  put([launches = record.launches] { simt::run_chain(*launches); });
+  ++n_launches_;
+  put([notes = record.notes] {
+    notes->goes_on = false;
+    simt::run_chain(notes->launches);
+    while (notes->goes_on) simt::run_chain(notes->loop);
+  });
 }
 
 }  // namespace duplex::cuda

@@ -3,6 +3,7 @@
 // the calls that wait.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -23,10 +24,17 @@ struct Grid {
   std::int64_t x = 1, y = 1, z = 1;
 };
 
-// Launches that were noted and can be made again.
+using Loop = unsigned long long;
+
+// Launches that were noted and can be made again; those of the loop for as long as one of them says
+// so.
 struct Record {
   using Launches = std::vector<simt::Launch>;
-  std::shared_ptr<Launches> launches = std::make_shared<Launches>();
+  struct Notes {
+    Launches launches, loop;
+    bool goes_on = false;
+  };
+  std::shared_ptr<Notes> notes = std::make_shared<Notes>();
 };
 
 class Runtime {
@@ -42,7 +50,7 @@ class Runtime {
   void* allocate(std::size_t bytes);
   static void release(void* memory) noexcept;
   std::unique_ptr<DevicePages> create_pages(std::size_t page_bytes, std::int64_t n_pages);
-  std::size_t page_granularity() const { return 4096; }
+  std::size_t page_granularity() const { return std::size_t{2} << 20; }  // that of every GPU
 
   void write(void* device, const void* host, std::size_t bytes);
   void read(void* host, const void* device, std::size_t bytes);
@@ -53,7 +61,11 @@ class Runtime {
   void keep_close();
 
   std::unique_ptr<Record> record(const std::function<void()>& work);
+  std::unique_ptr<Record> record_loop(const std::function<void(Loop)>& first,
+                                      const std::function<void(Loop)>& again);
   void play(const Record& record);
+  std::int64_t n_launches() const { return n_launches_; }
+  std::int64_t n_waits() const { return n_waits_; }
 
   template <class Args>
   void launch(void (*kernel)(Args), Grid grid, int n_threads, std::size_t shared_bytes,
@@ -84,6 +96,7 @@ class Runtime {
             std::make_shared<const Call>(Call{kernel, args})};
   }
 
+  void record_into(Record::Launches& launches, const std::function<void()>& work);
   void put(std::function<void()> work);
   void put(const simt::Launch& launch);  // into the record that is being made, or else the stream
 
@@ -91,7 +104,8 @@ class Runtime {
   std::shared_ptr<simt::Queues> queues_;
   std::shared_ptr<simt::Queue> queue_;
   std::uint64_t marks_[2] = {};  // of keep_close
-  Record* recording_ = nullptr;
+  Record::Launches* recording_ = nullptr;
+  std::atomic<std::int64_t> n_launches_{0}, n_waits_{0};
   std::deque<std::shared_ptr<std::vector<std::byte>>> staged_;  // oldest first
   std::size_t staged_bytes_ = 0;
 };
