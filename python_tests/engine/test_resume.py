@@ -201,7 +201,8 @@ class TestRoom:
                     full.restore(tmp_path / "a")
                 with pytest.raises(CapacityError, match=r"max_positions <= \d+ would fit"):
                     session.migrate(full)
-                assert full.stats == before
+                # A GPU may be waited for when pages are mapped.
+                assert full.stats | {"waits": 0} == before | {"waits": 0}
             assert not session.closed
 
 

@@ -34,7 +34,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(checkpoint: Path, **options: Any) -> Engine:
-    return Engine.load(checkpoint, dtype="float32", memory="64MiB", **options)
+    return Engine.load(checkpoint, dtype="float32", memory="1GiB", **options)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_an_interruption_leaves_what_was_said(engines: tuple[Engine, Engine]) ->
 def test_in_bfloat16_it_says_what_passes_one_by_one_say(checkpoint: Path, kv_dtype: Any) -> None:
     """Sessions that guess go pass by pass; the tape has several parts from position 128 on."""
     with Engine.load(
-        checkpoint, dtype="bfloat16", kv_dtype=kv_dtype, memory="64MiB", device="cuda_host"
+        checkpoint, dtype="bfloat16", kv_dtype=kv_dtype, memory="1GiB", device="cuda_host"
     ) as engine:
         found = []
         for speculate in (0, 1):
