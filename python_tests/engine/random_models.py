@@ -88,6 +88,12 @@ def load(path: Path, **options: Any) -> Engine:
     return Engine.load(path, **defaults | options)
 
 
+def counts(engine: Engine) -> dict[str, int]:
+    """Its stats but for what a GPU was asked to do: to look at something is asking, too."""
+    asked = ("launches", "waits")
+    return {name: value for name, value in engine.stats.items() if name not in asked}
+
+
 def instruction_sets(path: Path) -> list[str]:
     """The names of `isa` that work on this machine's CPU."""
     names = []
