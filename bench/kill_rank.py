@@ -13,7 +13,6 @@ equal the line of a group that was never disturbed.
 
 from __future__ import annotations
 
-import functools
 import os
 import random
 import signal
@@ -42,15 +41,25 @@ WHILE_LOADING = 0.1  # of the kills
 MEMORY_DISK = Path("/dev/shm")  # a disk that takes seconds to sync a snapshot would count as late
 
 
-def load(folder: Path, ranks: int, device: str) -> Engine:
-    return Engine.load(
-        folder,
-        memory="128MiB",
-        threads=1,
-        rewind_rows=16,
-        tensor_parallel=ranks,
-        device=device,
-    )
+@dataclass(frozen=True)
+class Group:
+    """What is loaded again and again."""
+
+    folder: Path
+    ranks: int
+    device: str
+    transport: str
+
+    def load(self) -> Engine:
+        return Engine.load(
+            self.folder,
+            memory="128MiB",
+            threads=1,
+            rewind_rows=16,
+            tensor_parallel=self.ranks,
+            device=self.device,
+            transport=self.transport,
+        )
 
 
 def open_session(engine: Engine, index: int) -> Session:
@@ -110,15 +119,11 @@ def children(of_truth: list[int]) -> list[psutil.Process]:
 
 
 def kill_while_loading(
-    group: Callable[[], Engine],
-    ranks: int,
-    keep: list[int],
-    rng: random.Random,
-    counts: Counter[str],
+    group: Group, keep: list[int], rng: random.Random, counts: Counter[str]
 ) -> None:
     """The load must end with an error that tells which rank is gone."""
-    loader = Caller(lambda: group().close())
-    while len(found := children(keep)) < ranks - 1:
+    loader = Caller(lambda: group.load().close())
+    while len(found := children(keep)) < group.ranks - 1:
         time.sleep(0.001)
     time.sleep(rng.uniform(0, 0.1))
     try:
@@ -132,10 +137,10 @@ def kill_while_loading(
 
 
 def kill_while_serving(
-    group: Callable[[], Engine], streams: list[Stream], rng: random.Random, counts: Counter[str]
+    group: Group, streams: list[Stream], rng: random.Random, counts: Counter[str]
 ) -> float:
     """Returns the seconds until the last call in progress had ended."""
-    engine = group()
+    engine = group.load()
     for stream in streams:
         stream.begin(engine)
     first = streams[0].session
@@ -164,6 +169,7 @@ def kill_while_serving(
 def main(
     kills: Annotated[int, typer.Option(help="how often")] = 100,
     ranks: Annotated[int, typer.Option(help="of each group")] = 2,
+    transport: Annotated[str, typer.Option(help="of each group")] = "auto",
     every: Annotated[int, typer.Option(help="turns between two snapshots")] = 3,
     seed: Annotated[int, typer.Option(help="of the moments")] = 0,
     limit: Annotated[float, typer.Option(help="seconds from a kill to every error")] = 1.0,
@@ -181,16 +187,15 @@ def main(
         Progress(console=Console(stderr=True)) as bar,
     ):
         folder = Path(name)
-        model = write_random_checkpoint(folder / "model")
-        group = functools.partial(load, model, ranks, device)
+        group = Group(write_random_checkpoint(folder / "model"), ranks, device, transport)
         streams = [Stream(n, folder / f"snapshot{n}", every) for n in range(N_SESSIONS)]
-        with group() as engine:
+        with group.load() as engine:
             assert engine._ranks is not None
             keep = engine._ranks.pids
             for _ in bar.track(range(kills), description=f"kills, seed {seed}"):
                 counts["kills"] += 1
                 if rng.random() < WHILE_LOADING:
-                    kill_while_loading(group, ranks, keep, rng, counts)
+                    kill_while_loading(group, keep, rng, counts)
                 else:
                     ended_s = kill_while_serving(group, streams, rng, counts)
                     slowest_s = max(slowest_s, ended_s)

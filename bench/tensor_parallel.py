@@ -29,6 +29,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "1 rank x 1 thread": {"threads": 1},
     "1 rank x 2 threads": {"threads": 2},
     "2 ranks x 1 thread": {"threads": 2, "tensor_parallel": 2},
+    "2 ranks x 1 thread, torch.distributed": {
+        "threads": 2,
+        "tensor_parallel": 2,
+        "transport": "torch.distributed",
+    },
     "1 rank x 2 threads, invariant": {"threads": 2, "reduction": "invariant"},
     "2 ranks x 1 thread, invariant": {
         "threads": 2,

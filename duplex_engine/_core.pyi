@@ -5,8 +5,9 @@ from __future__ import annotations
 import collections.abc
 import numpy
 import numpy.typing
+import types
 import typing
-__all__: list[str] = ['Action', 'BackendUnavailable', 'CapacityError', 'CheckpointError', 'DuplexError', 'Engine', 'InvalidArgument', 'PACKING_VERSION', 'RankFailed', 'RankLeader', 'RankWorker', 'Session', 'SessionBusy', 'SessionClosed', 'Turn', 'backend_names', 'copy_session', 'dmel_bins', 'encoder_names', 'n_parts', 'next_action', 'read_snapshot', 'weights_hash', 'write_snapshot']
+__all__: list[str] = ['Action', 'BackendUnavailable', 'CapacityError', 'CheckpointError', 'DuplexError', 'Engine', 'InvalidArgument', 'PACKING_VERSION', 'RankFailed', 'RankLeader', 'RankWorker', 'Session', 'SessionBusy', 'SessionClosed', 'TorchTransport', 'Turn', 'backend_names', 'copy_session', 'dmel_bins', 'encoder_names', 'n_parts', 'next_action', 'read_snapshot', 'weights_hash', 'write_snapshot']
 class DuplexError(Exception):
     """
     Base of everything that duplex_engine raises on purpose.
@@ -39,6 +40,24 @@ class SessionBusy(DuplexError, RuntimeError):
     """
     Another thread is in a call on the same session.
     """
+class TorchTransport:
+    """
+    Ranks that share no memory, by process groups of torch.distributed.
+    """
+    def __init__(self, torch: types.ModuleType, *, rank: typing.SupportsInt | typing.SupportsIndex, n_ranks: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def close(self) -> None:
+        """
+        Lets go of them. No call may be in progress.
+        """
+    def connect(self, groups: collections.abc.Sequence[typing.Any], give_up: collections.abc.Callable[[int, str], None]) -> None:
+        """
+        groups: a ProcessGroupGloo for each channel. give_up(rank, reason): the group is over.
+        """
+    def exchange(self, channel: typing.SupportsInt | typing.SupportsIndex, slabs: collections.abc.Sequence[numpy.ndarray]) -> None:
+        """
+        One meeting, for measurements.
+        """
 class Turn:
     """
     What one session's micro-turn did.
@@ -160,7 +179,7 @@ class Engine:
     """
     One checkpoint, loaded.
     """
-    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], *, device: str = 'cpu', gpu: typing.SupportsInt | typing.SupportsIndex = -1, n_threads: typing.SupportsInt | typing.SupportsIndex = 0, isa: str = '', dtype: str = 'float32', weights: str = '', kv_dtype: str = '', memory_bytes: typing.SupportsInt | typing.SupportsIndex = 1073741824, page_bytes: typing.SupportsInt | typing.SupportsIndex = 0, max_batch_rows: typing.SupportsInt | typing.SupportsIndex = 256, max_positions: typing.SupportsInt | typing.SupportsIndex = 32768, rewind_rows: typing.SupportsInt | typing.SupportsIndex = 64, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None, beside: Engine | None = None, reduction: str = 'ranks', ranks: RankLeader | None = None) -> None:
+    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], *, device: str = 'cpu', n_threads: typing.SupportsInt | typing.SupportsIndex = 0, isa: str = '', dtype: str = 'float32', weights: str = '', kv_dtype: str = '', memory_bytes: typing.SupportsInt | typing.SupportsIndex = 1073741824, page_bytes: typing.SupportsInt | typing.SupportsIndex = 0, max_batch_rows: typing.SupportsInt | typing.SupportsIndex = 256, max_positions: typing.SupportsInt | typing.SupportsIndex = 32768, rewind_rows: typing.SupportsInt | typing.SupportsIndex = 64, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None, beside: Engine | None = None, reduction: str = 'ranks', ranks: RankLeader | None = None) -> None:
         ...
     def close(self) -> None:
         ...
@@ -189,20 +208,21 @@ class RankLeader:
     """
     A group, seen by rank 0.
     """
-    def __init__(self, config: dict[str, typing.Any], *, n_ranks: typing.SupportsInt | typing.SupportsIndex, reduction: str, dtype: str, weights: str, max_batch_rows: typing.SupportsInt | typing.SupportsIndex, transport: str = 'auto') -> None:
+    def __init__(self, config: dict[str, typing.Any], *, n_ranks: typing.SupportsInt | typing.SupportsIndex, reduction: str, dtype: str, weights: str, max_batch_rows: typing.SupportsInt | typing.SupportsIndex, transport: TorchTransport | None = None) -> None:
         ...
     def fail(self, rank: typing.SupportsInt | typing.SupportsIndex, reason: str) -> None:
         ...
     def stop(self) -> None:
         ...
-    def worker_socket(self, rank: typing.SupportsInt | typing.SupportsIndex) -> int:
-        """
-        The end that the worker inherits of the socket between it and this process.
-        """
     @property
     def fd(self) -> int:
         """
         Of the memory that the ranks share; a worker inherits it.
+        """
+    @property
+    def n_channels(self) -> int:
+        """
+        Lanes, and page memory.
         """
     @property
     def n_ranks(self) -> int:
@@ -210,12 +230,19 @@ class RankLeader:
     @property
     def region_bytes(self) -> int:
         ...
+    @property
+    def sizes(self) -> dict[str, int]:
+        """
+        What a worker that shares no memory makes its group with.
+        """
 class RankWorker:
     """
     A rank that is not rank 0, loaded.
     """
-    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], *, fd: typing.SupportsInt | typing.SupportsIndex, socket: typing.SupportsInt | typing.SupportsIndex, rank: typing.SupportsInt | typing.SupportsIndex, device: str, gpu: typing.SupportsInt | typing.SupportsIndex, n_threads: typing.SupportsInt | typing.SupportsIndex, isa: str, dtype: str, weights: str, kv_dtype: str, reduction: str, max_batch_rows: typing.SupportsInt | typing.SupportsIndex, transport: str, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None) -> None:
-        ...
+    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], *, fd: typing.SupportsInt | typing.SupportsIndex, rank: typing.SupportsInt | typing.SupportsIndex, device: str, n_threads: typing.SupportsInt | typing.SupportsIndex, isa: str, dtype: str, weights: str, kv_dtype: str, reduction: str, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None, transport: TorchTransport | None = None, sizes: collections.abc.Mapping[str, typing.SupportsInt | typing.SupportsIndex] = {}) -> None:
+        """
+        fd: of the memory that the ranks share; or transport and sizes, and fd is not read.
+        """
     def serve(self) -> None:
         """
         Does what rank 0 asks for until it says stop.
@@ -226,6 +253,9 @@ class RankWorker:
         ...
     @property
     def arena_bytes(self) -> int:
+        ...
+    @property
+    def description(self) -> str:
         ...
 class Action:
     """

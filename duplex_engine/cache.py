@@ -41,15 +41,17 @@ def cache_folder(cache: bool | str | Path) -> Path | None:
     return Path(cache)
 
 
-def fingerprint(checkpoint: Checkpoint, layout: str) -> str:
+def fingerprint(checkpoint: Checkpoint, layout: str, *, of_machine: bool = True) -> str:
     """Names the content of a checkpoint: what follows from its sizes, and of each file of weights
-    name, length, modification time, header and 64 evenly spread samples.
+    name, length, modification time (not where another machine is asked), header and 64 evenly
+    spread samples.
 
     An edit that keeps length and modification time and misses every sample is not seen.
     """
     digest = hashlib.sha256(layout.encode())
     for file in checkpoint.files:
-        digest.update(json.dumps([file.path.name, file.data.size, file.mtime_ns]).encode())
+        time = file.mtime_ns if of_machine else 0
+        digest.update(json.dumps([file.path.name, file.data.size, time]).encode())
         digest.update(file.data[: file.data_begin].tobytes())
         last = max(file.data.size - SAMPLE_BYTES, 0)
         for i in range(SAMPLES):

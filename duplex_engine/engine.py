@@ -27,12 +27,7 @@ from duplex_engine.json_input import found
 from duplex_engine.loading import load_engine, row_and_matrix_formats
 from duplex_engine.packed import Dtype, Weights, layout_digest, write_packed
 from duplex_engine.parallel.ranks import Ranks
-from duplex_engine.parallel.transports import (
-    MAX_RANKS,
-    check_reduction,
-    choose_gpus,
-    choose_transport,
-)
+from duplex_engine.parallel.transports import MAX_RANKS, check_reduction, choose_group
 from duplex_engine.progress import progress_bar
 from duplex_engine.session import Session
 from duplex_engine.snapshot import ModelIdentity, open_snapshot
@@ -116,6 +111,8 @@ class Engine:
         tensor_parallel: int = 1,
         reduction: Literal["ranks", "invariant", "switch"] = "ranks",
         transport: str = "auto",
+        address: str | None = None,
+        join_s: float = 300.0,
         gpus: Sequence[int] | None = None,
         progress: Progress = None,
     ) -> Self:
@@ -139,7 +136,8 @@ class Engine:
                 half the memory of bfloat16, and on the CPU less time the longer the context.
             mtp_layers: of the checkpoint's multi-token-prediction layers, how many to load: each
                 guesses one token more, for sessions opened with `speculate`. 0 loads none.
-            threads: worker threads of the CPU; None takes one per processor core.
+            threads: worker threads of the CPU; None takes one per processor core, with `address`
+                on every machine.
             memory: bytes for the sequences of all sessions, or a string like "512MiB". Weights are
                 not counted. None takes 1 GiB, or with `beside` the memory of that engine, for both
                 together.
@@ -164,7 +162,11 @@ class Engine:
                 rank order, so that the bits depend on their number. "invariant": as many partial
                 sums with any number of ranks, so that they do not; slower. "switch": inside an
                 NVLink switch, which no device has yet.
-            transport: how ranks meet; "auto" takes the best that is there.
+            transport: how ranks meet; "auto" takes the best that is there. "torch.distributed"
+                needs no common memory, but torch (`pip install 'duplex_engine[distributed]'`).
+            address: "host:port" of this machine, where the workers come to: each is started on its
+                machine by `duplex-engine worker`. None starts them here.
+            join_s: how many seconds they may take to come.
             gpus: with `device="cuda"`, the number of each rank's GPU, rank 0's first. None takes
                 0, 1, ..., and with one rank the GPU that is the process's current one.
             progress: True shows a bar on stderr; a function is called with (bytes done, bytes).
@@ -201,9 +203,7 @@ class Engine:
         mtp_layers = integer(mtp_layers, "mtp_layers", high=MAX_INT32)
         n_ranks = integer(tensor_parallel, "tensor_parallel", 1, MAX_RANKS)
         check_reduction(text(reduction, "reduction"), text(device, "device"))
-        if n_ranks > 1 or transport != "auto":
-            transport = choose_transport(text(transport, "transport"), device)
-        rank_gpus = choose_gpus(gpus, n_ranks, device)
+        group = choose_group(n_ranks, transport, address, join_s, gpus, device)
         if beside is not None and (n_ranks > 1 or beside._ranks is not None):
             raise InvalidArgument(
                 "beside: expected two engines with tensor_parallel=1; engines of several ranks "
@@ -211,8 +211,8 @@ class Engine:
             )
         options: dict[str, Any] = {
             "device": device,
-            "gpu": rank_gpus[0],
-            "n_threads": _threads(threads, n_ranks),
+            "gpu": group.gpus[0],
+            "n_threads": _threads(threads, n_ranks, address is not None),
             "isa": "" if isa is None else text(isa, "isa"),
             "memory_bytes": _memory(memory, beside) // n_ranks,
             "page_bytes": 0 if page is None else parse_bytes(page, "page"),
@@ -248,8 +248,7 @@ class Engine:
                 options,
                 folder=folder,
                 mtp_layers=mtp_layers,
-                gpus=rank_gpus,
-                transport=transport,
+                group=group,
                 progress=progress or None,
             )
         return cls(core, config, tokenizer, options, mtp_layers, ranks)
@@ -471,10 +470,14 @@ def _memory(memory: int | str | None, beside: Engine | None) -> int:
     return parse_bytes(memory)
 
 
-def _threads(threads: int | None, n_ranks: int) -> int:
-    """Worker threads of one rank; 0 for one per processor core."""
+def _threads(threads: int | None, n_ranks: int, is_remote: bool) -> int:
+    """Worker threads of one rank; 0 for one per processor core, of each machine."""
     n = 0 if threads is None else integer(threads, "threads", high=MAX_INT32)
-    return n if n_ranks == 1 else max((n or len(os.sched_getaffinity(0))) // n_ranks, 1)
+    return (
+        n
+        if n_ranks == 1 or (is_remote and n == 0)
+        else max((n or len(os.sched_getaffinity(0))) // n_ranks, 1)
+    )
 
 
 def parse_bytes(value: int | str, name: str = "memory") -> int:

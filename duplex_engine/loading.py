@@ -10,21 +10,23 @@ from __future__ import annotations
 import os
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from duplex_engine import _core
-from duplex_engine.cache import load_cached
+from duplex_engine.cache import fingerprint, load_cached
 from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.errors import CheckpointError, InvalidArgument, RankFailed
 from duplex_engine.packed import Dtype, HasArena, PackedFile, Weights, layout_digest
-from duplex_engine.parallel.ranks import Ranks
-from duplex_engine.parallel.transports import check_parts
+from duplex_engine.parallel.joining import gather
+from duplex_engine.parallel.ranks import Ranks, Worker, start_workers
+from duplex_engine.parallel.transports import REMOTE, Group, check_parts
 
 __all__ = ["RankShare", "load_core", "load_engine", "row_and_matrix_formats"]
 
+LOOPBACK = "127.0.0.1"
 
 Core = TypeVar("Core", bound=HasArena)
 
@@ -55,49 +57,59 @@ def load_engine(
     *,
     folder: Path | None,
     mtp_layers: int,
-    gpus: list[int],
-    transport: str,
+    group: Group,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[_core.Engine, Ranks | None]:
     """An engine of the core, and its workers where it has several ranks.
 
     Args:
         sizes, options, folder: as in `load_core`.
-        gpus: of each rank, so there are as many ranks; -1: none, or the current one.
-        transport: what connects GPUs.
         progress: called with (bytes done, bytes) of all ranks.
 
     Raises:
         DuplexError: as `Engine.load`; no worker is left.
     """
     kinds = {key: options[key] for key in ("reduction", "dtype", "weights")}
-    n_ranks = len(gpus)
-    share = RankShare(0, n_ranks, _core.n_parts(sizes, n_ranks=n_ranks, **kinds))
-    check_parts(share.n_parts, n_ranks, options["device"])
-    if n_ranks == 1:
+    share = RankShare(0, group.n_ranks, _core.n_parts(sizes, n_ranks=group.n_ranks, **kinds))
+    check_parts(share.n_parts, group.n_ranks, options["device"])
+    if group.n_ranks == 1:
         options = options | {"progress": progress}
         return load_core(checkpoint, sizes, options, _core.Engine, folder=folder, share=share), None
     check_not_packed(checkpoint)
     if options["device"] != "cpu":
         # Ranks wait for each other inside kernels: none may be loaded by the driver meanwhile.
         os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")
-    rows = {"max_batch_rows": options["max_batch_rows"], "transport": transport}
-    leader = _core.RankLeader(sizes, n_ranks=n_ranks, **rows, **kinds)
+    rows = {"max_batch_rows": options["max_batch_rows"], "transport": group.transport}
     request = {
         "path": str(checkpoint.path.resolve()),
         "cache": None if folder is None else str(folder.resolve()),
         "mtp_layers": mtp_layers,
         "share": asdict(share),
-        "gpus": gpus,
+        "gpus": group.gpus,
         "options": kinds
         | rows
         | {key: options[key] for key in ("device", "n_threads", "isa", "kv_dtype")},
+        "torch": None,
+        "checkpoint": None,
     }
-    ranks = Ranks(leader, request, progress)
+    limits = kinds | rows | {"n_ranks": group.n_ranks}
+    if group.transport == REMOTE:
+        if group.address is not None:
+            request["checkpoint"] = fingerprint(checkpoint, layout_digest(sizes), of_machine=False)
+        leader, ranks = _ranks_apart(group, sizes, limits, request, progress)
+    else:
+        leader = _core.RankLeader(sizes, **limits)
+        workers = start_workers(
+            [
+                {"fd": leader.fd, "socket": leader.worker_socket(rank)}
+                for rank in range(1, group.n_ranks)
+            ]
+        )
+        ranks = Ranks(leader, workers, request, progress)
     try:
         options = options | {"progress": ranks.report, "ranks": leader}
         core = load_core(checkpoint, sizes, options, _core.Engine, folder=folder, share=share)
-        ranks.wait_until_loaded()
+        ranks.wait_until_loaded(core.description().partition(",")[0])
     except BaseException as error:
         ranks.close(patience_s=0)  # they may be in the middle of loading
         if isinstance(error, RankFailed):
@@ -106,6 +118,45 @@ def load_engine(
     # Workers end with the engine, closed or not.
     weakref.finalize(core, ranks.close)
     return core, ranks
+
+
+def _ranks_apart(
+    group: Group,
+    sizes: dict[str, Any],
+    options: dict[str, Any],
+    request: dict[str, Any],
+    progress: Callable[[int, int], None] | None,
+) -> tuple[_core.RankLeader, Ranks]:
+    """Ranks that share no memory, connected; `options` are the leader's."""
+    from duplex_engine.parallel import distributed  # torch takes seconds
+
+    transport = distributed.transport(0, group.n_ranks)
+    leader = _core.RankLeader(sizes, torch=transport, **options)
+    host = LOOPBACK if group.address is None else group.address[0]
+    store = distributed.open_store(host)
+    workers: Sequence[Worker]
+    if group.address is None:
+        workers = start_workers([{}] * (group.n_ranks - 1))
+    else:
+        workers = came = gather(group.address, group.n_ranks, group.join_s)
+        host = came[0].host  # where the address is that of every interface
+    place = {
+        "store": [host, store.port],
+        "host": host,
+        "n_channels": leader.n_channels,
+        "sizes": leader.sizes,
+    }
+    ranks = Ranks(leader, workers, request | {"torch": place}, progress)
+    try:
+        ranks.connect(
+            transport,
+            lambda: distributed.process_groups(store, host, 0, group.n_ranks, leader.n_channels),
+            group.join_s,
+        )
+    except BaseException:
+        ranks.close(patience_s=0)
+        raise
+    return leader, ranks
 
 
 def check_not_packed(checkpoint: Checkpoint) -> None:

@@ -50,9 +50,10 @@ class Exchange {
 // Slabs that every rank reads as memory of its own backend.
 class SlabExchange : public Exchange {
  public:
-  // Waits until every rank has filled its slab; the slabs by rank, good until this rank's next
-  // meet(). Throws RankFailed when a rank is gone or does not come in time.
-  virtual std::span<const void* const> meet() = 0;
+  // Waits until every rank has filled its slab, the first `bytes` of it, as many on all ranks; the
+  // slabs by rank, good until this rank's next meet(). Throws RankFailed when a rank is gone or
+  // does not come in time.
+  virtual std::span<const void* const> meet(std::size_t bytes) = 0;
 
   void add(Backend& backend, const ConvAddNormArgs& args, std::int64_t part_stride) override;
   void gather(Backend& backend, const GatherArgs& args) override;

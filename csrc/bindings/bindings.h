@@ -18,6 +18,7 @@ namespace py = pybind11;
 void bind_errors(py::module_& m);
 void bind_engine(py::module_& m);
 void bind_snapshot(py::module_& m);
+void bind_transport(py::module_& m);
 void bind_scheduler(py::module_& m);
 using EngineClass = py::class_<Engine, std::shared_ptr<Engine>>;
 void bind_loading(py::module_& m, EngineClass& engine);

@@ -1,5 +1,5 @@
-// Engine, Session and Turn. Arrays are read where they lie; every call that computes releases the
-// GIL.
+// Engine, Session and Turn. Arrays are read where they lie. Every call that computes or takes a
+// lock releases the GIL: whoever holds the lock may need it (torch_transport.cpp).
 #include "engine/engine.h"
 
 #include <memory>
@@ -82,11 +82,17 @@ py::array_t<float> rows_array(std::vector<float> values, std::int32_t width) {
 py::array_t<float> embed(Engine& engine, const std::string& kind, const py::object& data) {
   std::vector<float> rows;
   if (kind == "text") {
-    rows = engine.embed_text(data.cast<std::vector<std::int32_t>>());
+    const auto ids = data.cast<std::vector<std::int32_t>>();
+    const py::gil_scoped_release release;
+    rows = engine.embed_text(ids);
   } else if (kind == "audio") {
-    rows = engine.embed_audio(Samples(data.cast<py::array>()).span());
+    const Samples samples(data.cast<py::array>());
+    const py::gil_scoped_release release;
+    rows = engine.embed_audio(samples.span());
   } else if (kind == "image") {
-    rows = engine.embed_image(image_from(data.cast<py::array>()));
+    Image image = image_from(data.cast<py::array>());
+    const py::gil_scoped_release release;
+    rows = engine.embed_image(std::move(image));
   } else {
     fail("embed: expected 'text', 'audio' or 'image', found '", kind, "'");
   }
@@ -220,15 +226,20 @@ void bind_session(py::module_& m) {
           },
           py::arg("samples"))
       .def(
-          "feed_image", [](Session& s, const py::array& image) { s.feed_image(image_from(image)); },
+          "feed_image",
+          [](Session& s, const py::array& array) {
+            Image image = image_from(array);
+            const py::gil_scoped_release release;
+            s.feed_image(std::move(image));
+          },
           py::arg("image"))
       .def(
           "feed_text", [](Session& s, const std::vector<std::int32_t>& ids) { s.feed_text(ids); },
-          py::arg("ids"))
+          py::arg("ids"), Gil())
       .def(
           "feed_result",
           [](Session& s, const std::vector<std::int32_t>& ids) { s.feed_result(ids); },
-          py::arg("ids"))
+          py::arg("ids"), Gil())
       .def("append", &append, py::arg("kind"), py::arg("data"), py::kw_only(),
            py::arg("logits") = "none", py::arg("end_of_audio") = false)
       .def(
@@ -271,7 +282,11 @@ void bind_session(py::module_& m) {
       .def(
           "draft_logits",
           [](Session& s) {
-            return rows_array(s.lane().draft_logits(s), s.engine().config().unpadded_vocab_size);
+            std::vector<float> logits = [&s] {
+              const py::gil_scoped_release release;
+              return s.lane().draft_logits(s);
+            }();
+            return rows_array(std::move(logits), s.engine().config().unpadded_vocab_size);
           },
           "Logits of each multi-token-prediction layer behind the token that waits, for tests.")
       .def("digests", &Session::digests, Gil(),
@@ -375,7 +390,7 @@ void bind_engine(py::module_& m) {
           py::arg("sessions"), py::arg("max_tokens"))
       .def("embed", &embed, py::arg("kind"), py::arg("data"))
       .def("description", &Engine::description)
-      .def("memory_plan", &Engine::memory_plan)
+      .def("memory_plan", &Engine::memory_plan, Gil())
       .def("stats", &stats_dict)
       .def("close", &Engine::close, Gil());
 }

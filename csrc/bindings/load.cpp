@@ -1,5 +1,8 @@
 // Loading: a checkpoint's tensors where they lie, or packed weights from a function of Python; an
 // engine, or one rank of several.
+#include <chrono>
+#include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -8,6 +11,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/torch_transport.h"
 #include "core/error.h"
 #include "ranks/leader.h"
 #include "ranks/worker.h"
@@ -115,6 +119,27 @@ void write_packed(const HasArena& weights, const PackedWriter& write) {
   });
 }
 
+using GroupSizes = std::map<std::string, std::int64_t>;
+
+// What all ranks of a group without shared memory must make it with.
+GroupSizes sizes_of(const Group& group) {
+  return {{"n_ranks", group.n_ranks()},
+          {"n_lanes", group.n_lanes()},
+          {"slab_bytes", static_cast<std::int64_t>(group.slab_bytes())},
+          {"max_command_bytes", static_cast<std::int64_t>(group.max_command_bytes())},
+          {"time_out_ms", group.time_out().count()}};
+}
+
+Group group_apart(const GroupSizes& sizes, int rank, std::shared_ptr<Transport> transport) {
+  GroupOptions options;
+  options.n_ranks = static_cast<int>(sizes.at("n_ranks"));
+  options.n_lanes = static_cast<int>(sizes.at("n_lanes"));
+  options.slab_bytes = static_cast<std::size_t>(sizes.at("slab_bytes"));
+  options.max_command_bytes = static_cast<std::size_t>(sizes.at("max_command_bytes"));
+  options.time_out = std::chrono::milliseconds(sizes.at("time_out_ms"));
+  return Group::apart(options, rank, std::move(transport));
+}
+
 void bind_leader(py::module_& m) {
   using Gil = py::call_guard<py::gil_scoped_release>;
   m.def(
@@ -130,18 +155,20 @@ void bind_leader(py::module_& m) {
   py::class_<RankLeader, std::shared_ptr<RankLeader>>(m, "RankLeader", "A group, seen by rank 0.")
       .def(py::init([](const ConfigDict& config, std::int32_t n_ranks, const std::string& reduction,
                        const std::string& dtype, const std::string& weights,
-                       std::int32_t max_batch_rows, const std::string& transport) {
+                       std::int32_t max_batch_rows, const std::string& transport,
+                       const std::optional<std::shared_ptr<TorchTransport>>& torch) {
              LeaderOptions options;
              options.n_ranks = n_ranks;
              options.reduction = reduction_from(reduction);
              options.matrices = format_from(weights, dtype_from(dtype, "dtype"), "weights");
              options.max_rows = max_batch_rows;
              options.transport = transport;
-             return std::make_shared<RankLeader>(config_from_dict(config), options);
+             return std::make_shared<RankLeader>(config_from_dict(config), options,
+                                                 torch.value_or(nullptr));
            }),
            py::arg("config"), py::kw_only(), py::arg("n_ranks"), py::arg("reduction"),
            py::arg("dtype"), py::arg("weights"), py::arg("max_batch_rows"),
-           py::arg("transport") = "auto")
+           py::arg("transport") = "auto", py::arg("torch") = py::none())
       .def_property_readonly("n_ranks", [](const RankLeader& r) { return r.group().n_ranks(); })
       .def_property_readonly(
           "fd", [](const RankLeader& r) { return r.group().fd(); },
@@ -150,6 +177,12 @@ void bind_leader(py::module_& m) {
            "The end that the worker inherits of the socket between it and this process.")
       .def_property_readonly("region_bytes",
                              [](const RankLeader& r) { return r.group().region_bytes(); })
+      .def_property_readonly(
+          "n_channels", [](const RankLeader& r) { return r.group().n_channels(); },
+          "Lanes, and page memory.")
+      .def_property_readonly(
+          "sizes", [](const RankLeader& r) { return sizes_of(r.group()); },
+          "What a worker that shares no memory makes its group with.")
       .def("fail", &RankLeader::fail, py::arg("rank"), py::arg("reason"), Gil())
       .def("stop", &RankLeader::stop, Gil());
 }
@@ -158,13 +191,12 @@ std::unique_ptr<RankWorker> load_worker(const ConfigDict& config,
                                         const std::vector<TensorTuple>& tensors,
                                         const std::optional<PackedReader>& packed,
                                         const WorkerOptions& options, const py::object& progress,
-                                        int fd, int rank) {
+                                        const std::function<Group()>& join) {
   WeightSource source = weight_source(tensors, packed);
   const ModelConfig model = config_from_dict(config);
   const LoadProgress report = load_progress(progress);
   const py::gil_scoped_release release;
-  return std::make_unique<RankWorker>(model, std::move(source), options, Group::join(fd, rank),
-                                      report);
+  return std::make_unique<RankWorker>(model, std::move(source), options, join(), report);
 }
 
 void bind_worker(py::module_& m) {
@@ -175,7 +207,9 @@ void bind_worker(py::module_& m) {
                        const std::string& isa, const std::string& dtype, const std::string& weights,
                        const std::string& kv_dtype, const std::string& reduction,
                        std::int32_t max_batch_rows, const std::string& transport,
-                       const std::optional<PackedReader>& packed, const py::object& progress) {
+                       const std::optional<PackedReader>& packed, const py::object& progress,
+                       const std::optional<std::shared_ptr<TorchTransport>>& torch,
+                       const GroupSizes& sizes) {
              WorkerOptions options;
              options.device = device;
              options.backend = {n_threads, isa, gpu};
@@ -186,14 +220,19 @@ void bind_worker(py::module_& m) {
              options.dtypes.matrices = format_from(weights, options.dtypes.rows, "weights");
              options.kv_dtype = format_from(kv_dtype, options.dtypes.rows, "kv_dtype");
              options.reduction = reduction_from(reduction);
-             return load_worker(config, tensors, packed, options, progress, fd, rank);
+             return load_worker(config, tensors, packed, options, progress, [&] {
+               return torch ? group_apart(sizes, rank, *torch) : Group::join(fd, rank);
+             });
            }),
            py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("fd"), py::arg("socket"),
            py::arg("rank"), py::arg("device"), py::arg("gpu"), py::arg("n_threads"), py::arg("isa"),
            py::arg("dtype"), py::arg("weights"), py::arg("kv_dtype"), py::arg("reduction"),
            py::arg("max_batch_rows"), py::arg("transport"), py::arg("packed") = py::none(),
-           py::arg("progress") = py::none())
+           py::arg("progress") = py::none(), py::arg("torch") = py::none(),
+           py::arg("sizes") = GroupSizes{},
+           "fd: of the memory that the ranks share; or torch and sizes, and fd is not read.")
       .def("serve", &RankWorker::serve, Gil(), "Does what rank 0 asks for until it says stop.")
+      .def_property_readonly("description", &RankWorker::description)
       .def_property_readonly("arena_bytes", &RankWorker::arena_bytes)
       .def("write_arena", &write_packed<RankWorker>, py::arg("write"))
       .def("weights_hash", &RankWorker::weights_hash, Gil());

@@ -7,6 +7,7 @@ namespace duplex {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core of duplex_engine.";
   bind_errors(m);
+  bind_transport(m);
   bind_engine(m);
   bind_scheduler(m);
   bind_snapshot(m);

@@ -203,9 +203,10 @@ std::string Engine::description() const {
   std::string text = backend.description();
   if (model_.ranks != nullptr) {
     const int n_threads = backend.n_threads();
+    const Transport* transport = model_.ranks->group().transport();
     text = text.substr(0, text.find(',')) + ", " + std::to_string(shard.size) + " ranks x " +
            std::to_string(n_threads) + (n_threads == 1 ? " thread, " : " threads, ") +
-           backend.transport();
+           (transport == nullptr ? backend.transport() : transport->name());
   }
   if (model_.options.reduction == Reduction::kInvariant)
     text += ", reduction of " + std::to_string(shard.total_parts()) +

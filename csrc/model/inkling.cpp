@@ -26,8 +26,8 @@ std::int64_t padded_stride(std::int64_t width, std::size_t element_bytes) {
 std::int64_t float_stride(std::int64_t width) { return padded_stride(width, sizeof(float)); }
 
 // From a part to the next, in floats: a few cache lines more than their rows, for the same reason.
-std::int64_t part_stride(const ModelConfig& config, std::int32_t max_rows) {
-  return max_rows * float_stride(config.d_model) + kPanelOutputs;
+std::int64_t part_stride(const ModelConfig& config, std::int32_t n_rows) {
+  return n_rows * float_stride(config.d_model) + kPanelOutputs;
 }
 
 // Of the logits that one rank computes; alike for all.
@@ -126,10 +126,9 @@ void Inkling::allocate() {
   attended_ = make_rows("attended", widest_heads, dtype, max_rows_);
   activated_ = make_rows("activated", widest_mlp, dtype, max_rows_);
   block_out_stride_ = float_stride(config_.d_model);
-  part_stride_ = part_stride(config_, max_rows_);
+  set_rows(max_rows_);
   if (exchange_ == nullptr)
-    block_out_ = static_cast<float*>(
-        make_buffer("block_out", static_cast<std::size_t>(n_parts * part_stride_) * sizeof(float)));
+    block_out_ = static_cast<float*>(make_buffer("block_out", part_bytes()));
   if (config_.has_moe())
     moe_scratch_ =
         make_buffer("moe_scratch",
@@ -145,7 +144,15 @@ void Inkling::allocate() {
   }
 }
 
+// Parts of a pass lie close together: they may have to travel.
+void Inkling::set_rows(std::int32_t n_rows) { part_stride_ = part_stride(config_, n_rows); }
+
+std::size_t Inkling::part_bytes() const {
+  return static_cast<std::size_t>(weights_.shard.n_parts * part_stride_) * sizeof(float);
+}
+
 void Inkling::forward(const Segments& segments) {
+  set_rows(segments.n_rows);
   backend_.run_layers(segments, static_cast<std::int32_t>(blocks_.size()), [&](std::int32_t layer) {
     run_block(segments, blocks_, static_cast<std::size_t>(layer), weights_.final_norm);
   });
@@ -153,6 +160,7 @@ void Inkling::forward(const Segments& segments) {
 
 void Inkling::run_blocks(const Segments& segments, std::span<const Block> blocks,
                          const float* norm) {
+  set_rows(segments.n_rows);
   for (std::size_t i = 0; i < blocks.size(); ++i) run_block(segments, blocks, i, norm);
 }
 

@@ -88,7 +88,9 @@ class Inkling {
  private:
   void allocate();
   void check_exchange() const;
-  float* partial_sums();  // of this rank: (n_parts, max_rows, d_model)
+  void set_rows(std::int32_t n_rows);  // of the pass that begins
+  std::size_t part_bytes() const;
+  float* partial_sums();  // of this rank: (n_parts, rows, d_model), part_bytes
   void sum_parts(const PackedMatrix& w, const Rows& x, std::int32_t n_rows);
   void* make_buffer(const char* name, std::size_t bytes);
   Rows make_rows(const char* name, std::int64_t width, DType dtype, std::int64_t n_rows);
@@ -121,7 +123,7 @@ class Inkling {
   Rows activated_;              // (max_rows, d_ff padded)
   float* block_out_ = nullptr;  // partial_sums where nobody is met
   std::int64_t block_out_stride_ = 0;
-  std::int64_t part_stride_ = 0;  // floats, from a part to the next
+  std::int64_t part_stride_ = 0;  // floats, from a part to the next, in this pass
   void* moe_scratch_ = nullptr;
   Rows head_rows_;                     // (kHeadRows, d_model)
   std::vector<std::byte> head_input_;  // what goes there

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "parallel/layout.h"
+#include "parallel/transport.h"
 #include "parallel/waiting.h"
 
 namespace duplex {
@@ -95,12 +96,7 @@ void CommandSender::send(int channel, CommandParts parts, const CommandHead& ord
 
   const std::lock_guard lock(mutexes_[channel]);
   std::uint64_t position = part.sender->count.load();
-  const std::uint64_t left = left_at(part, position);
-  const std::uint64_t skip = left < stride ? left : 0;
-  await_room(group_, channel, part, position + skip + stride);
-  if (skip > 0) head_at(part, position).n_bytes = CommandHead::kSkip;
-  position += skip;
-  CommandHead& head = head_at(part, position);
+  CommandHead& head = make_room(channel, part, stride, position);
   head = order;
   head.n_bytes = n_bytes;
   auto* to = reinterpret_cast<std::byte*>(&head + 1);
@@ -109,7 +105,24 @@ void CommandSender::send(int channel, CommandParts parts, const CommandHead& ord
     to += bytes.size();
   }
   part.sender->count.store(position + stride);
-  for (int i = 1; i < group_.n_ranks(); ++i) ring_if_awaited(part.receivers[i].bell, kCommand);
+  if (group_.transport() == nullptr) {
+    for (int i = 1; i < group_.n_ranks(); ++i) ring_if_awaited(part.receivers[i].bell, kCommand);
+  } else if (const auto lost =
+                 group_.transport()->send(channel, {part.ring, stride}, group_.time_out())) {
+    group_.lose_and_throw(lost->rank,
+                          "commands of " + group_.channel_name(channel) + ": " + lost->reason);
+  }
+}
+
+CommandHead& CommandSender::make_room(int channel, const GroupChannel& part, std::uint64_t stride,
+                                      std::uint64_t& position) const {
+  if (group_.transport() != nullptr) return head_at(part, 0);  // copied when it was sent
+  const std::uint64_t left = left_at(part, position);
+  const std::uint64_t skip = left < stride ? left : 0;
+  await_room(group_, channel, part, position + skip + stride);
+  if (skip > 0) head_at(part, position).n_bytes = CommandHead::kSkip;
+  position += skip;
+  return head_at(part, position);
 }
 
 CommandReceiver::CommandReceiver(Group group, int channel)
@@ -124,15 +137,26 @@ std::span<const std::byte> CommandReceiver::receive() {
   const std::uint64_t done = part_.receivers[group_.rank()].count.load();
   check(done == end_, "commands: expected done() before the next receive() of ",
         group_.channel_name(channel_));
-  Bell& bell = part_.receivers[group_.rank()].bell;
-  wait_until(group_, bell, kCommand, kNoDeadline,
-             [&] { return part_.sender->count.load() > end_; });
   std::uint64_t position = end_;
-  if (head_at(part_, position).n_bytes == CommandHead::kSkip) position += left_at(part_, position);
-  const CommandHead& head = head_at(part_, position);
+  const CommandHead& head = next(position);
   await_others(head);
   end_ = position + command_stride(head.n_bytes);
   return {reinterpret_cast<const std::byte*>(&head + 1), static_cast<std::size_t>(head.n_bytes)};
+}
+
+const CommandHead& CommandReceiver::next(std::uint64_t& position) const {
+  if (group_.transport() != nullptr) {
+    const std::span ring(part_.ring, static_cast<std::size_t>(part_.ring_bytes));
+    if (const auto lost = group_.transport()->receive(channel_, ring))
+      group_.lose_and_throw(lost->rank,
+                            "commands of " + group_.channel_name(channel_) + ": " + lost->reason);
+    return head_at(part_, 0);
+  }
+  Bell& bell = part_.receivers[group_.rank()].bell;
+  wait_until(group_, bell, kCommand, kNoDeadline,
+             [&] { return part_.sender->count.load() > end_; });
+  if (head_at(part_, position).n_bytes == CommandHead::kSkip) position += left_at(part_, position);
+  return head_at(part_, position);
 }
 
 void CommandReceiver::await_others(const CommandHead& head) const {

@@ -2,7 +2,9 @@
 // region. All workers get the same commands.
 //
 // Each lane has a ring for its passes, and page memory has one; a worker serves each with a thread
-// of its own. Two rules order the rings among each other, and both are kept here:
+// of its own. Where no memory is shared, commands come by the group's transport instead, and a ring
+// is where the latest one lies. Two rules order the channels among each other, and both are kept
+// here:
 //   - a pass is handed to a worker only when the worker has done every page-memory command that
 //     was sent before the pass;
 //   - a page-memory command is handed over only when the worker has done every pass that had ended
@@ -46,6 +48,10 @@ class CommandSender {
   void check_lane(int lane) const;
   // `order` says what must be done before the command.
   void send(int channel, CommandParts parts, const CommandHead& order);
+  // Where the command of that length goes in the ring: there is room, and what is skipped for it is
+  // marked. `position`: of the ring's end, moved on to the command's beginning.
+  CommandHead& make_room(int channel, const GroupChannel& part, std::uint64_t stride,
+                         std::uint64_t& position) const;
 
   Group group_;
   const OwnerProcess owner_;                  // a fork of it has the rings, not the workers
@@ -69,6 +75,8 @@ class CommandReceiver {
   void done();
 
  private:
+  // Waits for the command behind `position`, moved on to the command's beginning.
+  const CommandHead& next(std::uint64_t& position) const;
   void await_others(const CommandHead& head) const;
 
   Group group_;

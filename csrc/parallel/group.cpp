@@ -20,6 +20,8 @@ namespace {
 // this very core.
 constexpr std::chrono::microseconds kSpin{50};
 constexpr std::chrono::microseconds kSpinOfTooFewCores{5};
+// For the news of how a process has ended, which comes on another way than the end of its messages.
+constexpr std::chrono::milliseconds kNewsPatience{500};
 constexpr std::int64_t kHeaderBytes = 4096;
 constexpr std::int64_t kMinRingBytes = 64 << 10;
 static_assert(sizeof(GroupHeader) <= kHeaderBytes);
@@ -91,6 +93,11 @@ Group Group::create(const GroupOptions& options) {
   return group;
 }
 
+Group Group::apart(const GroupOptions& options, int rank, std::shared_ptr<Transport> transport) {
+  const Group group = create(options).as(rank);
+  return Group(group.region_, rank, std::move(transport));
+}
+
 Group Group::join(int fd, int rank) {
   auto region = std::make_shared<const SharedRegion>(SharedRegion::attach(fd));
   const auto bytes = static_cast<std::int64_t>(region->bytes());
@@ -105,11 +112,12 @@ Group Group::join(int fd, int rank) {
 
 Group Group::as(int rank) const {
   check(rank >= 0 && rank < n_ranks(), "rank: expected 0 to ", n_ranks() - 1, ", found ", rank);
-  return Group(region_, rank);
+  return Group(region_, rank, transport_);
 }
 
-Group::Group(std::shared_ptr<const SharedRegion> region, int rank)
-    : region_(std::move(region)), rank_(rank) {}
+Group::Group(std::shared_ptr<const SharedRegion> region, int rank,
+             std::shared_ptr<Transport> transport)
+    : region_(std::move(region)), rank_(rank), transport_(std::move(transport)) {}
 
 GroupHeader& Group::header() const {
   return *std::launder(reinterpret_cast<GroupHeader*>(region_->data()));
@@ -131,7 +139,8 @@ std::chrono::microseconds Group::spin() const {
 void Group::fail(int rank, std::string_view reason) const noexcept {
   GroupHeader& header = this->header();
   const auto failed = static_cast<std::uint32_t>(rank + 1);
-  if (header.is_claimed.exchange(1) == 0) {
+  const bool is_first = header.is_claimed.exchange(1) == 0;
+  if (is_first) {
     const std::size_t length = std::min(reason.size(), sizeof(header.reason) - 1);
     std::memcpy(header.reason, reason.data(), length);
     header.has_reason.store(1);
@@ -151,6 +160,7 @@ void Group::fail(int rank, std::string_view reason) const noexcept {
       duplex::ring(part.receivers[other].bell);
     }
   }
+  if (is_first && transport_ != nullptr) transport_->give_up(rank, reason);
 }
 
 int Group::failed_rank() const noexcept { return static_cast<int>(header().failed.load()) - 1; }
@@ -168,6 +178,13 @@ void Group::check_alive() const {
 void Group::fail_and_throw(int rank, std::string_view reason) const {
   fail(rank, reason);
   throw_failure();
+}
+
+void Group::lose_and_throw(int rank, std::string_view reason) const {
+  const auto patience = WaitClock::now() + kNewsPatience;
+  while (failed_rank() < 0 && WaitClock::now() < patience)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  fail_and_throw(rank, reason);
 }
 
 void Group::throw_failure() const {

@@ -4,6 +4,9 @@
 // through (shared_exchange.h) and the commands of rank 0 (commands.h). These are the group's
 // channels: lane i is channel i, page memory the last one. Once a rank has failed, every wait in
 // every rank ends at once with RankFailed, and so does every later one: the group is over.
+//
+// Ranks that share no memory have a region each, and a Transport between them: a rank's region then
+// holds what its own threads wait for, and the slabs and commands that came.
 #pragma once
 
 #include <chrono>
@@ -13,6 +16,7 @@
 #include <string_view>
 
 #include "parallel/shared_region.h"
+#include "parallel/transport.h"
 
 namespace duplex {
 
@@ -42,6 +46,8 @@ class Group {
   // In the process of a worker: the group behind Group::fd() of rank 0, of which it takes over this
   // descriptor. Throws InvalidArgument when there is no group of this build behind it.
   static Group join(int fd, int rank);
+  // A rank that shares no memory with the others. All make their group with the same options.
+  static Group apart(const GroupOptions& options, int rank, std::shared_ptr<Transport> transport);
   // Another rank in the same process, for a thread.
   Group as(int rank) const;
 
@@ -54,6 +60,7 @@ class Group {
   std::size_t max_command_bytes() const;
   std::chrono::milliseconds time_out() const;
   std::chrono::microseconds spin() const;
+  Transport* transport() const { return transport_.get(); }  // nullptr: memory is shared
   int fd() const { return region_->fd(); }
   std::size_t region_bytes() const { return region_->bytes(); }
 
@@ -62,6 +69,9 @@ class Group {
   void fail(int rank, std::string_view reason) const noexcept;
   // The same, and throws RankFailed with the reason of the first.
   [[noreturn]] void fail_and_throw(int rank, std::string_view reason) const;
+  // The same for a rank that the transport cannot reach. Who watches the ranks' processes may know
+  // more of it, and has a moment to say so first.
+  [[noreturn]] void lose_and_throw(int rank, std::string_view reason) const;
   int failed_rank() const noexcept;  // -1: none
   std::string failure() const;       // in words; empty: none
   // Throws RankFailed once a rank has failed.
@@ -72,12 +82,14 @@ class Group {
   GroupChannel channel(int i) const;
 
  private:
-  Group(std::shared_ptr<const SharedRegion> region, int rank);
+  Group(std::shared_ptr<const SharedRegion> region, int rank,
+        std::shared_ptr<Transport> transport = nullptr);
   GroupHeader& header() const;
   [[noreturn]] void throw_failure() const;
 
   std::shared_ptr<const SharedRegion> region_;
   int rank_;
+  std::shared_ptr<Transport> transport_;
 };
 
 }  // namespace duplex

@@ -50,7 +50,7 @@ RankSockets::~RankSockets() {
   }
 }
 
-GroupRendezvous::GroupRendezvous(Group group, SharedExchange& words, std::vector<int> sockets)
+GroupRendezvous::GroupRendezvous(Group group, SlabExchange& words, std::vector<int> sockets)
     : group_(std::move(group)), words_(words), sockets_(std::move(sockets)) {}
 
 std::vector<std::string> GroupRendezvous::all_gather(const std::string& mine) {
@@ -61,7 +61,7 @@ std::vector<std::string> GroupRendezvous::all_gather(const std::string& mine) {
   std::memcpy(slab, &n_bytes, sizeof n_bytes);
   std::memcpy(slab + sizeof n_bytes, mine.data(), mine.size());
   std::vector<std::string> all;
-  for (const void* theirs : words_.meet()) {
+  for (const void* theirs : words_.meet(words_.slab_bytes())) {
     std::uint64_t n = 0;
     std::memcpy(&n, theirs, sizeof n);
     all.emplace_back(static_cast<const char*>(theirs) + sizeof n, n);

@@ -10,7 +10,6 @@
 
 #include "backend/exchange.h"
 #include "parallel/group.h"
-#include "parallel/shared_exchange.h"
 
 namespace duplex {
 
@@ -38,7 +37,7 @@ class GroupRendezvous final : public Rendezvous {
   // `sockets`: of rank 0 its ends, by rank, from 1 on; of another its one end. They stay the
   // caller's. `words`: of the page-memory channel, in which nothing else may be said meanwhile; it
   // is used in meetings alone.
-  GroupRendezvous(Group group, SharedExchange& words, std::vector<int> sockets);
+  GroupRendezvous(Group group, SlabExchange& words, std::vector<int> sockets);
 
   int rank() const override { return group_.rank(); }
   int size() const override { return group_.n_ranks(); }
@@ -53,7 +52,7 @@ class GroupRendezvous final : public Rendezvous {
   int receive(int from) const;
 
   Group group_;
-  SharedExchange& words_;
+  SlabExchange& words_;
   std::vector<int> sockets_;
 };
 

@@ -26,8 +26,10 @@ class SharedExchange final : public SlabExchange {
   int size() const override { return group_.n_ranks(); }
   std::size_t slab_bytes() const override { return group_.slab_bytes(); }
   void* mine() override;
-  // Rank 0 waits at most the group's time-out for each of the others, they wait without end.
-  std::span<const void* const> meet() override;
+  // Rank 0 waits at most the group's time-out for each of the others, they wait without end. What
+  // is filled lies where all can read it, so its size does not matter.
+  std::span<const void* const> meet(std::size_t /*bytes*/) override { return meet(); }
+  std::span<const void* const> meet();
 
  private:
   void announce() const;

@@ -7,7 +7,7 @@
 
 namespace duplex {
 
-bool connect_ranks(Backend& backend, const Group& group, SharedExchange& memory_channel,
+bool connect_ranks(Backend& backend, const Group& group, SlabExchange& memory_channel,
                    std::vector<int> sockets, const Connection& of) {
   ExchangeOptions options = Inkling::exchange_options(of.config, of.shard, of.max_rows);
   options.transport = of.transport;
@@ -18,7 +18,7 @@ bool connect_ranks(Backend& backend, const Group& group, SharedExchange& memory_
 std::unique_ptr<Exchange> open_exchange(Backend& lane, const Group& group, int channel,
                                         bool is_connected) {
   if (is_connected) return lane.create_exchange();
-  return std::make_unique<SharedExchange>(group, channel);
+  return make_exchange(group, channel);
 }
 
 }  // namespace duplex

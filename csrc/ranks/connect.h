@@ -1,5 +1,5 @@
 // How a rank, whichever it is, gets what its lanes meet through: an exchange of its device's, where
-// the devices have something of their own, or else one in the memory that the processes share.
+// the devices have something of their own, or else one of the group's (make_exchange).
 #pragma once
 
 #include <memory>
@@ -10,7 +10,7 @@
 #include "core/config.h"
 #include "core/shard.h"
 #include "parallel/group.h"
-#include "parallel/shared_exchange.h"
+#include "parallel/remote_exchange.h"
 
 namespace duplex {
 
@@ -23,7 +23,7 @@ struct Connection {
 
 // On every rank at the same time, with nothing else in the page-memory channel. False: there is
 // nothing of the devices' own. `sockets`: as GroupRendezvous takes them.
-bool connect_ranks(Backend& backend, const Group& group, SharedExchange& memory_channel,
+bool connect_ranks(Backend& backend, const Group& group, SlabExchange& memory_channel,
                    std::vector<int> sockets, const Connection& of);
 std::unique_ptr<Exchange> open_exchange(Backend& lane, const Group& group, int channel,
                                         bool is_connected);

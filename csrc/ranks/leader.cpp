@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "core/error.h"
 #include "ranks/connect.h"
@@ -35,6 +36,11 @@ GroupOptions sizes(const ModelConfig& config, const LeaderOptions& options) {
   return group;
 }
 
+Group make_group(const GroupOptions& options, std::shared_ptr<Transport> transport) {
+  return transport == nullptr ? Group::create(options)
+                              : Group::apart(options, 0, std::move(transport));
+}
+
 template <class Kind>
 ByteWriter command(Kind kind) {
   ByteWriter bytes;
@@ -44,17 +50,18 @@ ByteWriter command(Kind kind) {
 
 }  // namespace
 
-RankLeader::RankLeader(const ModelConfig& config, const LeaderOptions& options)
+RankLeader::RankLeader(const ModelConfig& config, const LeaderOptions& options,
+                       std::shared_ptr<Transport> transport)
     : options_(options),
-      group_(Group::create(sizes(config, options))),
+      group_(make_group(sizes(config, options), std::move(transport))),
       sockets_(options.n_ranks),
       sender_(group_),
-      memory_exchange_(group_, group_.memory_channel()) {}
+      memory_exchange_(make_exchange(group_, group_.memory_channel())) {}
 
 void RankLeader::connect(Backend& backend, const ModelConfig& config, const Shard& shard) {
   std::vector<int> sockets;
   for (int rank = 1; rank < group_.n_ranks(); ++rank) sockets.push_back(sockets_.leader(rank));
-  is_connected_ = connect_ranks(backend, group_, memory_exchange_, std::move(sockets),
+  is_connected_ = connect_ranks(backend, group_, *memory_exchange_, std::move(sockets),
                                 {config, shard, options_.max_rows, options_.transport});
 }
 
@@ -83,10 +90,9 @@ void RankLeader::tell(CommandParts parts) {
   sender_.send_memory(parts);
 }
 
-std::span<const void* const> RankLeader::ask(CommandParts parts) {
+std::span<const void* const> RankLeader::ask(CommandParts parts, std::size_t bytes) {
   tell(parts);
-  memory_exchange_.mine();
-  return memory_exchange_.meet();
+  return memory_exchange_->meet(bytes);
 }
 
 LeaderModel::LeaderModel(RankLeader& leader, LaneKind lane, const ModelConfig& config,

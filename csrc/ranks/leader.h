@@ -19,7 +19,7 @@
 #include "parallel/commands.h"
 #include "parallel/group.h"
 #include "parallel/group_rendezvous.h"
-#include "parallel/shared_exchange.h"
+#include "parallel/remote_exchange.h"
 #include "ranks/commands.h"
 
 namespace duplex {
@@ -35,7 +35,9 @@ struct LeaderOptions {
 // The group itself. Outlives the memory and the models that lead it.
 class RankLeader {
  public:
-  RankLeader(const ModelConfig& config, const LeaderOptions& options);
+  // `transport`: of ranks that share no memory with this one.
+  RankLeader(const ModelConfig& config, const LeaderOptions& options,
+             std::shared_ptr<Transport> transport = nullptr);
 
   const Group& group() const { return group_; }
   Reduction reduction() const { return options_.reduction; }
@@ -58,7 +60,8 @@ class RankLeader {
   // Page-memory commands, with memory_mutex_ held: one that is only sent, and one that waits for
   // the answers, the slabs of all ranks.
   void tell(CommandParts parts);
-  std::span<const void* const> ask(CommandParts parts);
+  // `bytes` of them.
+  std::span<const void* const> ask(CommandParts parts, std::size_t bytes);
   // Opens the lane, for its model.
   Exchange* open(LaneKind lane, Backend& backend);
 
@@ -71,7 +74,7 @@ class RankLeader {
   AddressRanges ranges_;
 
   std::mutex memory_mutex_;  // one page-memory command at a time; guards all below
-  SharedExchange memory_exchange_;
+  std::unique_ptr<SlabExchange> memory_exchange_;
   std::int32_t next_range_ = 0;
   bool is_stopped_ = false;
 };

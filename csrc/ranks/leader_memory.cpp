@@ -47,7 +47,7 @@ void LeaderMemory::everywhere(const ByteWriter& command, const std::function<voi
   leader_->group().check_alive();  // what else this rank may find then is no news
   here();
   try {
-    const auto slabs = leader_->ask({command.bytes()});
+    const auto slabs = leader_->ask({command.bytes()}, sizeof(Status));
     for (int rank = 1; rank < n_ranks(); ++rank) {
       Status status;
       std::memcpy(&status, slabs[static_cast<std::size_t>(rank)], sizeof status);
@@ -121,7 +121,7 @@ void LeaderMemory::read_rank(int rank, void* host, const std::byte* source, std:
     ByteWriter read = command(MemoryCommand::kRead, std::int32_t{rank});
     put_address(read, leader_->ranges_.find(source));
     read.put(static_cast<std::uint64_t>(n));
-    std::memcpy(to, leader_->ask({read.bytes()})[static_cast<std::size_t>(rank)], n);
+    std::memcpy(to, leader_->ask({read.bytes()}, n)[static_cast<std::size_t>(rank)], n);
     to += n;
     source += n;
     bytes -= n;

@@ -26,11 +26,11 @@ RankWorker::RankWorker(const ModelConfig& config, WeightSource source, const Wor
                        Group group, const LoadProgress& progress)
     : group_(std::move(group)),
       backend_(create_backend(options.device, options.backend)),
-      memory_exchange_(group_, group_.memory_channel()) {
+      memory_exchange_(make_exchange(group_, group_.memory_channel())) {
   const Shard shard = make_shard(config, options.dtypes.matrices, group_.rank(), group_.n_ranks(),
                                  options.reduction);
   config_ = shard_config(config, shard);
-  is_connected_ = connect_ranks(*backend_, group_, memory_exchange_, {options.socket},
+  is_connected_ = connect_ranks(*backend_, group_, *memory_exchange_, {options.socket},
                                 {config_, shard, options.max_rows, options.transport});
   if (const auto* packed = std::get_if<PackedArena>(&source)) {
     weights_ = load_packed_weights(config, *packed, options.dtypes, *backend_, progress, shard);
@@ -158,8 +158,8 @@ void RankWorker::answer_status(const Do& act) {
     status.is_failed = 1;
     std::strncpy(status.message, error.what(), sizeof status.message - 1);
   }
-  std::memcpy(memory_exchange_.mine(), &status, sizeof status);
-  memory_exchange_.meet();
+  std::memcpy(memory_exchange_->mine(), &status, sizeof status);
+  memory_exchange_->meet(sizeof status);
 }
 
 bool RankWorker::do_memory(std::span<const std::byte> command) {
@@ -221,9 +221,10 @@ void RankWorker::transfer(MemoryCommand kind, ByteReader& from) {
     if (is_mine) memory_->write(at, from.rest().data(), from.rest().size());
     return;
   }
-  void* const slab = memory_exchange_.mine();
-  if (is_mine) memory_->read(slab, at, from.get<std::uint64_t>());
-  memory_exchange_.meet();
+  const auto n_bytes = static_cast<std::size_t>(from.get<std::uint64_t>());
+  void* const slab = memory_exchange_->mine();
+  if (is_mine) memory_->read(slab, at, n_bytes);
+  memory_exchange_->meet(n_bytes);
 }
 
 }  // namespace duplex

@@ -13,7 +13,7 @@
 #include "model/weights.h"
 #include "parallel/commands.h"
 #include "parallel/group.h"
-#include "parallel/shared_exchange.h"
+#include "parallel/remote_exchange.h"
 #include "ranks/commands.h"
 #include "sequence/layout.h"
 
@@ -39,6 +39,8 @@ class RankWorker {
   // Does what rank 0 asks for until it says stop. Throws RankFailed when a rank is gone.
   void serve();
 
+  // Device, instruction set, threads.
+  std::string description() const { return backend_->description(); }
   std::size_t arena_bytes() const { return weights_.arena->bytes(); }
   void write_arena(const ArenaWriter& write) const {
     duplex::write_arena(weights_, *backend_, write);
@@ -64,7 +66,7 @@ class RankWorker {
   SequenceLayout mtp_layout_;
   std::unique_ptr<PageMemory> memory_;
   AddressRanges ranges_;
-  SharedExchange memory_exchange_;
+  std::unique_ptr<SlabExchange> memory_exchange_;
   bool is_connected_ = false;
 };
 

@@ -1,4 +1,5 @@
-"""The command line: `duplex-engine demo`, `run`, `inspect`, `convert`, `eval`, `gpu-check`.
+"""The command line: `duplex-engine demo`, `run`, `inspect`, `convert`, `eval`, `gpu-check` and
+`worker`.
 
 Owns the list of commands and how errors end a command: one red line, exit status 2. What a command
 does is in the module of its name.
@@ -19,6 +20,7 @@ from duplex_engine.cli.eval import evaluate
 from duplex_engine.cli.gpu_check import gpu_check
 from duplex_engine.cli.inspect import inspect
 from duplex_engine.cli.run import run
+from duplex_engine.cli.worker import worker
 from duplex_engine.errors import DuplexError
 
 __all__ = ["app", "main"]
@@ -56,6 +58,7 @@ app.command()(inspect)
 app.command()(convert)
 app.command("eval")(evaluate)
 app.command("gpu-check")(gpu_check)
+app.command()(worker)
 
 
 def main() -> None:

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from duplex_engine.arguments import MAX_INT32, integer
+from duplex_engine.arguments import MAX_INT32, integer, number, text
 from duplex_engine.errors import BackendUnavailable, InvalidArgument
 from duplex_engine.json_input import found
+from duplex_engine.parallel.joining import parse_address
 
 __all__ = [
     "MAX_RANKS",
     "REDUCTIONS",
+    "REMOTE",
     "TRANSPORTS",
+    "Group",
     "Transport",
     "check_parts",
     "check_reduction",
-    "choose_gpus",
-    "choose_transport",
+    "choose_group",
 ]
 
 MAX_RANKS = 8
@@ -48,7 +51,7 @@ TRANSPORTS = (
     Transport("nvls", ("cuda",), "GPUs of one NVLink domain with multicast (NVSwitch)", True),
     Transport("p2p", ("cuda",), "GPUs that can read each other's memory", True),
     Transport("shared memory", ("cpu",), "ranks that are processes of one machine", True),
-    Transport("torch.distributed", ("cpu", "cuda"), "torch, and NCCL or gloo on each rank", False),
+    Transport("torch.distributed", ("cpu",), "torch with gloo, and TCP between the ranks", True),
 )
 
 # reduction -> the devices that have it; None: all, as one rank adds nothing
@@ -59,25 +62,81 @@ REDUCTIONS: dict[str, tuple[str, ...] | None] = {
 }
 
 
+# The one that reaches other machines.
+REMOTE = "torch.distributed"
+MAX_JOIN_S = 7 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """How the ranks of an engine find and reach each other.
+
+    Attributes:
+        gpus: of each rank, so there are as many ranks; -1: none, or the current one.
+        transport: a name of the table, or "auto" for the best that connects GPUs.
+        address: host and port of rank 0, where workers of other machines come to; None: workers are
+            started here.
+        join_s: how long they may take to come and to be ready to be connected with.
+    """
+
+    gpus: list[int]
+    transport: str
+    address: tuple[str, int] | None
+    join_s: float
+
+    @property
+    def n_ranks(self) -> int:
+        return len(self.gpus)
+
+
+def choose_group(
+    n_ranks: int, transport: object, address: object, join_s: object, gpus: Any, device: str
+) -> Group:
+    """The group that the options of `Engine.load` ask for.
+
+    Raises:
+        InvalidArgument: an option cannot be used.
+        BackendUnavailable: the transport is not there.
+    """
+    seconds = number(join_s, "join_s")
+    if not 0 < seconds <= MAX_JOIN_S:
+        raise InvalidArgument(
+            f"join_s: expected more than 0 seconds, a week at most, found {seconds}"
+        )
+    place = None if address is None else parse_address(address)
+    if place is not None and n_ranks == 1:
+        raise InvalidArgument(
+            "address: expected tensor_parallel of 2 or more with it, found 1; leave it out"
+        )
+    name = text(transport, "transport")
+    if n_ranks > 1 or name != "auto":
+        name = _choose_transport(name, device, place is not None)
+    return Group(_choose_gpus(gpus, n_ranks, device), name, place, seconds)
+
+
 def _kind(device: str) -> str:
     return "cuda" if device in GPUS else device
 
 
-def choose_transport(wanted: str, device: str) -> str:
+def _choose_transport(wanted: str, device: str, is_remote: bool) -> str:
     """The name of the transport for ranks on `device`; "auto" takes the best that is there. Of GPUs
     the core alone can tell which one that is: for them "auto" stays.
 
+    Args:
+        is_remote: whether workers come from other machines.
+
     Raises:
-        InvalidArgument: no transport has that name.
+        InvalidArgument: no transport has that name, or it does not reach other machines.
         BackendUnavailable: it is not there, or does not connect such ranks; the message says why.
     """
     device = _kind(device)
     known = {transport.name: transport for transport in TRANSPORTS}
-    if wanted == "auto" and device == "cuda":
+    if wanted == "auto" and device == "cuda" and not is_remote:
         return wanted
     if wanted == "auto":
         for transport in TRANSPORTS:
-            if transport.is_built and device in transport.devices:
+            reaches = not is_remote or transport.name == REMOTE
+            if transport.is_built and device in transport.devices and reaches:
                 return transport.name
         raise BackendUnavailable(
             f"tensor_parallel: no transport connects ranks on the device {device!r} yet; "
@@ -96,6 +155,11 @@ def choose_transport(wanted: str, device: str) -> str:
         raise BackendUnavailable(
             f"transport: {wanted!r} needs {transport.needs}, and this version of the engine does "
             "not have it; leave transport out"
+        )
+    if is_remote and wanted != REMOTE:
+        raise InvalidArgument(
+            f"transport: expected {REMOTE!r} with an address, found {wanted!r}, which does not "
+            "reach other machines"
         )
     return wanted
 
@@ -128,7 +192,7 @@ def check_parts(n_parts: int, n_ranks: int, device: str) -> None:
         )
 
 
-def choose_gpus(gpus: Sequence[int] | None, n_ranks: int, device: str) -> list[int]:
+def _choose_gpus(gpus: Sequence[int] | None, n_ranks: int, device: str) -> list[int]:
     """The number of each rank's GPU; -1: the current one, or none.
 
     Raises:

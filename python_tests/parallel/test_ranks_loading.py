@@ -48,7 +48,15 @@ def test_memory_and_weights_are_shared_out(load: Load) -> None:
         ({"reduction": "switch"}, BackendUnavailable, "adds inside an NVLink switch"),
         ({"transport": "smoke"}, InvalidArgument, "transport: expected one of 'auto'"),
         ({"transport": "nvls"}, BackendUnavailable, "connects ranks on cuda"),
-        ({"transport": "torch.distributed"}, BackendUnavailable, "does not have it"),
+        ({"address": "10.0.0.1:29500"}, InvalidArgument, "address: expected tensor_parallel of 2"),
+        ({"tensor_parallel": 2, "address": "29500"}, InvalidArgument, 'expected "host:port"'),
+        ({"tensor_parallel": 2, "address": "a:99999"}, InvalidArgument, "port 1 to 65535"),
+        (
+            {"tensor_parallel": 2, "address": "localhost:29500", "transport": "shared memory"},
+            InvalidArgument,
+            "expected 'torch.distributed' with an address",
+        ),
+        ({"tensor_parallel": 2, "join_s": -1}, InvalidArgument, "join_s: expected more than 0"),
         ({"tensor_parallel": 2, "device": "tpu"}, BackendUnavailable, "no transport connects"),
     ],
 )
@@ -60,7 +68,8 @@ def test_what_is_not_there_is_refused_by_name(
 
 
 def test_every_transport_is_built_or_says_what_it_needs() -> None:
-    assert [t.name for t in TRANSPORTS if t.is_built] == ["nvls", "p2p", "shared memory"]
+    built = [t.name for t in TRANSPORTS if t.is_built]
+    assert built == ["nvls", "p2p", "shared memory", "torch.distributed"]
     for transport in TRANSPORTS:
         if not transport.is_built:
             with pytest.raises(BackendUnavailable, match=transport.needs.split()[0]):

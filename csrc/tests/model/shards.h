@@ -69,7 +69,7 @@ class ThreadExchange final : public SlabExchange {
   int size() const override { return place_.size(); }
   std::size_t slab_bytes() const override { return place_.slab_bytes(); }
   void* mine() override { return place_.slab(epoch_, rank_); }
-  std::span<const void* const> meet() override {
+  std::span<const void* const> meet(std::size_t /*bytes*/) override {
     place_.wait();
     slabs_.clear();
     for (int r = 0; r < size(); ++r)

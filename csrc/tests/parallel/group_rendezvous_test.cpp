@@ -8,6 +8,7 @@
 #include <catch2/catch.hpp>
 
 #include "core/error.h"
+#include "parallel/shared_exchange.h"
 #include "tests/parallel/ranks.h"
 
 namespace duplex {

@@ -10,6 +10,7 @@
 #include "ranks/leader.h"
 #include "ranks/worker.h"
 #include "tests/engine/fixtures.h"
+#include "tests/parallel/mailboxes.h"
 
 namespace duplex::ranks_tests {
 
@@ -18,8 +19,10 @@ class RankedEngine {
   RankedEngine(const ModelConfig& config, std::int32_t n_ranks, Reduction reduction)
       : RankedEngine(config, n_ranks, reduction, engine_tests::small_options()) {}
 
+  // `is_apart`: the ranks share no memory.
   RankedEngine(const ModelConfig& config, std::int32_t n_ranks, Reduction reduction,
-               EngineOptions options) {
+               EngineOptions options, bool is_apart = false)
+      : boxes_(is_apart ? std::make_shared<Mailboxes>() : nullptr) {
     model_tests::RandomCheckpoint checkpoint(config, 1);
     options.reduction = reduction;
     if (n_ranks > 1) start_workers(config, checkpoint, n_ranks, options);
@@ -42,7 +45,8 @@ class RankedEngine {
   void start_workers(const ModelConfig& config, model_tests::RandomCheckpoint& checkpoint,
                      std::int32_t n_ranks, const EngineOptions& options) {
     leader_ = std::make_shared<RankLeader>(
-        config, LeaderOptions{n_ranks, options.reduction, options.weights, options.max_batch_rows});
+        config, LeaderOptions{n_ranks, options.reduction, options.weights, options.max_batch_rows},
+        transport(0, n_ranks));
     ends_.resize(static_cast<std::size_t>(n_ranks));
     for (std::int32_t rank = 1; rank < n_ranks; ++rank) {
       WorkerOptions worker_options;
@@ -50,9 +54,9 @@ class RankedEngine {
       worker_options.dtypes = {options.dtype, options.weights};
       worker_options.kv_dtype = options.kv_dtype;
       worker_options.reduction = options.reduction;
-      loaded_.push_back(
-          std::make_unique<RankWorker>(config, model_tests::views(checkpoint.tensors()),
-                                       worker_options, leader_->group().as(rank), LoadProgress{}));
+      loaded_.push_back(std::make_unique<RankWorker>(config,
+                                                     model_tests::views(checkpoint.tensors()),
+                                                     worker_options, group(rank), LoadProgress{}));
       workers_.emplace_back([this, rank] {
         try {
           loaded_[static_cast<std::size_t>(rank - 1)]->serve();
@@ -63,6 +67,17 @@ class RankedEngine {
     }
   }
 
+  std::shared_ptr<Transport> transport(std::int32_t rank, std::int32_t n_ranks) const {
+    return boxes_ == nullptr ? nullptr : std::make_shared<MailTransport>(boxes_, rank, n_ranks);
+  }
+  Group group(std::int32_t rank) const {
+    const Group& leader = leader_->group();
+    return boxes_ == nullptr
+               ? leader.as(rank)
+               : Group::apart(options_of(leader), rank, transport(rank, leader.n_ranks()));
+  }
+
+  std::shared_ptr<Mailboxes> boxes_;
   std::shared_ptr<RankLeader> leader_;
   std::vector<std::unique_ptr<RankWorker>> loaded_;
   std::vector<std::thread> workers_;

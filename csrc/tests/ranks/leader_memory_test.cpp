@@ -7,6 +7,7 @@
 
 #include "backend/registry.h"
 #include "core/error.h"
+#include "parallel/shared_exchange.h"
 #include "ranks/leader.h"
 #include "tests/model/checkpoint.h"
 

@@ -48,8 +48,18 @@ TEST_CASE("one and two ranks say the same where sums are invariant", "[ranks]") 
   CHECK(is_empty(two->stats()));
 }
 
+TEST_CASE("ranks say the same whether they share memory or not", "[ranks]") {
+  const auto reduction = GENERATE(Reduction::kRanks, Reduction::kInvariant);
+  const RankedEngine shared(streaming_config(), 2, reduction);
+  const RankedEngine apart(streaming_config(), 2, reduction, small_options(), true);
+  CHECK(live(*shared) == live(*apart));
+  CHECK(is_empty(apart->stats()));
+  CHECK(apart->description().find("2 ranks x 1 thread, mail") != std::string::npos);
+}
+
 TEST_CASE("both lanes at once on two ranks give the bits of each alone", "[ranks][threads]") {
-  const RankedEngine engine(streaming_config(), 2, Reduction::kRanks);
+  const bool is_apart = GENERATE(false, true);
+  const RankedEngine engine(streaming_config(), 2, Reduction::kRanks, small_options(), is_apart);
   const auto calm = engine->open_session({});
   std::vector<std::vector<std::int32_t>> heard;
   for (int turn = 0; turn < 10; ++turn) heard.push_back(hear(*calm, turn).token_ids);
@@ -79,7 +89,8 @@ TEST_CASE("a session moves between groups with the blocks of all ranks", "[ranks
 }
 
 TEST_CASE("a rank that is gone ends every call, and the engine closes", "[ranks]") {
-  RankedEngine engine(streaming_config(), 2, Reduction::kRanks);
+  const bool is_apart = GENERATE(false, true);
+  RankedEngine engine(streaming_config(), 2, Reduction::kRanks, small_options(), is_apart);
   const auto session = engine->open_session({});
   hear(*session, 0);
   engine.leader().fail(1, "it was told to go");

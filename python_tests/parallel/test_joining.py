@@ -1,0 +1,171 @@
+"""How workers of other machines come to rank 0: who is taken, who is refused, time limits."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from duplex_engine import BackendUnavailable, InvalidArgument, RankFailed
+from duplex_engine.parallel import joining
+from duplex_engine.parallel.joining import RemoteWorker, gather, join, parse_address
+
+pytestmark = [pytest.mark.core, pytest.mark.cpu]
+
+Joined = tuple[socket.socket, dict[str, Any]]
+
+
+def free_address() -> tuple[str, int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return ("127.0.0.1", server.getsockname()[1])
+
+
+@contextmanager
+def rank_0(n_ranks: int, limit_s: float = 10.0) -> Iterator[tuple[str, Future[list[RemoteWorker]]]]:
+    """Rank 0 waits in a thread: its address, and whom it will have found."""
+    address = free_address()
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(gather, address, n_ranks, limit_s)
+        yield f"{address[0]}:{address[1]}", found
+        if not found.exception():
+            for worker in found.result():
+                worker.cut()
+                worker.end(0)
+
+
+def connect(address: str) -> socket.socket:
+    """Once rank 0 listens."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            return socket.create_connection(parse_address(address), 5)
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+
+
+def say_hello(address: str, hello: bytes) -> dict[str, Any]:
+    """What rank 0 answers."""
+    with connect(address) as connection:
+        connection.sendall(hello)
+        return dict(json.loads(connection.makefile("rb").readline()))
+
+
+Join = Callable[..., list[Future[Joined]]]
+
+
+@pytest.fixture
+def joins() -> Iterator[Join]:
+    """joins(address, rank, ...): workers, each in a thread; their connections are closed."""
+    pool = ThreadPoolExecutor(8)
+    futures: list[Future[Joined]] = []
+
+    def start(address: str, *ranks: int) -> list[Future[Joined]]:
+        started = [pool.submit(join, address, rank, 5) for rank in ranks]
+        futures.extend(started)
+        return started
+
+    yield start
+    for future in futures:
+        if not future.exception(5):
+            future.result()[0].close()
+    pool.shutdown()
+
+
+def test_all_ranks_come_in_any_order_and_get_the_request(joins: Join) -> None:
+    with rank_0(4) as (address, found):
+        answers = joins(address, 3, 1, 2)
+        workers = found.result()
+        for worker in workers:
+            worker.ask({"path": "somewhere"})
+        assert [answer.result()[1]["rank"] for answer in answers] == [3, 1, 2]
+        assert {worker.host for worker in workers} == {"127.0.0.1"}
+        assert "rank 2 at 127.0.0.1:" in workers[1].how_it_ended()
+
+
+def test_a_rank_outside_the_group_is_refused_and_the_wait_goes_on(joins: Join) -> None:
+    with rank_0(2) as (address, found):
+        for rank in (2, 7):
+            with pytest.raises(InvalidArgument, match=f"rank: expected 1 to 1, .*found {rank}"):
+                join(address, rank, 5)
+        joins(address, 1)
+        assert len(found.result()) == 1
+
+
+def test_the_second_of_two_with_one_rank_is_refused(joins: Join) -> None:
+    with rank_0(3) as (address, found):
+        both = joins(address, 1, 1)
+        done, waiting = wait(both, 5, FIRST_COMPLETED)
+        with pytest.raises(InvalidArgument, match="has not come yet, found 1, which came from"):
+            done.pop().result()
+        joins(address, 2)
+        for worker in found.result():
+            worker.ask({})
+        assert waiting.pop().result(5)[1] == {"rank": 1}
+
+
+def test_another_build_and_other_programs_are_refused(joins: Join) -> None:
+    with rank_0(2) as (address, found):
+        answer = say_hello(address, b'{"join": 1, "build": "0123456789abcdef"}\n')
+        name, message = answer["refused"]
+        assert name == "BackendUnavailable"
+        assert "version: expected the code of rank 0" in message
+        assert "0123456789abcdef" in message
+        for hello in (b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"join": null}\n'):
+            assert "another program" in say_hello(address, hello)["refused"][1]
+        joins(address, 1)
+        assert len(found.result()) == 1
+
+
+def test_who_says_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch, joins: Join) -> None:
+    monkeypatch.setattr(joining, "HELLO_S", 0.2)
+    with rank_0(2) as (address, found):
+        assert "found none" in say_hello(address, b"")["refused"][1]
+        joins(address, 1)
+        assert len(found.result()) == 1
+
+
+def test_a_worker_that_went_again_is_awaited_again(joins: Join) -> None:
+    with rank_0(3) as (address, found):
+        with connect(address) as gone:
+            hello = {"join": 1, "build": joining.build_digest()}
+            gone.sendall(json.dumps(hello).encode() + b"\n")
+            time.sleep(0.1)
+        time.sleep(0.1)
+        joins(address, 2)
+        time.sleep(0.1)
+        assert not found.done()
+        joins(address, 1)
+        assert len(found.result()) == 2
+
+
+def test_ranks_that_never_come_are_named_with_the_command_that_starts_them(joins: Join) -> None:
+    with rank_0(4, limit_s=0.5) as (address, found):
+        (early,) = joins(address, 1)
+        with pytest.raises(BackendUnavailable) as error:
+            found.result()
+        assert str(error.value) == (
+            f"tensor_parallel: expected workers of ranks 1 to 3 at {address} within 0.5 s, "
+            "found 1; start `duplex-engine worker CHECKPOINT --rank 2 "
+            f"--address {address}` on its machine"
+        )
+        with pytest.raises(RankFailed, match="given up waiting"):
+            early.result()
+
+
+def test_a_worker_waits_for_rank_0_as_long_as_it_is_told_to() -> None:
+    host, port = free_address()
+    began_s = time.monotonic()
+    with pytest.raises(BackendUnavailable, match=r"expected rank 0 to listen at .* within 0.6 s"):
+        join(f"{host}:{port}", 1, 0.6)
+    assert 0.3 < time.monotonic() - began_s < 2
+
+
+def test_an_address_that_is_not_of_this_machine_is_refused() -> None:
+    with pytest.raises(BackendUnavailable, match=r"one of this machine to listen at, found 192\.0"):
+        gather(("192.0.2.1", 29500), 2, 1)
