@@ -98,11 +98,16 @@ def act(session: Session, action: Action) -> Any:
 
 
 def state(session: Session) -> tuple[Any, ...]:
-    """What a session is: its hashes, its memory, where it can go back to, what it answers next."""
+    """What a session is: its hashes, its memory, where it can go back to, what it answers next.
+
+    The pages of its windows are left out: they stay as many as were once needed, and a session that
+    guesses needs more at a time.
+    """
+    windows = {"local_bytes": 0, "conv_bytes": 0, "draft_bytes": 0}
     return (
         session.length,
         session.marks,
-        session.memory | {"draft_bytes": 0},
+        session.memory | windows,
         session._core.digests(),
         act(session, ("text", PROBE)),
         act(session, ("decode", {"n": 2})),
