@@ -57,14 +57,14 @@ Segments Lane::place_parts() {
 // All rows but the drafts are permanent. Drafts stay behind the length, where nothing is read,
 // until accept_draft; those that are not accepted are written over.
 void Lane::keep_rows() {
-  std::vector<std::int32_t> wanted;
+  wanted_rows_.clear();
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     const std::int32_t n_kept = parts_[i].n_rows - parts_[i].n_drafts;
     for (std::int32_t draft = 0; draft <= parts_[i].n_drafts; ++draft)
-      wanted.push_back(segments_[i].row_begin + n_kept - 1 + draft);
+      wanted_rows_.push_back(segments_[i].row_begin + n_kept - 1 + draft);
   }
-  new_head_rows_.resize(wanted.size() * head_row_bytes());
-  model_->read_head_rows(wanted, new_head_rows_.data());
+  new_head_rows_.resize(wanted_rows_.size() * head_row_bytes());
+  model_->read_head_rows(wanted_rows_, new_head_rows_.data());
   const std::byte* from = new_head_rows_.data();
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     Session& session = *parts_[i].session;
@@ -122,12 +122,12 @@ void Lane::place_rows(const InputRows& input, std::size_t first, std::int32_t n_
 void Lane::collect_logits() {
   std::int32_t n_rows = 0;
   for (const Segment& segment : segments_) n_rows += segment.n_rows;
-  std::vector<std::int32_t> wanted(static_cast<std::size_t>(n_rows));
-  std::iota(wanted.begin(), wanted.end(), 0);
-  new_head_rows_.resize(wanted.size() * head_row_bytes());
-  model_->read_head_rows(wanted, new_head_rows_.data());
+  wanted_rows_.resize(static_cast<std::size_t>(n_rows));
+  std::iota(wanted_rows_.begin(), wanted_rows_.end(), 0);
+  new_head_rows_.resize(wanted_rows_.size() * head_row_bytes());
+  model_->read_head_rows(wanted_rows_, new_head_rows_.data());
   head_rows_.clear();
-  for (std::size_t row = 0; row < wanted.size(); ++row)
+  for (std::size_t row = 0; row < wanted_rows_.size(); ++row)
     head_rows_.push_back(new_head_rows_.data() + row * head_row_bytes());
   const std::size_t begin = all_logits_->size();
   all_logits_->resize(begin +

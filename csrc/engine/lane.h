@@ -61,8 +61,7 @@ class Lane {
   void add_counts(EngineStats& stats) const;
   void add_plan(const std::string& prefix,
                 std::vector<std::pair<std::string, std::int64_t>>& plan) const;
-  // Runs what is no pass but takes milliseconds; of a background lane with the share of its passes,
-  // so that it does not hold up a micro-turn. The lane's mutex is held.
+  // What is no pass but takes milliseconds, with the share of the lane's passes; mutex() is held.
   void run_aside(const std::function<void()>& work);
   void check_process() const { owner_.check_here(); }
   std::mutex& mutex() const { return mutex_; }
@@ -135,6 +134,7 @@ class Lane {
   std::vector<PassPart> parts_;  // of the pass in progress, and the buffers it fills
   std::vector<Segment> segments_;
   PassInput placed_;
+  std::vector<std::int32_t> wanted_rows_;  // of the pass, whose head rows are read
   std::vector<std::byte> new_head_rows_;
   std::vector<Session*> active_;
   std::vector<std::int32_t> limits_;  // tokens that each of these may say

@@ -12,7 +12,7 @@ Tape::Tape(PagePool& pool, const TapeLayout& layout, std::int64_t first_position
     : pool_(&pool), layout_(layout) {
   if (layout_.is_inert() || is_ring()) return;
   range_pages_ = div_up(first_positions, layout_.page_positions());
-  base_ = reserve(range_pages_);
+  base_ = pool.memory().reserve_range(range_bytes(range_pages_));
 }
 
 Tape::Tape(Tape&& other) noexcept { swap(other); }
@@ -26,8 +26,7 @@ Tape& Tape::operator=(Tape&& other) noexcept {
 Tape::~Tape() {
   if (base_ == nullptr) return;
   // The range goes first: a page that becomes free must not be mapped here any more.
-  pool_->memory().release_range(base_,
-                                static_cast<std::size_t>((range_pages_ + 1) * layout_.page_bytes));
+  pool_->memory().release_range(base_, range_bytes(range_pages_));
   if (!is_ring())
     for (const HeldPage& held : pages_) pool_->release(held.page);
   for (const PageId page : ring_)
@@ -90,9 +89,15 @@ std::int64_t Tape::n_shared_pages(PositionRange range) const {
                        [this](const HeldPage& held) { return pool_->is_shared(held.page); });
 }
 
-std::byte* Tape::reserve(std::int64_t n_pages) const {
-  return pool_->memory().reserve_range(
-      static_cast<std::size_t>((n_pages + 1) * layout_.page_bytes));
+template <class Place>
+void Tape::take(Promise& promise, const Place& place) {
+  const PageId page = promise.take(use());
+  try {
+    place(page);
+  } catch (...) {
+    promise.give_back(page);
+    throw;
+  }
 }
 
 void Tape::append(PageId page, bool is_shared) {
@@ -112,13 +117,7 @@ void Tape::append_in_ring(Promise& promise) {
   const std::int64_t slot = end_page_ % ring_size();
   const PageId kept = ring_page(slot);
   if (kept == kNoPage || pool_->is_shared(kept)) {
-    const PageId page = promise.take(use());
-    try {
-      put(slot, page, false);
-    } catch (...) {
-      promise.give_back(page);
-      throw;
-    }
+    take(promise, [&](PageId page) { put(slot, page, false); });
     fresh_.push_back(slot);
   }
   pages_.push_back({end_page_, ring_page(slot)});
@@ -134,14 +133,17 @@ void Tape::put(std::int64_t slot, PageId page, bool is_shared) {
     empty(slot);
     throw;
   }
-  const PageId old = std::exchange(ring_page(slot), page);
-  if (old != kNoPage) pool_->release(old);
+  hold(slot, page);
 }
 
 void Tape::empty(std::int64_t slot) noexcept {
   pool_->memory().unmap(place(slot));
   pool_->memory().unmap(place(slot + ring_size()));
-  const PageId old = std::exchange(ring_page(slot), kNoPage);
+  hold(slot, kNoPage);
+}
+
+void Tape::hold(std::int64_t slot, PageId page) noexcept {
+  const PageId old = std::exchange(ring_page(slot), page);
   if (old != kNoPage) pool_->release(old);
 }
 
@@ -155,10 +157,7 @@ void Tape::skip_to(std::int64_t page_index) {
 
 void Tape::widen(std::int64_t n_pages) {
   PageMemory& memory = pool_->memory();
-  const auto range_bytes = [this](std::int64_t n) {
-    return static_cast<std::size_t>((n + 1) * layout_.page_bytes);
-  };
-  std::byte* const base = reserve(n_pages);
+  std::byte* const base = memory.reserve_range(range_bytes(n_pages));
   try {
     for (const HeldPage& held : pages_)
       memory.map(base + (held.index - origin_page_) * layout_.page_bytes, held.page);
@@ -174,7 +173,7 @@ void Tape::widen(std::int64_t n_pages) {
 // A ring of its own takes the pages over, those that are kept for later behind the others.
 void Tape::widen_ring(std::int64_t n_slots) {
   Tape wide(*pool_, layout_, 0);
-  wide.base_ = reserve(2 * n_slots);
+  wide.base_ = pool_->memory().reserve_range(range_bytes(2 * n_slots));
   wide.range_pages_ = 2 * n_slots;
   wide.ring_.assign(static_cast<std::size_t>(n_slots), kNoPage);
   wide.pages_.reserve(static_cast<std::size_t>(n_slots));
@@ -212,20 +211,13 @@ void Tape::grow_to(std::int64_t end, Promise& promise) {
   fresh_.clear();
   if (layout_.is_inert()) return;
   const std::int64_t old_end = held().end;
+  const std::int64_t end_page = div_up(end, layout_.page_positions());
   try {
     if (is_ring()) {
-      const std::int64_t end_page = div_up(end, layout_.page_positions());
       if (end_page - first_page_ > ring_size()) widen_ring(end_page - first_page_);
       while (end_page_ < end_page) append_in_ring(promise);
-    }
-    while (held().end < end) {
-      const PageId page = promise.take(use());
-      try {
-        append(page, false);
-      } catch (...) {
-        promise.give_back(page);
-        throw;
-      }
+    } else {
+      while (end_page_ < end_page) take(promise, [&](PageId page) { append(page, false); });
     }
   } catch (...) {
     ungrow(old_end, promise);

@@ -78,6 +78,9 @@ class Tape {
 
   bool is_ring() const { return layout_.window > 0; }
   std::int64_t ring_size() const { return std::ssize(ring_); }
+  std::size_t range_bytes(std::int64_t n_pages) const {
+    return static_cast<std::size_t>((n_pages + 1) * layout_.page_bytes);
+  }
   std::byte* place(std::int64_t i) const { return base_ + i * layout_.page_bytes; }
   // The place that page 0 would have.
   std::int64_t place_of_zero() const;
@@ -89,17 +92,21 @@ class Tape {
   Pages::const_iterator from(std::int64_t page_index) const;
   PageUse use() const { return is_ring() ? PageUse::kWindow : PageUse::kGrowth; }
   void swap(Tape& other) noexcept;
+  // place(page) for a new page, which is given back if that throws.
+  template <class Place>
+  void take(Promise& promise, const Place& place);
   void append(PageId page, bool is_shared);
   // The next page of a ring, of which there is one already or a new one is taken.
   void append_in_ring(Promise& promise);
   // Maps a page at both places of a slot, in place of what is there.
   void put(std::int64_t slot, PageId page, bool is_shared);
   void empty(std::int64_t slot) noexcept;
+  // Lets go of what the slot held before.
+  void hold(std::int64_t slot, PageId page) noexcept;
   void skip_to(std::int64_t page_index);
   // A longer range; the pages that are held move there.
   void widen(std::int64_t n_pages);
   void widen_ring(std::int64_t n_slots);
-  std::byte* reserve(std::int64_t n_pages) const;
   // Lets go of the pages held in [begin, end).
   void drop(std::int64_t begin, std::int64_t end, Promise& promise) noexcept;
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from both_lanes import check_both_lanes
 from random_models import TURN, sound, words
 from stream_ops import Op
 from test_ranks_exact import CONVERSATION, run
@@ -82,24 +83,15 @@ def test_both_lanes_at_once_change_no_bit(load: Load) -> None:
         session.append(text=words(9))
         return session.decode(25)
 
-    with load("reference", tensor_parallel=2).open_session() as session, session.fork() as fork:
-        heard, thought = hear(session), think(fork)
     engine = load("reference", tensor_parallel=2, transport=APART)
-    thoughts: list[list[int]] = []
-    with engine.open_session() as session:
-        forks = [session.fork(background=True) for _ in range(2)]
-        threads = [threading.Thread(target=lambda f=f: thoughts.append(think(f))) for f in forks]
-        for thread in threads:
-            thread.start()
-        assert hear(session) == heard
+
+    def ask_the_core() -> None:
         # Who waits for a lane leaves Python to the calls in it, which need it for their messages.
         assert len(engine._core.embed("text", words(3))) == 3
         assert engine.memory_plan
-        for thread in threads:
-            thread.join()
-        for fork in forks:
-            fork.close()
-    assert thoughts == [thought, thought]
+
+    alone = load("reference", tensor_parallel=2)
+    check_both_lanes(alone, engine, hear, think, ask_the_core)
 
 
 def test_ctrl_c_comes_between_calls_and_never_breaks_a_meeting_off(load: Load) -> None:

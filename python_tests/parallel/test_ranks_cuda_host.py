@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import stream_ops
+from both_lanes import check_both_lanes
 from random_models import HOP, TURN, sound, words
 from stream_ops import check_goes_on, memory, play
 
@@ -153,20 +154,7 @@ def test_both_lanes_at_once_change_no_bit(load: Load, small: Path) -> None:
         session.append(text=words(70))
         return session.decode(12)
 
-    with engine.open_session() as session, session.fork() as fork:
-        heard, thought = hear(session), think(fork)
-    thoughts: list[list[int]] = []
-    with engine.open_session() as session:
-        forks = [session.fork(background=True) for _ in range(2)]
-        threads = [threading.Thread(target=lambda f=f: thoughts.append(think(f))) for f in forks]
-        for thread in threads:
-            thread.start()
-        assert hear(session) == heard
-        for thread in threads:
-            thread.join()
-        for fork in forks:
-            fork.close()
-    assert thoughts == [thought, thought]
+    check_both_lanes(engine, engine, hear, think)
 
 
 @pytest.mark.parametrize("n", [2, 4])

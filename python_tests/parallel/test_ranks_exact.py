@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import soundfile
 import stream_ops
+from both_lanes import check_both_lanes
 from hypothesis import given
 from hypothesis import strategies as st
 from random_models import TURN, examples, sound, words
@@ -168,20 +168,7 @@ def test_background_and_interaction_at_once_change_no_bit(load: Load) -> None:
         session.append(text=words(9))
         return session.decode(60)
 
-    with engine.open_session() as session, session.fork() as fork:
-        heard, thought = hear(session), think(fork)
-    thoughts: list[list[int]] = []
-    with engine.open_session() as session:
-        forks = [session.fork(background=True) for _ in range(2)]
-        threads = [threading.Thread(target=lambda f=f: thoughts.append(think(f))) for f in forks]
-        for thread in threads:
-            thread.start()
-        assert hear(session) == heard
-        for thread in threads:
-            thread.join()
-        for fork in forks:
-            fork.close()
-    assert thoughts == [thought, thought]
+    check_both_lanes(engine, engine, hear, think)
 
 
 def test_what_sessions_hold_can_be_read_from_every_rank(load: Load, tmp_path: Path) -> None:
