@@ -6,8 +6,9 @@ What is compared: one sequence; the same matrices (shape S or M: a Qwen3's). Our
 those matrices, which also has the projection r and the relative bias in place of rotary embedding,
 four short convolutions a layer, and an embedding table apart from the head (Qwen3's is tied: equal
 bytes are read). "bits" is the format of the weights; each engine's own: of llama.cpp BF16, Q8_0,
-Q4_0. The cache has 2 bytes a number. Weights are random, logits are not compared. The floor program
-reads our weights without scales, multiplies them, and reads the cache (bench/native/floor.cpp).
+Q4_0. The cache has 2 bytes a number; of the engines named -kv8 one, with scales. Weights are
+random, logits are not compared. The floor program reads our weights without scales, multiplies
+them, and reads the cache (bench/native/floor.cpp).
 
 Tasks: "decode 1", one greedy token; "append n", n rows in one pass, logits of the last; "turn
 20+5", a conversation's turn: the last token of the turn before and 20 rows in one pass, then tokens
@@ -35,7 +36,7 @@ from rich.table import Table
 
 from bench.native import NativeError, Reader
 from bench.peers.client import PeerError, Worker
-from bench.peers.table import ENTRIES, FLOOR, OURS, Entry
+from bench.peers.table import ENTRIES, FLOOR, FLOOR_KV8, OURS, OURS_KV8, Entry, of_same_kv
 from bench.peers.worker import Job, Task
 from bench.plots import plot_engines
 from bench.results import MIN_CLEAN, Row, Summary, machine, summarize, write_rows
@@ -83,7 +84,7 @@ class MachineLock:
             self._held_since = None
 
 
-def job_of(shape: Shape, bits: str, context: int, threads: int, cache: Path) -> Job:
+def job_of(shape: Shape, bits: str, kv: str, context: int, threads: int, cache: Path) -> Job:
     """What a worker loads."""
     preset = shape.preset
     peers = cache / "peers"
@@ -93,6 +94,7 @@ def job_of(shape: Shape, bits: str, context: int, threads: int, cache: Path) -> 
         checkpoint=str(shape.checkpoint(cache)),
         cache=str(peers),
         bits=bits,
+        kv=kv,
         threads=threads,
         max_context=context,
         vocab_size=preset.vocab_size,
@@ -195,6 +197,8 @@ def print_tables(rows: list[Row], console: Console) -> None:
         for case in sorted(members, key=lambda case: cases[case].median):
             *_, engine, bits = case
             found = cases[case]
+            ours = of_same_kv(engine, OURS, OURS_KV8)
+            floor = of_same_kv(engine, FLOOR, FLOOR_KV8)
             table.add_row(
                 f"{engine} {bits}",
                 f"{found.best:.2f}",
@@ -202,9 +206,9 @@ def print_tables(rows: list[Row], console: Console) -> None:
                 f"{found.p90:.2f}",
                 f"{found.p99:.2f}",
                 f"{found.n_clean}/{found.n}",
-                ratio(found, cases.get((shape, context, task, OURS.name, bits))),
-                ratio(found, cases.get((shape, context, task, FLOOR.name, bits))),
-                style="bold" if engine == OURS.name else "dim" if engine == FLOOR.name else None,
+                ratio(found, cases.get((shape, context, task, ours.name, bits))),
+                ratio(found, cases.get((shape, context, task, floor.name, bits))),
+                style="bold" if engine == ours.name else "dim" if engine == floor.name else None,
             )
         console.print(table)
     speeds = sorted(row["gigabytes_per_second"] for row in rows if row["engine"] == "memory")
@@ -214,9 +218,9 @@ def print_tables(rows: list[Row], console: Console) -> None:
             f"{speeds[-1]:.1f} over the rounds"
         )
     console.print(
-        "x ours, x floor: medians over those of the same bits. clean: measurements in which the "
-        f"system took no processor away; where there are {MIN_CLEAN}, they alone count. p99 of so "
-        "few is no tail."
+        "x ours, x floor: medians over those of the same bits and cache. clean: measurements in "
+        f"which the system took no processor away; where there are {MIN_CLEAN}, they alone count. "
+        "p99 of so few is no tail."
     )
 
 
@@ -254,7 +258,7 @@ def main(
         for entry in choose(engines, run.shape):
             for kind in chosen_bits:
                 if kind in entry.bits:
-                    job = job_of(run.shape, kind, max(chosen_contexts), threads, cache)
+                    job = job_of(run.shape, kind, entry.kv, max(chosen_contexts), threads, cache)
                     own = Path(sys.executable)
                     python = own if entry.own_environment else peers_python.absolute()
                     run.load(stack, entry, job, python, out)

@@ -13,10 +13,11 @@ mpl.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
 
+from bench.peers.table import FLOOR, FLOOR_KV8, OURS, OURS_KV8, of_same_kv
 from bench.results import Row, key, summarize
 
-OURS, FLOOR = "duplex", "floor"
-COLORS = {OURS: "tab:blue", FLOOR: "tab:gray"}
+FLOORS = (FLOOR.name, FLOOR_KV8.name)
+COLORS = dict.fromkeys((OURS.name, OURS_KV8.name), "tab:blue") | dict.fromkeys(FLOORS, "tab:gray")
 OTHER_COLOR = "tab:orange"
 
 
@@ -90,14 +91,16 @@ def plot_shares(rows: Sequence[Row], path: Path) -> Path | None:
         if "percent_of_bound" in row:
             shares[row["task"]] = row["percent_of_bound"]
     for case, summary in cases.items():
-        floor = cases.get((*case[:3], FLOOR, case[4]))
-        if floor is not None and case[3] != FLOOR:
+        if case[3] in FLOORS:
+            continue
+        floor = cases.get((*case[:3], of_same_kv(case[3], FLOOR, FLOOR_KV8).name, case[4]))
+        if floor is not None:
             shares[" ".join(case)] = 100 * floor.median / summary.median
     if not shares:
         return None
     size = (8, 1 + 0.2 * len(shares))
     figure, axis = plt.subplots(figsize=size, layout="tight")
-    axis.barh(list(shares)[::-1], list(shares.values())[::-1], color=COLORS[OURS])
+    axis.barh(list(shares)[::-1], list(shares.values())[::-1], color=COLORS[OURS.name])
     axis.axvline(100, color="black", linewidth=1)
     axis.set(xlabel="% of the limit of the same run")
     axis.tick_params(axis="y", labelsize="x-small")

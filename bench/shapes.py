@@ -18,6 +18,7 @@ from duplex_engine.models.random import Preset, write_random_checkpoint
 DEFAULT_CACHE = Path("out/bench")
 BYTES_PER_WEIGHT: dict[Bits, float] = {"bf16": 2, "int8": 1, "int4": 0.5}  # without scales
 KV_BYTES = 2  # of one key or value: bfloat16
+KV_SCALE_BYTES = 2  # int8: beside the d_head bytes of a key or value
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +64,16 @@ class Shape:
             found += self.attention_matrices + self.mlp_matrices(word)
         return [*found, (self.preset.vocab_size, self.preset.d_model)]
 
-    def cache_bytes(self, word: str, context: int) -> int:
-        """Keys and values that one layer reads."""
+    def cache_bytes(self, word: str, context: int, kv: str = "bf16") -> int:
+        """Keys and values that one layer reads; `kv` is their format, bf16 or int8."""
         seen = context if word[0] == "g" else min(context, self.preset.window)
-        return 2 * self.preset.heads[1] * self.preset.d_head * KV_BYTES * seen
+        d_head = self.preset.d_head
+        of_head = d_head + KV_SCALE_BYTES if kv == "int8" else d_head * KV_BYTES
+        return 2 * self.preset.heads[1] * of_head * seen
 
-    def all_cache_bytes(self, context: int) -> int:
+    def all_cache_bytes(self, context: int, kv: str = "bf16") -> int:
         """Keys and values that a pass reads."""
-        return sum(self.cache_bytes(word, context) for word in self.layers)
+        return sum(self.cache_bytes(word, context, kv) for word in self.layers)
 
     def tape_bytes(self, max_positions: int) -> int:
         """What a session of that length needs at most: tapes of all layers, convolutions."""
@@ -78,7 +81,9 @@ class Shape:
         conv = 4 * (2 * d_kv + 2 * self.preset.d_model) * len(self.layers) * 1024
         return 2 * d_kv * KV_BYTES * len(self.layers) * max_positions + conv
 
-    def ops(self, rows: int, context: int, rng: np.random.Generator) -> list[FloorOp]:
+    def ops(
+        self, rows: int, context: int, rng: np.random.Generator, kv: str = "bf16"
+    ) -> list[FloorOp]:
         """One pass of `rows` rows behind `context` others; the head for the last row alone."""
         ops: list[FloorOp] = []
         first, phase = 0, 0
@@ -90,7 +95,7 @@ class Shape:
 
         for word in self.layers:
             add((first, rows))
-            add((-1, self.cache_bytes(word, context)))
+            add((-1, self.cache_bytes(word, context, kv)))
             add((first + 1, rows))
             mlp = first + 2
             if word[1] == "d":

@@ -11,13 +11,15 @@ SPARE_ROWS = 64  # behind the longest context
 
 
 class Duplex(Peer):
-    """One session; bfloat16 activations and cache, weights as the job says."""
+    """One session; bfloat16 activations, weights and cache as the job says."""
 
     def __init__(self, job: Job, option: str) -> None:
         super().__init__(job, option)
         options: dict[str, Any] = {}
         if job.bits != "bf16":
             options["weights"] = job.bits
+        if job.kv != "bf16":
+            options["kv_dtype"] = job.kv
         self.engine = Engine.load(
             job.checkpoint,
             dtype="bfloat16",

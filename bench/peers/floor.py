@@ -23,7 +23,7 @@ class FloorPeer(Peer):
         self.floor = Floor(
             self.shape.matrices,
             cast(Bits, job.bits),
-            cache_bytes=self.shape.all_cache_bytes(job.max_context),
+            cache_bytes=self.shape.all_cache_bytes(job.max_context, job.kv),
             threads=job.threads,
         )
         self.description = "floor program: weight products and one read of the cache, no more"
@@ -32,7 +32,9 @@ class FloorPeer(Peer):
         self.context = context
 
     def append(self, n: int) -> None:
-        self.elapsed += self.floor.milliseconds(self.shape.ops(n, self.context, self.rng))
+        self.elapsed += self.floor.milliseconds(
+            self.shape.ops(n, self.context, self.rng, self.job.kv)
+        )
 
     def decode(self, n: int) -> None:
         for _ in range(n):

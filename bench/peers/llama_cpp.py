@@ -2,7 +2,8 @@
 
 The low-level interface is used, so that appending n tokens to a live cache is one call and only the
 last row's logits are computed. Flash attention is off: on the CPU it was the faster setting for
-chunks of rows. The head is tied to the embedding, which reads as many bytes as our separate one.
+chunks of rows; a cache in Q8_0 needs it. The head is tied to the embedding, which reads as many
+bytes as our separate one.
 """
 
 from __future__ import annotations
@@ -108,10 +109,15 @@ class LlamaCpp(Peer):
         params.n_ctx = job.max_context + SPARE_ROWS
         params.n_batch = params.n_ubatch = PREFILL_ROWS
         params.n_threads = params.n_threads_batch = job.threads
-        params.flash_attn_type = c.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.type_k = params.type_v = CACHE_TYPES.get(
-            job.bits, gguf.GGMLQuantizationType.F16
-        ).value
+        kv_type = CACHE_TYPES.get(job.bits, gguf.GGMLQuantizationType.F16)
+        if job.kv == "int8":
+            kv_type = gguf.GGMLQuantizationType.Q8_0
+        params.flash_attn_type = (
+            c.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            if job.kv == "int8"
+            else c.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
+        params.type_k = params.type_v = kv_type.value
         self.context = c.llama_init_from_model(self.model, params)
         if not self.context:
             raise RuntimeError(f"llama.cpp could not make a context for {path.name}")
@@ -120,8 +126,8 @@ class LlamaCpp(Peer):
         self.length = 0
         kind = TYPES[job.bits].name
         self.description = (
-            f"llama-cpp-python {c.__version__}, {kind}, cache "
-            f"{CACHE_TYPES.get(job.bits, gguf.GGMLQuantizationType.F16).name}, no flash attention"
+            f"llama-cpp-python {c.__version__}, {kind}, cache {kv_type.name}, "
+            f"{'' if job.kv == 'int8' else 'no '}flash attention"
         )
 
     def reset(self, context: int) -> None:

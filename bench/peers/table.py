@@ -17,15 +17,25 @@ class Entry:
     option: str = ""
     own_environment: bool = True  # else the peers' (see `make bench-peers`)
     shapes: tuple[str, ...] = ("S", "M")
+    kv: str = "bf16"  # format of keys and values; a peer takes what it has of that size
 
 
-OURS = Entry("duplex", "duplex", shapes=("S", "M", "MOE"))
-FLOOR = Entry("floor", "floor", shapes=("S", "M", "MOE"))
+EVERY_SHAPE = ("S", "M", "MOE")
+OURS = Entry("duplex", "duplex", shapes=EVERY_SHAPE)
+OURS_KV8 = Entry("duplex-kv8", "duplex", shapes=EVERY_SHAPE, kv="int8")
+FLOOR = Entry("floor", "floor", shapes=EVERY_SHAPE)
+FLOOR_KV8 = Entry("floor-kv8", "floor", shapes=EVERY_SHAPE, kv="int8")
 PEERS = (
     Entry("llama.cpp", "llama_cpp", own_environment=False),
+    Entry("llama.cpp-kv8", "llama_cpp", own_environment=False, kv="int8"),
     Entry("torch", "torch_qwen3", ("bf16",), "eager"),
     Entry("torch-compile", "torch_qwen3", ("bf16",), "compile"),
-    Entry("transformers", "hf_transformers", ("bf16",), shapes=("S", "M", "MOE")),
+    Entry("transformers", "hf_transformers", ("bf16",), shapes=EVERY_SHAPE),
     Entry("onnxruntime", "ort_genai", ("int4",), own_environment=False),
 )
-ENTRIES = {entry.name: entry for entry in (OURS, FLOOR, *PEERS)}
+ENTRIES = {entry.name: entry for entry in (OURS, OURS_KV8, FLOOR, FLOOR_KV8, *PEERS)}
+
+
+def of_same_kv(engine: str, other: Entry, other_kv8: Entry) -> Entry:
+    """Which of two to compare an engine with: the one whose keys and values have its format."""
+    return other_kv8 if ENTRIES[engine].kv == "int8" else other

@@ -30,7 +30,8 @@ class Job:
     shape: str
     checkpoint: str  # folder of the Inkling checkpoint
     cache: str  # folder for files that a peer makes
-    bits: str
+    bits: str  # of a weight
+    kv: str  # of a key or value: bf16 or int8
     threads: int
     max_context: int
     vocab_size: int
