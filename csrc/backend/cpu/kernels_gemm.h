@@ -31,16 +31,17 @@ struct Bf16Tile {
 };
 
 // acc[r][c] continues the chain found in y when `continued`, else starts at zero.
-template <class Tile, int R, int C>
+template <class Tile, int R, int C, int kLines = 0>
 inline void run_tile(const typename Tile::Element* const* x, const typename Tile::Element* w,
                      std::int64_t w_step, std::int64_t n_steps, bool continued, float* const* y,
-                     std::int64_t y_offset) {
+                     std::int64_t y_offset, const std::byte* ahead = nullptr) {
   F16 acc[R][C];
   DUPLEX_UNROLL for (int r = 0; r < R; ++r) DUPLEX_UNROLL for (int c = 0; c < C; ++c) acc[r][c] =
       continued ? load(y[r] + y_offset + c * 16) : zero();
   const typename Tile::Element* row[R];
   DUPLEX_UNROLL for (int r = 0; r < R; ++r) row[r] = x[r];
   for (std::int64_t k = 0; k < n_steps; ++k, w += w_step) {
+    DUPLEX_FETCH(kLines, ahead)
     DUPLEX_UNROLL for (int c = 0; c < C; ++c) DUPLEX_UNROLL for (int r = 0; r < R; ++r) acc[r][c] =
         Tile::step(acc[r][c], w + c * 16 * Tile::kPerStep, row[r] + k * Tile::kPerStep);
   }
@@ -49,14 +50,15 @@ inline void run_tile(const typename Tile::Element* const* x, const typename Tile
 }
 
 // `columns` outputs (a multiple of 16) for R rows.
-template <class Tile, int R>
+template <class Tile, int R, int kLines = 0>
 inline void run_rows(const typename Tile::Element* const* x, const typename Tile::Element* w,
                      std::int64_t w_step, std::int64_t n_steps, std::int32_t columns,
-                     bool continued, float* const* y) {
-  constexpr int kColumns = tile_columns(R);
+                     bool continued, float* const* y, const std::byte* ahead = nullptr) {
+  constexpr int kColumns = tile_columns(R), kTileLines = kColumns == 4 ? kLines : 0;
   std::int32_t c = 0;
   for (; c + kColumns * 16 <= columns; c += kColumns * 16)
-    run_tile<Tile, R, kColumns>(x, w + c * Tile::kPerStep, w_step, n_steps, continued, y, c);
+    run_tile<Tile, R, kColumns, kTileLines>(x, w + c * Tile::kPerStep, w_step, n_steps, continued,
+                                            y, c, ahead);
   // Heads are often narrower than a panel.
   const std::int32_t rest = (columns - c) / 16;
   if constexpr (kColumns > 3)
@@ -69,23 +71,52 @@ inline void run_rows(const typename Tile::Element* const* x, const typename Tile
     run_tile<Tile, R, 1>(x, w + c * Tile::kPerStep, w_step, n_steps, continued, y, c);
 }
 
-template <class Tile>
+template <class Tile, int kLines = 0>
 inline void run_row_group(int n_rows, const typename Tile::Element* const* x,
                           const typename Tile::Element* w, std::int64_t w_step,
                           std::int64_t n_steps, std::int32_t columns, bool continued,
-                          float* const* y) {
-  with_rows(n_rows,
-            [&]<int R>() { run_rows<Tile, R>(x, w, w_step, n_steps, columns, continued, y); });
+                          float* const* y, const std::byte* ahead = nullptr) {
+  with_rows(n_rows, [&]<int R>() {
+    run_rows<Tile, R, kLines>(x, w, w_step, n_steps, columns, continued, y, ahead);
+  });
 }
+
+inline constexpr std::int64_t kPieceBytes = 8192;  // of a panel that several tiles read
 
 template <class Tile>
 inline void linear_panel_typed(const PanelArgs& args) {
   using Element = typename Tile::Element;
+  constexpr std::int64_t kStep = kPanelOutputs * Tile::kPerStep;
+  constexpr std::int64_t kPieceSteps = kPieceBytes / (kStep * sizeof(Element));
   const auto* const* rows = reinterpret_cast<const Element* const*>(args.rows);
-  const auto* panel = static_cast<const Element*>(args.panel);
-  for_tiles(args.n_rows, [&](std::int32_t begin, std::int32_t n) {
-    run_row_group<Tile>(n, rows + begin, panel, kPanelOutputs * Tile::kPerStep,
-                        args.n_in / Tile::kPerStep, kPanelOutputs, false, args.y + begin);
+  const std::int64_t n_steps = args.n_in / Tile::kPerStep;
+  for_pieces(args.n_rows, kBlockRows, [&](std::int32_t first, std::int32_t n_rows) {
+    const auto* panel = static_cast<const Element*>(args.panel);
+    if (n_rows <= kTileRows)
+      return run_row_group<Tile, 4>(n_rows, rows + first, panel, kStep, n_steps, kPanelOutputs,
+                                    false, args.y + first,
+                                    reinterpret_cast<const std::byte*>(panel) + kAheadBytes);
+    const auto n_tiles = static_cast<std::int32_t>(div_up(n_rows, kTileRows));
+    alignas(64) float sums[kBlockRows * kPanelOutputs];
+    float* y[kBlockRows];
+    for (std::int32_t r = 0; r < n_rows; ++r) y[r] = sums + r * kPanelOutputs;
+    for (std::int64_t k = 0; k < n_steps; k += kPieceSteps, panel += kPieceSteps * kStep) {
+      const std::int64_t n = n_steps - k < kPieceSteps ? n_steps - k : kPieceSteps;
+      const auto* ahead = reinterpret_cast<const std::byte*>(panel + kPieceSteps * kStep);
+      std::int32_t tile = 0;
+      for_tiles(n_rows, [&](std::int32_t begin, std::int32_t count) {
+        const Element* x[kTileRows] = {};
+        for (std::int32_t r = 0; r < count; ++r)
+          x[r] = rows[first + begin + r] + k * Tile::kPerStep;
+        with_lines(tile++, n_tiles, [&]<int kLines>() {
+          run_row_group<Tile, kLines>(count, x, panel, kStep, n, kPanelOutputs, k > 0, y + begin,
+                                      ahead);
+          ahead += n * 64 * kLines;
+        });
+      });
+    }
+    for (std::int32_t r = 0; r < n_rows; ++r)
+      for (int c = 0; c < kPanelOutputs; c += 16) store(args.y[first + r] + c, load(y[r] + c));
   });
 }
 

@@ -34,9 +34,10 @@ struct Int4Codes {
 
 // sums += the products of one group: R rows by C vectors of 16 outputs. A function of its own, so
 // that the integer sums have the registers to themselves.
-template <class Codes, int R, int C>
+template <class Codes, int R, int C, int kLines>
 [[gnu::noinline]] void add_group(const std::byte* const* groups, const std::byte* panel,
-                                 std::int64_t n, std::int64_t first, float* sums) {
+                                 std::int64_t n, std::int64_t first, float* sums,
+                                 const std::byte* ahead) {
   constexpr std::int64_t kStepBytes = kPanelOutputs * 4;
   const std::int8_t* x[R];
   I16 acc[C][R];
@@ -47,6 +48,7 @@ template <class Codes, int R, int C>
   }
   const auto* w = reinterpret_cast<const std::uint8_t*>(panel + kScalesBytes) + first * 4;
   for (std::int64_t k = 0; k < n; k += Codes::kPerStep, w += kStepBytes) {
+    DUPLEX_FETCH(kLines, ahead)
     DUPLEX_UNROLL for (int c = 0; c < C; ++c) {
       const auto codes = Codes::load(w + c * 64);
       DUPLEX_UNROLL for (int r = 0; r < R; ++r) {
@@ -65,37 +67,53 @@ template <class Codes, int R, int C>
   }
 }
 
-template <class Codes, int R, int C>
-inline void quantised_tile(const std::byte* const* rows, const std::byte* panel, std::int64_t n_in,
-                           float* const* y, std::int64_t first) {
-  alignas(64) float sums[C * R * 16] = {};
-  const std::byte* groups[R];
-  for (int r = 0; r < R; ++r) groups[r] = rows[r];
-  for (std::int64_t left = n_in; left > 0; left -= Codes::kGroup) {
-    const std::int64_t n = left < Codes::kGroup ? left : Codes::kGroup;
-    add_group<Codes, R, C>(groups, panel, n, first, sums);
-    panel += kScalesBytes + n / Codes::kPerStep * kPanelOutputs * 4;
-    for (int r = 0; r < R; ++r) groups[r] += sizeof(RowGroup) + Codes::kGroup;
-  }
-  for (int c = 0; c < C; ++c)
-    for (int r = 0; r < R; ++r) store(y[r] + first + c * 16, load(sums + (c * R + r) * 16));
+// sums of a tile: (64 / 16, R, 16)
+template <class Codes, int R, int kLines>
+inline void add_group_of_rows(const std::byte* const* groups, const std::byte* panel,
+                              std::int64_t n, float* sums, const std::byte* ahead) {
+  constexpr int kColumns = tile_columns(R), kTileLines = kColumns == 4 ? kLines : 0;
+  for (std::int64_t c = 0; c < kPanelOutputs; c += kColumns * 16)
+    add_group<Codes, R, kColumns, kTileLines>(groups, panel, n, c, sums + c * R, ahead);
 }
 
-template <class Codes, int R>
-inline void quantised_rows(const std::byte* const* rows, const std::byte* panel, std::int64_t n_in,
-                           float* const* y) {
-  constexpr int kColumns = tile_columns(R);
-  for (std::int64_t c = 0; c < kPanelOutputs; c += kColumns * 16)
-    quantised_tile<Codes, R, kColumns>(rows, panel, n_in, y, c);
+template <int R>
+inline void store_tile(const float* sums, float* const* y) {
+  for (std::int64_t c = 0; c < kPanelOutputs; c += 16)
+    for (int r = 0; r < R; ++r) store(y[r] + c, load(sums + c * R + r * 16));
 }
 
 template <class Codes>
 inline void quantised_panel(const PanelArgs& args) {
-  const auto* panel = static_cast<const std::byte*>(args.panel);
-  const auto* const* rows = reinterpret_cast<const std::byte* const*>(args.rows);
-  for_tiles(args.n_rows, [&](std::int32_t begin, std::int32_t n) {
-    with_rows(n, [&]<int R>() {
-      quantised_rows<Codes, R>(rows + begin, panel, args.n_in, args.y + begin);
+  constexpr std::int64_t kRowGroupBytes = sizeof(RowGroup) + Codes::kGroup;
+  for_pieces(args.n_rows, kBlockRows, [&](std::int32_t first, std::int32_t n_rows) {
+    alignas(64) float sums[kBlockRows * kPanelOutputs];
+    for (std::int64_t i = 0; i < n_rows * kPanelOutputs; i += 16) store(sums + i, zero());
+    const std::byte* groups[kBlockRows];
+    for (std::int32_t r = 0; r < n_rows; ++r)
+      groups[r] = static_cast<const std::byte*>(args.rows[first + r]);
+    const auto n_tiles = static_cast<std::int32_t>(div_up(n_rows, kTileRows));
+    const auto* panel = static_cast<const std::byte*>(args.panel);
+    for (std::int64_t left = args.n_in; left > 0; left -= Codes::kGroup) {
+      const std::int64_t n = left < Codes::kGroup ? left : Codes::kGroup;
+      const std::int64_t bytes = kScalesBytes + n / Codes::kPerStep * kPanelOutputs * 4;
+      const std::byte* ahead = panel + bytes;
+      std::int32_t tile = 0;
+      for_tiles(n_rows, [&](std::int32_t begin, std::int32_t count) {
+        with_lines(tile++, n_tiles, [&]<int kLines>() {
+          with_rows(count, [&]<int R>() {
+            add_group_of_rows<Codes, R, kLines>(groups + begin, panel, n,
+                                                sums + begin * kPanelOutputs, ahead);
+          });
+          ahead += n / Codes::kPerStep * 64 * kLines;
+        });
+      });
+      panel += bytes;
+      for (std::int32_t r = 0; r < n_rows; ++r) groups[r] += kRowGroupBytes;
+    }
+    for_tiles(n_rows, [&](std::int32_t begin, std::int32_t count) {
+      with_rows(count, [&]<int R>() {
+        store_tile<R>(sums + begin * kPanelOutputs, args.y + first + begin);
+      });
     });
   });
 }

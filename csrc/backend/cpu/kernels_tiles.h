@@ -6,15 +6,44 @@
 
 namespace duplex::DUPLEX_ISA {
 
-// Calls fn(begin, n) for tiles of at most kTileRows, as even as can be: five and five rows instead
-// of six and four.
+// Rows whose tiles take turns at one piece of a panel, which stays in the first-level cache with
+// their sums: memory is read at an even pace, and what is asked for ahead finds room.
+inline constexpr std::int32_t kBlockRows = 4 * kTileRows;
+inline constexpr std::int64_t kAheadBytes = 4096;  // of a panel that one tile reads through
+
+// Calls fn(begin, n) for pieces of at most `most` rows, as even as can be: five and five instead of
+// six and four.
+template <class Fn>
+inline void for_pieces(std::int32_t n_rows, std::int32_t most, const Fn& fn) {
+  const auto n_pieces = static_cast<std::int32_t>(div_up(n_rows, most));
+  for (std::int32_t i = 0; i < n_pieces; ++i) {
+    const std::int32_t begin = n_rows * i / n_pieces;
+    fn(begin, n_rows * (i + 1) / n_pieces - begin);
+  }
+}
 template <class Fn>
 inline void for_tiles(std::int32_t n_rows, const Fn& fn) {
-  const auto n_tiles = static_cast<std::int32_t>(div_up(n_rows, kTileRows));
-  for (std::int32_t t = 0; t < n_tiles; ++t) {
-    const std::int32_t begin = n_rows * t / n_tiles;
-    fn(begin, n_rows * (t + 1) / n_tiles - begin);
+  for_pieces(n_rows, kTileRows, fn);
+}
+
+// Asks for kLines lines of 64 bytes.
+// note: a macro, since gcc drops calls of a function that only prefetches.
+#define DUPLEX_FETCH(kLines, ahead)                                                 \
+  if constexpr (kLines > 0) {                                                       \
+    DUPLEX_UNROLL for (int line = 0; line < kLines; ++line)                         \
+        __builtin_prefetch(reinterpret_cast<const char*>(ahead) + 64 * line, 0, 3); \
+    ahead += 64 * kLines;                                                           \
   }
+
+// Calls fn<lines>(): how many lines a tile asks for in each of its steps, so that all of them
+// together ask for the next piece, four lines a step, once.
+// Where a tile is narrower than a panel it does not: it would ask again for every column.
+template <class Fn>
+inline void with_lines(std::int32_t tile, std::int32_t n_tiles, const Fn& fn) {
+  if (n_tiles == 1) return fn.template operator()<4>();
+  if (n_tiles > 3) return fn.template operator()<1>();
+  if (tile < 2) return fn.template operator()<2>();
+  fn.template operator()<0>();
 }
 
 // Calls fn<n_rows>(), for 1 to kTileRows rows.
