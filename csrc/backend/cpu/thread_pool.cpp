@@ -19,6 +19,7 @@ ThreadPool::ThreadPool(int n_threads) {
   }
   for (int thread = 1; thread < n_threads; ++thread)
     workers_.emplace_back([this, thread] { work(thread); });
+  placement_.adopt(workers_);
 }
 
 ThreadPool::~ThreadPool() {
@@ -29,7 +30,8 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::begin_pass(LaneKind lane) {
-  n_passes_.fetch_add(1, std::memory_order_relaxed);
+  // Workers that another pass keeps awake are where the system has put them.
+  if (n_passes_.fetch_add(1, std::memory_order_relaxed) == 0) placement_.keep_off_this_processor();
   if (lane == LaneKind::kInteraction) is_interacting_.store(1);
 }
 

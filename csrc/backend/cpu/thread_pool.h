@@ -19,6 +19,7 @@
 #include <thread>
 #include <vector>
 
+#include "backend/cpu/placement.h"
 #include "core/types.h"
 
 namespace duplex {
@@ -114,6 +115,7 @@ class ThreadPool {
   Job* next_job();  // nullptr: nothing to do
 
   std::vector<std::thread> workers_;
+  Placement placement_;
   std::array<Job, 2> jobs_;
   std::mutex background_;                           // held by the caller of its job
   std::atomic<std::uint32_t> is_interacting_{0};    // a pass of the interaction lane is running
