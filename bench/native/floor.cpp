@@ -10,6 +10,7 @@
 #include <exception>
 #include <memory>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "api.h"
@@ -150,21 +151,17 @@ class Floor {
     return nullptr;
   }
 
-  // A thread takes a unit while it still works on the one before, so that it can fetch it.
   void run_phase(Phase& phase, int thread) {
-    const Unit* current = take(phase, thread);
-    while (current != nullptr) {
-      const Unit* const following = take(phase, thread);
-      run_unit(*current, following == nullptr ? nullptr : following->data, thread);
+    for (const Unit* unit; (unit = take(phase, thread)) != nullptr;) {
+      run_unit(*unit, thread);
       phase.n_done.fetch_add(1, std::memory_order_release);
-      current = following;
     }
   }
 
-  void run_unit(const Unit& unit, const std::byte* next_panel, int thread) {
+  void run_unit(const Unit& unit, int thread) {
     if (unit.n_steps == 0) return read_bytes(unit.data, static_cast<std::size_t>(unit.n_rows));
     multiply_panel(shape_.format,
-                   {unit.data, next_panel, unit.n_steps, static_cast<int>(unit.n_rows),
+                   {unit.data, unit.n_steps, static_cast<int>(unit.n_rows),
                     reinterpret_cast<const std::uint32_t*>(x_.data()), shape_.max_words,
                     reinterpret_cast<float*>(y_.data()) + max_rows_ * thread * kPanelOutputs});
   }
@@ -194,6 +191,9 @@ void* duplex_bench_floor_create(std::int32_t format, std::int32_t n_threads,
       throw std::runtime_error(
           "expected a processor with AVX-512, BF16 and VNNI, found one without; the floor program "
           "is written for it alone");
+    if (max_rows > kMaxRows)
+      throw std::runtime_error("floor: expected at most 64 rows a pass, found " +
+                               std::to_string(max_rows));
     return new Floor(Shape(static_cast<Format>(format), n_matrices, n_out, n_in), n_threads,
                      max_rows, cache_bytes);
   });

@@ -26,7 +26,8 @@ template <int kN, class Fn>
 }
 
 constexpr int kVectors = 4;
-constexpr std::int64_t kAheadBytes = 4096;  // of a panel that is read for the first time
+constexpr std::int64_t kAheadBytes = 4096;  // of what is read through
+constexpr std::int64_t kPieceSteps = 32;
 
 struct BF16Step {
   static constexpr int kWords = 1;  // 32-bit words of x that one step consumes
@@ -61,20 +62,26 @@ struct Int4Step {
   static __m512 result(Sum sum) { return _mm512_cvtepi32_ps(sum); }
 };
 
-// Which lines a tile asks for while it works: `lines` of them per step.
-struct Fetch {
-  const std::byte* from;
+// Steps of a panel that a tile multiplies, and which lines it asks for: `lines` of them per step.
+struct Piece {
+  const std::byte* panel;
+  std::int64_t first_step;
+  std::int64_t n_steps;
+  const std::byte* ahead;
   int lines;
 };
 
+// `sums` (rows, 64) are of the steps before.
 template <class Step, int kRows>
-void multiply_tile(const PanelWork& work, const std::uint32_t* x, Fetch fetch, float* y) {
+void multiply_tile(Piece piece, const std::uint32_t* x, typename Step::Sum* kept) {
   typename Step::Sum sums[kRows * kVectors];
-  unrolled<kRows * kVectors>([&](auto i) { sums[i] = Step::zero(); });
-  const std::byte* panel = work.panel;
-  for (std::int64_t step = 0; step < work.n_steps; ++step, panel += kStepBytes) {
-    for (int line = 0; line < fetch.lines; ++line, fetch.from += 64)
-      _mm_prefetch(reinterpret_cast<const char*>(fetch.from), _MM_HINT_T1);
+  unrolled<kRows * kVectors>(
+      [&](auto i) { sums[i] = piece.first_step == 0 ? Step::zero() : kept[i]; });
+  const std::byte* panel = piece.panel + piece.first_step * kStepBytes;
+  x += piece.first_step * Step::kWords * kRows;
+  for (std::int64_t step = 0; step < piece.n_steps; ++step, panel += kStepBytes) {
+    for (int line = 0; line < piece.lines; ++line, piece.ahead += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(piece.ahead), _MM_HINT_T0);
     unrolled<Step::kWords>([&](auto word) {
       __m512i w[kVectors];
       unrolled<kVectors>(
@@ -88,48 +95,50 @@ void multiply_tile(const PanelWork& work, const std::uint32_t* x, Fetch fetch, f
     });
     x += Step::kWords * kRows;
   }
-  unrolled<kRows * kVectors>([&](auto i) { _mm512_storeu_ps(y + 16 * i, Step::result(sums[i])); });
+  unrolled<kRows * kVectors>([&](auto i) { kept[i] = sums[i]; });
 }
 
 template <class Step>
-void multiply_rows(int n_rows, const PanelWork& work, const std::uint32_t* x, Fetch fetch,
-                   float* y) {
+void multiply_rows(int n_rows, const Piece& piece, const std::uint32_t* x,
+                   typename Step::Sum* sums) {
   switch (n_rows) {
     case 1:
-      return multiply_tile<Step, 1>(work, x, fetch, y);
+      return multiply_tile<Step, 1>(piece, x, sums);
     case 2:
-      return multiply_tile<Step, 2>(work, x, fetch, y);
+      return multiply_tile<Step, 2>(piece, x, sums);
     case 3:
-      return multiply_tile<Step, 3>(work, x, fetch, y);
+      return multiply_tile<Step, 3>(piece, x, sums);
     case 4:
-      return multiply_tile<Step, 4>(work, x, fetch, y);
+      return multiply_tile<Step, 4>(piece, x, sums);
     case 5:
-      return multiply_tile<Step, 5>(work, x, fetch, y);
+      return multiply_tile<Step, 5>(piece, x, sums);
     default:
-      return multiply_tile<Step, 6>(work, x, fetch, y);
+      return multiply_tile<Step, 6>(piece, x, sums);
   }
 }
 
-// Groups of rows of nearly one size. The first group brings the panel into L2, the others read it
-// there and fetch the next panel, so that memory is never idle.
+// Groups of rows of nearly one size take turns at a piece of the panel, which stays in the
+// first-level cache, and ask for the piece behind it: memory is never idle.
 template <class Step>
 void multiply_groups(const PanelWork& work) {
   const int n_groups = (work.n_rows + kMaxTileRows - 1) / kMaxTileRows;
-  const int lines = n_groups == 2 ? 4 : 2;
-  int row = 0;
-  for (int group = 0; group < n_groups; ++group) {
-    const int n_rows = work.n_rows / n_groups + (group < work.n_rows % n_groups ? 1 : 0);
-    Fetch fetch{work.panel + kAheadBytes, 4};
-    if (n_groups > 1) {
-      const std::int64_t done = (group - 1) * lines * 64 * work.n_steps;
-      const bool is_fetching =
-          work.next_panel != nullptr && group > 0 && done < kStepBytes * work.n_steps;
-      fetch = is_fetching ? Fetch{work.next_panel + done, lines} : Fetch{nullptr, 0};
+  const std::int64_t most = n_groups == 1 ? work.n_steps : kPieceSteps;
+  typename Step::Sum sums[kMaxRows * kVectors];
+  for (std::int64_t step = 0; step < work.n_steps; step += most) {
+    Piece piece{work.panel, step, std::min(most, work.n_steps - step), nullptr, 0};
+    piece.ahead = work.panel + (n_groups == 1 ? kAheadBytes : (step + most) * kStepBytes);
+    int row = 0;
+    for (int group = 0; group < n_groups; ++group) {
+      const int n_rows = work.n_rows / n_groups + (group < work.n_rows % n_groups ? 1 : 0);
+      const int wanted = (kVectors + n_groups - 1) / n_groups;
+      piece.lines = std::max(0, std::min(wanted, kVectors - group * wanted));
+      multiply_rows<Step>(n_rows, piece, work.x + row * work.max_words, sums + row * kVectors);
+      piece.ahead += 64 * piece.lines * piece.n_steps;
+      row += n_rows;
     }
-    multiply_rows<Step>(n_rows, work, work.x + row * work.max_words, fetch,
-                        work.y + row * kPanelOutputs);
-    row += n_rows;
   }
+  for (int i = 0; i < work.n_rows * kVectors; ++i)
+    _mm512_storeu_ps(work.y + 16 * i, Step::result(sums[i]));
 }
 
 template <class Multiply>

@@ -13,6 +13,7 @@ enum class Format : std::int32_t { kBF16, kInt8, kInt4 };
 inline constexpr std::int64_t kPanelOutputs = 64;
 inline constexpr std::int64_t kStepBytes = 256;
 inline constexpr int kMaxTileRows = 6;
+inline constexpr int kMaxRows = 64;
 
 constexpr std::int64_t step_inputs(Format format) {
   return format == Format::kBF16 ? 2 : format == Format::kInt8 ? 4 : 8;
@@ -20,7 +21,6 @@ constexpr std::int64_t step_inputs(Format format) {
 
 struct PanelWork {
   const std::byte* panel;
-  const std::byte* next_panel;  // fetched meanwhile; may be nullptr
   std::int64_t n_steps;
   int n_rows;
   const std::uint32_t* x;  // row groups of max_words * rows: (word of the reduction, row)
