@@ -31,7 +31,6 @@ PEERS = (
     Entry("torch", "torch_qwen3", ("bf16",), "eager"),
     Entry("torch-compile", "torch_qwen3", ("bf16",), "compile"),
     Entry("transformers", "hf_transformers", ("bf16",), shapes=EVERY_SHAPE),
-    Entry("transformers-5.23", "hf_transformers", ("bf16",), own_environment=False, shapes=("MOE",)),
     Entry("onnxruntime", "ort_genai", ("int4",), own_environment=False),
 )
 ENTRIES = {entry.name: entry for entry in (OURS, OURS_KV8, FLOOR, FLOOR_KV8, *PEERS)}

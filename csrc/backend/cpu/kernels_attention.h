@@ -56,10 +56,10 @@ inline void fold_block(const AttentionWalk& walk, QueryVector& v, std::int64_t b
   v.sum += reduce_add(sum);
 }
 
-// One tile of query vectors against one block.
-template <class Tile>
-inline void attend_tile(const AttentionWalk& walk, std::int64_t block, QueryVector* vectors,
-                        int n_vectors) {
+// One tile of query vectors against one block; with kLines, it asks for block `next` meanwhile.
+template <class Tile, int kLines>
+inline void attend_tile(const AttentionWalk& walk, std::int64_t block, std::int64_t next,
+                        QueryVector* vectors, int n_vectors) {
   using Element = typename Tile::Element;
   const std::int64_t block_begin = block * kBlockPositions;
   const Element* q[kTileRows] = {};
@@ -76,23 +76,30 @@ inline void attend_tile(const AttentionWalk& walk, std::int64_t block, QueryVect
         vectors[i].position + 1 - block_begin > last ? vectors[i].position + 1 - block_begin : last;
   }
   last = last < kBlockPositions ? last : kBlockPositions;
-  run_row_group<Tile>(n_vectors, q, reinterpret_cast<const Element*>(walk.keys(block)),
-                      kBlockPositions * Tile::kPerStep, walk.n / Tile::kPerStep, kBlockPositions,
-                      false, products);
+  const std::byte* const keys_ahead = kLines > 0 ? walk.keys(next) : nullptr;
+  const std::byte* const values_ahead = kLines > 0 ? walk.values(next) : nullptr;
+  run_row_group<Tile, kLines>(n_vectors, q, reinterpret_cast<const Element*>(walk.keys(block)),
+                              kBlockPositions * Tile::kPerStep, walk.n / Tile::kPerStep,
+                              kBlockPositions, false, products, keys_ahead);
   for (int i = 0; i < n_vectors; ++i)
     fold_block<Tile>(walk, vectors[i], block_begin, products[i], const_cast<Element*>(weights[i]));
-  run_row_group<Tile>(n_vectors, weights, reinterpret_cast<const Element*>(walk.values(block)),
-                      walk.n * Tile::kPerStep, div_up(last, Tile::kPerStep),
-                      static_cast<std::int32_t>(walk.n), true, out);
+  run_row_group<Tile, kLines>(n_vectors, weights,
+                              reinterpret_cast<const Element*>(walk.values(block)),
+                              walk.n * Tile::kPerStep, div_up(last, Tile::kPerStep),
+                              static_cast<std::int32_t>(walk.n), true, out, values_ahead);
 }
 
 template <class Tile>
 inline void attention_typed(const AttentionWalk& walk) {
   QueryVector vectors[kAttentionVectors];
   const std::int32_t n_vectors = walk.begin(vectors);
-  for_seen_blocks(walk, vectors, n_vectors, [&](std::int64_t block, std::int32_t first, int n) {
-    attend_tile<Tile>(walk, block, vectors + first, n);
-  });
+  for_seen_blocks(walk, vectors, n_vectors,
+                  [&](std::int64_t block, std::int64_t next, std::int32_t first, int n) {
+                    if (next >= 0)
+                      attend_tile<Tile, 4>(walk, block, next, vectors + first, n);
+                    else
+                      attend_tile<Tile, 0>(walk, block, next, vectors + first, n);
+                  });
   walk.finish(vectors);
 }
 

@@ -21,15 +21,17 @@ namespace duplex::DUPLEX_ISA {
 
 // Sums over quads of indices, R vectors by C * 16 outputs. Functions of their own, so that the sums
 // have the registers to themselves.
-template <int R, int C>
+template <int R, int C, int kLines>
 [[gnu::noinline]] void key_tile(const std::int8_t* q, std::int64_t n, const std::int32_t* starts,
-                                const std::uint8_t* panel, std::int32_t* products) {
+                                const std::uint8_t* panel, std::int32_t* products,
+                                const std::byte* ahead) {
   I16 acc[C][R];
   DUPLEX_UNROLL for (int r = 0; r < R; ++r) {
     const I16 start = start_bytes(starts[r]);
     DUPLEX_UNROLL for (int c = 0; c < C; ++c) acc[c][r] = start;
   }
   for (const std::int8_t* end = q + n; q < end; q += kQuad, panel += kBlockPositions * kQuad) {
+    DUPLEX_FETCH(kLines, ahead)
     DUPLEX_UNROLL for (int c = 0; c < C; ++c) {
       const Bytes w = load_bytes(panel + c * 64);
       DUPLEX_UNROLL for (int r = 0; r < R; ++r) acc[c][r] = dot_bytes(acc[c][r], w, q + r * n);
@@ -40,14 +42,15 @@ template <int R, int C>
 }
 
 // out += factors * the sums. `out` and `panel` have rows of n channels.
-template <int R, int C>
+template <int R, int C, int kLines>
 [[gnu::noinline]] void value_tile(const std::uint8_t* weights, const float* factors,
                                   const std::uint8_t* panel, std::int64_t n, std::int64_t n_quads,
-                                  float* out) {
+                                  float* out, const std::byte* ahead) {
   I16 acc[C][R];
   DUPLEX_UNROLL for (int c = 0; c < C; ++c) DUPLEX_UNROLL for (int r = 0; r < R; ++r) acc[c][r] =
       splat(0);
   for (std::int64_t k = 0; k < n_quads; ++k, panel += n * kQuad, weights += kQuad) {
+    DUPLEX_FETCH(kLines, ahead)
     DUPLEX_UNROLL for (int c = 0; c < C; ++c) {
       const SignedBytes w = load_signed(panel + c * 64);
       DUPLEX_UNROLL for (int r = 0; r < R; ++r) acc[c][r] =
@@ -63,8 +66,9 @@ template <int R, int C>
   }
 }
 
-template <int R>
-inline void attend_tile_int8(const AttentionWalk& walk, std::int64_t block,
+// With kLines, it asks for block `next` meanwhile.
+template <int R, int kLines>
+inline void attend_tile_int8(const AttentionWalk& walk, std::int64_t block, std::int64_t next,
                              const BlockScales& scales, QueryVector* vectors) {
   const auto* keys = reinterpret_cast<const std::uint8_t*>(walk.keys(block)) + kKvScalesBytes;
   const auto* values = reinterpret_cast<const std::uint8_t*>(walk.values(block)) + kKvScalesBytes;
@@ -76,10 +80,13 @@ inline void attend_tile_int8(const AttentionWalk& walk, std::int64_t block,
   std::int32_t starts[R];
   float factors[R];
   for (int r = 0; r < R; ++r) starts[r] = vectors[r].start;
-  constexpr int kColumns = tile_columns(R);
+  constexpr int kColumns = tile_columns(R), kTileLines = kColumns == 4 ? kLines : 0;
+  const std::byte* const keys_ahead = kTileLines > 0 ? walk.keys(next) : nullptr;
+  const std::byte* const values_ahead = kTileLines > 0 ? walk.values(next) : nullptr;
   const auto* q = static_cast<const std::int8_t*>(vectors[0].q);
   for (int c = 0; c < kBlockPositions / 16; c += kColumns)
-    key_tile<R, kColumns>(q, walk.n, starts, keys + c * 64, products + c * 16);
+    key_tile<R, kColumns, kTileLines>(q, walk.n, starts, keys + c * 64, products + c * 16,
+                                      keys_ahead);
   // One loop each, so that the reductions of the vectors overlap.
   for (int r = 0; r < R; ++r)
     maxima[r] = score_block(walk, vectors[r], block_begin, scales, products + r * kBlockPositions,
@@ -90,10 +97,12 @@ inline void attend_tile_int8(const AttentionWalk& walk, std::int64_t block,
   const std::int64_t n_quads = div_up(lane_of(vectors[R - 1].position + 1, block_begin), kQuad);
   std::int64_t c = 0;
   for (; c + kColumns * 16 <= walk.n; c += kColumns * 16)
-    value_tile<R, kColumns>(weights, factors, values + c * kQuad, walk.n, n_quads,
-                            vectors[0].out + c);
+    value_tile<R, kColumns, kTileLines>(weights, factors, values + c * kQuad, walk.n, n_quads,
+                                        vectors[0].out + c,
+                                        values_ahead + c * n_quads * kTileLines);
   for (; c < walk.n; c += 16)
-    value_tile<R, 1>(weights, factors, values + c * kQuad, walk.n, n_quads, vectors[0].out + c);
+    value_tile<R, 1, 0>(weights, factors, values + c * kQuad, walk.n, n_quads, vectors[0].out + c,
+                        nullptr);
 }
 
 // Queries become codes once per piece.
@@ -104,26 +113,27 @@ inline void quantise_query(const AttentionWalk& walk, QueryVector& v, std::int8_
   v.q = codes;
 }
 
-// note: the prefetches stay in the caller's loop: of a function of its own, gcc drops the call.
 inline void attention_int8(const AttentionWalk& walk) {
   QueryVector vectors[kAttentionVectors];
   const std::int32_t n_vectors = walk.begin(vectors);
   for (std::int32_t i = 0; i < n_vectors; ++i)
     quantise_query(walk, vectors[i], walk.scratch.queries + i * walk.n);
-  const std::int64_t last_block = vectors[n_vectors - 1].position / kBlockPositions;
-  const std::int64_t block_bytes = 2 * kv_panel_bytes(DType::kInt8, walk.n);
+
   BlockScales scales;
   std::int64_t read = -1;  // the block that the scales are of
-  for_seen_blocks(walk, vectors, n_vectors, [&](std::int64_t block, std::int32_t first, int n) {
-    if (block != read) {
-      read = block;
-      read_scales(walk, block, scales);
-      // A head's blocks lie far apart, so the processor does not see which comes next.
-      const std::byte* next = walk.keys(block < last_block ? block + 1 : block);
-      for (std::int64_t i = 0; i < block_bytes; i += 64) __builtin_prefetch(next + i, 0, 2);
-    }
-    with_rows(n, [&]<int R>() { attend_tile_int8<R>(walk, block, scales, vectors + first); });
-  });
+  for_seen_blocks(walk, vectors, n_vectors,
+                  [&](std::int64_t block, std::int64_t next, std::int32_t first, int n) {
+                    if (block != read) {
+                      read = block;
+                      read_scales(walk, block, scales);
+                    }
+                    with_rows(n, [&]<int R>() {
+                      if (next >= 0)
+                        attend_tile_int8<R, 4>(walk, block, next, scales, vectors + first);
+                      else
+                        attend_tile_int8<R, 0>(walk, block, next, scales, vectors + first);
+                    });
+                  });
   for (std::int32_t i = 0; i < n_vectors; ++i) vectors[i].sum = reduce_add(load(vectors[i].sums));
   walk.finish(vectors);
 }

@@ -58,7 +58,7 @@ inline void run_rows(const typename Tile::Element* const* x, const typename Tile
   std::int32_t c = 0;
   for (; c + kColumns * 16 <= columns; c += kColumns * 16)
     run_tile<Tile, R, kColumns, kTileLines>(x, w + c * Tile::kPerStep, w_step, n_steps, continued,
-                                            y, c, ahead);
+                                            y, c, ahead + c * n_steps * kTileLines);
   // Heads are often narrower than a panel.
   const std::int32_t rest = (columns - c) / 16;
   if constexpr (kColumns > 3)

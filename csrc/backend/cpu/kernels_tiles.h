@@ -31,7 +31,7 @@ inline void for_tiles(std::int32_t n_rows, const Fn& fn) {
 #define DUPLEX_FETCH(kLines, ahead)                                                 \
   if constexpr (kLines > 0) {                                                       \
     DUPLEX_UNROLL for (int line = 0; line < kLines; ++line)                         \
-        __builtin_prefetch(reinterpret_cast<const char*>(ahead) + 64 * line, 0, 3); \
+        __builtin_prefetch(reinterpret_cast<const char*>(ahead) + 64 * line, 0, 2); \
     ahead += 64 * kLines;                                                           \
   }
 

@@ -123,20 +123,31 @@ inline void fill_bias(const AttentionWalk& walk, const QueryVector* vectors, int
                          false, bias);
 }
 
-// Fills the biases, then calls attend(block, first vector, n) for every block in ascending order
-// and every tile of vectors that sees some of it.
+// Fills the biases, then calls attend(block, next, first vector, n) for every block in ascending
+// order and every tile of vectors that sees some of it. `next` is the block behind it for one of
+// the tiles, which asks for it: a head's blocks lie far apart, so the processor does not see which
+// comes next. For the others, and for the last block, it is -1.
 template <class Attend>
 inline void for_seen_blocks(const AttentionWalk& walk, const QueryVector* vectors,
                             std::int32_t n_vectors, const Attend& attend) {
   for_tiles(n_vectors,
             [&](std::int32_t first, std::int32_t n) { fill_bias(walk, vectors + first, n); });
   const std::int64_t last_block = vectors[n_vectors - 1].position / kBlockPositions;
-  for (std::int64_t b = vectors[0].first_visible / kBlockPositions; b <= last_block; ++b) {
-    if (walk.is_forgotten(b)) continue;
+  const auto held_from = [&](std::int64_t block) {
+    while (block <= last_block && walk.is_forgotten(block)) ++block;
+    return block <= last_block ? block : -1;
+  };
+  std::int64_t next = held_from(vectors[0].first_visible / kBlockPositions);
+  while (next >= 0) {
+    const std::int64_t b = next;
+    next = held_from(b + 1);
+    std::int64_t asked = next;
     for_tiles(n_vectors, [&](std::int32_t first, std::int32_t n) {
-      if (vectors[first + n - 1].position >= b * kBlockPositions &&
-          vectors[first].first_visible < (b + 1) * kBlockPositions)
-        attend(b, first, n);
+      if (vectors[first + n - 1].position < b * kBlockPositions ||
+          vectors[first].first_visible >= (b + 1) * kBlockPositions)
+        return;
+      attend(b, asked, first, n);
+      asked = -1;
     });
   }
 }
