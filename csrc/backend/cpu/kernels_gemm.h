@@ -81,8 +81,6 @@ inline void run_row_group(int n_rows, const typename Tile::Element* const* x,
   });
 }
 
-inline constexpr std::int64_t kPieceBytes = 8192;  // of a panel that several tiles read
-
 template <class Tile>
 inline void linear_panel_typed(const PanelArgs& args) {
   using Element = typename Tile::Element;
@@ -90,7 +88,8 @@ inline void linear_panel_typed(const PanelArgs& args) {
   constexpr std::int64_t kPieceSteps = kPieceBytes / (kStep * sizeof(Element));
   const auto* const* rows = reinterpret_cast<const Element* const*>(args.rows);
   const std::int64_t n_steps = args.n_in / Tile::kPerStep;
-  for_pieces(args.n_rows, kBlockRows, [&](std::int32_t first, std::int32_t n_rows) {
+  const std::int32_t most = args.n_rows > kManyRows ? kTileRows : kBlockRows;
+  for_pieces(args.n_rows, most, [&](std::int32_t first, std::int32_t n_rows) {
     const auto* panel = static_cast<const Element*>(args.panel);
     if (n_rows <= kTileRows)
       return run_row_group<Tile, 4>(n_rows, rows + first, panel, kStep, n_steps, kPanelOutputs,

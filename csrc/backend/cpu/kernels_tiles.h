@@ -9,6 +9,9 @@ namespace duplex::DUPLEX_ISA {
 // Rows whose tiles take turns at one piece of a panel, which stays in the first-level cache with
 // their sums: memory is read at an even pace, and what is asked for ahead finds room.
 inline constexpr std::int32_t kBlockRows = 4 * kTileRows;
+// So many that the panel is read again from the second-level cache as fast as it is multiplied.
+inline constexpr std::int32_t kManyRows = 4 * kBlockRows;
+inline constexpr std::int64_t kPieceBytes = 8192;
 inline constexpr std::int64_t kAheadBytes = 4096;  // of a panel that one tile reads through
 
 // Calls fn(begin, n) for pieces of at most `most` rows, as even as can be: five and five instead of
@@ -31,7 +34,7 @@ inline void for_tiles(std::int32_t n_rows, const Fn& fn) {
 #define DUPLEX_FETCH(kLines, ahead)                                                 \
   if constexpr (kLines > 0) {                                                       \
     DUPLEX_UNROLL for (int line = 0; line < kLines; ++line)                         \
-        __builtin_prefetch(reinterpret_cast<const char*>(ahead) + 64 * line, 0, 2); \
+        __builtin_prefetch(reinterpret_cast<const char*>(ahead) + 64 * line, 0, 3); \
     ahead += 64 * kLines;                                                           \
   }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <limits>
+#include <utility>
 
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/kernels_gemm.h"
@@ -86,12 +87,13 @@ struct AttentionWalk {
   std::byte* values(std::int64_t block) const {
     return keys(block) + kv_panel_bytes(args.kv_dtype, n);
   }
-  bool is_forgotten(std::int64_t block) const {
-    if (args.is_local) return false;
-    const std::int64_t begin = block * kBlockPositions;
-    for (std::int32_t i = 0; i < segment.n_forgotten; ++i)
-      if (begin >= segment.forgotten[i].begin && begin < segment.forgotten[i].end) return true;
-    return false;
+  // The first block from this one on that is not forgotten; last + 1 if there is none.
+  std::int64_t held_from(std::int64_t block, std::int64_t last) const {
+    for (std::int32_t i = 0; !args.is_local && i < segment.n_forgotten; ++i)
+      if (block * kBlockPositions >= segment.forgotten[i].begin &&
+          block * kBlockPositions < segment.forgotten[i].end)
+        block = segment.forgotten[i].end / kBlockPositions;
+    return block <= last ? block : last + 1;
   }
 };
 
@@ -124,30 +126,23 @@ inline void fill_bias(const AttentionWalk& walk, const QueryVector* vectors, int
 }
 
 // Fills the biases, then calls attend(block, next, first vector, n) for every block in ascending
-// order and every tile of vectors that sees some of it. `next` is the block behind it for one of
-// the tiles, which asks for it: a head's blocks lie far apart, so the processor does not see which
-// comes next. For the others, and for the last block, it is -1.
+// order and every tile of vectors that sees some of it. One of the tiles asks for the block behind,
+// `next`: a head's blocks lie far apart, so the processor does not see which comes. Else it is -1.
 template <class Attend>
 inline void for_seen_blocks(const AttentionWalk& walk, const QueryVector* vectors,
                             std::int32_t n_vectors, const Attend& attend) {
   for_tiles(n_vectors,
             [&](std::int32_t first, std::int32_t n) { fill_bias(walk, vectors + first, n); });
-  const std::int64_t last_block = vectors[n_vectors - 1].position / kBlockPositions;
-  const auto held_from = [&](std::int64_t block) {
-    while (block <= last_block && walk.is_forgotten(block)) ++block;
-    return block <= last_block ? block : -1;
-  };
-  std::int64_t next = held_from(vectors[0].first_visible / kBlockPositions);
-  while (next >= 0) {
-    const std::int64_t b = next;
-    next = held_from(b + 1);
-    std::int64_t asked = next;
+  const std::int64_t last = vectors[n_vectors - 1].position / kBlockPositions;
+  std::int64_t b = walk.held_from(vectors[0].first_visible / kBlockPositions, last);
+  for (std::int64_t behind; b <= last; b = behind) {
+    behind = walk.held_from(b + 1, last);
+    std::int64_t next = behind <= last ? behind : -1;
     for_tiles(n_vectors, [&](std::int32_t first, std::int32_t n) {
       if (vectors[first + n - 1].position < b * kBlockPositions ||
           vectors[first].first_visible >= (b + 1) * kBlockPositions)
         return;
-      attend(b, asked, first, n);
-      asked = -1;
+      attend(b, std::exchange(next, -1), first, n);
     });
   }
 }
