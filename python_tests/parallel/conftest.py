@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,13 @@ Load = Callable[..., Engine]
 def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model with all that there is to cut, and two layers that draft."""
     return write_random_checkpoint(tmp_path_factory.mktemp("larger"), LARGER, seed=5, mtp_layers=2)
+
+
+@pytest.fixture
+def address() -> str:
+    """Of this machine, where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,7 @@ TEST_CASE("cuda: all_reduce group: slices of all ranks come together at rank 0",
   std::vector<float> found(static_cast<std::size_t>(kRows * n_columns));
   ranks.run([&](int r, cuda::CudaBackend& backend) {
     check(backend.transport() == transport, "found ", backend.transport());
-    const auto exchange = backend.create_exchange();
+    const auto exchange = backend.create_exchange(nullptr);
     std::vector<float> rows;
     for (std::int64_t row = 0; row < kRows; ++row)
       for (std::int64_t column = 0; column < options.gather_stride; ++column)
@@ -119,7 +119,7 @@ TEST_CASE("cuda: all_reduce group: who is gone ends the kernels of the others", 
       ranks.meetings.failed = 3;
     }
     if (r >= 2) return;
-    const auto exchange = backend.create_exchange();
+    const auto exchange = backend.create_exchange(nullptr);
     for (int time = 0; time < 3; ++time)
       exchange->gather(backend, {.n_rows = 1,
                                  .stride = kOptions.gather_stride,

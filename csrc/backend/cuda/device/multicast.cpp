@@ -35,7 +35,8 @@ MulticastMemory::MulticastMemory(MulticastDriver& driver, Rendezvous& ranks,
     if (problem.empty()) problem = together([&] { check_sizes(); });
     if (problem.empty()) problem = together([&] { reach_peers(); });
     check<BackendUnavailable>(problem.empty(),
-                              "group memory: the GPUs cannot share memory: ", problem);
+                              "group memory: the GPUs cannot share memory: ", problem,
+                              "; transport=\"shared memory\" goes by way of their hosts");
     if (!why_not_.empty()) return;
     make_multicast();
   } catch (...) {
