@@ -37,23 +37,19 @@ class Transport:
     Attributes:
         devices: whose ranks it connects.
         needs: what must be there.
-        is_built: whether this version has it.
     """
 
     name: str
     devices: tuple[str, ...]
     needs: str
-    is_built: bool
 
 
 # Best first.
 TRANSPORTS = (
-    Transport("nvls", ("cuda",), "GPUs of one NVLink domain with multicast (NVSwitch)", True),
-    Transport("p2p", ("cuda",), "GPUs that can read each other's memory", True),
-    Transport("shared memory", ("cpu", "cuda"), "ranks that are processes of one machine", True),
-    Transport(
-        "torch.distributed", ("cpu", "cuda"), "torch with gloo, and TCP between the ranks", True
-    ),
+    Transport("nvls", ("cuda",), "GPUs of one NVLink domain with multicast (NVSwitch)"),
+    Transport("p2p", ("cuda",), "GPUs that can read each other's memory"),
+    Transport("shared memory", ("cpu", "cuda"), "ranks that are processes of one machine"),
+    Transport("torch.distributed", ("cpu", "cuda"), "torch with gloo, and TCP between the ranks"),
 )
 
 # reduction -> the devices that have it; None: all, as one rank adds nothing
@@ -138,7 +134,7 @@ def _choose_transport(wanted: str, device: str, is_remote: bool) -> str:
     if wanted == "auto":
         for transport in TRANSPORTS:
             reaches = not is_remote or transport.name == REMOTE
-            if transport.is_built and device in transport.devices and reaches:
+            if device in transport.devices and reaches:
                 return transport.name
         raise BackendUnavailable(
             f"tensor_parallel: no transport connects ranks on the device {device!r} yet; "
@@ -152,11 +148,6 @@ def _choose_transport(wanted: str, device: str, is_remote: bool) -> str:
         raise BackendUnavailable(
             f"transport: {wanted!r} connects ranks on {' and '.join(transport.devices)} "
             f"({transport.needs}), found the device {device!r}"
-        )
-    if not transport.is_built:
-        raise BackendUnavailable(
-            f"transport: {wanted!r} needs {transport.needs}, and this version of the engine does "
-            "not have it; leave transport out"
         )
     if is_remote and wanted != REMOTE:
         raise InvalidArgument(
