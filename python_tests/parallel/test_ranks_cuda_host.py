@@ -126,6 +126,13 @@ def test_with_invariant_sums_four_gpus_say_what_one_cpu_says(load: Load, small: 
     assert run(engine, CONVERSATION, speculate=2)[0] == outputs
 
 
+def test_eight_gpus_say_what_one_cpu_says(load: Load, eight: Path) -> None:
+    options: dict[str, Any] = {"reduction": "invariant", "dtype": "float32"}
+    outputs, _ = run(load(eight, **options), CONVERSATION[:5])
+    engine = load(eight, **GPU | options, tensor_parallel=8)
+    assert run(engine, CONVERSATION[:5])[0] == outputs
+
+
 def test_many_wide_rows_take_two_exchanges(load: Load, tmp_path: Path) -> None:
     wide = write_random_checkpoint(tmp_path, WIDE, seed=2)
     logits = []
