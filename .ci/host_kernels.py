@@ -26,7 +26,7 @@ class HostBuild:
             capture_output=True, text=True, check=True,
         ).stdout.splitlines()  # fmt: skip
         made = re.compile(
-            r"-o (\S+/((?:generated/kernels|duplex_simt\.dir\S*/host)/(\w+)\.\S+\.o))"
+            r"-o (\S+/((?:generated/kernels|duplex_simt\.dir/csrc/backend/cuda/\w+)/(\w+)\.\S+\.o))"
         )
         found = [(made.search(command), command) for command in commands]
         self._compile = {match[3]: (command, match[1]) for match, command in found if match}
@@ -40,16 +40,17 @@ class HostBuild:
         return self._kernels
 
     def build(self, stems: Sequence[str]) -> Path:
-        """The program with these files, of kernels or of host/, compiled anew."""
+        """The program with these files, of kernels, host/ or device/, compiled anew."""
         link = [*self._link, *self._flags]
         running = []
         for stem in stems:
             command, target = self._compile[stem]
             words = [*shlex.split(command), *self._flags]
             words[words.index(f"-I{CUDA.resolve()}")] = f"-I{self._sources.resolve()}"
-            own = str(CUDA.resolve() / "host" / f"{stem}.cpp")
-            if words[-1] == own:
-                words[-1] = str((self._sources / "host" / f"{stem}.cpp").resolve())
+            source = Path(words[-1])
+            if source.is_relative_to(CUDA.resolve()):
+                own = source.relative_to(CUDA.resolve())
+                words[-1] = str((self._sources / own).resolve())
             made = str((self._folder / f"{stem}.o").resolve())
             words[words.index("-o") + 1] = made
             link[link.index(target)] = made

@@ -3,9 +3,10 @@
 Mutants: every barrier, every wait for copies or for the grid before and every commit of copies is
 taken out, every wait is made too short, and operands of the matrix product and of the 16-byte load
 change places; between GPUs, fences, meetings and waits are taken out, and buffers mixed up, between
-the streams of two lanes what orders them. Those of a kernel and of the lanes are built as C++ and
-judged by the host run's tests ("cuda: ..." and [lanes] of duplex_tests), those of the files of
-WRAPPERS are compiled to PTX and judged by the interpreter's cases (python_tests/ptx).
+the streams of two lanes what orders them; of the set-up of a group what is undone where a step
+fails. Those of a kernel, of the lanes and of the set-up are built as C++ and judged by the host
+run's tests ("cuda: ...", [lanes] and [groups] of duplex_tests), those of the files of WRAPPERS are
+compiled to PTX and judged by the interpreter's cases (python_tests/ptx).
 
 Usage: mutate_cuda.py <build folder> [file, or file:line...], from the repository root.
 """
@@ -29,6 +30,7 @@ from ptx.machine import Stuck
 from ptx.memory import MemoryFault
 
 LANES = ("host/cuda_backend.cpp", "host/lanes.h", "host/lanes.cpp", "host/shared_pages.cpp")
+GROUPS = ("device/multicast.cpp",)
 TIMEOUT_S = 120
 
 # (what to find, what takes its place, what that is)
@@ -51,6 +53,7 @@ IN_KERNELS = (
     (r"bits == kEmpty \? 0x7fffffffu : bits", "bits", "a number that means none"),
     (r"i < state\.used_words\[old\]", "i < 0", "nothing is emptied"),
     (r"i < state\.used_words\[old\]", "i + 1 < state.used_words[old]", "the last stays"),
+    (r"\bend_call\(call, (.+), (false|has_met)\);", r"end_call(call, \1 - 1, \2);", "one stays"),
     (r"buffer == 0 \? kBuffers - 1 : buffer - 1", "(buffer + 1) % 3", "the next is emptied"),
     (r"state\.buffer \+ 1 == kBuffers", "state.buffer + 2 == kBuffers", "two buffers"),
     (r"state\.n_done = 0;", "", "blocks are counted on"),
@@ -78,6 +81,23 @@ IN_LANES = (
     (r"if \(is_background\) runtime_\.keep_close\(\);", ";", "no order"),
     (r"lanes_->give_way\(\);", ";", "no gate"),
     (r"const Lanes::Pass pass\(\*lanes_\);", ";", "no gate"),
+)
+IN_GROUPS = (
+    (r"\) driver_\.(unmap|free|unbind|release)\(.*\);", ") {}", "is not given back"),
+    (r"\bundo_multicast\(\);", ";", "nothing is undone"),
+    (r"for \(Mapping& peer : peers_\) undo\(peer\);", ";", "nothing is undone"),
+    (r"driver\.close\(handle\);", ";", "a descriptor stays open"),
+    (r"is_bound_ = true;", ";", "nobody knows that it is bound"),
+    (r"mapping\.is_mapped = true;", ";", "nobody knows that it is mapped"),
+    (r"if \(problem\.empty\(\)\) (problem = together)", r"\1", "on, whatever has failed"),
+    (
+        r"check<BackendUnavailable>\(problem\.empty\(\), problem\);",
+        ";",
+        "a failure that is not told",
+    ),
+    (r"driver_\.allow_access\(.*\);", ";", "no access"),
+    (r"\bround_up_to\(options_\.bytes, granularity_\);", "options_.bytes;", "a size of any kind"),
+    (r'ranks_\.all_gather\(""\);', ";", "no meeting"),
 )
 IN_PLATFORM = (
     (r"__syncthreads\(\);", ";", "no barrier"),
@@ -151,7 +171,8 @@ def mutants_of(path: str) -> list[Mutant]:
     """All mutants of one file; code only, not comments."""
     text = (CUDA / path).read_text()
     found = []
-    table = WRAPPERS.get(path, IN_LANES if path in LANES else IN_KERNELS)
+    others = WRAPPERS | dict.fromkeys(LANES, IN_LANES) | dict.fromkeys(GROUPS, IN_GROUPS)
+    table = others.get(path, IN_KERNELS)
     for pattern, replacement, what in table:
         matches = list(re.finditer(pattern, text))
         if path in WRAPPERS and not matches:
@@ -185,7 +206,7 @@ def stems_of(host: HostBuild, path: str) -> list[str]:
 
 def host_notices(host: HostBuild, path: str) -> bool:
     """Whether a test of the host run fails."""
-    tests = "[lanes]" if path in LANES else TESTS
+    tests = "[lanes]" if path in LANES else "[groups]" if path in GROUPS else TESTS
     command = [str(host.build(stems_of(host, path))), tests, "--abort"]
     try:
         return subprocess.run(command, capture_output=True, timeout=TIMEOUT_S).returncode != 0
@@ -218,7 +239,7 @@ def main() -> int:
         return interpreter_notices(folder) if path in WRAPPERS else host_notices(host, path)
 
     survivors, equivalent, n_mutants = [], set(), 0
-    for path in [*paths, *LANES, *WRAPPERS]:
+    for path in [*paths, *LANES, *GROUPS, *WRAPPERS]:
         source, copy = CUDA / path, folder / "backend/cuda" / path
         lines = source.read_text().splitlines()
         name = Path(path).name

@@ -164,11 +164,13 @@ class Engine:
                 NVLink switch, which no device has yet.
             transport: how ranks meet; "auto" takes the best that is there. "torch.distributed"
                 needs no common memory, but torch (`pip install 'duplex_engine[distributed]'`).
+                With it and with "shared memory" GPUs meet by way of their hosts.
             address: "host:port" of this machine, where the workers come to: each is started on its
                 machine by `duplex-engine worker`. None starts them here.
             join_s: how many seconds they may take to come.
             gpus: with `device="cuda"`, the number of each rank's GPU, rank 0's first. None takes
-                0, 1, ..., and with one rank the GPU that is the process's current one.
+                0, 1, ..., and with one rank, or with `address` on every machine, the GPU that is
+                the process's current one.
             progress: True shows a bar on stderr; a function is called with (bytes done, bytes).
 
         Raises:

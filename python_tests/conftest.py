@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from devices import DEVICE
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
@@ -26,10 +27,6 @@ os.environ |= {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
-# DUPLEX_TEST_DEVICE=cuda runs the tests on a GPU (docs/GPU.md).
-DEVICE = os.environ.get("DUPLEX_TEST_DEVICE", "cpu")
-# For tests about the CUDA backend itself: its kernels run on the host where no GPU is named.
-CUDA = DEVICE if DEVICE != "cpu" else "cuda_host"
 if DEVICE != "cpu":
     from duplex_engine import Engine
 

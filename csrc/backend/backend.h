@@ -90,14 +90,14 @@ class Backend {
                                         std::int64_t max_rows, std::int32_t n_parts = 1) const = 0;
 
   // ---- ranks of a tensor-parallel group
-  // Connects the devices of all ranks, each of which calls this at the same time, before the first
-  // pass. False: they have nothing of their own, and ranks meet in the host's memory. Throws
-  // BackendUnavailable, on every rank, where the transport is not there.
-  virtual bool connect(std::shared_ptr<Rendezvous>, const ExchangeOptions&) { return false; }
-  // How they are connected, in words.
-  virtual std::string transport() const { return "shared memory"; }
-  // Of this lane, which must outlive it; after connect.
-  virtual std::unique_ptr<Exchange> create_exchange() { return nullptr; }
+  // Connects the devices, where they have something of their own: all ranks do so at the same time,
+  // before the first pass. Throws BackendUnavailable, on all, where the transport is not there.
+  virtual void connect(std::shared_ptr<Rendezvous>, const ExchangeOptions&) {}
+  virtual std::string transport() const { return "shared memory"; }  // in words
+  // Of this lane, which must outlive it; where nothing was connected, by way of `hosts`.
+  virtual std::unique_ptr<Exchange> create_exchange(std::unique_ptr<SlabExchange> hosts) {
+    return hosts;
+  }
   // Of a background lane: waits while run_awake is at work beside it. Operations do so themselves,
   // but not on connected devices: a rank that stood still in a pass would hold up all of them.
   virtual void give_way() {}

@@ -2,7 +2,8 @@
 // what the slabs of all hold.
 //
 // All ranks of a group make the same calls in the same order. Ranks on the CPU meet in slabs that
-// each can read (SlabExchange); ranks on GPUs have an exchange of their backend's.
+// each can read (SlabExchange); ranks on GPUs have an exchange of their backend's, in the GPUs'
+// memory or by way of such slabs.
 #pragma once
 
 #include <cstddef>
@@ -78,7 +79,8 @@ class Rendezvous {
 
 // The most that is done in one call of an exchange, and what connects the devices.
 struct ExchangeOptions {
-  std::string transport;       // "nvls", "p2p", "auto": the best that is there
+  // "nvls", "p2p", "auto": the best of these that is there; "shared memory": of the hosts.
+  std::string transport;
   std::int32_t max_rows;       // of add
   std::int32_t width;          // of a row of add
   std::int64_t gather_stride;  // of gather

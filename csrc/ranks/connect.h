@@ -1,8 +1,6 @@
-// How a rank, whichever it is, gets what its lanes meet through: an exchange of its device's, where
-// the devices have something of their own, or else one of the group's (make_exchange).
+// How the devices of a rank, whichever it is, are connected with those of the others.
 #pragma once
 
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -21,11 +19,9 @@ struct Connection {
   const std::string& transport;
 };
 
-// On every rank at the same time, with nothing else in the page-memory channel. False: there is
-// nothing of the devices' own. `sockets`: as GroupRendezvous takes them.
-bool connect_ranks(Backend& backend, const Group& group, SlabExchange& memory_channel,
+// On every rank at the same time, with nothing else in the page-memory channel. Devices of ranks
+// that share no memory are not connected. `sockets`: as GroupRendezvous takes them.
+void connect_ranks(Backend& backend, const Group& group, SlabExchange& memory_channel,
                    std::vector<int> sockets, const Connection& of);
-std::unique_ptr<Exchange> open_exchange(Backend& lane, const Group& group, int channel,
-                                        bool is_connected);
 
 }  // namespace duplex

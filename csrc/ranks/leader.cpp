@@ -61,13 +61,13 @@ RankLeader::RankLeader(const ModelConfig& config, const LeaderOptions& options,
 void RankLeader::connect(Backend& backend, const ModelConfig& config, const Shard& shard) {
   std::vector<int> sockets;
   for (int rank = 1; rank < group_.n_ranks(); ++rank) sockets.push_back(sockets_.leader(rank));
-  is_connected_ = connect_ranks(backend, group_, *memory_exchange_, std::move(sockets),
-                                {config, shard, options_.max_rows, options_.transport});
+  connect_ranks(backend, group_, *memory_exchange_, std::move(sockets),
+                {config, shard, options_.max_rows, options_.transport});
 }
 
 Exchange* RankLeader::open(LaneKind lane, Backend& backend) {
   const int channel = static_cast<int>(lane);
-  lanes_[channel] = open_exchange(backend, group_, channel, is_connected_);
+  lanes_[channel] = backend.create_exchange(make_exchange(group_, channel));
   return lanes_[channel].get();
 }
 

@@ -69,7 +69,6 @@ class RankLeader {
   Group group_;
   RankSockets sockets_;
   CommandSender sender_;
-  bool is_connected_ = false;
   std::unique_ptr<Exchange> lanes_[kLanes];
   AddressRanges ranges_;
 

@@ -30,8 +30,8 @@ RankWorker::RankWorker(const ModelConfig& config, WeightSource source, const Wor
   const Shard shard = make_shard(config, options.dtypes.matrices, group_.rank(), group_.n_ranks(),
                                  options.reduction);
   config_ = shard_config(config, shard);
-  is_connected_ = connect_ranks(*backend_, group_, *memory_exchange_, {options.socket},
-                                {config_, shard, options.max_rows, options.transport});
+  connect_ranks(*backend_, group_, *memory_exchange_, {options.socket},
+                {config_, shard, options.max_rows, options.transport});
   if (const auto* packed = std::get_if<PackedArena>(&source)) {
     weights_ = load_packed_weights(config, *packed, options.dtypes, *backend_, progress, shard);
   } else {
@@ -49,8 +49,7 @@ class RankWorker::LaneServer {
       : worker_(worker),
         own_backend_(lane == LaneKind::kBackground ? worker.backend_->background_lane() : nullptr),
         backend_(own_backend_ ? *own_backend_ : *worker.backend_),
-        exchange_(
-            open_exchange(backend_, worker.group_, static_cast<int>(lane), worker.is_connected_)) {}
+        exchange_(backend_.create_exchange(make_exchange(worker.group_, static_cast<int>(lane)))) {}
 
   // False for stop.
   bool run(std::span<const std::byte> command) {

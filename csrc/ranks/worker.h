@@ -67,7 +67,6 @@ class RankWorker {
   std::unique_ptr<PageMemory> memory_;
   AddressRanges ranges_;
   std::unique_ptr<SlabExchange> memory_exchange_;
-  bool is_connected_ = false;
 };
 
 }  // namespace duplex

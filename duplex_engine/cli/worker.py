@@ -21,6 +21,9 @@ def worker(
     rank: Annotated[int, typer.Option(min=1, help="1, 2, ...: each worker has its own.")],
     address: Annotated[str, typer.Option(help="host:port that rank 0 was loaded with.")],
     threads: ThreadsOption = None,
+    gpu: Annotated[
+        int | None, typer.Option(min=0, help="Number of this rank's GPU, where ranks have one.")
+    ] = None,
     cache: Annotated[
         bool, typer.Option("--cache", help="Keep the packed weights of this rank in a file.")
     ] = False,
@@ -44,5 +47,7 @@ def worker(
     request |= {"path": path, "cache": str(cache_folder(True)) if cache else None}
     if threads is not None:
         request["options"]["n_threads"] = threads
+    if gpu is not None:
+        request["gpus"][rank] = gpu
     serve_remote(connection, request)
     console.print(f"rank {rank}: the engine was closed")

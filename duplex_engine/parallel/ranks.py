@@ -143,7 +143,7 @@ class Ranks:
 
         Raises:
             DuplexError: one of them failed; the message begins with its rank.
-            BackendUnavailable: one of them computes with other instructions.
+            BackendUnavailable: one of them computes with other instructions, or another GPU.
         """
         while self._loading:
             self._take(*self._answers.get())
@@ -151,8 +151,9 @@ class Ranks:
         for rank, theirs in sorted(self._devices.items()):
             if theirs != device:
                 raise BackendUnavailable(
-                    f"isa: expected {device!r}, as rank 0 has, on every rank, found {theirs!r} on "
-                    f"rank {rank}: their bits differ; load with an isa that all machines have"
+                    f"device: expected {device!r}, as rank 0 has, on every rank, found {theirs!r} "
+                    f"on rank {rank}: their bits differ; load with an isa that all machines have, "
+                    "or with GPUs of one kind"
                 )
 
     def raise_what_they_said(self) -> None:

@@ -37,21 +37,19 @@ class Transport:
     Attributes:
         devices: whose ranks it connects.
         needs: what must be there.
-        is_built: whether this version has it.
     """
 
     name: str
     devices: tuple[str, ...]
     needs: str
-    is_built: bool
 
 
 # Best first.
 TRANSPORTS = (
-    Transport("nvls", ("cuda",), "GPUs of one NVLink domain with multicast (NVSwitch)", True),
-    Transport("p2p", ("cuda",), "GPUs that can read each other's memory", True),
-    Transport("shared memory", ("cpu",), "ranks that are processes of one machine", True),
-    Transport("torch.distributed", ("cpu",), "torch with gloo, and TCP between the ranks", True),
+    Transport("nvls", ("cuda",), "GPUs of one NVLink domain with multicast (NVSwitch)"),
+    Transport("p2p", ("cuda",), "GPUs that can read each other's memory"),
+    Transport("shared memory", ("cpu", "cuda"), "ranks that are processes of one machine"),
+    Transport("torch.distributed", ("cpu", "cuda"), "torch with gloo, and TCP between the ranks"),
 )
 
 # reduction -> the devices that have it; None: all, as one rank adds nothing
@@ -73,7 +71,7 @@ class Group:
 
     Attributes:
         gpus: of each rank, so there are as many ranks; -1: none, or the current one.
-        transport: a name of the table, or "auto" for the best that connects GPUs.
+        transport: a name of the table, or "auto" for the best that connects GPUs themselves.
         address: host and port of rank 0, where workers of other machines come to; None: workers are
             started here.
         join_s: how long they may take to come and to be ready to be connected with.
@@ -111,7 +109,7 @@ def choose_group(
     name = text(transport, "transport")
     if n_ranks > 1 or name != "auto":
         name = _choose_transport(name, device, place is not None)
-    return Group(_choose_gpus(gpus, n_ranks, device), name, place, seconds)
+    return Group(_choose_gpus(gpus, n_ranks, device, place is not None), name, place, seconds)
 
 
 def _kind(device: str) -> str:
@@ -120,7 +118,7 @@ def _kind(device: str) -> str:
 
 def _choose_transport(wanted: str, device: str, is_remote: bool) -> str:
     """The name of the transport for ranks on `device`; "auto" takes the best that is there. Of GPUs
-    the core alone can tell which one that is: for them "auto" stays.
+    of one machine the core alone can tell which one that is: for them "auto" stays.
 
     Args:
         is_remote: whether workers come from other machines.
@@ -136,7 +134,7 @@ def _choose_transport(wanted: str, device: str, is_remote: bool) -> str:
     if wanted == "auto":
         for transport in TRANSPORTS:
             reaches = not is_remote or transport.name == REMOTE
-            if transport.is_built and device in transport.devices and reaches:
+            if device in transport.devices and reaches:
                 return transport.name
         raise BackendUnavailable(
             f"tensor_parallel: no transport connects ranks on the device {device!r} yet; "
@@ -150,11 +148,6 @@ def _choose_transport(wanted: str, device: str, is_remote: bool) -> str:
         raise BackendUnavailable(
             f"transport: {wanted!r} connects ranks on {' and '.join(transport.devices)} "
             f"({transport.needs}), found the device {device!r}"
-        )
-    if not transport.is_built:
-        raise BackendUnavailable(
-            f"transport: {wanted!r} needs {transport.needs}, and this version of the engine does "
-            "not have it; leave transport out"
         )
     if is_remote and wanted != REMOTE:
         raise InvalidArgument(
@@ -192,23 +185,27 @@ def check_parts(n_parts: int, n_ranks: int, device: str) -> None:
         )
 
 
-def _choose_gpus(gpus: Sequence[int] | None, n_ranks: int, device: str) -> list[int]:
-    """The number of each rank's GPU; -1: the current one, or none.
+def _choose_gpus(
+    gpus: Sequence[int] | None, n_ranks: int, device: str, is_remote: bool
+) -> list[int]:
+    """The number of each rank's GPU on its machine; -1: the current one, or none.
 
     Raises:
-        InvalidArgument: not as many numbers as ranks, one twice, or no GPU is asked for. Whether a
-            GPU is there, its rank finds out.
+        InvalidArgument: not as many numbers as ranks, one twice on one machine, or no GPU is asked
+            for. Whether a GPU is there, its rank finds out.
     """
     if gpus is None:
-        return list(range(n_ranks)) if device in GPUS and n_ranks > 1 else [-1] * n_ranks
+        is_several = device in GPUS and n_ranks > 1 and not is_remote
+        return list(range(n_ranks)) if is_several else [-1] * n_ranks
     if device not in GPUS:
         raise InvalidArgument(f"gpus: expected none on the device {device!r}, found {found(gpus)}")
     try:
         numbers = [integer(gpu, "gpus", high=MAX_INT32) for gpu in gpus]
     except TypeError:
         numbers = []
-    if len(numbers) != n_ranks or len(set(numbers)) != n_ranks:
+    if len(numbers) != n_ranks or (len(set(numbers)) != n_ranks and not is_remote):
+        kind = "" if is_remote else "different "
         raise InvalidArgument(
-            f"gpus: expected {n_ranks} different numbers, one for each rank, found {found(gpus)}"
+            f"gpus: expected {n_ranks} {kind}numbers, one for each rank, found {found(gpus)}"
         )
     return numbers

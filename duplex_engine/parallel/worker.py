@@ -27,7 +27,7 @@ from duplex_engine import _core
 from duplex_engine.cache import fingerprint
 from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.core_config import core_config
-from duplex_engine.errors import CheckpointError
+from duplex_engine.errors import CheckpointError, InvalidArgument
 from duplex_engine.loading import RankShare, load_core
 from duplex_engine.packed import layout_digest
 from duplex_engine.parallel.lines import line
@@ -114,7 +114,9 @@ def _load(request: dict[str, Any], say: Say) -> _core.RankWorker:
             options |= {"fd": os.dup(request["fd"]), "socket": request["socket"]}
         return _core.RankWorker(*args, rank=share.rank, gpu=request["gpus"][share.rank], **options)
 
-    folder = request["cache"]
+    folder, device = request["cache"], request["options"]["device"]
+    if folder is not None and device != "cpu":
+        raise InvalidArgument(f"cache: expected none on the device {device!r}, found {folder}")
     with Checkpoint.open(request["path"]) as checkpoint:
         sizes = core_config(checkpoint.config, request["mtp_layers"])
         _check_same(checkpoint, sizes, request["checkpoint"])

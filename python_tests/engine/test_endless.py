@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DEVICE
+from devices import DEVICE
 from random_models import BLOCK, REWIND, TURN, load, picture, same_bytes, sound, words, write
 from stream_ops import memory
 

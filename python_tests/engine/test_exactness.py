@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
-from conftest import DEVICE
+from devices import DEVICE
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray

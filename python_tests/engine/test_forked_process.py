@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import CUDA
+from devices import CUDA
 from random_models import TURN, load, sound, words, write
 
 from duplex_engine import DuplexError, Engine, InvalidArgument, Session, _core

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from codes import FORMS, Form, Tensors, is_matrix, quantise
-from conftest import CUDA
+from devices import CUDA
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parity import OracleCheckpoint, logits, mixed_prompt

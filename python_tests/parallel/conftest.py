@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,23 @@ LARGER = Preset(
     moe={"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
 )
 
+# What eight ranks can be cut from.
+EIGHT = Preset(
+    vocab_size=320,
+    d_model=24,
+    d_ff=32,
+    layers="lm gd",
+    heads=(8, 2),
+    local_heads=(8, 8),
+    d_head=4,
+    d_rel=3,
+    rel_extent=40,
+    window=24,
+    patch_size=8,
+    vision_layers=1,
+    moe={"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+)
+
 Load = Callable[..., Engine]
 
 
@@ -39,6 +57,19 @@ Load = Callable[..., Engine]
 def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model with all that there is to cut, and two layers that draft."""
     return write_random_checkpoint(tmp_path_factory.mktemp("larger"), LARGER, seed=5, mtp_layers=2)
+
+
+@pytest.fixture(scope="session")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small one with eight heads."""
+    return write_random_checkpoint(tmp_path_factory.mktemp("eight"), EIGHT, seed=3)
+
+
+@pytest.fixture
+def address() -> str:
+    """Of this machine, where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import psutil
 import pytest
 from both_lanes import check_both_lanes
 from random_models import TURN, sound, words
+from remote_worker import worker
 from stream_ops import Op
 from test_ranks_exact import CONVERSATION, run
 
@@ -30,7 +29,6 @@ pytestmark = [pytest.mark.core, pytest.mark.cpu]
 Load = Callable[..., Engine]
 
 APART = "torch.distributed"
-COMMAND = [sys.executable, "-c", "from duplex_engine.cli import main; main()"]
 
 
 def pids(engine: Engine) -> list[int]:
@@ -187,26 +185,6 @@ def test_workers_go_when_rank_0_is_killed() -> None:
 
 
 # ---- workers of other machines, which are this one here
-
-
-@contextmanager
-def worker(checkpoint: str | Path, rank: int, address: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [*COMMAND, "worker", str(checkpoint), "--rank", str(rank), "--address", address,
-         "--threads", "1", "--join-s", "20"],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture
-def address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"127.0.0.1:{server.getsockname()[1]}"
 
 
 def test_a_worker_of_another_machine_computes_the_same(load: Load, address: str) -> None:

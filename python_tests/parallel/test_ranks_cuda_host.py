@@ -15,10 +15,12 @@ import pytest
 import stream_ops
 from both_lanes import check_both_lanes
 from random_models import HOP, TURN, sound, words
+from remote_worker import worker
 from stream_ops import check_goes_on, memory, play
 
 from duplex_engine import BackendUnavailable, Engine, InvalidArgument, RankFailed, Session, _core
 from duplex_engine.models.random import Preset, write_random_checkpoint
+from duplex_engine.parallel.worker import _load
 
 pytestmark = [
     pytest.mark.core,
@@ -61,6 +63,7 @@ WIDE = Preset(
     patch_size=8,
     vision_layers=1,
 )
+APART = "torch.distributed"
 SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 30, "seed": 5}
 CONVERSATION: list[stream_ops.Op] = [
     ("text", 110, 1),
@@ -95,17 +98,24 @@ def run(engine: Engine, ops: list[stream_ops.Op], **options: Any) -> tuple[list[
             session.close()
 
 
-@pytest.mark.parametrize(("n", "transport"), [(2, "auto"), (4, "p2p")])
+@pytest.mark.parametrize(
+    ("n", "transport", "found"),
+    [
+        (2, "auto", "nvls"),
+        (4, "p2p", "p2p"),
+        (2, APART, APART),
+        (4, "shared memory", "shared memory"),
+    ],
+)
 def test_gpus_say_what_the_ranks_of_the_cpu_say(
-    load: Load, small: Path, n: int, transport: str
+    load: Load, small: Path, n: int, transport: str, found: str
 ) -> None:
     options: dict[str, Any] = {"tensor_parallel": n, "dtype": "float32"}
     on_cpu = run(load(small, **options, **PAGES), CONVERSATION)
     assert not any("Error" in line or "Invalid" in line for line in on_cpu[0]), on_cpu[0]
     engine = load(small, **GPU | options, transport=transport)
-    assert f"{n} ranks" in engine.description
-    assert ("p2p" if transport == "p2p" else "nvls") in engine.description
-    for _ in range(2):  # the second time passes are recorded
+    assert f"{n} ranks x 1 thread, {found}" in engine.description
+    for _ in range(2):  # the second time passes are recorded, where GPUs meet by themselves
         assert run(engine, CONVERSATION) == on_cpu
 
 
@@ -114,6 +124,13 @@ def test_with_invariant_sums_four_gpus_say_what_one_cpu_says(load: Load, small: 
     outputs, _ = run(load(small, **options), CONVERSATION, speculate=2)
     engine = load(small, **GPU | options, tensor_parallel=4)
     assert run(engine, CONVERSATION, speculate=2)[0] == outputs
+
+
+def test_eight_gpus_say_what_one_cpu_says(load: Load, eight: Path) -> None:
+    options: dict[str, Any] = {"reduction": "invariant", "dtype": "float32"}
+    outputs, _ = run(load(eight, **options), CONVERSATION[:5])
+    engine = load(eight, **GPU | options, tensor_parallel=8)
+    assert run(engine, CONVERSATION[:5])[0] == outputs
 
 
 def test_many_wide_rows_take_two_exchanges(load: Load, tmp_path: Path) -> None:
@@ -130,22 +147,27 @@ def test_many_wide_rows_take_two_exchanges(load: Load, tmp_path: Path) -> None:
 def test_sessions_go_on_from_snapshots_and_in_other_groups(
     load: Load, small: Path, tmp_path: Path
 ) -> None:
-    pair = [
-        load(small, **GPU, tensor_parallel=2, max_batch_rows=rows, transport=transport)
-        for rows, transport in ((256, "auto"), (19, "p2p"))
+    kinds: list[dict[str, Any]] = [
+        {"transport": "auto"},
+        {"transport": APART},
+        {"transport": "p2p", "max_batch_rows": 19},
     ]
+    engines = [load(small, **GPU | kind, tensor_parallel=2) for kind in kinds]
     opened: list[Session] = []
     try:
-        start = pair[0].open_session(**SAMPLING)
+        start = engines[0].open_session(**SAMPLING)
         before, after = CONVERSATION[1:6], [("step", TURN, 1, False, 1), ("decode", 4)]
-        check_goes_on(start, before, after, opened, tmp_path / "snapshot", pair)
+        check_goes_on(start, before, after, opened, tmp_path / "snapshot", engines)
     finally:
         for session in opened:
             session.close()
 
 
-def test_both_lanes_at_once_change_no_bit(load: Load, small: Path) -> None:
-    engine = load(small, **GPU, tensor_parallel=2)
+@pytest.mark.parametrize("transport", ["auto", APART])
+def test_both_lanes_at_once_change_no_bit(load: Load, small: Path, transport: str) -> None:
+    alone, engine = (
+        load(small, **GPU, tensor_parallel=2, transport=t) for t in ("auto", transport)
+    )
 
     def hear(session: Session) -> list[tuple[int, ...]]:
         return [session.step(audio=sound(TURN, t), max_tokens=2).token_ids for t in range(6)]
@@ -154,15 +176,15 @@ def test_both_lanes_at_once_change_no_bit(load: Load, small: Path) -> None:
         session.append(text=words(70))
         return session.decode(12)
 
-    check_both_lanes(engine, engine, hear, think)
+    check_both_lanes(alone, engine, hear, think)
 
 
-@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize(("n", "transport"), [(2, "auto"), (4, "auto"), (2, APART)])
 def test_a_killed_rank_ends_every_call_and_the_gpus_serve_again(
-    small: Path, tmp_path: Path, n: int
+    small: Path, tmp_path: Path, n: int, transport: str
 ) -> None:
     options: dict[str, Any] = {**GPU, "tensor_parallel": n, "max_positions": 512}
-    engine = Engine.load(small, **options)
+    engine = Engine.load(small, **options, transport=transport)
     session, background = engine.open_session(), engine.open_session(background=True)
     session.step(audio=sound(TURN), max_tokens=1)
     session.snapshot(tmp_path / "snapshot")
@@ -227,7 +249,8 @@ def test_transports_are_chosen_by_what_the_gpus_can(
         ({"gpus": 3}, InvalidArgument, "gpus: expected 2 different numbers"),
         ({"gpus": [0, -1]}, InvalidArgument, "gpus: expected an integer"),
         ({"gpus": [0, 1], "device": "cpu"}, InvalidArgument, "gpus: expected none on the device"),
-        ({"transport": "shared memory"}, BackendUnavailable, "connects ranks on cpu"),
+        ({"transport": "p2p", "address": "a:1"}, InvalidArgument, "does not reach other machines"),
+        ({"address": "a:1", "gpus": [0, 0, 0]}, InvalidArgument, "gpus: expected 2 numbers, one"),
         ({"reduction": "switch"}, BackendUnavailable, "adds inside an NVLink switch"),
         ({"reduction": "invariant"}, BackendUnavailable, "expected tensor_parallel=4, found 2"),
         ({"tensor_parallel": 2**31}, InvalidArgument, "expected an integer from 1 to 8"),
@@ -238,6 +261,41 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(
 ) -> None:
     with pytest.raises(error, match=re.escape(message)):
         Engine.load(small, **{**GPU, "tensor_parallel": 2} | options)
+
+
+def test_gpus_of_several_machines_meet_by_torch_distributed(
+    load: Load, small: Path, address: str
+) -> None:
+    options: dict[str, Any] = {**GPU, "tensor_parallel": 2}
+    with load(small, **options, transport="auto").open_session() as session:
+        expected = session.append(text=words(30), logits="all").tobytes()
+    with (
+        worker(small, 1, address),  # the first of its machine, and the third of this one
+        Engine.load(small, **options, address=address, gpus=[2, 0]) as engine,
+        engine.open_session() as session,
+    ):
+        assert APART in engine.description
+        assert session.append(text=words(30), logits="all").tobytes() == expected
+
+
+def test_a_worker_of_another_machine_may_choose_its_gpu(small: Path, address: str) -> None:
+    with (
+        worker(small, 1, address, "--gpu", "9"),
+        pytest.raises(BackendUnavailable, match=r"^rank 1: .*expected GPU 9, found 8 GPUs"),
+    ):
+        Engine.load(small, **GPU, tensor_parallel=2, address=address)
+
+
+def test_a_worker_with_a_gpu_keeps_no_packed_weights() -> None:
+    request = {
+        "share": {"n_ranks": 2, "n_parts": 2},
+        "rank": 1,
+        "torch": None,
+        "cache": "somewhere",
+        "options": {"device": "cuda"},
+    }
+    with pytest.raises(InvalidArgument, match="cache: expected none on the device 'cuda'"):
+        _load(request, lambda **_: None)
 
 
 def test_one_rank_may_have_any_gpu(small: Path) -> None:

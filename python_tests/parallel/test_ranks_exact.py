@@ -99,6 +99,14 @@ def test_a_larger_model_says_the_same_on_1_2_and_4_ranks(load: Load, larger: Pat
         assert other[0] == one[0]
 
 
+def test_eight_ranks_say_what_one_says(load: Load, eight: Path) -> None:
+    one, many = (
+        run(load(eight, tensor_parallel=n, reduction="invariant"), CONVERSATION)[0] for n in (1, 8)
+    )
+    assert not any("Error" in line or "Invalid" in line for line in one), one
+    assert many == one
+
+
 @examples(12)
 @given(
     before=st.lists(OPS, max_size=15),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from duplex_engine import BackendUnavailable, CheckpointError, Engine, InvalidArgument
 from duplex_engine.convert import convert
-from duplex_engine.parallel.transports import TRANSPORTS
+from duplex_engine.parallel.ranks import Ranks
+from duplex_engine.parallel.transports import TRANSPORTS, choose_group
 
 pytestmark = [pytest.mark.core, pytest.mark.cpu]
 
@@ -67,13 +70,29 @@ def test_what_is_not_there_is_refused_by_name(
         Engine.load("reference", **options)
 
 
-def test_every_transport_is_built_or_says_what_it_needs() -> None:
-    built = [t.name for t in TRANSPORTS if t.is_built]
-    assert built == ["nvls", "p2p", "shared memory", "torch.distributed"]
+def test_every_transport_connects_ranks_or_says_what_it_needs() -> None:
     for transport in TRANSPORTS:
-        if not transport.is_built:
-            with pytest.raises(BackendUnavailable, match=transport.needs.split()[0]):
-                Engine.load("reference", tensor_parallel=2, transport=transport.name)
+        for device in ("cpu", "cuda"):
+            group = partial(choose_group, 2, transport.name, None, 1.0, None, device)
+            if device in transport.devices:
+                assert group().transport == transport.name
+            else:
+                with pytest.raises(BackendUnavailable, match=re.escape(transport.needs)):
+                    group()
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [("cpu avx512", "cpu avx2"), ("cuda NVIDIA H100 80GB HBM3", "cuda NVIDIA B200")],
+)
+def test_ranks_whose_bits_differ_are_refused(mine: str, theirs: str) -> None:
+    loaded: Any = SimpleNamespace(_loading=set(), _devices={1: mine, 2: theirs})
+    with pytest.raises(BackendUnavailable) as error:
+        Ranks.wait_until_loaded(loaded, mine)
+    assert str(error.value) == (
+        f"device: expected '{mine}', as rank 0 has, on every rank, found '{theirs}' on rank 2: "
+        "their bits differ; load with an isa that all machines have, or with GPUs of one kind"
+    )
 
 
 def test_engines_of_ranks_stand_beside_no_other(load: Load) -> None:

@@ -57,13 +57,14 @@ class RankedEngine {
       loaded_.push_back(std::make_unique<RankWorker>(config,
                                                      model_tests::views(checkpoint.tensors()),
                                                      worker_options, group(rank), LoadProgress{}));
-      workers_.emplace_back([this, rank] {
-        try {
-          loaded_[static_cast<std::size_t>(rank - 1)]->serve();
-        } catch (const RankFailed& error) {
-          ends_[static_cast<std::size_t>(rank)] = error.what();
-        }
-      });
+      workers_.emplace_back(
+          [&worker = *loaded_.back(), &end = ends_[static_cast<std::size_t>(rank)]] {
+            try {
+              worker.serve();
+            } catch (const RankFailed& error) {
+              end = error.what();
+            }
+          });
     }
   }
 

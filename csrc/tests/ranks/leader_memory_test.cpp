@@ -52,7 +52,7 @@ class FakeWorker {
   std::thread thread_;
 };
 
-TEST_CASE("what one rank cannot map is mapped on none", "[ranks]") {
+TEST_CASE("what one rank cannot map is mapped on none", "[ranks][threads]") {
   const auto leader = std::make_shared<RankLeader>(
       model_tests::tiny_config(), LeaderOptions{2, Reduction::kRanks, DType::kF32, 16});
   FakeWorker worker(leader->group(), 3);

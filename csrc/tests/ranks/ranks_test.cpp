@@ -1,9 +1,12 @@
 // Engines whose ranks are threads: what they say and hold, on both lanes, and how they end. All of
-// it runs under ThreadSanitizer too. Processes: python_tests/parallel.
+// it runs under ThreadSanitizer too (`make tsan`). Processes: python_tests/parallel.
 #include <catch2/catch.hpp>
+#include <chrono>
+#include <functional>
 #include <thread>
 
 #include "engine/snapshot.h"
+#include "tests/model/shards.h"
 #include "tests/ranks/fixtures.h"
 
 namespace duplex::ranks_tests {
@@ -38,7 +41,7 @@ std::vector<std::vector<float>> live(Engine& engine) {
   return story;
 }
 
-TEST_CASE("one and two ranks say the same where sums are invariant", "[ranks]") {
+TEST_CASE("one and two ranks say the same where sums are invariant", "[ranks][threads]") {
   const auto kv_dtype = GENERATE(DType::kF32, DType::kInt8);
   EngineOptions options = small_options();
   options.kv_dtype = kv_dtype;
@@ -48,7 +51,7 @@ TEST_CASE("one and two ranks say the same where sums are invariant", "[ranks]") 
   CHECK(is_empty(two->stats()));
 }
 
-TEST_CASE("ranks say the same whether they share memory or not", "[ranks]") {
+TEST_CASE("ranks say the same whether they share memory or not", "[ranks][threads]") {
   const auto reduction = GENERATE(Reduction::kRanks, Reduction::kInvariant);
   const RankedEngine shared(streaming_config(), 2, reduction);
   const RankedEngine apart(streaming_config(), 2, reduction, small_options(), true);
@@ -57,9 +60,12 @@ TEST_CASE("ranks say the same whether they share memory or not", "[ranks]") {
   CHECK(apart->description().find("2 ranks x 1 thread, mail") != std::string::npos);
 }
 
-TEST_CASE("both lanes at once on two ranks give the bits of each alone", "[ranks][threads]") {
+TEST_CASE("both lanes at once on several ranks give the bits of each alone", "[ranks][threads]") {
+  const std::int32_t n_ranks = GENERATE(2, 4);
   const bool is_apart = GENERATE(false, true);
-  const RankedEngine engine(streaming_config(), 2, Reduction::kRanks, small_options(), is_apart);
+  ModelConfig config = model_tests::cut_config();
+  config.interaction = streaming_config().interaction;
+  const RankedEngine engine(config, n_ranks, Reduction::kRanks, small_options(), is_apart);
   const auto calm = engine->open_session({});
   std::vector<std::vector<std::int32_t>> heard;
   for (int turn = 0; turn < 10; ++turn) heard.push_back(hear(*calm, turn).token_ids);
@@ -78,7 +84,7 @@ TEST_CASE("both lanes at once on two ranks give the bits of each alone", "[ranks
   CHECK(there == thought);
 }
 
-TEST_CASE("a session moves between groups with the blocks of all ranks", "[ranks]") {
+TEST_CASE("a session moves between groups with the blocks of all ranks", "[ranks][threads]") {
   const RankedEngine first(streaming_config(), 2, Reduction::kRanks);
   const RankedEngine second(streaming_config(), 2, Reduction::kRanks);
   const auto session = first->open_session({});
@@ -88,7 +94,7 @@ TEST_CASE("a session moves between groups with the blocks of all ranks", "[ranks
   CHECK(think(*moved, 40) == think(*session, 40));
 }
 
-TEST_CASE("a rank that is gone ends every call, and the engine closes", "[ranks]") {
+TEST_CASE("a rank that is gone ends every call, and the engine closes", "[ranks][threads]") {
   const bool is_apart = GENERATE(false, true);
   RankedEngine engine(streaming_config(), 2, Reduction::kRanks, small_options(), is_apart);
   const auto session = engine->open_session({});
@@ -99,6 +105,36 @@ TEST_CASE("a rank that is gone ends every call, and the engine closes", "[ranks]
   CHECK_THROWS_AS(think(*session, 3), RankFailed);
   engine->close();
   CHECK(throws<SessionClosed>([&] { hear(*session, 1); }));
+}
+
+// Whatever the ranks are doing at that moment, in passes of both lanes and in page memory.
+TEST_CASE("a rank that goes in the middle of the work of both lanes ends it", "[ranks][threads]") {
+  const bool is_apart = GENERATE(false, true);
+  const int after_ms = GENERATE(1, 3, 9);
+  RankedEngine engine(streaming_config(), 2, Reduction::kRanks, small_options(), is_apart);
+  const auto session = engine->open_session({});
+  const auto fork = session->fork(0, LaneKind::kBackground);
+  const auto ends = [](const std::function<void()>& work) {
+    return throws<RankFailed>([&] {
+      while (true) work();
+    });
+  };
+  bool has_ended = false;
+  std::thread thinker([&] {
+    has_ended = ends([&] {
+      engine->open_session({});
+      think(*fork, 1);
+    });
+  });
+  std::thread watcher([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(after_ms));
+    engine.leader().fail(1, "it was told to go");
+  });
+  int turn = 0;
+  CHECK(ends([&] { hear(*session, turn++); }));
+  thinker.join();
+  watcher.join();
+  CHECK(has_ended);
 }
 
 }  // namespace

@@ -58,7 +58,7 @@ float logit(int rank, std::int64_t row, std::int64_t column) {
 }
 
 // More rows than are gathered at once, of slices that are not equally wide.
-TEST_CASE("cuda: all_reduce group: slices of all ranks come together at rank 0", "[simt]") {
+TEST_CASE("cuda: all_reduce group: slices of all ranks come together at rank 0", "[simt][groups]") {
   const int n = GENERATE(2, 4);
   const char* const transport = GENERATE("nvls", "p2p");
   Ranks ranks(n);
@@ -74,7 +74,7 @@ TEST_CASE("cuda: all_reduce group: slices of all ranks come together at rank 0",
   std::vector<float> found(static_cast<std::size_t>(kRows * n_columns));
   ranks.run([&](int r, cuda::CudaBackend& backend) {
     check(backend.transport() == transport, "found ", backend.transport());
-    const auto exchange = backend.create_exchange();
+    const auto exchange = backend.create_exchange(nullptr);
     std::vector<float> rows;
     for (std::int64_t row = 0; row < kRows; ++row)
       for (std::int64_t column = 0; column < options.gather_stride; ++column)
@@ -106,7 +106,7 @@ TEST_CASE("cuda: all_reduce group: slices of all ranks come together at rank 0",
 }
 
 // Half of the ranks come to a meeting, which a GPU would wait in for ever.
-TEST_CASE("cuda: all_reduce group: who is gone ends the kernels of the others", "[simt]") {
+TEST_CASE("cuda: all_reduce group: who is gone ends the kernels of the others", "[simt][groups]") {
   Ranks ranks(4);
   ranks.connect();
   REQUIRE(ranks.all_ended_well());
@@ -119,7 +119,7 @@ TEST_CASE("cuda: all_reduce group: who is gone ends the kernels of the others", 
       ranks.meetings.failed = 3;
     }
     if (r >= 2) return;
-    const auto exchange = backend.create_exchange();
+    const auto exchange = backend.create_exchange(nullptr);
     for (int time = 0; time < 3; ++time)
       exchange->gather(backend, {.n_rows = 1,
                                  .stride = kOptions.gather_stride,
@@ -136,7 +136,8 @@ TEST_CASE("cuda: all_reduce group: who is gone ends the kernels of the others", 
   CHECK(ranks.all_ended_well());
 }
 
-TEST_CASE("cuda: all_reduce group: what cannot be is refused on every rank alike", "[simt]") {
+TEST_CASE("cuda: all_reduce group: what cannot be is refused on every rank alike",
+          "[simt][groups]") {
   Ranks three(3);
   three.connect();
   for (const std::string& error : three.errors)

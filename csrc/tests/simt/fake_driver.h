@@ -235,6 +235,7 @@ struct Meetings {
   std::vector<std::string> given;
   int descriptor;
   std::atomic<int> failed{-1};
+  int ends_at = -1;  // the meeting with this number: a rank is gone, as all others hear there
 };
 
 class ThreadRendezvous final : public Rendezvous {
@@ -243,6 +244,7 @@ class ThreadRendezvous final : public Rendezvous {
   int rank() const override { return rank_; }
   int size() const override { return static_cast<int>(meetings_.given.size()); }
   std::vector<std::string> all_gather(const std::string& mine) override {
+    come();
     meetings_.given[static_cast<std::size_t>(rank_)] = mine;
     meetings_.barrier.arrive_and_wait();
     const std::vector<std::string> all = meetings_.given;
@@ -250,6 +252,7 @@ class ThreadRendezvous final : public Rendezvous {
     return all;
   }
   int share_descriptor(int from, int descriptor) override {
+    come();
     if (rank_ == from) meetings_.descriptor = descriptor;
     meetings_.barrier.arrive_and_wait();
     const int copy = rank_ == from ? descriptor : ::dup(meetings_.descriptor);
@@ -262,8 +265,11 @@ class ThreadRendezvous final : public Rendezvous {
   void fail(int rank, const std::string&) noexcept override { meetings_.failed = rank; }
 
  private:
+  void come() { check<RankFailed>(n_meetings_++ != meetings_.ends_at, "a rank is gone"); }
+
   Meetings& meetings_;
   int rank_;
+  int n_meetings_ = 0;
 };
 
 }  // namespace duplex::simt_tests

@@ -1,6 +1,8 @@
 // The set-up of multicast memory against a driver that checks the order of calls, and kernels on
 // the memory that it gives.
+#include <atomic>
 #include <catch2/catch.hpp>
+#include <chrono>
 #include <functional>
 #include <optional>
 #include <thread>
@@ -32,7 +34,7 @@ struct Setup {
         try {
           memories[r].emplace(*drivers[r], *ranks[r],
                               cuda::SharedMemoryOptions{rank, bytes, rank != not_wanted_by});
-        } catch (const BackendUnavailable& error) {
+        } catch (const Error& error) {
           errors[r] = error.what();
         }
       });
@@ -65,7 +67,7 @@ struct Setup {
   std::vector<std::string> errors;
 };
 
-TEST_CASE("multicast memory is set up and taken down in the driver's order", "[simt]") {
+TEST_CASE("multicast memory is set up and taken down in the driver's order", "[simt][groups]") {
   Setup setup(3);
   setup.run(100'000);
   REQUIRE(setup.is_alike());
@@ -92,7 +94,7 @@ TEST_CASE("multicast memory is set up and taken down in the driver's order", "[s
   CHECK(setup.is_empty());
 }
 
-TEST_CASE("ranks without multicast reach each other all the same, and say why", "[simt]") {
+TEST_CASE("ranks without multicast reach each other all the same, and say why", "[simt][groups]") {
   struct Case {
     std::function<void(Setup&)> change;
     int not_wanted_by;
@@ -117,7 +119,7 @@ TEST_CASE("ranks without multicast reach each other all the same, and say why", 
   }
 }
 
-TEST_CASE("GPUs that cannot share memory are named", "[simt]") {
+TEST_CASE("GPUs that cannot share memory are named", "[simt][groups]") {
   Setup setup(2);
   setup.drivers[1]->has = {true, false, false};
   setup.run(1000);
@@ -132,7 +134,7 @@ TEST_CASE("GPUs that cannot share memory are named", "[simt]") {
   CHECK(fabric.is_empty());
 }
 
-TEST_CASE("whichever call fails, all ranks end alike and nothing is left", "[simt]") {
+TEST_CASE("whichever call fails, all ranks end alike and nothing is left", "[simt][groups]") {
   const bool is_fabric = GENERATE(false, true);
   const std::size_t victim = GENERATE(0u, 1u);
   int n_without = 0, n_failed = 0, n_calls = 100;
@@ -153,6 +155,10 @@ TEST_CASE("whichever call fails, all ranks end alike and nothing is left", "[sim
                  Catch::StartsWith("rank " + std::to_string(victim) + ": ") ||
                      Catch::Contains("shared nothing"));
     }
+    // The first rank that has something to say is heard, and rank 0 knows what failed.
+    if (victim == 0 && has_failed)
+      CHECK_THAT(setup.memories[0] ? setup.memories[0]->why_not() : setup.errors[0],
+                 Catch::Contains("rank 0: ") && Catch::Contains(" failed"));
     setup.take_down();
     CHECK(setup.is_empty());
   }
@@ -160,7 +166,42 @@ TEST_CASE("whichever call fails, all ranks end alike and nothing is left", "[sim
   CHECK(n_without >= 6);
 }
 
-TEST_CASE("cuda: all_reduce on memory of a set-up", "[simt]") {
+TEST_CASE("a rank that goes in any meeting leaves nothing of the others", "[simt][groups]") {
+  const bool is_fabric = GENERATE(false, true);
+  for (int meeting = 0, n_meetings = 100; meeting < n_meetings; ++meeting) {
+    Setup setup(3);
+    for (auto& driver : setup.drivers) driver->has = {true, !is_fabric, is_fabric};
+    setup.meetings.ends_at = meeting;
+    setup.run(1000);
+    CAPTURE(meeting);
+    CHECK(setup.is_alike());
+    n_meetings = std::min(n_meetings, setup.memories[0] ? meeting : n_meetings);
+    CHECK((setup.memories[0] || setup.errors[0] == "a rank is gone"));
+    setup.take_down();
+    CHECK(setup.is_empty());
+    CHECK(meeting < 40);  // so many there are not
+  }
+}
+
+TEST_CASE("ranks that meet in their memory wait for the last", "[simt][groups]") {
+  constexpr int kRanks = 3;
+  Setup setup(kRanks);
+  setup.run(1000);
+  std::atomic<int> n_come = 0, n_early = 0;
+  std::vector<std::thread> threads;
+  for (int r = 0; r < kRanks; ++r)
+    threads.emplace_back([&, r] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10 * r));
+      ++n_come;
+      setup.memories[static_cast<std::size_t>(r)]->meet();
+      n_early += n_come < kRanks ? 1 : 0;
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(n_early == 0);
+  setup.take_down();
+}
+
+TEST_CASE("cuda: all_reduce on memory of a set-up", "[simt][groups]") {
   if (!has_fused_cpu()) return;
   constexpr int kRanks = 4;
   const bool wants_multicast = GENERATE(true, false);

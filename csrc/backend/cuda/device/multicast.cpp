@@ -35,7 +35,8 @@ MulticastMemory::MulticastMemory(MulticastDriver& driver, Rendezvous& ranks,
     if (problem.empty()) problem = together([&] { check_sizes(); });
     if (problem.empty()) problem = together([&] { reach_peers(); });
     check<BackendUnavailable>(problem.empty(),
-                              "group memory: the GPUs cannot share memory: ", problem);
+                              "group memory: the GPUs cannot share memory: ", problem,
+                              "; transport=\"shared memory\" goes by way of their hosts");
     if (!why_not_.empty()) return;
     make_multicast();
   } catch (...) {
@@ -141,6 +142,12 @@ MulticastDriver::Handle MulticastMemory::import_of(int from, MulticastDriver::Ha
   const bool is_mine = ranks_.rank() == from;
   SharedHandle shared;
   shared.kind = kind_;
+  struct Close {  // also where a rank is gone in the meetings below
+    MulticastDriver& driver;
+    const SharedHandle& handle;
+    ~Close() { driver.close(handle); }
+  };
+  const Close close{driver_, shared};
   std::string bytes, problem;
   try {
     if (is_mine) shared = driver_.share(own, kind_);
@@ -157,7 +164,6 @@ MulticastDriver::Handle MulticastMemory::import_of(int from, MulticastDriver::Ha
                              ? ranks_.share_descriptor(from, shared.descriptor)
                              : -1;
   if (is_mine) {
-    driver_.close(shared);
     check<BackendUnavailable>(problem.empty(), problem);
     return 0;
   }
@@ -166,12 +172,6 @@ MulticastDriver::Handle MulticastMemory::import_of(int from, MulticastDriver::Ha
   shared.descriptor = descriptor;
   check<BackendUnavailable>(descriptor >= 0 || (kind_ == HandleKind::kFabric && !bytes.empty()),
                             "rank ", from, " shared nothing");
-  struct Close {
-    MulticastDriver& driver;
-    const SharedHandle& handle;
-    ~Close() { driver.close(handle); }
-  };
-  const Close close{driver_, shared};
   return driver_.import(shared);
 }
 

@@ -102,15 +102,6 @@ void CudaBackend::give_way() {
   if (lane_ == LaneKind::kBackground) lanes_->give_way();
 }
 
-bool CudaBackend::connect(std::shared_ptr<Rendezvous> ranks, const ExchangeOptions& options) {
-  group_ = std::make_shared<DeviceGroup>(runtime_, std::move(ranks), options);
-  return true;
-}
-
-std::unique_ptr<Exchange> CudaBackend::create_exchange() {
-  return std::make_unique<DeviceExchange>(*this, group_, lane_);
-}
-
 template <class Work>
 void CudaBackend::wait(const Work& work) {
   if (group_ == nullptr) return work();
@@ -234,7 +225,7 @@ void CudaBackend::replace(std::unique_ptr<Buffer>& buffer, std::size_t bytes) {
 // interaction lane's soon after its pass begins.
 void CudaBackend::run_layers(const Segments& segments, std::int32_t n_layers,
                              const std::function<void(std::int32_t)>& layer) {
-  if (turn_ != nullptr) {  // recorded as a whole
+  if (turn_ != nullptr || meets_by_hosts_) {  // recorded as a whole, or not at all
     for (std::int32_t i = 0; i < n_layers; ++i) layer(i);
     return;
   }
@@ -388,13 +379,5 @@ void CudaBackend::do_sample(const SampleArgs& args) {
   launch_sample(stream(), on_device);
   wait([&] { runtime_.read(args.tokens, on_device.tokens, bytes); });
 }
-
-void CudaBackend::all_reduce(const AllReduceArgs& args, Exchanges how) {
-  AllReduceArgs on_device = args;
-  on_device.op.segments = staged(args.op.segments);
-  launch_all_reduce(stream(), on_device, how);
-}
-
-void CudaBackend::all_gather(const ShareArgs& args) { launch_all_gather(stream(), args); }
 
 }  // namespace duplex::cuda

@@ -44,9 +44,9 @@ class CudaBackend final : public Backend {
                     void* destination) override;
   std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
                                 std::int64_t max_rows, std::int32_t n_parts = 1) const override;
-  bool connect(std::shared_ptr<Rendezvous> ranks, const ExchangeOptions& options) override;
-  std::string transport() const override { return group_ == nullptr ? "" : group_->transport(); }
-  std::unique_ptr<Exchange> create_exchange() override;
+  void connect(std::shared_ptr<Rendezvous> ranks, const ExchangeOptions& options) override;
+  std::string transport() const override;
+  std::unique_ptr<Exchange> create_exchange(std::unique_ptr<SlabExchange> hosts) override;
   void give_way() override;
   void finish() override;
   void run_awake(const std::function<void()>& work) override;
@@ -54,7 +54,8 @@ class CudaBackend final : public Backend {
                   const std::function<void(std::int32_t)>& layer) override;
   bool has_turns() const override;
 
-  // ---- for DeviceExchange
+  // ---- for exchanges
+  void do_conv_add_norm(const ConvAddNormArgs& args) override;
   void all_reduce(const AllReduceArgs& args, Exchanges how);
   void all_gather(const ShareArgs& args);
   Runtime& runtime() { return runtime_; }
@@ -67,7 +68,6 @@ class CudaBackend final : public Backend {
   void do_linear(const LinearArgs& args) override;
   void do_kv_append(const KvAppendArgs& args) override;
   void do_attention(const AttentionArgs& args) override;
-  void do_conv_add_norm(const ConvAddNormArgs& args) override;
   void do_silu_mul(const SiluMulArgs& args) override;
   void do_moe(const MoeArgs& args) override;
   void do_fold(const FoldArgs& args) override;
@@ -109,7 +109,8 @@ class CudaBackend final : public Backend {
   LaneKind lane_ = LaneKind::kInteraction;
   std::shared_ptr<Lanes> lanes_;
   Runtime runtime_;
-  std::shared_ptr<DeviceGroup> group_;  // of the ranks, if there are several
+  std::shared_ptr<DeviceGroup> group_;  // of the ranks, where their GPUs are connected
+  bool meets_by_hosts_ = false;         // in every layer, so that no pass can be recorded
   std::vector<std::unique_ptr<Buffer>> outgrown_;
   // Of a pass: one record, in the background lane one for each layer; none: seen once.
   std::map<std::vector<std::int64_t>, Records> records_;

@@ -28,7 +28,8 @@ DeviceGroup::DeviceGroup(Runtime& runtime, std::shared_ptr<Rendezvous> ranks,
     : ranks_(std::move(ranks)), options_(options), device_(runtime.device()) {
   const int n = ranks_->size();
   check<BackendUnavailable>(n == 2 || n == 4 || n == 8,
-                            "tensor_parallel: expected 2, 4 or 8 GPUs, found ", n);
+                            "tensor_parallel: expected 2, 4 or 8 GPUs, found ", n,
+                            "; transport=\"shared memory\" takes any number");
   Runtime::make_current(device_);
   driver_ = create_multicast_driver();
   memory_.emplace(
