@@ -161,7 +161,7 @@ class Engine:
             reduction: how ranks add what they have computed. "ranks": a partial sum for each, in
                 rank order, so that the bits depend on their number. "invariant": as many partial
                 sums with any number of ranks, so that they do not; slower. "switch": inside an
-                NVLink switch, which no device has yet.
+                NVLink switch, in its own order: bits may differ from run to run.
             transport: how ranks meet; "auto" takes the best that is there. "torch.distributed"
                 needs no common memory, but torch (`pip install 'duplex_engine[distributed]'`).
                 With it and with "shared memory" GPUs meet by way of their hosts.
@@ -205,7 +205,7 @@ class Engine:
         mtp_layers = integer(mtp_layers, "mtp_layers", high=MAX_INT32)
         n_ranks = integer(tensor_parallel, "tensor_parallel", 1, MAX_RANKS)
         check_reduction(text(reduction, "reduction"), text(device, "device"))
-        group = choose_group(n_ranks, transport, address, join_s, gpus, device)
+        group = choose_group(n_ranks, transport, address, join_s, gpus, device, reduction)
         if beside is not None and (n_ranks > 1 or beside._ranks is not None):
             raise InvalidArgument(
                 "beside: expected two engines with tensor_parallel=1; engines of several ranks "

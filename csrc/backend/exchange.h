@@ -81,9 +81,10 @@ class Rendezvous {
 struct ExchangeOptions {
   // "nvls", "p2p", "auto": the best of these that is there; "shared memory": of the hosts.
   std::string transport;
-  std::int32_t max_rows;       // of add
-  std::int32_t width;          // of a row of add
-  std::int64_t gather_stride;  // of gather
+  bool adds_in_switch = false;  // not in rank order; needs "nvls"
+  std::int32_t max_rows;        // of add
+  std::int32_t width;           // of a row of add
+  std::int64_t gather_stride;   // of gather
   std::size_t slab_bytes;
 };
 

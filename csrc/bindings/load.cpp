@@ -97,7 +97,8 @@ LoadProgress load_progress(const py::object& progress) {
 Reduction reduction_from(const std::string& name) {
   if (name == "ranks") return Reduction::kRanks;
   if (name == "invariant") return Reduction::kInvariant;
-  fail("reduction: expected 'ranks' or 'invariant', found '", name, "'");
+  if (name == "switch") return Reduction::kSwitch;
+  fail("reduction: expected 'ranks', 'invariant' or 'switch', found '", name, "'");
 }
 
 std::shared_ptr<Engine> load(const ConfigDict& config, const std::vector<TensorTuple>& tensors,

@@ -24,9 +24,10 @@ struct Shard {
   constexpr bool is_whole() const { return total_parts() == 1; }
 };
 
-// How partial sums are cut: one part for each rank, or the same number of parts, virtual_shards,
-// for any number of ranks, so that the bits do not depend on it.
-enum class Reduction : std::uint8_t { kRanks, kInvariant };
+// How partial sums are cut and added: one part for each rank, in rank order; the same number of
+// parts, virtual_shards, for any number of ranks, so that the bits do not depend on it; or one part
+// for each rank, in the order that an NVLink switch chooses.
+enum class Reduction : std::uint8_t { kRanks, kInvariant, kSwitch };
 
 // The largest of 8, 4, 2 and 1 that this model can be cut into, with matrices in that format.
 std::int32_t virtual_shards(const ModelConfig& config, DType matrices);

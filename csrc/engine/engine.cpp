@@ -213,7 +213,8 @@ std::string Engine::description() const {
     text += ", reduction of " + std::to_string(shard.total_parts()) +
             (shard.total_parts() == 1 ? " part" : " parts in order");
   else if (model_.ranks != nullptr)
-    text += ", reduction in rank order";
+    text += model_.options.reduction == Reduction::kSwitch ? ", reduction in the switch"
+                                                           : ", reduction in rank order";
   return text;
 }
 

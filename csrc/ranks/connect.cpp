@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "core/error.h"
 #include "model/inkling.h"
 #include "parallel/group_rendezvous.h"
 
@@ -9,11 +10,16 @@ namespace duplex {
 
 void connect_ranks(Backend& backend, const Group& group, SlabExchange& memory_channel,
                    std::vector<int> sockets, const Connection& of) {
-  if (group.transport() != nullptr) return;
   ExchangeOptions options = Inkling::exchange_options(of.config, of.shard, of.max_rows);
   options.transport = of.transport;
-  backend.connect(std::make_shared<GroupRendezvous>(group, memory_channel, std::move(sockets)),
-                  options);
+  options.adds_in_switch = of.reduction == Reduction::kSwitch;
+  if (group.transport() == nullptr)
+    backend.connect(std::make_shared<GroupRendezvous>(group, memory_channel, std::move(sockets)),
+                    options);
+  check<BackendUnavailable>(!options.adds_in_switch || backend.transport() == "nvls",
+                            "reduction: 'switch' adds inside an NVLink switch; expected the "
+                            "transport 'nvls', found '",
+                            backend.transport(), "'; take reduction=\"ranks\"");
 }
 
 }  // namespace duplex

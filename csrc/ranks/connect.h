@@ -17,6 +17,7 @@ struct Connection {
   const Shard& shard;
   std::int32_t max_rows;  // of one pass, in any lane
   const std::string& transport;
+  Reduction reduction;
 };
 
 // On every rank at the same time, with nothing else in the page-memory channel. Devices of ranks

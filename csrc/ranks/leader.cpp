@@ -62,7 +62,7 @@ void RankLeader::connect(Backend& backend, const ModelConfig& config, const Shar
   std::vector<int> sockets;
   for (int rank = 1; rank < group_.n_ranks(); ++rank) sockets.push_back(sockets_.leader(rank));
   connect_ranks(backend, group_, *memory_exchange_, std::move(sockets),
-                {config, shard, options_.max_rows, options_.transport});
+                {config, shard, options_.max_rows, options_.transport, options_.reduction});
 }
 
 Exchange* RankLeader::open(LaneKind lane, Backend& backend) {

@@ -31,7 +31,7 @@ RankWorker::RankWorker(const ModelConfig& config, WeightSource source, const Wor
                                  options.reduction);
   config_ = shard_config(config, shard);
   connect_ranks(*backend_, group_, *memory_exchange_, {options.socket},
-                {config_, shard, options.max_rows, options.transport});
+                {config_, shard, options.max_rows, options.transport, options.reduction});
   if (const auto* packed = std::get_if<PackedArena>(&source)) {
     weights_ = load_packed_weights(config, *packed, options.dtypes, *backend_, progress, shard);
   } else {

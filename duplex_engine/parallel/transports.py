@@ -56,7 +56,7 @@ TRANSPORTS = (
 REDUCTIONS: dict[str, tuple[str, ...] | None] = {
     "ranks": None,
     "invariant": ("cpu", "cuda"),
-    "switch": (),
+    "switch": ("cuda",),
 }
 
 
@@ -88,9 +88,15 @@ class Group:
 
 
 def choose_group(
-    n_ranks: int, transport: object, address: object, join_s: object, gpus: Any, device: str
+    n_ranks: int,
+    transport: object,
+    address: object,
+    join_s: object,
+    gpus: Any,
+    device: str,
+    reduction: str = "ranks",
 ) -> Group:
-    """The group that the options of `Engine.load` ask for.
+    """The group that the options of `Engine.load` ask for, the reduction checked before.
 
     Raises:
         InvalidArgument: an option cannot be used.
@@ -109,6 +115,11 @@ def choose_group(
     name = text(transport, "transport")
     if n_ranks > 1 or name != "auto":
         name = _choose_transport(name, device, place is not None)
+    if reduction == "switch" and (n_ranks == 1 or name not in ("auto", "nvls")):
+        raise InvalidArgument(
+            "reduction: 'switch' adds inside an NVLink switch; expected tensor_parallel of 2, 4 or "
+            f"8 and transport='nvls' with it, found {n_ranks} and {name!r}"
+        )
     return Group(_choose_gpus(gpus, n_ranks, device, place is not None), name, place, seconds)
 
 
@@ -168,8 +179,8 @@ def check_reduction(wanted: str, device: str) -> None:
         return
     if wanted == "switch":
         raise BackendUnavailable(
-            "reduction: 'switch' adds inside an NVLink switch, which takes ranks on GPUs that this "
-            "version of the engine does not have; expected 'ranks' or 'invariant'"
+            "reduction: 'switch' adds inside an NVLink switch and takes ranks on GPUs, found the "
+            f"device {device!r}; expected 'ranks' or 'invariant'"
         )
     raise BackendUnavailable(f"reduction: {wanted!r} is not there on the device {device!r} yet")
 

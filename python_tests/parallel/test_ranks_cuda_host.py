@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import stream_ops
 from both_lanes import check_both_lanes
@@ -239,6 +240,20 @@ def test_transports_are_chosen_by_what_the_gpus_can(
         assert re.search(r"p2p \(no nvls: the GPU of rank 0 has no multicast", engine.description)
     with pytest.raises(BackendUnavailable, match="transport: 'nvls' is not there: the GPU of rank"):
         Engine.load(small, **options, transport="nvls")
+    with pytest.raises(BackendUnavailable, match="expected the transport 'nvls', found 'p2p"):
+        Engine.load(small, **options, reduction="switch")
+
+
+def test_sums_in_the_switch_are_those_of_ranks_but_for_their_order(load: Load, small: Path) -> None:
+    found = []
+    for reduction in ("ranks", "switch"):
+        engine = load(small, **GPU, tensor_parallel=4, reduction=reduction)
+        assert ("nvls, reduction in the switch" in engine.description) == (reduction == "switch")
+        with engine.open_session() as session:
+            found.append(session.append(text=words(40), logits="all"))
+        engine.close()
+    exact, in_switch = found
+    assert np.abs(in_switch - exact).max() < 1e-5 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize(
@@ -251,7 +266,7 @@ def test_transports_are_chosen_by_what_the_gpus_can(
         ({"gpus": [0, 1], "device": "cpu"}, InvalidArgument, "gpus: expected none on the device"),
         ({"transport": "p2p", "address": "a:1"}, InvalidArgument, "does not reach other machines"),
         ({"address": "a:1", "gpus": [0, 0, 0]}, InvalidArgument, "gpus: expected 2 numbers, one"),
-        ({"reduction": "switch"}, BackendUnavailable, "adds inside an NVLink switch"),
+        ({"reduction": "switch", "transport": "p2p"}, InvalidArgument, "found 2 and 'p2p'"),
         ({"reduction": "invariant"}, BackendUnavailable, "expected tensor_parallel=4, found 2"),
         ({"tensor_parallel": 2**31}, InvalidArgument, "expected an integer from 1 to 8"),
     ],

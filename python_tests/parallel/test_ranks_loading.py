@@ -48,7 +48,11 @@ def test_memory_and_weights_are_shared_out(load: Load) -> None:
         ({"tensor_parallel": 3}, InvalidArgument, "expected a divisor of 4 heads, found 3"),
         ({"tensor_parallel": 8}, InvalidArgument, "1, 2 or 4 fit"),
         ({"reduction": "sum"}, InvalidArgument, "reduction: expected one of 'ranks'"),
-        ({"reduction": "switch"}, BackendUnavailable, "adds inside an NVLink switch"),
+        (
+            {"reduction": "switch"},
+            BackendUnavailable,
+            "takes ranks on GPUs, found the device",
+        ),
         ({"transport": "smoke"}, InvalidArgument, "transport: expected one of 'auto'"),
         ({"transport": "nvls"}, BackendUnavailable, "connects ranks on cuda"),
         ({"address": "10.0.0.1:29500"}, InvalidArgument, "address: expected tensor_parallel of 2"),

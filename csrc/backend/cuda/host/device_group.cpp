@@ -91,6 +91,7 @@ void DeviceGroup::set_up(Runtime& runtime) {
 }
 
 Exchanges DeviceGroup::way_for(std::int64_t n_rows) const {
+  if (options_.adds_in_switch) return Exchanges::kSwitch;
   const std::int64_t of_all = ranks_->size() * n_rows * row_words(options_) * kWordBytes;
   return of_all <= kOneShotBytes ? Exchanges::kOneShot : Exchanges::kTwoShot;
 }
