@@ -3,6 +3,7 @@
 
 #include <time.h>
 
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <cstring>
 
@@ -47,10 +48,7 @@ bool receive_many(const Group& group, int lane, std::uint32_t n) {
     const auto found = receiver.receive();
     random_delay(random);
     const auto expected = command(i, group.max_command_bytes());
-    if (found.size() != expected.size() ||
-        std::memcmp(found.data(), expected.data(), found.size()) != 0) {
-      return false;
-    }
+    if (!std::ranges::equal(found, expected)) return false;
     receiver.done();
   }
   return true;
