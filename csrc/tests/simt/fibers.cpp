@@ -187,5 +187,7 @@ void Fiber::run(Fiber* fiber) {
 
 #if defined(__SANITIZE_ADDRESS__)
 // A program that a failure of another one ends is not unwound: what it holds is never freed.
-extern "C" const char* __lsan_default_suppressions() { return "leak:duplex::simt::Fiber::run\n"; }
+extern "C" [[gnu::visibility("default")]] const char* __lsan_default_suppressions() {
+  return "leak:duplex::simt::Fiber::run\n";
+}
 #endif
