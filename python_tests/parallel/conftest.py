@@ -9,46 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from presets import EIGHT, LARGER
 
 # The streams of the engine's tests, which run here on several ranks.
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 from duplex_engine import Engine
-from duplex_engine.models.random import Preset, write_random_checkpoint
-
-# What four ranks can be cut from: experts, both kinds of layer, fewer key/value heads than ranks.
-LARGER = Preset(
-    vocab_size=320,
-    d_model=96,
-    d_ff=256,
-    layers="ld gm lm gd",
-    heads=(8, 2),
-    local_heads=(4, 4),
-    d_head=20,
-    d_rel=5,
-    rel_extent=48,
-    window=24,
-    patch_size=8,
-    vision_layers=2,
-    moe={"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
-)
-
-# What eight ranks can be cut from.
-EIGHT = Preset(
-    vocab_size=320,
-    d_model=24,
-    d_ff=32,
-    layers="lm gd",
-    heads=(8, 2),
-    local_heads=(8, 8),
-    d_head=4,
-    d_rel=3,
-    rel_extent=40,
-    window=24,
-    patch_size=8,
-    vision_layers=1,
-    moe={"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
-)
+from duplex_engine.models.random import write_random_checkpoint
 
 Load = Callable[..., Engine]
 

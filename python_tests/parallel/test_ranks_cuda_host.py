@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import stream_ops
 from both_lanes import check_both_lanes
+from presets import SMALL
 from random_models import HOP, TURN, sound, words
 from remote_worker import worker
 from stream_ops import check_goes_on, memory, play
@@ -33,22 +34,6 @@ pytestmark = [
 
 Load = Callable[..., Engine]
 
-# What four ranks can be cut from: experts, both kinds of layer, fewer key/value heads than ranks.
-SMALL = Preset(
-    vocab_size=320,
-    d_model=24,
-    d_ff=32,
-    layers="lm gd",
-    heads=(4, 2),
-    local_heads=(4, 4),
-    d_head=4,
-    d_rel=3,
-    rel_extent=40,
-    window=24,
-    patch_size=8,
-    vision_layers=1,
-    moe={"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-)
 # Rows so wide that few of them take two exchanges.
 WIDE = Preset(
     vocab_size=320,

@@ -80,7 +80,7 @@ inline void attend_tile_int8(const AttentionWalk& walk, std::int64_t block, std:
   std::int32_t starts[R];
   float factors[R];
   for (int r = 0; r < R; ++r) starts[r] = vectors[r].start;
-  constexpr int kColumns = tile_columns(R), kTileLines = kColumns == 4 ? kLines : 0;
+  constexpr int kColumns = tile_columns(R), kTileLines = lines_of_tile(kColumns, kLines);
   const std::byte* const keys_ahead = kTileLines > 0 ? walk.keys(next) : nullptr;
   const std::byte* const values_ahead = kTileLines > 0 ? walk.values(next) : nullptr;
   const auto* q = static_cast<const std::int8_t*>(vectors[0].q);
@@ -118,7 +118,6 @@ inline void attention_int8(const AttentionWalk& walk) {
   const std::int32_t n_vectors = walk.begin(vectors);
   for (std::int32_t i = 0; i < n_vectors; ++i)
     quantise_query(walk, vectors[i], walk.scratch.queries + i * walk.n);
-
   BlockScales scales;
   std::int64_t read = -1;  // the block that the scales are of
   for_seen_blocks(walk, vectors, n_vectors,

@@ -40,7 +40,6 @@ inline void for_tiles(std::int32_t n_rows, const Fn& fn) {
 
 // Calls fn<lines>(): how many lines a tile asks for in each of its steps, so that all of them
 // together ask for the next piece, four lines a step, once.
-// Where a tile is narrower than a panel it does not: it would ask again for every column.
 template <class Fn>
 inline void with_lines(std::int32_t tile, std::int32_t n_tiles, const Fn& fn) {
   if (n_tiles == 1) return fn.template operator()<4>();
@@ -48,6 +47,10 @@ inline void with_lines(std::int32_t tile, std::int32_t n_tiles, const Fn& fn) {
   if (tile < 2) return fn.template operator()<2>();
   fn.template operator()<0>();
 }
+
+// Of those, what a tile of that many vectors asks for: nothing where it is narrower than a panel,
+// or it would ask again for every column.
+constexpr int lines_of_tile(int columns, int lines) { return columns == 4 ? lines : 0; }
 
 // Calls fn<n_rows>(), for 1 to kTileRows rows.
 template <int R = kTileRows, class Fn>
