@@ -152,6 +152,7 @@ Lane& Engine::lane(LaneKind kind) {
 }
 
 std::shared_ptr<Session> Engine::open_session(const SessionOptions& options) {
+  interaction_->check_process();  // before memory is asked for: in a fork it is the parent's
   options.sampling.validate();
   check(options.max_positions >= 0, "max_positions: expected a positive number, found ",
         options.max_positions);

@@ -262,6 +262,7 @@ SessionState::Arrival::Arrival(Engine& engine, const SequenceState& state,
                                std::optional<Endless> endless, std::int64_t max_positions)
     : engine_(engine), endless_(endless) {
   const std::lock_guard lock(mutex());
+  engine_.check_open();  // before pages are taken and written: in a fork they are the parent's
   if (max_positions <= 0) max_positions = state.max_positions;
   if (endless_) endless_ = endless_->with_limit(max_positions, engine_.model_.layout);
   if (endless_) max_positions = endless_->held_positions(engine_.model_.layout);

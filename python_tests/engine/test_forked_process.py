@@ -58,6 +58,7 @@ def test_a_fork_is_refused_and_changes_nothing(tmp_path: Path) -> None:
         begin(session)
         begin(other)
         background = session.fork(background=True)
+        session.snapshot(tmp_path / "session")
         calls: list[Callable[[], object]] = [
             lambda: session.step(sound(TURN, seed=2)),
             lambda: session.append(text=words(3)),
@@ -67,6 +68,7 @@ def test_a_fork_is_refused_and_changes_nothing(tmp_path: Path) -> None:
             lambda: background.fork(),
             lambda: engine.step_many([(session, {"audio": sound(TURN)})]),
             lambda: engine.open_session(),
+            lambda: engine.restore(tmp_path / "session"),
         ]
         errors = in_a_fork(calls)
         assert len(errors) == len(calls)

@@ -10,6 +10,7 @@
 
 #include "backend/cpu/page_memory.h"
 #include "core/error.h"
+#include "core/owner_process.h"
 
 namespace duplex::cuda {
 namespace {
@@ -36,7 +37,10 @@ class HostPages final : public DevicePages {
       : memory_(create_cpu_page_memory(page_bytes, n_pages)),
         was_mapped_(static_cast<std::size_t>(n_pages)) {}
 
-  std::byte* reserve(std::size_t bytes) override { return memory_->reserve_range(bytes); }
+  std::byte* reserve(std::size_t bytes) override {
+    check<CapacityError>(owner_.is_here(), "page memory: CUDA does not work in a fork");
+    return memory_->reserve_range(bytes);
+  }
   void free(std::byte* base, std::size_t bytes) noexcept override {
     memory_->release_range(base, bytes);
   }
@@ -49,6 +53,7 @@ class HostPages final : public DevicePages {
   void unmap(std::byte* address) noexcept override { memory_->unmap(address); }
 
  private:
+  OwnerProcess owner_;
   std::unique_ptr<PageMemory> memory_;
   std::vector<bool> was_mapped_;
 };
