@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
+from packaging.version import Version
 from transformers import (
     InklingConfig,
     InklingFeatureExtractor,
@@ -24,6 +26,11 @@ from transformers import (
     InklingTextConfig,
 )
 
+# Before, names of weights and the norm of embedded tokens were others: most tests would fail.
+assert Version(transformers.__version__) >= Version("5.23"), (
+    f"transformers: expected 5.23 or newer, found {transformers.__version__}; "
+    "`pip install 'duplex_engine[test]'` has it"
+)
 Part = tuple[str, Any]
 
 _TEXT = {

@@ -83,6 +83,9 @@ class Bank:
                 self._by_text[info.text, info.group].append(info)
                 self._by_voice[info.voice, None][info.text] = info
         self._texts = {key: frozenset(clips) for key, clips in self._by_voice.items()}
+        self._voices = {
+            key: sorted({info.voice for info in clips}) for key, clips in self._by_kind.items()
+        }
 
     @classmethod
     def open(cls, directory: str | Path) -> Bank:
@@ -112,7 +115,7 @@ class Bank:
 
     def voices(self, group: str, kind: str = "word") -> list[str]:
         """Names of the voices of a group that say clips of a kind, sorted."""
-        return sorted({info.voice for info in self.of_kind(kind, group)})
+        return self._voices.get((kind, group), [])
 
     def texts(self, voice: str, kind: str | None = None) -> frozenset[str]:
         """The texts a voice has, of one kind, or of all but ``mispronounced``."""

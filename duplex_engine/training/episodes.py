@@ -33,14 +33,14 @@ __all__ = ["MIX", "N_TURNS", "TASKS", "Episode", "Event", "compose", "to_stream"
 
 # task -> (scene, how often it comes in a mixed episode)
 TASKS: dict[str, tuple[Callable[[Stage], None], float]] = {
-    "list": (tasks_lists.list_scene, 0.25),
-    "sentence": (tasks_lists.sentence_scene, 0.15),
+    "list": (tasks_lists.list_scene, 0.22),
+    "sentence": (tasks_lists.sentence_scene, 0.24),
     "unordered": (tasks_lists.unordered_scene, 0.05),
-    "running": (tasks_lists.running_scene, 0.11),
-    "question": (tasks_talk.question_scene, 0.21),
-    "long": (tasks_talk.long_answer_scene, 0.1),
-    "delegate": (tasks_talk.delegation_scene, 0.1),
-    "see": (tasks_seeing.seeing_scene, 0.06),
+    "running": (tasks_lists.running_scene, 0.1),
+    "question": (tasks_talk.question_scene, 0.18),
+    "long": (tasks_talk.long_answer_scene, 0.09),
+    "delegate": (tasks_talk.delegation_scene, 0.09),
+    "see": (tasks_seeing.seeing_scene, 0.05),
     "quiet": (tasks_talk.quiet_scene, 0.05),
 }
 MIX = "mix"

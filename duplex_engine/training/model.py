@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,7 +55,7 @@ SIZES = {
     "toy": Size(32, 2, 48, window=64),
     "tiny": Size(128, 4, 352),
     "small": Size(192, 7, 512),
-    "base": Size(256, 6, 768),
+    "base": Size(256, 8, 768),
 }
 
 
@@ -211,11 +212,19 @@ class Trainee(nn.Module):
     One names the word just heard, the other the word that should come next in a list or sentence.
 
     compiled: compile parts of the pass for the shape of the batches, which then must be the same.
+
+    Raises ImportError for a `transformers` before 5.23: its embedding leaves rows as they are, and
+    what learnt from such rows is another model.
     """
 
     def __init__(self, size: Size, *, compiled: bool = False) -> None:
         super().__init__()
         self.inkling = InklingForConditionalGeneration(inkling_config(size))
+        if not hasattr(self.inkling.get_input_embeddings(), "embed_norm"):
+            raise ImportError(
+                "transformers: expected 5.23 or newer, which normalises embedded tokens, found "
+                f"{transformers.__version__}; `pip install 'duplex_engine[train]'` has it"
+            )
         self.word_head = nn.Linear(size.d_model, VOCAB_SIZE, bias=False)
         self.expected_head = nn.Linear(size.d_model, VOCAB_SIZE, bias=False)
         self._read_after = [min(n, size.n_layers) for n in (HEARING_LAYER, EXPECTING_LAYER)]

@@ -36,7 +36,7 @@ ALL_ENGLISH = ("word", "phrase", "mispronounced", "chatter")
 N_CHATTER = 24  # sentences of a voice
 TEXT_ENGINES = ("flite", "pico")  # take no phonemes
 # How often a training voice is chosen; espeak-ng's are many and much alike.
-TRAIN_WEIGHTS = {"flite": 10.0, "pico": 8.0, "kokoro": 10.0}
+TRAIN_WEIGHTS = {"flite": 10.0, "pico": 8.0, "kokoro": 6.0}
 
 # Texts that engines would spell out; "m h m" is no back-channel.
 RESPELT_PHONEMES = {"mhm": "[[mh'@m]]"}  # for espeak-ng and those that it spells for
@@ -57,7 +57,10 @@ OTHER_ACCENTS = ("en", "en-gb-x-rp", "en-gb-scotland", "en", "en-029", "en-gb-x-
 PHRASE_EVERY, PHRASE_TURNS = 8, (0, 3, 5)  # which of so many voices speak the phrases too
 
 KOKORO_TRAIN = _names(
-    "af_heart am_michael bf_isabella bm_fable af_bella am_fenrir af_kore bm_daniel"
+    """
+    af_heart am_michael bf_isabella bm_fable af_bella am_fenrir af_kore bm_daniel
+    af_aoede am_echo af_nova am_liam af_sarah am_onyx bf_alice bm_lewis
+    """
 )
 KOKORO_HELD = _names("af_sky am_puck bf_emma bm_george")
 # Of phrases.WORDS, from the first: lists, classes and commands. A Kokoro voice takes a second of

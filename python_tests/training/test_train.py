@@ -17,6 +17,7 @@ import soundfile
 import torch
 from toy_bank import toy_bank, write_toy_bank
 from transformers import InklingForConditionalGeneration
+from transformers.models.inkling import modeling_inkling
 
 from duplex_engine import _core
 from duplex_engine.training import batches, episodes, train
@@ -117,6 +118,17 @@ def test_heads_begin_with_what_is_near() -> None:
     difference = torch.cat(nearer)
     assert difference.mean() > 1.0
     assert (difference > 1.0).float().mean() > 0.7  # what else they begin with is random
+
+
+def test_a_transformers_that_computes_another_model_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def without_norm(n: int, d: int, padding: int, _eps: float) -> torch.nn.Embedding:
+        return torch.nn.Embedding(n, d, padding)
+
+    monkeypatch.setattr(modeling_inkling, "InklingNormedEmbedding", without_norm)
+    with pytest.raises(ImportError, match=r"5\.23 or newer"):
+        Trainee(SIZES["toy"])
 
 
 @pytest.mark.slow
