@@ -5,7 +5,8 @@
 
 namespace duplex {
 
-void SlabExchange::add(Backend& backend, const ConvAddNormArgs& args, std::int64_t part_stride) {
+void SlabExchange::add(Backend& backend, const ConvAddNormArgs& args, std::int64_t part_stride,
+                       const PackedMatrix&) {
   check(args.n_parts >= 1 && args.n_parts * size() <= kMaxParts, "exchange: expected 1 to ",
         kMaxParts, " parts of all ranks, found ", args.n_parts, " of each of ", size());
   ConvAddNormArgs all = args;

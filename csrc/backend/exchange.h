@@ -42,9 +42,11 @@ class Exchange {
   virtual void* mine() = 0;
   // conv_add_norm of the sum of all parts of all ranks, rank 0's first. args.n_parts is that of
   // each rank, `part_stride` floats from one to the next in its slab; args.parts is not read.
-  // `backend`: that of the lane. Both throw RankFailed when a rank is gone or does not come in
-  // time.
-  virtual void add(Backend& backend, const ConvAddNormArgs& args, std::int64_t part_stride) = 0;
+  // `next`: the matrix that is read next, which may be asked for while this rank waits; none if
+  // its data are null. `backend`: that of the lane. Both throw RankFailed when a rank is gone or
+  // does not come in time.
+  virtual void add(Backend& backend, const ConvAddNormArgs& args, std::int64_t part_stride,
+                   const PackedMatrix& next) = 0;
   virtual void gather(Backend& backend, const GatherArgs& args) = 0;
 };
 
@@ -56,7 +58,8 @@ class SlabExchange : public Exchange {
   // does not come in time.
   virtual std::span<const void* const> meet(std::size_t bytes) = 0;
 
-  void add(Backend& backend, const ConvAddNormArgs& args, std::int64_t part_stride) override;
+  void add(Backend& backend, const ConvAddNormArgs& args, std::int64_t part_stride,
+           const PackedMatrix& next) override;
   void gather(Backend& backend, const GatherArgs& args) override;
 };
 

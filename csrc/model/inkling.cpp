@@ -176,7 +176,12 @@ void Inkling::run_block(const Segments& segments, std::span<const Block> blocks,
                    .activation = Activation::kNone,
                    .out = normed_});
   attention_half(segments, blocks[i]);
-  mlp_half(segments, blocks[i], i + 1 < blocks.size() ? blocks[i + 1].weights->attn_norm : norm);
+  if (i + 1 < blocks.size()) {
+    const LayerWeights& next = *blocks[i + 1].weights;
+    mlp_half(segments, blocks[i], {next.attn_norm, next.qkvr});
+  } else {
+    mlp_half(segments, blocks[i], {norm, weights_.head});
+  }
 }
 
 void Inkling::attention_half(const Segments& segments, const Block& block) {
@@ -220,7 +225,8 @@ void Inkling::attention_half(const Segments& segments, const Block& block) {
                       .kv_dtype = kv_dtype_,
                       .out = attended_});
   sum_parts(w.out, attended_, segments.n_rows);
-  add_and_norm(segments, block, true, 1.0f, w.mlp_norm);
+  add_and_norm(segments, block, true, 1.0f,
+               {w.mlp_norm, block.config.is_moe ? w.moe.router : w.dense.gate_up});
 }
 
 void Inkling::sum_parts(const PackedMatrix& w, const Rows& x, std::int32_t n_rows) {
@@ -233,7 +239,7 @@ void Inkling::sum_parts(const PackedMatrix& w, const Rows& x, std::int32_t n_row
                    .y_part_stride = part_stride_});
 }
 
-void Inkling::mlp_half(const Segments& segments, const Block& block, const float* next_norm) {
+void Inkling::mlp_half(const Segments& segments, const Block& block, const Next& next) {
   const LayerWeights& w = *block.weights;
   float scale = 1.0f;
   if (block.config.is_moe) {
@@ -261,11 +267,11 @@ void Inkling::mlp_half(const Segments& segments, const Block& block, const float
     sum_parts(w.dense.down, activated_, segments.n_rows);
     scale = w.dense.global_scale;
   }
-  add_and_norm(segments, block, false, scale, next_norm);
+  add_and_norm(segments, block, false, scale, next);
 }
 
 void Inkling::add_and_norm(const Segments& segments, const Block& block, bool is_attention,
-                           float scale, const float* next_norm) {
+                           float scale, const Next& next) {
   const LayerWeights& w = *block.weights;
   const LayerPlacement& place = block.place;
   const ConvSlot conv{
@@ -281,11 +287,11 @@ void Inkling::add_and_norm(const Segments& segments, const Block& block, bool is
                        .kernel = config_.conv_kernel,
                        .hidden = hidden_,
                        .hidden_stride = hidden_stride_,
-                       .norm = next_norm,
+                       .norm = next.norm,
                        .eps = config_.norm_eps,
                        .width = config_.d_model,
                        .out = normed_};
-  if (exchange_ != nullptr) return exchange_->add(backend_, args, part_stride_);
+  if (exchange_ != nullptr) return exchange_->add(backend_, args, part_stride_, next.matrix);
   for (std::int32_t p = 0; p < args.n_parts; ++p) args.parts[p] = block_out_ + p * part_stride_;
   backend_.conv_add_norm(args);
 }

@@ -98,10 +98,15 @@ class Inkling {
   // Block i of these, with the norm before the first and the one behind it.
   void run_block(const Segments& segments, std::span<const Block> blocks, std::size_t i,
                  const float* norm);
+  // What comes behind half a block: the norm of its rows, and the matrix that reads them.
+  struct Next {
+    const float* norm;
+    const PackedMatrix& matrix;
+  };
   void attention_half(const Segments& segments, const Block& block);
-  void mlp_half(const Segments& segments, const Block& block, const float* next_norm);
+  void mlp_half(const Segments& segments, const Block& block, const Next& next);
   void add_and_norm(const Segments& segments, const Block& block, bool is_attention, float scale,
-                    const float* next_norm);
+                    const Next& next);
 
   const ModelConfig& config_;
   const Weights& weights_;

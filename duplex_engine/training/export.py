@@ -45,7 +45,7 @@ recipe and every detail. Licence of the weights: Apache-2.0.
 
 ## Data
 Streams composed from synthetic speech: espeak-ng (152 voices), flite (3), SVOX Pico (4 pitches of
-one voice) and Kokoro-82M (8 voices) say {words} English words and fixed phrases of them, sentences
+one voice) and Kokoro-82M (16 voices) say {words} English words and fixed phrases of them, sentences
 that ask for nothing, and speech in thirteen other languages, with music on hold, noises, rooms,
 microphones and telephones added. No recording of a person was trained on.
 

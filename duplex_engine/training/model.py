@@ -35,7 +35,7 @@ REACH = (2.0, 5.0, 15.0, 50.0)  # rows, of the heads of a layer
 NEARNESS = 4.0  # bias of the nearest row
 COMMON = 0.4  # of an embedded row
 USUAL_LEVELS = slice(7, 11)  # of speech at a usual loudness
-# After so many layers, of seven, the words just heard, and those that should come next, are read.
+# Layers after which the words just heard, and those that should come next, are read.
 HEARING_LAYER, EXPECTING_LAYER = 4, 5
 
 

@@ -100,6 +100,7 @@ class Rank {
     mtp_.emplace(config_, weights_, mtp_layout_, backend_, *model_);
   }
 
+  const Weights& weights() const { return weights_; }
   Result run() {
     PagePool pool(backend_.create_page_memory(layout_.page_bytes, 400));
     PagePool mtp_pool(backend_.create_page_memory(mtp_layout_.page_bytes, 400));
@@ -245,6 +246,39 @@ TEST_CASE("ranks that have the same key/value head have the same tapes") {
   for (const std::size_t rank : {1u, 2u, 3u}) CHECK((hashes(rank) == hashes(0)));
   for (const std::size_t rank : {5u, 6u, 7u}) CHECK((hashes(rank) == hashes(4)));
   CHECK((hashes(0) != hashes(4)));
+}
+
+// Notes which matrix each sum is told to come next.
+class NotingExchange final : public ThreadExchange {
+ public:
+  using ThreadExchange::ThreadExchange;
+  void add(Backend& backend, const ConvAddNormArgs& args, std::int64_t part_stride,
+           const PackedMatrix& next) override {
+    noted.push_back(next.data);
+    ThreadExchange::add(backend, args, part_stride, next);
+  }
+  std::vector<const void*> noted;
+};
+
+TEST_CASE("a sum is told the matrix that reads its rows") {
+  const Case of = cases()[1];  // with experts and without
+  const std::vector<OwnTensor> tensors = RandomCheckpoint(of.config, 11).tensors();
+  MeetingPlace place(2, Inkling::exchange_options(of.config, {0, 2, 1}, kMaxRows).slab_bytes);
+  run_ranks(place, [&](int number) {
+    NotingExchange exchange(place, number);
+    Rank rank(of, tensors, {number, 2, 1}, &exchange);
+    rank.run();
+    const Weights& weights = rank.weights();
+    std::vector<const void*> expected;
+    for (std::size_t i = 0; i < weights.layers.size(); ++i) {
+      const LayerWeights& w = weights.layers[i];
+      expected.push_back(of.config.layers[i].is_moe ? w.moe.router.data : w.dense.gate_up.data);
+      expected.push_back(i + 1 < weights.layers.size() ? weights.layers[i + 1].qkvr.data
+                                                       : weights.head.data);
+    }
+    exchange.noted.resize(expected.size());  // the first pass
+    if (exchange.noted != expected) throw std::runtime_error("another matrix was named");
+  });
 }
 
 TEST_CASE("an exchange of another group, or too small a one, is refused") {

@@ -61,7 +61,7 @@ class MeetingPlace {
 };
 
 // `is_reversed`: hands out the slabs in descending order, which nobody may notice but by the bits.
-class ThreadExchange final : public SlabExchange {
+class ThreadExchange : public SlabExchange {
  public:
   ThreadExchange(MeetingPlace& place, int rank, bool is_reversed = false)
       : place_(place), rank_(rank), is_reversed_(is_reversed) {}

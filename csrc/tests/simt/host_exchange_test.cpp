@@ -70,7 +70,7 @@ std::vector<std::byte> add(Rank& rank, const SceneData& data) {
   // What the host hands over with an operation lies in its memory.
   const auto segments_at = reinterpret_cast<const std::byte*>(args.segments.data) - base;
   args.segments.data = reinterpret_cast<const Segment*>(image.data() + segments_at);
-  rank.exchange->add(rank.backend, args, data.scene.total() * args.x_stride);
+  rank.exchange->add(rank.backend, args, data.scene.total() * args.x_stride, {});
   std::vector<std::byte> result(data.written_bytes());
   rank.backend.read(result.data(), base, result.size());
   return result;
@@ -93,7 +93,7 @@ TEST_CASE("cuda: exchange by hosts: the sum of all ranks' parts is the CPU's", "
 TEST_CASE("cuda: exchange by hosts: no rows are no meeting", "[simt]") {
   Rank rank(0, 2);
   const ConvAddNormArgs nothing{};
-  rank.exchange->add(rank.backend, nothing, 0);
+  rank.exchange->add(rank.backend, nothing, 0, {});
   CHECK(rank.hosts->sent_bytes.empty());
 }
 

@@ -16,6 +16,7 @@ constexpr std::chrono::milliseconds kLook{10};     // how often the group is loo
 // Parts of all ranks: beyond so many, two exchanges were faster on one GPU in place of 2 and of 4
 // (docs/GPU.md); between GPUs nobody has measured it.
 constexpr std::int64_t kOneShotBytes = 256 << 10;
+constexpr std::size_t kBytesAskedFor = 16 << 20;  // a third of Hopper's second-level cache
 
 std::int64_t row_words(const ExchangeOptions& options) {
   return round_up(options.width, kColumnAlign) / 4;
@@ -143,6 +144,12 @@ void DeviceGroup::watch() {
 
 // ---- a lane
 
+NextWeights DeviceExchange::first_bytes(const PackedMatrix& w) const {
+  if (w.data == nullptr) return {};
+  const std::size_t bytes = lane_.packed_bytes(w.n_out, w.n_in, w.dtype);
+  return {w.data, static_cast<std::int64_t>(std::min(bytes, kBytesAskedFor) / 16 * 16)};
+}
+
 DeviceExchange::DeviceExchange(CudaBackend& lane, std::shared_ptr<const DeviceGroup> group,
                                LaneKind kind)
     : lane_(lane),
@@ -153,7 +160,8 @@ DeviceExchange::DeviceExchange(CudaBackend& lane, std::shared_ptr<const DeviceGr
                                                        group_->options().gather_stride) *
                               sizeof(float))) {}
 
-void DeviceExchange::add(Backend&, const ConvAddNormArgs& args, std::int64_t) {
+void DeviceExchange::add(Backend&, const ConvAddNormArgs& args, std::int64_t,
+                         const PackedMatrix& next) {
   check<BackendUnavailable>(args.n_parts == 1,
                             "tensor_parallel: device 'cuda' adds one part of each rank, found ",
                             args.n_parts);
@@ -162,7 +170,7 @@ void DeviceExchange::add(Backend&, const ConvAddNormArgs& args, std::int64_t) {
                     .part = static_cast<const float*>(mine()),
                     .part_stride = args.x_stride,
                     .op = args,
-                    .next = {}},
+                    .next = first_bytes(next)},
                    group_->way_for(args.segments.n_rows));
 }
 

@@ -79,10 +79,13 @@ class DeviceExchange final : public Exchange {
   int size() const override { return args_.n_ranks; }
   std::size_t slab_bytes() const override { return slab_->bytes(); }
   void* mine() override { return slab_->data(); }
-  void add(Backend& backend, const ConvAddNormArgs& args, std::int64_t part_stride) override;
+  void add(Backend& backend, const ConvAddNormArgs& args, std::int64_t part_stride,
+           const PackedMatrix& next) override;
   void gather(Backend& backend, const GatherArgs& args) override;
 
  private:
+  NextWeights first_bytes(const PackedMatrix& w) const;
+
   CudaBackend& lane_;
   std::shared_ptr<const DeviceGroup> group_;
   const Group& args_;

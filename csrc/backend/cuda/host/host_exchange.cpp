@@ -17,7 +17,8 @@ void HostExchange::hand_over(std::int64_t n_floats) {
   lane_.read(hosts_->mine(), slab_->data(), static_cast<std::size_t>(n_floats) * sizeof(float));
 }
 
-void HostExchange::add(Backend&, const ConvAddNormArgs& args, std::int64_t part_stride) {
+void HostExchange::add(Backend&, const ConvAddNormArgs& args, std::int64_t part_stride,
+                       const PackedMatrix&) {
   if (args.segments.n_rows == 0) return;
   const auto n = static_cast<std::size_t>(args.segments.n_rows * args.x_stride);
   const std::int64_t n_sent = args.n_parts * part_stride;

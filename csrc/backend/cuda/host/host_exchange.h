@@ -18,7 +18,8 @@ class HostExchange final : public Exchange {
   int size() const override { return hosts_->size(); }
   std::size_t slab_bytes() const override { return slab_->bytes(); }
   void* mine() override { return slab_->data(); }
-  void add(Backend& backend, const ConvAddNormArgs& args, std::int64_t part_stride) override;
+  void add(Backend& backend, const ConvAddNormArgs& args, std::int64_t part_stride,
+           const PackedMatrix& next) override;
   void gather(Backend& backend, const GatherArgs& args) override;
 
  private:
