@@ -2,7 +2,7 @@
 
     python -m bench.gpu_model.today
 
-The measurements are those of `duplex-engine gpu-check` on one H200: recorded passes, kernels that
+The measurements are those of `duplex-engine gpu-check` on one H200: a turn is one launch, kernels
 begin early. The fit is in relative least squares, nothing negative; prefills are left out of it,
 as so few costs do not describe them. Prints each measurement beside what the model then says, and
 ends with status 1 where TODAY in `duplex_engine/evaluation/machines.py` is not what was fitted.
@@ -68,14 +68,14 @@ def _prefill(shape: str, ms: float) -> Measured:
 
 
 MEASURED = [
-    *_calls("small", 1024, 0.264, 0.325, 0.427, 1.393),
-    *_calls("small", 4096, 0.272, 0.329, 0.456, 1.421),
-    *_calls("0.6b", 1024, 1.078, 1.296, 1.955, 5.842),
-    *_calls("0.6b", 4096, 1.066, 1.160, 1.834, 5.983),
-    *(_silent("small", n, ms) for n, ms in ((1, 0.416), (8, 1.256), (32, 4.610))),
-    *(_silent("0.6b", n, ms) for n, ms in ((1, 1.246), (8, 3.187), (32, 11.355))),
-    _prefill("small", 11.787),
-    _prefill("0.6b", 66.710),
+    *_calls("small", 1024, 0.277, 0.370, 0.475, 1.289),
+    *_calls("small", 4096, 0.279, 0.366, 0.465, 1.326),
+    *_calls("0.6b", 1024, 0.982, 1.197, 1.765, 5.542),
+    *_calls("0.6b", 4096, 0.969, 1.143, 1.766, 5.603),
+    *(_silent("small", n, ms) for n, ms in ((1, 0.389), (8, 1.186), (32, 4.242))),
+    *(_silent("0.6b", n, ms) for n, ms in ((1, 1.293), (8, 3.125), (32, 10.519))),
+    _prefill("small", 12.362),
+    _prefill("0.6b", 70.127),
 ]
 
 
@@ -99,8 +99,8 @@ def costs(one: Measured) -> tuple[float, NDArray[np.float64]]:
                 n = n_heads if number == 0 else 0
             us += n * work_us(op, on)
             counts += n * np.array(counts_today(op, on.machine), np.float64)
-    n_turns = n_sessions if one.has_sound else 0
-    return us, counts + np.array(Today(0, 0, 0, 0, one.n_tokens * n_sessions, n_turns), np.float64)
+    n_with_sound = n_sessions if one.has_sound else 0
+    return us, counts + np.array(Today(0, 0, 0, 0, n_sessions, n_with_sound), np.float64)
 
 
 def main() -> None:

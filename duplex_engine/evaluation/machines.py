@@ -154,17 +154,17 @@ class Today(NamedTuple):
 
     Of a launch, one behind the other in a recorded pass; of a tile of 8 query vectors in all thread
     blocks of the attention that run at once; of 8 rows more in a product of 1024 inputs; of 10^9
-    operations of a product of more than 64 rows; of a token of one session, and of its micro-turn
-    with sound.
+    operations of a product of more than 64 rows; of a session in a turn, however many tokens it
+    says, and of its sound.
     """
 
     launch_us: float
     tile_us: float
     row_step_us: float
     large_us: float
-    token_us: float
-    turn_us: float
+    session_us: float
+    sound_us: float
 
 
 # Fitted to measurements on an H200 of 2026-11-27: `python -m bench.gpu_model.today`.
-TODAY = Today(1.90, 7.06, 1.00, 30.2, 32.8, 78.9)
+TODAY = Today(1.49, 8.14, 0.83, 24.1, 80.7, 26.1)

@@ -159,15 +159,15 @@ def counts_today(op: Op, machine: Machine) -> Today:
         tile_us=n_waves * op.tiles,
         row_step_us=op.row_steps,
         large_us=1e-9 * op.operations if op.is_large else 0,
-        token_us=0,
-        turn_us=0,
+        session_us=0,
+        sound_us=0,
     )
 
 
-def _host_us(setup: Setup, turn: Turn, n_sessions: int) -> float:
+def _host_us(setup: Setup, n_sessions: int) -> float:
     if setup.variant != "today":
         return GRAPH_US
-    return n_sessions * (TODAY.turn_us + turn.n_tokens * TODAY.token_us)
+    return n_sessions * (TODAY.session_us + TODAY.sound_us)
 
 
 def predict(setup: Setup, turn: Turn, n_sessions: int = 1, context: int = 1024) -> Prediction:
@@ -190,7 +190,7 @@ def predict(setup: Setup, turn: Turn, n_sessions: int = 1, context: int = 1024) 
             if is_today and op.kind in ("encoders", "head"):
                 n_launches += n * op.launches
         n_launches += times if is_today else 0
-    parts["host"] = _host_us(setup, turn, n_sessions) / 1000
+    parts["host"] = _host_us(setup, n_sessions) / 1000
     return Prediction(parts, n_launches if is_today else 1, n_kernels)
 
 
