@@ -50,6 +50,7 @@ TEMPO = (0.86, 1.16)
 BABBLE_S = 20.0  # of a track of voices in the background
 BABBLE_EPISODES = 50  # for which one such track is used
 P_SAME_VOICE = 0.7  # that the next scene has the same speaker
+P_TYPED_FIRST = 0.08  # that a training stream begins with a typed question
 
 Treat = Callable[[Samples, np.random.Generator], Samples]
 
@@ -64,6 +65,7 @@ def compose(
     tempo: tuple[float, float] = (1.0, 1.0),
     treat: Treat | None = None,
     p_drill: float = 0.0,
+    p_typed_first: float = 0.0,
 ) -> Episode:
     """One episode of `n_turns` micro-turns: scenes of one task, or of all tasks ("mix").
 
@@ -74,6 +76,7 @@ def compose(
         tempo: range of the factor by which a voice is played faster and higher.
         treat: adds noise, room, codec to the finished sound.
         p_drill: that a scene is a drill in hearing instead, see `tasks_lists.drill_scene`.
+        p_typed_first: that its first micro-turn brings a typed question.
 
     Raises:
         ValueError: no such task.
@@ -81,12 +84,14 @@ def compose(
     if task != MIX and task not in TASKS:
         raise ValueError(f"task: expected {MIX} or one of {', '.join(TASKS)}, found {task!r}")
     stage = Stage(bank, rng, group, tempo)
+    # Without drills, or typed beginnings, nothing is drawn for them: evaluation keeps its streams.
+    if p_typed_first > 0.0 and stage.chance(p_typed_first):
+        tasks_talk.typed_question(stage)
     stage.wait(0.1, 1.2)
     names = list(TASKS)
     shares = np.array([share for _, share in TASKS.values()])
     while stage.time_s < n_turns * 0.2:
         name = str(rng.choice(names, p=shares / shares.sum())) if task == MIX else task
-        # Without drills nothing is drawn for them, so evaluation keeps its streams.
         is_drill = p_drill > 0.0 and stage.chance(p_drill)
         _play(stage, tasks_lists.drill_scene if is_drill else TASKS[name][0])
         if not stage.chance(P_SAME_VOICE):
@@ -130,7 +135,15 @@ def train_streams(
             babble = babble_track(bank, rng, BABBLE_S)
         treat = partial(augment, babble=babble)
         episode = compose(
-            MIX, bank, rng, "train", n_turns, tempo=TEMPO, treat=treat, p_drill=p_drill
+            MIX,
+            bank,
+            rng,
+            "train",
+            n_turns,
+            tempo=TEMPO,
+            treat=treat,
+            p_drill=p_drill,
+            p_typed_first=P_TYPED_FIRST,
         )
         yield to_stream(episode)
 

@@ -218,8 +218,8 @@ class Stage:
         self.time_s += len(samples) / SAMPLE_RATE
 
     def type(self, text: str) -> int:
-        """The user types a text in the micro-turn at the cursor; returns the micro-turn."""
-        turn = int(self.time_s / TURN_S) + 1
+        """The user types a text in the micro-turn behind the cursor; returns the micro-turn."""
+        turn = int(self.time_s / TURN_S) + 1 if self.time_s > 0.0 else 0
         while turn in self.typed:
             turn += 1
         self.typed[turn] = vocabulary.encode(text)

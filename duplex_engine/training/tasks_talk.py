@@ -12,7 +12,13 @@ from duplex_engine.training import phrases, sounds
 from duplex_engine.training.stage import NOISE, TURN_S, TYPED, Said, Stage, turn_at
 from duplex_engine.training.vocabulary import DELEGATE, DELEGATE_END, encode
 
-__all__ = ["delegation_scene", "long_answer_scene", "question_scene", "quiet_scene"]
+__all__ = [
+    "delegation_scene",
+    "long_answer_scene",
+    "question_scene",
+    "quiet_scene",
+    "typed_question",
+]
 
 SETTLE_S = 0.3  # silence after which the user is taken to have finished
 RESULT_WORDS = phrases.RESULT_WORDS + phrases.NUMBERS + phrases.COLOURS
@@ -62,13 +68,18 @@ def _answered_question(stage: Stage) -> Said | None:
 def question_scene(stage: Stage) -> None:
     """A question, spoken or typed, is answered once, when it is finished."""
     if stage.chance(0.12):
-        question = stage.pick(phrases.QUESTIONS)
-        turn = stage.type(question.text)
-        answer = encode(" ".join(question.answer))
-        stage.emit("answer", turn * TURN_S, turn, answer, source=TYPED)
+        typed_question(stage)
     else:
         _answered_question(stage)
     stage.wait(0.8, 2.2)
+
+
+def typed_question(stage: Stage) -> None:
+    """A question is typed, and answered at once."""
+    question = stage.pick(phrases.QUESTIONS)
+    turn = stage.type(question.text)
+    answer = encode(" ".join(question.answer))
+    stage.emit("answer", turn * TURN_S, turn, answer, source=TYPED)
 
 
 # --- long answers ------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from duplex_engine.training.bank import Bank, ClipInfo
 from duplex_engine.training.episodes import TASKS, compose
 from duplex_engine.training.rows import layout
 from duplex_engine.training.shards import load_shard, save_shard
-from duplex_engine.training.stage import MAX_TOKENS, TURN_S, Event, Stage, turn_at
+from duplex_engine.training.stage import MAX_TOKENS, TURN_S, TYPED, Event, Stage, turn_at
 from duplex_engine.training.tasks_lists import ListFollower
 from duplex_engine.training.vocabulary import decode, encode, token_id
 
@@ -269,6 +269,17 @@ def test_an_episode_is_whole_and_depends_on_its_seed_alone(task: str) -> None:
     assert first.labels.shape == (80 * 4,)
     assert all(0 < len(tokens) <= MAX_TOKENS for tokens in first.outputs.values())
     assert all(event.turn + event.window_turns <= 80 for event in first.events)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_question_may_be_typed_before_anything_is_heard(seed: int) -> None:
+    episode = compose("mix", BANK, np.random.default_rng(seed), p_typed_first=1.0)
+    first = episode.events[0]
+    assert (first.kind, first.time_s, first.turn, first.voice) == ("answer", 0.0, 0, TYPED)
+    questions = {question.text: question.answer for question in phrases.QUESTIONS}
+    answer = questions[decode(episode.typed[0])]
+    assert decode(list(first.tokens)) == " ".join(answer)
+    assert min(episode.outputs) == 0
 
 
 def test_an_unknown_task_is_refused() -> None:
