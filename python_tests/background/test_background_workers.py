@@ -111,7 +111,7 @@ def test_two_forks_at_a_time(reference: Engine) -> None:
 
 def test_a_fork_without_an_answer_fails(reference: Engine) -> None:
     with pytest.raises(AssertionError, match="expected an answer, found 10 silent micro-turns"):
-        answer(reference, ForkWorker(lambda _: "the"))
+        answer(reference, ForkWorker(lambda _: "my phone number is"))
     with pytest.raises(AssertionError, match="prompt: expected text or token ids"):
         answer(reference, ForkWorker(lambda _: ""))
 
