@@ -82,7 +82,7 @@ def test_the_reference_model_says_the_same_on_1_2_and_4_ranks(load: Load, dtype:
         run(load("reference", tensor_parallel=n, reduction="invariant", dtype=dtype), CONVERSATION)
         for n in (1, 2, 4)
     )
-    assert len(set(one[0])) > 15
+    assert len(set(one[0])) > len(CONVERSATION) // 3
     for other in others:
         assert other[0] == one[0]
         assert other[1][:3] == one[1][:3]  # turn, epoch, marks; a rank holds its own heads

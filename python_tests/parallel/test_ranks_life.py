@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(**options: object) -> Engine:
-    defaults = {"tensor_parallel": 2, "threads": 1, "memory": "64MiB", "rewind_rows": 32}
+    defaults = {"tensor_parallel": 2, "threads": 1, "memory": "96MiB", "rewind_rows": 32}
     return Engine.load("reference", **defaults | options)  # type: ignore[arg-type]
 
 
