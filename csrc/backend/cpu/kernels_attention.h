@@ -8,58 +8,17 @@
 
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/kernels_attention_int8.h"
+#include "backend/cpu/kernels_fold.h"
 #include "backend/cpu/kernels_gemm.h"
-#include "backend/cpu/kernels_rows.h"
 #include "backend/cpu/kernels_walk.h"
 
 namespace duplex::DUPLEX_ISA {
 
-// Folds one block into a vector: its products become scores tau-scaled (q k / d_head + bias), the
-// scores weights exp(score - max) for the keys that it sees and zero for the others; what has been
-// gathered so far is rescaled where the running maximum grew.
-template <class Tile>
-inline void fold_block(const AttentionWalk& walk, QueryVector& v, std::int64_t block_begin,
-                       const float* products, typename Tile::Element* weights) {
-  const int begin = lane_of(v.first_visible, block_begin);
-  const int end = lane_of(v.position + 1, block_begin);
-  const bool is_whole = begin == 0 && end == kBlockPositions;
-  const bool biased = v.position - (block_begin + end - 1) < walk.args.shape.rel_extent;
-  // Lane i of the block, at distance position - block_begin - i, lies i to the right of lane 0.
-  const std::int64_t column = walk.bias_column(v.position - block_begin);
-  F16 s[kBlockPositions / 16];
-  DUPLEX_UNROLL for (int i = 0; i < kBlockPositions; i += 16) {
-    s[i / 16] = mul(load(products + i), set1(walk.scale));
-    // Far to the left of the extent the bias is zero; the zeros of the bank reach one block.
-    if (biased && column + i >= 0)
-      s[i / 16] = fma(load(v.bias + column + i), set1(v.tau), s[i / 16]);
-    if (!is_whole) s[i / 16] = keep_lanes(s[i / 16], set1(kMinusInfinity), begin - i, end - i);
-  }
-  const float block_max = reduce_max(max(max(s[0], s[1]), max(s[2], s[3])));
-  if (block_max > v.max) {
-    if (v.max != kMinusInfinity) {
-      float lanes[16];
-      store(lanes, Tile::exp(set1(v.max - block_max)));
-      const F16 alpha = set1(lanes[0]);
-      v.sum *= lanes[0];
-      for (std::int64_t i = 0; i < walk.n; i += 16) store(v.out + i, mul(load(v.out + i), alpha));
-    }
-    v.max = block_max;
-  }
-  const F16 shift = set1(v.max == kMinusInfinity ? 0.0f : v.max);
-  F16 sum = zero();
-  DUPLEX_UNROLL for (int i = 0; i < kBlockPositions; i += 16) {
-    F16 weight = Tile::exp(sub(s[i / 16], shift));
-    if (!is_whole) weight = keep_lanes(weight, zero(), begin - i, end - i);
-    sum = add(sum, weight);
-    Tile::store_element(weights + i, weight);
-  }
-  v.sum += reduce_add(sum);
-}
-
 // One tile of query vectors against one block; with kLines, it asks for block `next` meanwhile.
-template <class Tile, int kLines>
+template <class Fold, int kLines>
 inline void attend_tile(const AttentionWalk& walk, std::int64_t block, std::int64_t next,
                         QueryVector* vectors, int n_vectors) {
+  using Tile = typename Fold::Tile;
   using Element = typename Tile::Element;
   const std::int64_t block_begin = block * kBlockPositions;
   const Element* q[kTileRows] = {};
@@ -81,25 +40,32 @@ inline void attend_tile(const AttentionWalk& walk, std::int64_t block, std::int6
   run_row_group<Tile, kLines>(n_vectors, q, reinterpret_cast<const Element*>(walk.keys(block)),
                               kBlockPositions * Tile::kPerStep, walk.n / Tile::kPerStep,
                               kBlockPositions, false, products, keys_ahead);
+  // One loop each, so that the reductions of the vectors overlap.
+  float maxima[kTileRows];
   for (int i = 0; i < n_vectors; ++i)
-    fold_block<Tile>(walk, vectors[i], block_begin, products[i], const_cast<Element*>(weights[i]));
+    maxima[i] = score_products<Fold>(walk, vectors[i], block_begin, products[i]);
+  for (int i = 0; i < n_vectors; ++i)
+    weigh_scores<Fold>(walk, vectors[i], block_begin, products[i], maxima[i],
+                       const_cast<Element*>(weights[i]));
   run_row_group<Tile, kLines>(n_vectors, weights,
                               reinterpret_cast<const Element*>(walk.values(block)),
                               walk.n * Tile::kPerStep, div_up(last, Tile::kPerStep),
                               static_cast<std::int32_t>(walk.n), true, out, values_ahead);
 }
 
-template <class Tile>
+template <class Fold>
 inline void attention_typed(const AttentionWalk& walk) {
   QueryVector vectors[kAttentionVectors];
   const std::int32_t n_vectors = walk.begin(vectors);
   for_seen_blocks(walk, vectors, n_vectors,
                   [&](std::int64_t block, std::int64_t next, std::int32_t first, int n) {
                     if (next >= 0)
-                      attend_tile<Tile, 4>(walk, block, next, vectors + first, n);
+                      attend_tile<Fold, 4>(walk, block, next, vectors + first, n);
                     else
-                      attend_tile<Tile, 0>(walk, block, next, vectors + first, n);
+                      attend_tile<Fold, 0>(walk, block, next, vectors + first, n);
                   });
+  if constexpr (Fold::kSumsLanes)
+    for (std::int32_t i = 0; i < n_vectors; ++i) vectors[i].sum = reduce_add(load(vectors[i].sums));
   walk.finish(vectors);
 }
 
@@ -114,9 +80,9 @@ inline void attention(const AttentionPiece& piece, const AttentionScratch& scrat
                            args.is_local ? piece.segment->local : piece.segment->global,
                            1.0f / static_cast<float>(args.shape.d_head)};
   if (args.kv_dtype == DType::kF32)
-    attention_typed<F32Tile>(walk);
+    attention_typed<F32Fold>(walk);
   else if (args.kv_dtype == DType::kBF16)
-    attention_typed<Bf16Tile>(walk);
+    attention_typed<Bf16Fold>(walk);
   else
     attention_int8(walk);
 }

@@ -17,8 +17,6 @@ struct F32Tile {
   using Element = float;
   static constexpr int kPerStep = 1;
   static F16 step(F16 acc, const float* w, const float* x) { return fma(load(w), set1(*x), acc); }
-  static void store_element(float* to, F16 value) { store(to, value); }
-  static F16 exp(F16 x) { return exp_nonpositive(x); }
 };
 struct Bf16Tile {
   using Element = std::uint16_t;
@@ -26,8 +24,6 @@ struct Bf16Tile {
   static F16 step(F16 acc, const std::uint16_t* w, const std::uint16_t* x) {
     return dot_pairs(acc, w, x);
   }
-  static void store_element(std::uint16_t* to, F16 value) { store_bf16(to, value); }
-  static F16 exp(F16 x) { return exp_of_bf16(x); }
 };
 
 // acc[r][c] continues the chain found in y when `continued`, else starts at zero.

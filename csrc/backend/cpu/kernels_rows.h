@@ -38,8 +38,6 @@ inline F16 exp2_of_bf16(F16 t) {
   p = fma(p, f, set1(0.69313675165f));
   return ldexp(fma(p, f, set1(1.0f)), n);
 }
-// exp(x) for x <= 0, as precise.
-inline F16 exp_of_bf16(F16 x) { return exp2_of_bf16(mul(x, set1(kLog2e))); }
 
 // silu(x) = x * sigmoid(x), by exp(-|x|) so that nothing overflows.
 inline F16 silu(F16 x) {
