@@ -22,7 +22,7 @@ from duplex_engine.errors import CheckpointError, InvalidArgument, RankFailed
 from duplex_engine.packed import Dtype, HasArena, PackedFile, Weights, layout_digest
 from duplex_engine.parallel.joining import gather
 from duplex_engine.parallel.ranks import Ranks, Worker, start_workers
-from duplex_engine.parallel.transports import REMOTE, Group, check_parts
+from duplex_engine.parallel.transports import REMOTE, Group
 
 __all__ = ["RankShare", "load_core", "load_engine", "row_and_matrix_formats"]
 
@@ -71,7 +71,6 @@ def load_engine(
     """
     kinds = {key: options[key] for key in ("reduction", "dtype", "weights")}
     share = RankShare(0, group.n_ranks, _core.n_parts(sizes, n_ranks=group.n_ranks, **kinds))
-    check_parts(share.n_parts, group.n_ranks, options["device"])
     if group.n_ranks == 1:
         options = options | {"progress": progress}
         return load_core(checkpoint, sizes, options, _core.Engine, folder=folder, share=share), None

@@ -62,8 +62,7 @@ class Backend {
   // From and to the host's memory, in order with the operations; read waits for them.
   virtual void write(void* destination, const void* source, std::size_t bytes) = 0;
   virtual void read(void* destination, const void* source, std::size_t bytes) = 0;
-  // The first `row_bytes`, a multiple of 16, of some rows, one behind the other; waits as read
-  // does.
+  // The first `row_bytes`, a multiple of 16, of some rows, one behind the other; waits like read.
   virtual void read_rows(void* destination, const Rows& source, std::span<const std::int32_t> rows,
                          std::size_t row_bytes) {
     const auto* const from = static_cast<const std::byte*>(source.data);
@@ -88,6 +87,7 @@ class Backend {
                             std::int64_t first_out, void* destination) = 0;
   virtual std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
                                         std::int64_t max_rows, std::int32_t n_parts = 1) const = 0;
+  virtual bool packs_parts_apart() const { return false; }  // see LinearArgs
 
   // ---- ranks of a tensor-parallel group
   // Connects the devices, where they have something of their own: all ranks do so at the same time,

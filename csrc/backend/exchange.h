@@ -84,10 +84,12 @@ class Rendezvous {
 struct ExchangeOptions {
   // "nvls", "p2p", "auto": the best of these that is there; "shared memory": of the hosts.
   std::string transport;
-  bool adds_in_switch = false;  // not in rank order; needs "nvls"
-  std::int32_t max_rows;        // of add
-  std::int32_t width;           // of a row of add
-  std::int64_t gather_stride;   // of gather
+  bool adds_in_switch = false;   // not in rank order; needs "nvls"
+  std::int32_t max_rows;         // of add
+  std::int32_t width;            // of a row of add
+  std::int32_t n_parts = 1;      // of add, on each rank
+  std::int64_t part_stride = 0;  // of add, from a part to the next for max_rows
+  std::int64_t gather_stride;    // of gather
   std::size_t slab_bytes;
 };
 

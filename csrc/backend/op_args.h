@@ -70,7 +70,7 @@ struct LinearArgs {
   std::int64_t y_stride;
   float divisor = 1.0f;  // y = (x w^T) / divisor
   // Several sums in place of one: part p of y is what the p-th of n_parts equal runs of columns
-  // make.
+  // make. Where the backend packs parts apart, w is n_parts matrices of that width.
   std::int32_t n_parts = 1;
   std::int64_t y_part_stride = 0;  // floats
 };

@@ -64,6 +64,8 @@ ExchangeOptions Inkling::exchange_options(const ModelConfig& config, const Shard
   return {.transport = "auto",
           .max_rows = max_rows,
           .width = config.d_model,
+          .n_parts = shard.n_parts,
+          .part_stride = part_stride(config, max_rows),
           .gather_stride = logits_stride(config, shard.size),
           .slab_bytes = static_cast<std::size_t>(std::max(sums, logits)) * sizeof(float)};
 }

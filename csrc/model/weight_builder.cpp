@@ -33,14 +33,16 @@ std::int64_t stripe_rows(const SourceTensor& tensor, std::int64_t row_elements, 
   return round_up(std::max<std::int64_t>(rows, 1), kPanelOutputs);
 }
 
-// Whether a matrix can lie in memory as the file has it, in NVFP4: groups of columns stay whole,
-// and no tile of outputs has rows of two matrices, whose scales differ.
-bool keeps_nvfp4(const std::vector<OutputRows>& outputs, std::int64_t n_in, std::int64_t group) {
+// Whether n_in columns from `first` on can lie in memory as the file has them, in NVFP4: groups of
+// columns stay whole, and no tile of outputs has rows of two matrices, whose scales differ.
+bool keeps_nvfp4(const std::vector<OutputRows>& outputs, std::int64_t first, std::int64_t n_in,
+                 std::int64_t group) {
   if (group != n_in && group % kNvfp4Group != 0) return false;
   std::int64_t output = 0;
   for (const OutputRows& rows : outputs) {
-    if (rows.tensor != nullptr && (!rows.tensor->is_nvfp4() || output % kColumnAlign != 0 ||
-                                   rows.first % rows.tensor->n_columns() % kNvfp4Group != 0))
+    if (rows.tensor != nullptr &&
+        (!rows.tensor->is_nvfp4() || output % kColumnAlign != 0 ||
+         (rows.first + first) % rows.tensor->n_columns() % kNvfp4Group != 0))
       return false;
     output += rows.n_rows;
   }
@@ -183,56 +185,71 @@ const void* WeightBuilder::table(const SourceTensor& tensor) {
 }
 
 PackedMatrix WeightBuilder::matrix(const std::vector<OutputRows>& outputs, std::int64_t n_in,
-                                   std::int64_t group, std::int64_t group_padded, DType wanted) {
-  const bool is_kept = wanted == DType::kNvfp4 && keeps_nvfp4(outputs, n_in, group);
+                                   std::int64_t group, std::int64_t group_padded, DType wanted,
+                                   std::int32_t n_parts) {
+  const std::int64_t n_runs = n_matrices(n_parts);
+  const std::int64_t n_in_run = n_in / n_runs;
+  bool is_kept = wanted == DType::kNvfp4;
+  for (std::int64_t run = 0; run < n_runs && is_kept; ++run)
+    is_kept = keeps_nvfp4(outputs, run * n_in_run, n_in_run, group);
   const DType dtype = wanted == DType::kNvfp4 && !is_kept ? dtypes_.rows : wanted;
   std::int64_t n_out = 0;
   for (const OutputRows& rows : outputs) n_out += rows.n_rows;
+  const std::int64_t padded = round_up(div_up(n_in_run, group) * group_padded, kColumnAlign);
+  const Runs runs{{static_cast<std::int32_t>(n_in_run), static_cast<std::int32_t>(group),
+                   static_cast<std::int32_t>(group_padded), dtype},
+                  n_runs,
+                  backend_.packed_bytes(n_out, padded, dtype)};
   PackedMatrix packed;
   packed.n_out = static_cast<std::int32_t>(n_out);
-  packed.n_in =
-      static_cast<std::int32_t>(round_up(div_up(n_in, group) * group_padded, kColumnAlign));
+  packed.n_in = static_cast<std::int32_t>(n_runs * padded);
   packed.dtype = dtype;
-  auto* out =
-      take<std::byte>(static_cast<std::int64_t>(backend_.packed_bytes(n_out, packed.n_in, dtype)));
+  auto* out = take<std::byte>(n_runs * static_cast<std::int64_t>(runs.bytes));
   packed.data = out;
   if (!is_filling_) return packed;
-  const PackShape shape{static_cast<std::int32_t>(n_in), static_cast<std::int32_t>(group),
-                        static_cast<std::int32_t>(group_padded), dtype};
   std::int64_t output = 0;
   for (const OutputRows& rows : outputs) {
-    if (rows.tensor != nullptr) pack_stripes(rows, shape, output, out);
+    if (rows.tensor != nullptr) pack_stripes(rows, runs, output, out);
     output += rows.n_rows;
   }
   return packed;
 }
 
-void WeightBuilder::pack_stripes(const OutputRows& rows, const PackShape& shape,
-                                 std::int64_t first_out, std::byte* out) {
+// note: all runs of a stripe before the next stripe, so that the file is read once.
+void WeightBuilder::pack_stripes(const OutputRows& rows, const Runs& runs, std::int64_t first_out,
+                                 std::byte* out) {
   const SourceTensor& tensor = *rows.tensor;
-  const bool is_kept = shape.dtype == DType::kNvfp4;
-  const std::int64_t stripe = stripe_rows(tensor, rows.row_stride, !is_plain(tensor) && !is_kept);
+  const std::int64_t n_in = runs.shape.n_in;
+  const bool is_decoded = !is_plain(tensor) && runs.shape.dtype != DType::kNvfp4;
+  const std::int64_t stripe = stripe_rows(tensor, rows.row_stride, is_decoded);
   for (std::int64_t begin = 0; begin < rows.n_rows; begin += stripe) {
     const std::int64_t n = std::min(stripe, rows.n_rows - begin);
     const std::int64_t element = rows.first + begin * rows.row_stride;
-    PackSource source;
-    if (is_kept) {
-      source = coded_rows(tensor, element, n, rows.row_stride);
-    } else if (is_plain(tensor)) {
-      const DType dtype = tensor.type == FileType::kF32 ? DType::kF32 : DType::kBF16;
-      source = {tensor.at(element), dtype, n, rows.row_stride};
-    } else {
-      decoded_.resize(static_cast<std::size_t>(n * shape.n_in));
-      for (std::int64_t row = 0; row < n; ++row)
-        tensor.read(element + row * rows.row_stride, shape.n_in,
-                    decoded_.data() + row * shape.n_in);
-      source = {decoded_.data(), DType::kF32, n, shape.n_in};
-    }
-    const std::int64_t bad = backend_.pack(source, shape, first_out + begin, out);
-    if (bad >= 0) fail_not_finite(tensor, element + bad * rows.row_stride, shape.n_in);
-    tensor.release(element, element + (n - 1) * rows.row_stride + shape.n_in);
+    for (std::int64_t run = 0; run < runs.n; ++run)
+      pack_rows(rows, element + run * n_in, n, runs.shape, first_out + begin,
+                out + static_cast<std::size_t>(run) * runs.bytes);
+    tensor.release(element, element + (n - 1) * rows.row_stride + runs.n * n_in);
     report();
   }
+}
+
+void WeightBuilder::pack_rows(const OutputRows& rows, std::int64_t element, std::int64_t n_rows,
+                              const PackShape& shape, std::int64_t first_out, std::byte* out) {
+  const SourceTensor& tensor = *rows.tensor;
+  PackSource source;
+  if (shape.dtype == DType::kNvfp4) {
+    source = coded_rows(tensor, element, n_rows, rows.row_stride);
+  } else if (is_plain(tensor)) {
+    const DType dtype = tensor.type == FileType::kF32 ? DType::kF32 : DType::kBF16;
+    source = {tensor.at(element), dtype, n_rows, rows.row_stride};
+  } else {
+    decoded_.resize(static_cast<std::size_t>(n_rows * shape.n_in));
+    for (std::int64_t row = 0; row < n_rows; ++row)
+      tensor.read(element + row * rows.row_stride, shape.n_in, decoded_.data() + row * shape.n_in);
+    source = {decoded_.data(), DType::kF32, n_rows, shape.n_in};
+  }
+  const std::int64_t bad = backend_.pack(source, shape, first_out, out);
+  if (bad >= 0) fail_not_finite(tensor, element + bad * rows.row_stride, shape.n_in);
 }
 
 }  // namespace duplex

@@ -52,9 +52,14 @@ class WeightBuilder {
   const float* rel_bank(const SourceTensor& tensor, std::int64_t& stride);
   // A table of padded rows.
   const void* table(const SourceTensor& tensor);
-  // A matrix whose outputs are the given rows in order; input columns come in padded groups.
+  // That a matrix of so many parts becomes.
+  std::int32_t n_matrices(std::int32_t n_parts) const {
+    return backend_.packs_parts_apart() ? n_parts : 1;
+  }
+  // A matrix whose outputs are the given rows in order; input columns come in padded groups, whole
+  // ones in each of n_parts equal runs, where the backend may want these apart.
   PackedMatrix matrix(const std::vector<OutputRows>& outputs, std::int64_t n_in, std::int64_t group,
-                      std::int64_t group_padded, DType wanted);
+                      std::int64_t group_padded, DType wanted, std::int32_t n_parts = 1);
   PackedMatrix matrix(const std::vector<OutputRows>& outputs, std::int64_t n_in) {
     return matrix(outputs, n_in, n_in, round_up(n_in, kColumnAlign), dtypes_.matrices);
   }
@@ -64,8 +69,17 @@ class WeightBuilder {
  private:
   template <class T>
   T* take(std::int64_t count);
-  void pack_stripes(const OutputRows& rows, const PackShape& shape, std::int64_t first_out,
+  // Runs of columns as matrices of this shape, one behind the other.
+  struct Runs {
+    PackShape shape;
+    std::int64_t n;
+    std::size_t bytes;  // of each
+  };
+  void pack_stripes(const OutputRows& rows, const Runs& runs, std::int64_t first_out,
                     std::byte* out);
+  // `n_rows` rows from `element` on.
+  void pack_rows(const OutputRows& rows, std::int64_t element, std::int64_t n_rows,
+                 const PackShape& shape, std::int64_t first_out, std::byte* out);
   // The elements of a tensor, refused if one is a NaN or infinity.
   void read(const SourceTensor& tensor, std::int64_t begin, std::int64_t n, float* out);
   const float* write_floats(float* out);  // floats_, to the arena

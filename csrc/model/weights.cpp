@@ -191,11 +191,12 @@ class Loader {
   PackedMatrix column_slice(const SourceTensor& tensor, std::int64_t row, std::int64_t width,
                             std::int64_t group) {
     const std::int64_t n = width / shard_.size, first = shard_.rank * n;
-    check<CheckpointError>(tensor.type != FileType::kE2M1 || n % 2 == 0,
+    const std::int64_t n_at_once = n / builder_.n_matrices(shard_.n_parts);
+    check<CheckpointError>(tensor.type != FileType::kE2M1 || n_at_once % 2 == 0,
                            "tensor_parallel: expected slices of an even number of columns of '",
-                           tensor.name, "', whose codes come in pairs, found ", n);
+                           tensor.name, "', whose codes come in pairs, found ", n_at_once);
     return builder_.matrix({OutputRows{&tensor, d_, row * width + first, width}}, n, group,
-                           round_up(group, kColumnAlign), dtypes_.matrices);
+                           round_up(group, kColumnAlign), dtypes_.matrices, shard_.n_parts);
   }
 
   // The gate and up tensors of the transformers spelling, where the `published` one is absent.

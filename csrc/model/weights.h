@@ -5,7 +5,8 @@
 // the config alone; anything missing, misshapen, unused or not finite is a CheckpointError.
 //
 // A rank of a tensor-parallel group packs and reads its own slices alone. The columns of `out` and
-// `down` are those of its parts, one behind the other.
+// `down` are those of its parts, one behind the other, or each part's a matrix of its own, as the
+// backend wants it (packs_parts_apart).
 //
 // An arena may be written to a file and read again (write_arena, load_packed_weights): where each
 // number lies in it follows from config, shard, dtypes, backend and kPackingVersion.

@@ -21,7 +21,6 @@ __all__ = [
     "TRANSPORTS",
     "Group",
     "Transport",
-    "check_parts",
     "check_reduction",
     "choose_group",
 ]
@@ -183,17 +182,6 @@ def check_reduction(wanted: str, device: str) -> None:
             f"device {device!r}; expected 'ranks' or 'invariant'"
         )
     raise BackendUnavailable(f"reduction: {wanted!r} is not there on the device {device!r} yet")
-
-
-def check_parts(n_parts: int, n_ranks: int, device: str) -> None:
-    """Raises BackendUnavailable where ranks on `device` cannot have several parts each; `n_parts`
-    is of all together."""
-    if device in GPUS and n_parts != n_ranks:
-        raise BackendUnavailable(
-            f"reduction: 'invariant' cuts this model into {n_parts} parts, and a GPU computes one "
-            f"so far; expected tensor_parallel={n_parts}, found {n_ranks}; or take "
-            "reduction='ranks', or the device 'cpu'"
-        )
 
 
 def _choose_gpus(

@@ -38,6 +38,10 @@ SMALL = Preset(
     vision_layers=1,
     moe={"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
 )
+# What four can be cut from in int4 and NVFP4: whole groups of columns.
+GROUPS = replace(
+    SMALL, d_model=32, d_ff=128, d_head=32, moe=SMALL.moe | {"moe_intermediate_size": 128}
+)
 # What eight ranks can be cut from.
 EIGHT = replace(
     SMALL, heads=(8, 2), local_heads=(8, 8), moe=SMALL.moe | {"moe_intermediate_size": 32}

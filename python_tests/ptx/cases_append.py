@@ -84,12 +84,15 @@ def streams(random: np.random.Generator, positions: tuple[int, int]) -> list[Str
     return found
 
 
-def conv_add_norm(device: Device, dtype: int) -> None:
+def conv_add_norm(device: Device, dtype: int, n_parts: int) -> None:
     """Two streams, one from its first position on."""
     random = np.random.default_rng(13)
     width, padded, offset, scale = 40, 48, 32, 0.75
     both_streams = streams(random, (0, 2))
-    x = random.normal(size=(6, width)).astype(np.float32)
+    parts = random.normal(size=(n_parts, 6, width)).astype(np.float32)
+    x = parts[0]
+    for part in parts[1:]:
+        x = x + part
     hidden = random.normal(size=(6, width)).astype(np.float32)
     weight = random.normal(size=(KERNEL, width)).astype(np.float32)
     norm = random.normal(size=width).astype(np.float32)
@@ -99,13 +102,14 @@ def conv_add_norm(device: Device, dtype: int) -> None:
     out = device.out_rows(6, padded, dtype)
     args = ConvAddNorm(
         Segments(device.put(np.frombuffer(segments, np.uint8)), 2, 6),
-        Parts(device.put_late(pad(x, padded))), 1, padded, scale,
+        Parts(*[device.put_late(pad(part, padded)) for part in parts]), n_parts, padded, scale,
         ConvSlot(device.put(pad(weight, padded)), offset * 4, padded), KERNEL, there,
         padded + 16, device.put(pad(norm[None], padded)), EPS, width, out,
     )  # fmt: skip
     n_threads, shared = norm_shape(width)
     shared += (KERNEL + 2) * 8
-    device.launch("append/conv_add_norm_kernel", (6,), n_threads, shared, args)
+    name = f"append/conv_add_norm_kernel<{int(n_parts > 1)}>"
+    device.launch(name, (6,), n_threads, shared, args)
     scaled = x * np.float32(scale)
     sums = np.concatenate(
         [
@@ -269,7 +273,8 @@ def check_tape(
 
 
 CASES = {
-    **both("conv_add_norm", conv_add_norm),
+    **both("conv_add_norm", conv_add_norm, n_parts=1),
+    **both("conv_add_norm_of_parts", conv_add_norm, n_parts=3),
     **both("kv_append_global", kv_append, is_local=False),
     **both("kv_append_local", kv_append, is_local=True),
     "kv_append-int8": partial(kv_append, dtype=INT8, is_local=False),

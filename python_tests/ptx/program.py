@@ -13,7 +13,7 @@ PARAMETER = re.compile(r"\.param\s+\.align\s+\d+\s+\.b8\s+(\w+)\[(\d+)\]")
 REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+([%\w]+)(?:<(\d+)>)?")
 SHARED = re.compile(r"\.extern\s+\.shared\s+\.align\s+\d+\s+\.b8\s+(\w+)\[\]")
 NAME = re.compile(r"(?=(\d\d?)([a-z]\w*))")  # a length and what follows, at every place
-ARGUMENT = re.compile(r"ILi(\d+)E")
+ARGUMENT = re.compile(r"IL[bi](\d+)E")  # a number, or whether
 CALL = re.compile(r"call\.uni\s+(\w+),\s*\(\s*([^)]*?)\s*\)\s*;")
 ARGUMENT_OF_CALL = re.compile(r"\.param\s+\.(b32|b64)\s+(\w+)")
 STORE_OF_CALL = re.compile(r"st\.param\.(b32|b64)\s+\[(\w+)(?:\+0)?\],")

@@ -125,6 +125,25 @@ TEST_CASE("cuda: a chain of a product in NVFP4", "[simt]") {
   });
 }
 
+// Rows of a part are quantised where those of the part before it were.
+TEST_CASE("cuda: a chain of a product of several parts", "[simt]") {
+  check_chain(DType::kF32, [](const Scene& scene) -> Launch {
+    constexpr std::int32_t kParts = 3, kIn = 64, kPartOut = kOut / kParts;
+    RowBuffer w = random_rows(scene.random, kPartOut, kParts * kIn, kParts * kIn);
+    const PackedMatrix packed =
+        scene.memory.pack(w, {kParts * kIn, kIn, kIn, DType::kInt8}, kPartOut, kParts);
+    return [=](float* out) {
+      scene.backend.linear({.w = packed,
+                            .x = scene.rows,
+                            .n_rows = scene.n_rows,
+                            .y = out,
+                            .y_stride = kOut,
+                            .n_parts = kParts,
+                            .y_part_stride = kPartOut});
+    };
+  });
+}
+
 TEST_CASE("cuda: a chain of what rows go through one by one", "[simt]") {
   SECTION("silu_mul") {
     check_chain(DType::kF32, [](const Scene& scene) -> Launch {
@@ -231,6 +250,46 @@ TEST_CASE("cuda: a chain of a mixture of experts", "[simt]") {
                   scene.backend.moe(to);
                 };
               });
+}
+
+// A part is computed in the scratch of the part before it.
+TEST_CASE("cuda: a chain of experts of several parts and the sum of these", "[simt]") {
+  check_chain(DType::kF32, [](const Scene& scene) -> Launch {
+    constexpr std::int32_t kParts = 3, kPadded = Experts::kModelPadded;
+    Experts experts({4, 1, 2, kParts * 64, 1.0f}, DType::kInt8);
+    experts.router = random_rows(experts.random, 5, Experts::kModel, Experts::kModel);
+    experts.bias.assign(experts.bias.size(), 0.0f);  // the rows alone choose
+    RowBuffer parts(kParts * scene.n_rows, 0, kOut, DType::kF32);
+    RowBuffer hidden(scene.n_rows, 0, kOut, DType::kF32);
+    const MoeArgs moe = experts.pack(scene.backend, scene.memory, scene.rows, scene.n_rows,
+                                     scene.memory.put_floats(parts), kParts);
+    ConvAddNormArgs args{.segments = scene.segments,
+                         .parts = {},
+                         .n_parts = kParts,
+                         .x_stride = moe.y_stride,
+                         .scale = 0.7f,
+                         .conv = {scene.weight(4, kPadded), 64, kPadded},
+                         .kernel = 4,
+                         .hidden = scene.memory.put_floats(hidden),
+                         .hidden_stride = kOut,
+                         .norm = scene.weight(1, kPadded),
+                         .eps = kEps,
+                         .width = Experts::kModel,
+                         .out = {}};
+    for (std::int32_t p = 0; p < kParts; ++p) args.parts[p] = moe.y + p * moe.y_part_stride;
+    return [=](float* out) {
+      ConvAddNormArgs to = args;
+      to.out = {out, kOut, DType::kF32};
+      scene.backend.silu_mul({static_cast<const float*>(scene.rows.data),
+                              kWidth,
+                              160,
+                              176,
+                              scene.n_rows,
+                              {args.hidden, kOut, DType::kF32}});
+      scene.backend.moe(moe);
+      scene.backend.conv_add_norm(to);
+    };
+  });
 }
 
 }  // namespace

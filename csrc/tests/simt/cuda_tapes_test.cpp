@@ -27,16 +27,18 @@ constexpr Pair kPairs[] = {
 struct Conv {
   static constexpr std::int64_t kOffset = 64;  // of the slot in a block of the tape
 
-  Conv(const Pair& of, std::int32_t kernel, DType type, std::int32_t columns = 270)
+  Conv(const Pair& of, std::int32_t kernel, DType type, std::int32_t columns = 270, int n_parts = 1)
       : width(columns),
         padded(round_up(columns, kColumnAlign)),
         pair(of),
         dtype(type),
         random(8),
-        x(random_rows(random, of.total(), width, padded)),
+        parts(static_cast<std::size_t>(n_parts), random_rows(random, of.total(), width, padded)),
         weight(random_rows(random, kernel, width, padded)),
         norm(random_rows(random, 1, width, padded)),
         hidden(random_rows(random, of.total(), width, padded)) {
+    for (std::size_t p = 1; p < parts.size(); ++p)
+      parts[p] = random_rows(random, of.total(), width, padded);
     for (int s = 0; s < 2; ++s)
       tapes.push_back(
           std::make_unique<HostTape>(of.position[s] + of.n_rows[s], kOffset + 4 * padded));
@@ -57,20 +59,22 @@ struct Conv {
     float* const hidden_there = memory.put_floats(in.hidden);
     const TapeView views[] = {memory.put(*tapes[0]), memory.put(*tapes[1])};
     const Segment segments[] = {segment(0, views[0]), segment(1, views[1])};
-    backend.conv_add_norm(
-        {.segments = {segments, 2, pair.total()},
-         .parts = {memory.put_floats(in.x)},
-         .n_parts = 1,
-         .x_stride = padded,
-         .scale = 0.7f,
-         .conv = {memory.put_floats(in.weight), kOffset, static_cast<std::int32_t>(padded)},
-         .kernel = static_cast<std::int32_t>(weight.n_rows()),
-         .hidden = hidden_there,
-         .hidden_stride = padded,
-         .norm = memory.put_floats(in.norm),
-         .eps = kEps,
-         .width = width,
-         .out = out_there});
+    ConvAddNormArgs args{
+        .segments = {segments, 2, pair.total()},
+        .parts = {},
+        .n_parts = static_cast<std::int32_t>(parts.size()),
+        .x_stride = padded,
+        .scale = 0.7f,
+        .conv = {memory.put_floats(in.weight), kOffset, static_cast<std::int32_t>(padded)},
+        .kernel = static_cast<std::int32_t>(weight.n_rows()),
+        .hidden = hidden_there,
+        .hidden_stride = padded,
+        .norm = memory.put_floats(in.norm),
+        .eps = kEps,
+        .width = width,
+        .out = out_there};
+    for (std::size_t p = 0; p < parts.size(); ++p) args.parts[p] = memory.put_floats(in.parts[p]);
+    backend.conv_add_norm(args);
     memory.get(in.hidden, hidden_there);
     memory.get(out, out_there.data);
     return joined(in, out, memory, views);
@@ -107,7 +111,8 @@ struct Conv {
   Pair pair;
   DType dtype;
   Random random;
-  RowBuffer x, weight, norm, hidden;
+  std::vector<RowBuffer> parts;
+  RowBuffer weight, norm, hidden;
   std::vector<std::shared_ptr<HostTape>> tapes;
 };
 
@@ -117,6 +122,15 @@ TEST_CASE("cuda: conv_add_norm", "[simt]") {
   const Pair pair = GENERATE(from_range(std::begin(kPairs), std::end(kPairs)));
   CAPTURE(dtype_name(dtype), kernel, pair.position[0]);
   const Conv conv(pair, kernel, dtype);
+  check_same_bytes([&](Backend& backend) { return conv.run(backend); });
+}
+
+TEST_CASE("cuda: conv_add_norm of several parts", "[simt]") {
+  const int n_parts = GENERATE(2, 3, 8);
+  const std::int32_t kernel = GENERATE(4, 7);
+  const Pair pair = GENERATE(from_range(std::begin(kPairs), std::end(kPairs)));
+  CAPTURE(n_parts, kernel, pair.position[0]);
+  const Conv conv(pair, kernel, DType::kF32, 40, n_parts);
   check_same_bytes([&](Backend& backend) { return conv.run(backend); });
 }
 

@@ -12,6 +12,7 @@
 #include "tests/backend/fixtures.h"
 #include "tests/simt/fake_driver.h"
 #include "tests/simt/fixtures.h"
+#include "tests/simt/rank_scene.h"
 
 namespace duplex::simt_tests {
 namespace {
@@ -103,6 +104,56 @@ TEST_CASE("cuda: all_reduce group: slices of all ranks come together at rank 0",
                    logit(r, row, column);
   }
   CHECK(n_wrong == 0);
+}
+
+// Each rank has several parts: all of them at once where a pass has few rows, else one by one. The
+// second time the pass is recorded.
+TEST_CASE("cuda: all_reduce group: ranks may have several parts each", "[simt][groups]") {
+  if (!has_fused_cpu()) return;
+  const int n = GENERATE(2, 4);
+  const char* const transport = GENERATE("nvls", "p2p");
+  const int n_parts = 8 / n;
+  for (const Scene& scene : scenes_of(8)) {
+    const SceneData data(scene, 51);
+    const std::int64_t part = scene.total() * scene.padded();
+    const std::int64_t part_stride = part + 16;
+    for (const std::int64_t most : {part_stride, 2 * part_stride, 8 * part_stride}) {
+      CAPTURE(n, transport, scene.width, most);
+      Ranks ranks(n);
+      ExchangeOptions options = kOptions;
+      options.transport = transport;
+      options.gather_stride = 4;
+      options.n_parts = n_parts;
+      options.part_stride = most;
+      ranks.connect(options);
+      REQUIRE(ranks.all_ended_well());
+      std::vector<int> n_wrong(static_cast<std::size_t>(n), 0);
+      ranks.run([&](int r, cuda::CudaBackend& backend) {
+        const auto exchange = backend.create_exchange(nullptr);
+        const auto memory = backend.allocate(data.bytes());
+        auto* const base = static_cast<std::byte*>(memory->data());
+        const std::vector<std::byte> image = data.image(base);
+        for (int p = 0; p < n_parts; ++p)
+          backend.write(static_cast<float*>(exchange->mine()) + p * part_stride,
+                        data.part(r * n_parts + p).data(),
+                        static_cast<std::size_t>(part) * sizeof(float));
+        ConvAddNormArgs args = data.op(base);
+        args.n_parts = n_parts;
+        const auto segments_at = reinterpret_cast<const std::byte*>(args.segments.data) - base;
+        args.segments.data = reinterpret_cast<const Segment*>(image.data() + segments_at);
+        for (int time = 0; time < 3; ++time) {
+          backend.write(base, image.data(), image.size());
+          backend.run_layers(args.segments, 1,
+                             [&](std::int32_t) { exchange->add(backend, args, part_stride, {}); });
+          std::vector<std::byte> result(data.written_bytes());
+          backend.read(result.data(), base, result.size());
+          n_wrong[static_cast<std::size_t>(r)] += result != data.expected();
+        }
+      });
+      CHECK(ranks.all_ended_well());
+      CHECK(n_wrong == std::vector<int>(static_cast<std::size_t>(n), 0));
+    }
+  }
 }
 
 // Half of the ranks come to a meeting, which a GPU would wait in for ever.

@@ -31,30 +31,47 @@ struct Experts {
     return {plain.address(begin), DType::kF32, n, plain.stride()};
   }
 
-  RowBuffer run(Backend& backend, RowBuffer& x) {
+  // The columns of downs from one on.
+  static PackSource from_column(PackSource rows, std::int64_t column) {
+    const bool is_in_codes = rows.dtype == DType::kNvfp4;
+    rows.data = static_cast<const std::byte*>(rows.data) + (is_in_codes ? column / 2 : column * 4);
+    if (is_in_codes)
+      rows.scales = static_cast<const std::byte*>(rows.scales) + column / kNvfp4Group;
+    return rows;
+  }
+
+  // Parts one behind the other.
+  RowBuffer run(Backend& backend, RowBuffer& x, std::int32_t n_parts = 1) {
     Memory memory(backend);
-    RowBuffer y(x.n_rows(), 0, round_up(kModel, kPanelOutputs), DType::kF32);
+    RowBuffer y(n_parts * x.n_rows(), 0, round_up(kModel, kPanelOutputs), DType::kF32);
     float* const there = memory.put_floats(y);
     const auto n_rows = static_cast<std::int32_t>(x.n_rows());
-    backend.moe(pack(backend, memory, memory.put(x), n_rows, there));
+    backend.moe(pack(backend, memory, memory.put(x), n_rows, there, n_parts));
     memory.get(y, there);
     return y;
   }
-  // Of rows that lie in the backend's memory; y is (n_rows, kModel padded to panels).
-  MoeArgs pack(Backend& backend, Memory& memory, const Rows& x, std::int32_t n_rows, float* y) {
+  // Of rows that lie in the backend's memory; y is (n_parts, n_rows, kModel padded to panels).
+  MoeArgs pack(Backend& backend, Memory& memory, const Rows& x, std::int32_t n_rows, float* y,
+               std::int32_t n_parts = 1) {
+    const std::int32_t n_runs = backend.packs_parts_apart() ? n_parts : 1;
     const Matrices ups(*this, backend, memory, 2 * padded, kModelPadded);
-    const Matrices downs(*this, backend, memory, kModel, padded);
+    const Matrices downs(*this, backend, memory, kModel, padded, n_runs);
     for (std::int32_t e = 0; e < n_all; ++e) {
       const DType of_e = is_coded(e) ? DType::kNvfp4 : format;
       const PackShape from_model{kModel, kModel, kModelPadded, of_e};
-      const PackShape from_expert{config.d_expert, config.d_expert, padded, of_e};
+      const PackShape from_expert{config.d_expert / n_runs, config.d_expert / n_runs,
+                                  padded / n_runs, of_e};
       const std::int32_t n = config.d_expert;
       for (const std::int32_t i : {0, 1})
         backend.pack(rows(e, up, coded_up, (std::int64_t{2} * e + i) * n, n), from_model,
                      i * padded, ups.at(e));
-      backend.pack(rows(e, down, coded_down, std::int64_t{e} * kModel, kModel), from_expert, 0,
-                   downs.at(e));
+      for (std::int32_t i = 0; i < n_runs; ++i)
+        backend.pack(from_column(rows(e, down, coded_down, std::int64_t{e} * kModel, kModel),
+                                 i * from_expert.n_in),
+                     from_expert, 0,
+                     downs.at(e) + static_cast<std::size_t>(i) * downs.run_bytes(e));
     }
+    const std::int64_t y_stride = round_up(kModel, kPanelOutputs);
     return {.config = config,
             .n_rows = n_rows,
             .x = x,
@@ -66,26 +83,32 @@ struct Experts {
             .gate_up_stride_bytes = ups.of(0).stride_bytes,
             .down_stride_bytes = downs.of(0).stride_bytes,
             .y = y,
-            .y_stride = round_up(kModel, kPanelOutputs),
+            .y_stride = y_stride,
             .scratch = static_cast<std::byte*>(
-                memory.zeros(backend.moe_scratch_bytes(config, kModel, n_rows))),
+                memory.zeros(backend.moe_scratch_bytes(config, kModel, n_rows, n_parts))),
+            .n_parts = n_parts,
+            .y_part_stride = n_rows * y_stride,
             .shared_gate_up = ups.shared(),
             .shared_down = downs.shared()};
   }
 
-  // One matrix of all experts, one behind the other.
+  // One matrix of all experts, one behind the other, each as runs of its columns.
   struct Matrices {
     Matrices(const Experts& of_all, Backend& backend, Memory& memory, std::int32_t outputs,
-             std::int32_t inputs)
-        : experts(of_all), n_out(outputs), n_in(inputs) {
-      for (std::int32_t e = 0; e <= experts.n_all; ++e) {
-        offsets.push_back(e == 0 ? 0 : offsets.back() + bytes);
-        bytes = backend.packed_bytes(n_out, n_in, dtype(e));
-      }
+             std::int32_t inputs, std::int32_t runs = 1)
+        : experts(of_all), n_out(outputs), n_in(inputs), n_runs(runs) {
+      offsets.push_back(0);
+      for (std::int32_t e = 0; e < experts.n_all; ++e)
+        offsets.push_back(offsets.back() +
+                          static_cast<std::size_t>(n_runs) *
+                              backend.packed_bytes(n_out, n_in / n_runs, dtype(e)));
       data = static_cast<std::byte*>(memory.zeros(offsets.back()));
     }
     DType dtype(std::int32_t e) const {
       return experts.is_coded(e) ? DType::kNvfp4 : experts.format;
+    }
+    std::size_t run_bytes(std::int32_t e) const {
+      return static_cast<std::size_t>(at(e + 1) - at(e)) / static_cast<std::size_t>(n_runs);
     }
     std::byte* at(std::int32_t e) const { return data + offsets[static_cast<std::size_t>(e)]; }
     ExpertMatrix of(std::int32_t e) const {
@@ -96,9 +119,8 @@ struct Experts {
     }
 
     const Experts& experts;
-    std::int32_t n_out, n_in;
+    std::int32_t n_out, n_in, n_runs;
     std::vector<std::size_t> offsets;
-    std::size_t bytes = 0;
     std::byte* data = nullptr;
   };
 

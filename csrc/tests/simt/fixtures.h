@@ -57,14 +57,22 @@ class Memory {
     view.base = put(tape.memory);
     return view;
   }
-  PackedMatrix pack(RowBuffer& source, const PackShape& shape, std::int64_t n_out) {
+  // Columns in as many equal runs as there are parts, apart where the backend wants them so.
+  PackedMatrix pack(RowBuffer& source, const PackShape& shape, std::int64_t n_out,
+                    std::int32_t n_parts = 1) {
+    const std::int32_t n_runs = backend_.packs_parts_apart() ? n_parts : 1;
+    PackShape run = shape;
+    run.n_in /= n_runs;
     const std::int64_t n_in =
-        round_up(div_up(shape.n_in, shape.in_group) * shape.in_group_padded, kColumnAlign);
-    buffers_.push_back(backend_.allocate(backend_.packed_bytes(n_out, n_in, shape.dtype)));
-    void* const packed = buffers_.back()->data();
-    REQUIRE(backend_.pack({source.address(0), source.rows().dtype, n_out, source.stride()}, shape,
-                          0, packed) == -1);
-    return {packed, static_cast<std::int32_t>(n_out), static_cast<std::int32_t>(n_in), shape.dtype};
+        round_up(div_up(run.n_in, run.in_group) * run.in_group_padded, kColumnAlign);
+    const std::size_t bytes = backend_.packed_bytes(n_out, n_in, run.dtype);
+    auto* const packed = static_cast<std::byte*>(zeros(static_cast<std::size_t>(n_runs) * bytes));
+    for (std::int32_t i = 0; i < n_runs; ++i)
+      REQUIRE(backend_.pack(
+                  {source.address(0, i * run.n_in), source.rows().dtype, n_out, source.stride()},
+                  run, 0, packed + static_cast<std::size_t>(i) * bytes) == -1);
+    return {packed, static_cast<std::int32_t>(n_out), static_cast<std::int32_t>(n_runs * n_in),
+            run.dtype};
   }
   void get(RowBuffer& rows, const void* from) {
     backend_.read(rows.address(0), from, bytes_of(rows, rows.rows().dtype));

@@ -43,16 +43,23 @@ struct Rank {
     hosts = made.get();
     exchange = backend.create_exchange(std::move(made));
   }
-  // All parts at once, this rank's on the GPU alone.
+  // All parts at once, as many of each rank; this rank's on the GPU alone.
   void put_parts(const SceneData& data) {
-    for (int r = 0; r < exchange->size(); ++r) {
-      const std::vector<float>& part = data.part(r);
-      if (r == exchange->rank())
-        backend.write(exchange->mine(), part.data(), part.size() * sizeof(float));
+    const int n_parts = data.scene.n_ranks / exchange->size();
+    for (int i = 0; i < data.scene.n_ranks; ++i) {
+      const std::vector<float>& part = data.part(i);
+      const int rank = i / n_parts;
+      const std::size_t at = static_cast<std::size_t>(i % n_parts) * part_stride(data);
+      if (rank == exchange->rank())
+        backend.write(static_cast<float*>(exchange->mine()) + at, part.data(),
+                      part.size() * sizeof(float));
       else
-        std::copy(part.begin(), part.end(), hosts->slabs[static_cast<std::size_t>(r)].begin());
+        std::copy(
+            part.begin(), part.end(),
+            hosts->slabs[static_cast<std::size_t>(rank)].begin() + static_cast<std::ptrdiff_t>(at));
     }
   }
+  static std::size_t part_stride(const SceneData& data) { return data.part(0).size() + 16; }
 
   cuda::CudaBackend backend{BackendOptions{}};
   FakeHosts* hosts;
@@ -70,7 +77,8 @@ std::vector<std::byte> add(Rank& rank, const SceneData& data) {
   // What the host hands over with an operation lies in its memory.
   const auto segments_at = reinterpret_cast<const std::byte*>(args.segments.data) - base;
   args.segments.data = reinterpret_cast<const Segment*>(image.data() + segments_at);
-  rank.exchange->add(rank.backend, args, data.scene.total() * args.x_stride, {});
+  args.n_parts = data.scene.n_ranks / rank.exchange->size();
+  rank.exchange->add(rank.backend, args, static_cast<std::int64_t>(Rank::part_stride(data)), {});
   std::vector<std::byte> result(data.written_bytes());
   rank.backend.read(result.data(), base, result.size());
   return result;
@@ -86,7 +94,19 @@ TEST_CASE("cuda: exchange by hosts: the sum of all ranks' parts is the CPU's", "
     CAPTURE(n, number, scene.width);
     const SceneData data(scene, ++seed);
     CHECK(add(rank, data) == data.expected());
-    CHECK(rank.hosts->sent_bytes.back() == data.part(number).size() * sizeof(float));
+    CHECK(rank.hosts->sent_bytes.back() == Rank::part_stride(data) * sizeof(float));
+  }
+}
+
+TEST_CASE("cuda: exchange by hosts: ranks may have several parts each", "[simt]") {
+  if (!has_fused_cpu()) return;
+  const int n = GENERATE(2, 4);
+  Rank rank(n - 1, n);
+  std::uint32_t seed = 17;
+  for (const Scene& scene : scenes_of(8)) {
+    CAPTURE(n, scene.width);
+    const SceneData data(scene, ++seed);
+    CHECK(add(rank, data) == data.expected());
   }
 }
 

@@ -64,11 +64,6 @@ std::int64_t first_bad_coded_row(const PackSource& source, std::int32_t n_in) {
   return -1;
 }
 
-void check_one_part(std::int32_t n_parts) {
-  check<BackendUnavailable>(n_parts == 1, "tensor_parallel: device 'cuda' takes one part so far, ",
-                            "found ", n_parts, "; the CPU takes several");
-}
-
 }  // namespace
 
 CudaBackend::CudaBackend(const BackendOptions& options)
@@ -197,8 +192,8 @@ std::int64_t CudaBackend::pack(const PackSource& source, const PackShape& shape,
 }
 
 std::size_t CudaBackend::moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
-                                           std::int64_t max_rows, std::int32_t n_parts) const {
-  return lay_out_moe(moe_sizes(config, d_model, max_rows, n_parts), nullptr).bytes;
+                                           std::int64_t max_rows, std::int32_t) const {
+  return lay_out_moe(moe_sizes(config, d_model, max_rows), nullptr).bytes;
 }
 
 void CudaBackend::grow(std::unique_ptr<Buffer>& buffer, std::size_t bytes) {
@@ -323,11 +318,14 @@ void* CudaBackend::quantised(std::size_t bytes) {
 }
 
 void CudaBackend::do_linear(const LinearArgs& args) {
-  check_one_part(args.n_parts);
-  LinearArgs on_device = args;
-  on_device.x = launch_quantise_rows(stream(), args.x, args.n_rows, args.w,
-                                     quantised(quantised_rows_bytes(args.n_rows, args.w)));
-  launch_linear(stream(), on_device);
+  for (std::int32_t p = 0; p < args.n_parts; ++p) {
+    LinearArgs part = args;
+    part.w = part_of(args.w, args.n_parts, p);
+    part.x = launch_quantise_rows(stream(), columns_from(args.x, p * part.w.n_in), args.n_rows,
+                                  part.w, quantised(quantised_rows_bytes(args.n_rows, part.w)));
+    part.y += p * args.y_part_stride;
+    launch_linear(stream(), part);
+  }
 }
 
 void CudaBackend::do_kv_append(const KvAppendArgs& args) {
@@ -353,7 +351,6 @@ void CudaBackend::do_attention(const AttentionArgs& args) {
 }
 
 void CudaBackend::do_conv_add_norm(const ConvAddNormArgs& args) {
-  check_one_part(args.n_parts);
   ConvAddNormArgs on_device = args;
   on_device.segments = staged(args.segments);
   launch_conv_add_norm(stream(), on_device);
@@ -362,7 +359,6 @@ void CudaBackend::do_conv_add_norm(const ConvAddNormArgs& args) {
 void CudaBackend::do_silu_mul(const SiluMulArgs& args) { launch_silu_mul(stream(), args); }
 
 void CudaBackend::do_moe(const MoeArgs& args) {
-  check_one_part(args.n_parts);
   launch_moe(stream(), args, quantised(moe_quantised_bytes(args)));
 }
 

@@ -97,9 +97,20 @@ Exchanges DeviceGroup::way_for(std::int64_t n_rows) const {
   return of_all <= kOneShotBytes ? Exchanges::kOneShot : Exchanges::kTwoShot;
 }
 
-// For the most rows of either way to the sum, and one row at least of what is gathered.
+std::size_t DeviceGroup::all_parts_bytes() const {
+  if (options_.n_parts == 1) return 0;
+  return static_cast<std::size_t>(ranks_->size() * options_.n_parts * options_.part_stride) *
+         sizeof(float);
+}
+
+// For the most rows of either way to the sum, and one row at least of what is gathered; where ranks
+// have several parts, one of each at least.
 std::int64_t DeviceGroup::buffer_bytes() const {
   std::int64_t bytes = ranks_->size() * options_.gather_stride * std::int64_t{sizeof(float)};
+  if (options_.n_parts > 1)
+    return round_up(
+        std::max(bytes, static_cast<std::int64_t>(all_parts_bytes()) / options_.n_parts),
+        kWordBytes);
   const std::int64_t row_of_all = ranks_->size() * row_words(options_) * kWordBytes;
   for (const std::int64_t n_rows :
        {std::int64_t{options_.max_rows},
@@ -158,20 +169,44 @@ DeviceExchange::DeviceExchange(CudaBackend& lane, std::shared_ptr<const DeviceGr
       slab_(lane.allocate(group_->options().slab_bytes)),
       gathered_(lane.allocate(static_cast<std::size_t>(args_.n_ranks * group_->gather_rows() *
                                                        group_->options().gather_stride) *
-                              sizeof(float))) {}
+                              sizeof(float))) {
+  if (group_->all_parts_bytes() > 0) all_parts_ = lane.allocate(group_->all_parts_bytes());
+}
 
-void DeviceExchange::add(Backend&, const ConvAddNormArgs& args, std::int64_t,
+void DeviceExchange::add(Backend&, const ConvAddNormArgs& args, std::int64_t part_stride,
                          const PackedMatrix& next) {
-  check<BackendUnavailable>(args.n_parts == 1,
-                            "tensor_parallel: device 'cuda' adds one part of each rank, found ",
-                            args.n_parts);
   if (args.segments.n_rows == 0) return;
+  if (args.n_parts > 1) return add_parts(args, part_stride, next);
   lane_.all_reduce({.group = args_,
                     .part = static_cast<const float*>(mine()),
                     .part_stride = args.x_stride,
                     .op = args,
                     .next = first_bytes(next)},
                    group_->way_for(args.segments.n_rows));
+}
+
+// Gathers as many parts of each rank at once as the lane has memory for; then every rank adds those
+// of all where it convolves. No copies, so that a pass can be recorded.
+void DeviceExchange::add_parts(const ConvAddNormArgs& args, std::int64_t part_stride,
+                               const PackedMatrix& next) {
+  const std::int64_t n_floats = args.segments.n_rows * args.x_stride;  // of a part
+  const std::int64_t room = args_.buffer_bytes / std::int64_t{sizeof(float)} / args_.n_ranks;
+  const auto at_once =
+      static_cast<std::int32_t>(std::max((room - n_floats) / part_stride + 1, std::int64_t{1}));
+  ConvAddNormArgs of_all = args;
+  of_all.n_parts = args_.n_ranks * args.n_parts;
+  auto* all = static_cast<float*>(all_parts_->data());
+  for (std::int32_t first = 0; first < args.n_parts; first += at_once) {
+    const std::int32_t n = std::min(at_once, args.n_parts - first);
+    const std::int64_t share = (n - 1) * part_stride + n_floats;
+    lane_.all_gather({args_, static_cast<const float*>(mine()) + first * part_stride, all,
+                      args_.n_ranks * share / 4, first == 0 ? first_bytes(next) : NextWeights{}});
+    for (std::int32_t rank = 0; rank < args_.n_ranks; ++rank)
+      for (std::int32_t p = 0; p < n; ++p)
+        of_all.parts[rank * args.n_parts + first + p] = all + rank * share + p * part_stride;
+    all += args_.n_ranks * share;
+  }
+  lane_.do_conv_add_norm(of_all);
 }
 
 // A rank's rows of the slab are its share of the words; rank 0 then puts the slices side by side.

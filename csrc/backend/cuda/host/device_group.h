@@ -37,6 +37,8 @@ class DeviceGroup {
   const ExchangeOptions& options() const { return options_; }
   const Group& lane(LaneKind lane) const { return lanes_[static_cast<int>(lane)]; }
   Exchanges way_for(std::int64_t n_rows) const;
+  // Of all ranks, where each has several.
+  std::size_t all_parts_bytes() const;
   // Rows that are gathered at once, at most.
   std::int32_t gather_rows() const;
   // Throws RankFailed where a rank is gone, or a kernel has waited for one in vain.
@@ -85,12 +87,14 @@ class DeviceExchange final : public Exchange {
 
  private:
   NextWeights first_bytes(const PackedMatrix& w) const;
+  void add_parts(const ConvAddNormArgs& args, std::int64_t part_stride, const PackedMatrix& next);
 
   CudaBackend& lane_;
   std::shared_ptr<const DeviceGroup> group_;
   const Group& args_;
   std::unique_ptr<Buffer> slab_;
-  std::unique_ptr<Buffer> gathered_;  // (ranks, gather_rows, gather_stride)
+  std::unique_ptr<Buffer> gathered_;   // (ranks, gather_rows, gather_stride)
+  std::unique_ptr<Buffer> all_parts_;  // of all ranks, where each has several
 };
 
 }  // namespace duplex::cuda

@@ -2,7 +2,8 @@
 // layout of a block of keys and values is the CPU backend's (csrc/backend/cpu/kernels_append.h).
 //
 // Cost of a row of conv_add_norm with four taps: 50 bytes a column (to bfloat16), for one thread
-// block. It waits for the segment's place, then for all columns at once, then for the norm.
+// block, and 16 for each part but the first. It waits for the segment's place, then for all columns
+// at once, then for the norm.
 #include "kernels/conv.cuh"
 #include "kernels/kv_int8.cuh"
 #include "kernels/launchers.h"
@@ -10,8 +11,13 @@
 namespace duplex::cuda {
 namespace {
 
-DUPLEX_KERNEL_OF(kMostThreads, 1) conv_add_norm_kernel(ConvAddNormArgs args) {
-  conv_add_norm_row(args, block_x());
+template <bool kHasMore>
+DUPLEX_KERNEL_OF(kMostThreads, 1)
+conv_add_norm_kernel(ConvAddNormArgs args) {
+  if constexpr (kHasMore)
+    conv_add_norm_row(args, block_x(), MoreParts{args, block_x()});
+  else
+    conv_add_norm_row(args, block_x(), NoMoreParts{});
 }
 
 // Where the keys of one head lie in the block of a position; its values are behind them.
@@ -156,7 +162,8 @@ void launch_kv_append(Runtime& runtime, const KvAppendArgs& args) {
 }
 
 void launch_conv_add_norm(Runtime& runtime, const ConvAddNormArgs& args) {
-  runtime.launch_early(conv_add_norm_kernel, {args.segments.n_rows}, NormRow::threads(args.width),
+  runtime.launch_early(args.n_parts == 1 ? conv_add_norm_kernel<false> : conv_add_norm_kernel<true>,
+                       {args.segments.n_rows}, NormRow::threads(args.width),
                        conv_add_norm_bytes(args), args);
 }
 

@@ -8,6 +8,28 @@ namespace duplex::cuda {
 
 inline constexpr int kTapsAtOnce = 4;
 
+// What is added to the batch's rows: nothing.
+struct NoMoreParts {
+  DUPLEX_DEVICE void add_to(Four&, std::int32_t, std::int32_t) const {}
+};
+
+// All parts but the first, in ascending order.
+struct MoreParts {
+  const ConvAddNormArgs& args;
+  std::int32_t row;  // of the batch
+
+  // To a column of the input that lies so many rows back.
+  DUPLEX_DEVICE void add_to(Four& x, std::int32_t back, std::int32_t column) const {
+    const std::int64_t at = (row - back) * args.x_stride + column;
+#pragma unroll  // places of arguments are known then
+    for (int p = 1; p < kMaxParts; ++p) {
+      if (p >= args.n_parts) break;
+      const Four part = load_four(args.parts[p] + at);
+      for (int c = 0; c < kFour; ++c) x.v[c] += part.v[c];
+    }
+  }
+};
+
 // Inputs of one convolution around one row: earlier rows of the same batch are read from the batch
 // (another block may be writing their tape copy), older ones from the tape.
 struct ConvInput {
@@ -20,7 +42,8 @@ struct ConvInput {
   const float** taps;
 
   // The convolved values plus the inputs themselves; also leaves the inputs on the tape.
-  DUPLEX_DEVICE Four run(std::int32_t column) const {
+  template <class More = NoMoreParts>
+  DUPLEX_DEVICE Four run(std::int32_t column, const More& more = {}) const {
     Four sum{}, self{};
     for (std::int32_t first = 0; first < kernel; first += kTapsAtOnce) {
       Four x[kTapsAtOnce] = {}, w[kTapsAtOnce] = {};
@@ -32,7 +55,9 @@ struct ConvInput {
       }
       for (int j = 0; j < kTapsAtOnce; ++j) {
         if (first + j >= kernel) break;
-        const float factor = kernel - 1 - first - j <= row ? scale : 1.0f;
+        const std::int32_t back = kernel - 1 - first - j;
+        if (back <= row) more.add_to(x[j], back, column);
+        const float factor = back <= row ? scale : 1.0f;
         for (int c = 0; c < kFour; ++c) {
           self.v[c] = x[j].v[c] * factor;
           sum.v[c] = fmaf(self.v[c], w[j].v[c], sum.v[c]);
@@ -74,7 +99,9 @@ DUPLEX_DEVICE ConvInput begin_conv(const Segment& segment, const ConvSlot& slot,
 }
 
 // hidden += conv(x * scale) + x * scale; out = rms_norm(hidden), for one row of the batch.
-DUPLEX_DEVICE void conv_add_norm_row(const ConvAddNormArgs& args, std::int32_t row) {
+template <class More>
+DUPLEX_DEVICE void conv_add_norm_row(const ConvAddNormArgs& args, std::int32_t row,
+                                     const More& more) {
   let_next_grid_begin();
   const NormRow sums = begin_norm(args.norm, args.width);
   auto* const places = reinterpret_cast<const float**>(sums.slot + kFour);
@@ -85,7 +112,7 @@ DUPLEX_DEVICE void conv_add_norm_row(const ConvAddNormArgs& args, std::int32_t r
   float* const hidden = args.hidden + row * args.hidden_stride;
   for (std::int32_t i = thread_index() * kFour; i < sums.n; i += n_threads() * kFour) {
     Four h = load_four(hidden + i);
-    const Four y = input.run(i);
+    const Four y = input.run(i, more);
     for (int c = 0; c < kFour; ++c) h.v[c] += y.v[c];
     store_four(hidden + i, h);
     store_four(sums.x + i, h);

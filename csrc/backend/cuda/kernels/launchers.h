@@ -96,6 +96,10 @@ void launch_moe(Runtime& runtime, const MoeArgs& args, void* quantised);
 
 // Bytes of a packed matrix, and the packing of `source` (on the device) into it.
 std::size_t packed_matrix_bytes(std::int64_t n_out, std::int64_t n_in_padded, DType dtype);
+// Of a matrix whose columns are cut into parts, each packed as a matrix of its own: one of them,
+// and rows without the columns in front of it. No matrix has no parts.
+PackedMatrix part_of(const PackedMatrix& w, std::int32_t n_parts, std::int32_t part);
+Rows columns_from(const Rows& x, std::int64_t column);
 struct PackArgs {
   const void* source;
   DType source_dtype;

@@ -1,5 +1,6 @@
 // The mixture of experts: route, group the rows by expert, run every expert over its rows, add the
-// results per row in ascending expert order (csrc/backend/cpu/cpu_moe.cpp).
+// results per row in ascending expert order (csrc/backend/cpu/cpu_moe.cpp). Parts of a product with
+// `down` are computed one after the other, in the same scratch.
 #include "backend/moe_layout.h"
 #include "kernels/common.cuh"
 #include "kernels/launchers.h"
@@ -208,14 +209,19 @@ void launch_moe(Runtime& runtime, const MoeArgs& args, void* quantised) {
   launch_silu_mul(
       runtime, {scratch.gate_up, s.gate_up_stride(), static_cast<std::int32_t>(s.d_expert_padded),
                 s.d_expert_padded, n_pairs, activated});
-  const Rows pairs = launch_quantise_rows(runtime, activated, n_pairs, args.down, quantised);
-  multiply(runtime, args,
-           {args.down, args.down_stride_bytes, n_all, scratch.expert_begin, nullptr, pairs,
-            scratch.down, s.down_stride()},
-           args.shared_down);
-  runtime.launch_early(combine_kernel, {s.n_rows}, kThreads, 0,
-                       CombineArgs{scratch.choices, static_cast<std::int32_t>(s.per_row),
-                                   scratch.down, s.down_stride(), args.y, args.y_stride});
+  for (std::int32_t p = 0; p < args.n_parts; ++p) {
+    const PackedMatrix down = part_of(args.down, args.n_parts, p);
+    const Rows pairs = launch_quantise_rows(runtime, columns_from(activated, p * down.n_in),
+                                            n_pairs, down, quantised);
+    multiply(runtime, args,
+             {down, args.down_stride_bytes, n_all, scratch.expert_begin, nullptr, pairs,
+              scratch.down, s.down_stride()},
+             {part_of(args.shared_down.first, args.n_parts, p), args.shared_down.stride_bytes});
+    runtime.launch_early(
+        combine_kernel, {s.n_rows}, kThreads, 0,
+        CombineArgs{scratch.choices, static_cast<std::int32_t>(s.per_row), scratch.down,
+                    s.down_stride(), args.y + p * args.y_part_stride, args.y_stride});
+  }
 }
 
 }  // namespace duplex::cuda

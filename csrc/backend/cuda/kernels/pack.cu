@@ -181,6 +181,20 @@ std::size_t packed_matrix_bytes(std::int64_t n_out, std::int64_t n_in_padded, DT
   return static_cast<std::size_t>(round_up(n_out, kPanelOutputs) * n_in) * dtype_bytes(dtype);
 }
 
+PackedMatrix part_of(const PackedMatrix& w, std::int32_t n_parts, std::int32_t part) {
+  if (w.data == nullptr) return w;
+  PackedMatrix found = w;
+  found.n_in = w.n_in / n_parts;
+  found.data = static_cast<const std::byte*>(w.data) +
+               static_cast<std::size_t>(part) * packed_matrix_bytes(w.n_out, found.n_in, w.dtype);
+  return found;
+}
+
+Rows columns_from(const Rows& x, std::int64_t column) {
+  const std::int64_t bytes = column * static_cast<std::int64_t>(dtype_bytes(x.dtype));
+  return {static_cast<std::byte*>(x.data) + bytes, x.stride, x.dtype};
+}
+
 void launch_pack(Runtime& runtime, const PackArgs& args) {
   const Grid grid{args.n_rows, div_up(args.n_in_padded, kThreads)};
   const Grid blocks{args.n_rows, div_up(args.n_in_padded, kThreads * kBlock)};
