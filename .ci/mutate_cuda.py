@@ -228,6 +228,8 @@ def interpreter_notices(folder: Path) -> bool:
 def main() -> int:
     """Prints every mutant that no test notices; returns the exit status."""
     build, only = Path(sys.argv[1]), sys.argv[2:]
+    if not (build / "build.ninja").is_file():
+        raise SystemExit(f"expected a build folder, found {build}\n\n{__doc__}")
     folder = build / "mutants"
     shutil.rmtree(folder, ignore_errors=True)
     for part in ("backend", "core"):

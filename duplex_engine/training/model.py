@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ REACH = (2.0, 5.0, 15.0, 50.0)  # rows, of the heads of a layer
 NEARNESS = 4.0  # bias of the nearest row
 COMMON = 0.4  # of an embedded row
 USUAL_LEVELS = slice(7, 11)  # of speech at a usual loudness
+SOUND_TABLE = "model.audio_tower.embed_audio_tokens.embed_audio_tokens.weight"
 # Layers after which the words just heard, and those that should come next, are read.
 HEARING_LAYER, EXPECTING_LAYER = 4, 5
 
@@ -237,6 +239,27 @@ class Trainee(nn.Module):
     def _sound_table(self) -> nn.Embedding:
         table: nn.Embedding = self.inkling.model.audio_tower.embed_audio_tokens.embed_audio_tokens
         return table
+
+    @torch.no_grad()
+    def adopt(self, folder: Path) -> None:
+        """Takes the weights of an exported checkpoint; the heads of training stay as they are.
+
+        Raises:
+            FileNotFoundError: no checkpoint there.
+            ValueError: one of another size.
+        """
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder}: expected a checkpoint, found no config.json")
+        exported = InklingForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        theirs, own = exported.config.text_config, self.inkling.config.text_config
+        sizes = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
+        found, expected = ([getattr(text, name) for name in sizes] for text in (theirs, own))
+        if found != expected:
+            raise ValueError(f"{folder}: expected a model of {sizes} {expected}, found {found}")
+        weights = exported.state_dict()
+        self._sound_table().weight = weights.pop(SOUND_TABLE)  # by the inverse of its blur
+        _, unknown = self.inkling.load_state_dict(weights, strict=False)
+        assert not unknown, unknown
 
     def settle(self) -> None:
         """Makes every weight what `transformers` knows; there is no training after that."""

@@ -21,7 +21,8 @@ class Settings:
         out: folder of the checkpoint and the log.
         bank: a speech bank: episodes are composed as the run goes on.
         shards: else a folder of ready episodes.
-        after: a checkpoint of a finished run, from which this one goes on as its second part.
+        after: a checkpoint of a finished run, from which this one goes on as its second part; or
+            the folder of an exported one.
         p_drill: of a bank, the share of scenes that are drills in hearing.
         replays: of a bank, how often an episode is learnt again, with other mistakes and masks.
         size: a name of `model.SIZES`.

@@ -105,10 +105,16 @@ class _Run:
         path.with_suffix(".new").replace(path)
 
     def resume(self) -> None:
-        """Goes on from the checkpoint in the folder, if there is one, or begins after another."""
+        """Goes on from the checkpoint in the folder, if there is one, or begins after another.
+
+        Or after an exported one, a folder: the heads of training then begin anew.
+        """
         own = self.settings.out / CHECKPOINT
         path = own if own.exists() else self.settings.after
         if path is None:
+            return
+        if path.is_dir():
+            self.trainee.adopt(path)
             return
         content = torch.load(path, map_location=self.settings.device, weights_only=True)
         if content["size"] != self.settings.size:
@@ -327,7 +333,10 @@ def main(
     bank: Annotated[Path | None, typer.Option(help="Speech bank to compose from.")] = None,
     shards: Annotated[Path | None, typer.Option(help="Folder of ready episodes.")] = None,
     after: Annotated[
-        Path | None, typer.Option(help="Checkpoint of a finished run: begin with its weights.")
+        Path | None,
+        typer.Option(
+            help="Begin with the weights of a finished run's checkpoint, or of an exported folder."
+        ),
     ] = None,
     drills: Annotated[
         float, typer.Option(help="Share of scenes, 0 to 1, that are drills in hearing.")

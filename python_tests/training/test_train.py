@@ -211,6 +211,27 @@ def test_a_second_run_begins_with_the_weights_of_the_first(tmp_path: Path, shard
     assert content["step"] == 4
 
 
+def test_a_part_may_begin_with_exported_weights(tmp_path: Path, shards: Path) -> None:
+    torch.manual_seed(1)
+    trainee = Trainee(SIZES["toy"])
+    weights = {name: weight.clone() for name, weight in trainee.inkling.state_dict().items()}
+    table = trainee._sound_table().weight.detach().clone()
+    folder = export(trainee, tmp_path / "exported", torch.float32)
+    begun = Trainee(SIZES["toy"])
+    head = begun.word_head.weight.clone()
+    begun.adopt(folder)
+    torch.testing.assert_close(begun._sound_table().weight, table)
+    for name, weight in begun.inkling.state_dict().items():
+        torch.testing.assert_close(weight, weights[name], rtol=1e-4, atol=1e-4)
+    assert torch.equal(begun.word_head.weight, head)
+    second = run(settings(tmp_path / "two", shards, after=folder, rate=0.0))
+    torch.testing.assert_close(second._sound_table().weight, table)
+    with pytest.raises(ValueError, match=r"expected a model of .* found \[32, 2, 48"):
+        Trainee(SIZES["tiny"]).adopt(folder)
+    with pytest.raises(FileNotFoundError, match=r"found no config\.json"):
+        begun.adopt(tmp_path)
+
+
 @pytest.mark.parametrize("p_drill", [-0.1, 1.1, 0.5, float("nan")])
 def test_drills_need_a_bank(tmp_path: Path, shards: Path, p_drill: float) -> None:
     with pytest.raises(ValueError, match="p_drill: expected 0 to 1, and a bank"):
@@ -221,7 +242,7 @@ def test_the_same_seed_trains_the_same_model(tmp_path: Path, shards: Path) -> No
     """But for rounding: the last bit of a product may depend on where its operands lie."""
     one, two = (run(settings(tmp_path / name, shards)).state_dict() for name in ("one", "two"))
     for name, value in one.items():
-        torch.testing.assert_close(value, two[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
