@@ -35,7 +35,7 @@ TIMEOUT_S = 120
 
 # (what to find, what takes its place, what that is)
 IN_KERNELS = (
-    (r"\bsync_block\(\);", ";", "no barrier"),
+    (r"\bsync_block\(\);", "{}", "no barrier"),
     (r"\bwait_for_previous_grid\(\);", "{}", "no wait for the grid before"),
     (r"\bcommit_copies\(\);", ";", "no commit"),
     (r"\bwait_copies<\d+>\(\);", ";", "no wait"),
@@ -63,7 +63,7 @@ IN_KERNELS = (
     (r"permute_bytes\(lower, upper", "permute_bytes(upper, lower", "the other bytes"),
     (r"(multiply_add\(\S+) low", r"\1 high", "the other half of a"),
     (r"(multiply_add\(\S+) high", r"\1 low", "the other half of a"),
-    (r"\+\+turn\.\w+\[i\]\.position;", ";", "a sequence stays where it is"),
+    (r"\+\+turn\.\w+\[i\]\.position;", "{}", "a sequence stays where it is"),
     (r"2 \* own > args", "2 * own >= args", "a loop for half of the sequences"),
     (r"&& !is_stop\(turn, token\)", "", "no stop"),
 )
