@@ -262,7 +262,7 @@ std::vector<Sequence> sequences_of(Model& model, std::size_t n) {
   std::vector<Sequence> sequences(n);
   for (std::size_t i = 0; i < n; ++i) {
     sequences[i].tape = model.tape();
-    if (i % 2 == 1) sequences[i].sampling = {7 + i, 1.1f, 20, 0.95f};
+    if (i % 2 == 1) sequences[i].sampling = {7 + i, 4.0f, 20, 0.95f};
   }
   return sequences;
 }
