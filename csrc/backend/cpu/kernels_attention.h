@@ -64,8 +64,7 @@ inline void attention_typed(const AttentionWalk& walk) {
                     else
                       attend_tile<Fold, 0>(walk, block, next, vectors + first, n);
                   });
-  if constexpr (Fold::kSumsLanes)
-    for (std::int32_t i = 0; i < n_vectors; ++i) vectors[i].sum = reduce_add(load(vectors[i].sums));
+  add_lanes<Fold>(vectors, n_vectors);
   walk.finish(vectors);
 }
 

@@ -133,7 +133,7 @@ inline void attention_int8(const AttentionWalk& walk) {
                         attend_tile_int8<R, 0>(walk, block, next, scales, vectors + first);
                     });
                   });
-  for (std::int32_t i = 0; i < n_vectors; ++i) vectors[i].sum = reduce_add(load(vectors[i].sums));
+  add_lanes<Base2Fold>(vectors, n_vectors);
   walk.finish(vectors);
 }
 

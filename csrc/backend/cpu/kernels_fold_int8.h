@@ -4,6 +4,7 @@
 #pragma once
 
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/kernels_fold.h"
 #include "backend/cpu/kernels_rows.h"
 #include "backend/cpu/kernels_walk.h"
 #include "backend/kv_int8.h"
@@ -29,14 +30,6 @@ inline void read_scales(const AttentionWalk& walk, std::int64_t block, BlockScal
   }
 }
 
-// Which keys of a block a vector sees.
-struct Lanes {
-  int begin, end;
-  Lanes(const QueryVector& v, std::int64_t block_begin)
-      : begin(lane_of(v.first_visible, block_begin)), end(lane_of(v.position + 1, block_begin)) {}
-  bool is_whole() const { return begin == 0 && end == kBlockPositions; }
-};
-
 // Makes products scores t, minus infinity for keys that the vector does not see; returns the
 // largest.
 inline float score_block(const AttentionWalk& walk, const QueryVector& v, std::int64_t block_begin,
@@ -61,24 +54,13 @@ inline float score_block(const AttentionWalk& walk, const QueryVector& v, std::i
   return reduce_max(max(max(t[0], t[1]), max(t[2], t[3])));
 }
 
-// Lets v.max follow the scores once they have outgrown it.
-inline void raise_max(const AttentionWalk& walk, QueryVector& v, float block_max) {
-  if (block_max <= v.max + kScoreRoom) return;
-  if (v.max != kMinusInfinity) {
-    const F16 alpha = exp2_of_bf16(set1(v.max - block_max));
-    store(v.sums, mul(load(v.sums), alpha));
-    for (std::int64_t i = 0; i < walk.n; i += 16) store(v.out + i, mul(load(v.out + i), alpha));
-  }
-  v.max = block_max;
-}
-
 // Makes scores codes of weights and adds them to the vector's sums. Returns what the sums of
 // weighted values are to be multiplied with before they are added to v.out.
 inline float weigh_block(const AttentionWalk& walk, QueryVector& v, std::int64_t block_begin,
                          const BlockScales& scales, const float* scores, float block_max,
                          std::uint8_t* weights) {
   const Lanes lanes(v, block_begin);
-  raise_max(walk, v, block_max);
+  raise_max<Base2Fold>(walk, v, block_max);
   const F16 shift = set1(block_max == kMinusInfinity ? 0.0f : block_max - kLog2Of255);
   F16 sum = zero();
   DUPLEX_UNROLL for (int i = 0; i < kBlockPositions; i += 16) {
