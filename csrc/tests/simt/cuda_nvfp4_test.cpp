@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "tests/simt/coded.h"
-#include "tests/simt/experts.h"
+#include "tests/simt/coded_experts.h"
 #include "tests/simt/fixtures.h"
 
 namespace duplex::simt_tests {
@@ -135,23 +135,11 @@ TEST_CASE("cuda: NVFP4 that is no number is refused by its row, other values are
 
 // As published: routed experts in NVFP4, shared ones in bfloat16.
 TEST_CASE("cuda: experts in NVFP4 have the bytes of those in bfloat16", "[simt]") {
-  constexpr std::int32_t kRouted = 4, kExpert = 40;
-  Experts plain({kRouted, 2, 2, kExpert, 1.0f}, DType::kBF16);
-  plain.router = random_rows(plain.random, 6, Experts::kModel, Experts::kModel);
-  const CodedTensor up(plain.random, 2 * kRouted * kExpert, Experts::kModel, kScales[0]);
-  const CodedTensor down(plain.random, kRouted * Experts::kModel, kExpert, kScales[1]);
-  const auto copy = [](const RowBuffer& from, RowBuffer& to) {
-    for (std::int64_t row = 0; row < from.n_rows(); ++row)
-      for (std::int64_t c = 0; c < from.stride(); ++c) to.set(row, c, from.get(row, c));
-  };
-  copy(up.values(), plain.up);
-  copy(down.values(), plain.down);
-  Experts coded = plain;
-  coded.coded_up = &up;
-  coded.coded_down = &down;
-  RowBuffer x = bf16_rows(plain.random, 20, Experts::kModel);
+  constexpr std::int32_t kExpert = 40;
+  CodedExperts experts(kExpert, kScales[0], kScales[1]);
+  RowBuffer x = bf16_rows(experts.plain.random, 20, Experts::kModel);
   in_every_order([&](Backend& backend) {
-    CHECK(n_different(coded.run(backend, x), plain.run(backend, x)) == 0);
+    CHECK(n_different(experts.coded.run(backend, x), experts.plain.run(backend, x)) == 0);
   });
 }
 

@@ -6,7 +6,7 @@
 #include "model/weights.h"
 #include "tests/model/shards.h"
 #include "tests/simt/coded.h"
-#include "tests/simt/experts.h"
+#include "tests/simt/coded_experts.h"
 #include "tests/simt/fixtures.h"
 
 namespace duplex::simt_tests {
@@ -132,23 +132,13 @@ TEST_CASE("cuda: experts of several parts have the bytes of as many ranks' exper
 
 // Shared experts are of another format, so each part has them apart as well.
 TEST_CASE("cuda: experts in NVFP4 of several parts have the bytes of those in bfloat16", "[simt]") {
-  constexpr std::int32_t kRouted = 4, kExpert = 96, kParts = 2;
-  Experts plain({kRouted, 2, 2, kExpert, 1.0f}, DType::kBF16);
-  plain.router = random_rows(plain.random, 6, Experts::kModel, Experts::kModel);
-  const CodedTensor down(plain.random, kRouted * Experts::kModel, kExpert, {1.7e-3f, false});
-  const CodedTensor up(plain.random, 2 * kRouted * kExpert, Experts::kModel, {-611.3f, true});
-  const auto copy = [](const RowBuffer& from, RowBuffer& to) {
-    for (std::int64_t row = 0; row < from.n_rows(); ++row)
-      for (std::int64_t c = 0; c < from.stride(); ++c) to.set(row, c, from.get(row, c));
-  };
-  copy(up.values(), plain.up);
-  copy(down.values(), plain.down);
-  Experts coded = plain;
-  coded.coded_up = &up;
-  coded.coded_down = &down;
-  RowBuffer x = random_rows(plain.random, 20, Experts::kModel, Experts::kModelPadded, DType::kBF16);
+  constexpr std::int32_t kExpert = 96, kParts = 2;
+  CodedExperts experts(kExpert, {-611.3f, true}, {1.7e-3f, false});
+  RowBuffer x =
+      random_rows(experts.plain.random, 20, Experts::kModel, Experts::kModelPadded, DType::kBF16);
   in_every_order([&](Backend& backend) {
-    CHECK(n_different(coded.run(backend, x, kParts), plain.run(backend, x, kParts)) == 0);
+    CHECK(n_different(experts.coded.run(backend, x, kParts),
+                      experts.plain.run(backend, x, kParts)) == 0);
   });
 }
 
