@@ -36,7 +36,7 @@ REACH = (2.0, 5.0, 15.0, 50.0)  # rows, of the heads of a layer
 NEARNESS = 4.0  # bias of the nearest row
 COMMON = 0.4  # of an embedded row
 USUAL_LEVELS = slice(7, 11)  # of speech at a usual loudness
-SOUND_TABLE = "model.audio_tower.embed_audio_tokens.embed_audio_tokens.weight"
+SOUND_TABLE = "model.audio_tower.embed_audio_tokens.embed_audio_tokens"
 # Layers after which the words just heard, and those that should come next, are read.
 HEARING_LAYER, EXPECTING_LAYER = 4, 5
 
@@ -237,7 +237,8 @@ class Trainee(nn.Module):
         self._initialise()
 
     def _sound_table(self) -> nn.Embedding:
-        table: nn.Embedding = self.inkling.model.audio_tower.embed_audio_tokens.embed_audio_tokens
+        table = self.inkling.get_submodule(SOUND_TABLE)
+        assert isinstance(table, nn.Embedding)
         return table
 
     @torch.no_grad()
@@ -257,7 +258,7 @@ class Trainee(nn.Module):
         if found != expected:
             raise ValueError(f"{folder}: expected a model of {sizes} {expected}, found {found}")
         weights = exported.state_dict()
-        self._sound_table().weight = weights.pop(SOUND_TABLE)  # by the inverse of its blur
+        self._sound_table().weight = weights.pop(f"{SOUND_TABLE}.weight")  # un-blurred
         _, unknown = self.inkling.load_state_dict(weights, strict=False)
         assert not unknown, unknown
 
