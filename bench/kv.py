@@ -35,7 +35,8 @@ def turn(session: Session) -> None:
 
 TASKS: dict[str, Callable[[Session], object]] = {
     "decode 1": lambda session: session.decode(1),
-    "append 5": lambda session: session.append(text=ids(5), logits="last"),
+    # Four rows behind the last token: what a silent micro-turn of 200 ms of sound reads.
+    "silent": lambda session: session.append(text=ids(4), logits="last"),
     "append 20": lambda session: session.append(text=ids(20), logits="last"),
     "turn 20+5": turn,
 }

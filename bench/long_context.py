@@ -36,7 +36,7 @@ SEED_ROWS = 4096  # that are really read first; more than any window
 # local and the convolution windows begin (csrc/sequence/snapshot.cpp).
 POSITIONS = struct.Struct("<?5q")
 BLOCK_POSITIONS = 64  # csrc/core/types.h
-SHOWN = ("decode 1", "append 5", "append 20", "turn 20+5")
+SHOWN = ("decode 1", "silent", "append 20", "turn 20+5")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -110,9 +110,8 @@ class CpuBackend final : public Backend {
   std::shared_ptr<ThreadPool> pool_;
   LaneKind lane_;
   std::unique_ptr<BackgroundThread> background_;  // of a background lane
-  std::vector<float> attention_scratch_;          // n_threads slices
-  std::int64_t attention_scratch_stride_;
-  std::vector<float> bias_scratch_;   // n_threads slices
+  std::vector<AttentionScratch> attention_scratch_;  // one a thread
+  std::unique_ptr<Buffer> bias_scratch_;             // one slice a thread
   std::vector<std::byte> quantised_;  // rows of the matrix at hand
   Sampler sampler_;
 };

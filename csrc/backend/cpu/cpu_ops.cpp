@@ -13,7 +13,6 @@ namespace duplex {
 namespace {
 
 constexpr std::int64_t kMaxLinearRows = 256;  // row pointers of one linear piece, on the stack
-constexpr std::int64_t kScratchRows = 8;
 
 int thread_count(int wanted) {
   check(wanted >= 0 && wanted <= 1024, "n_threads: expected 0 (one per core) to 1024, found ",
@@ -30,12 +29,10 @@ CpuBackend::CpuBackend(const BackendOptions& options)
                  LaneKind::kInteraction) {}
 
 CpuBackend::CpuBackend(const CpuKernels& kernels, std::shared_ptr<ThreadPool> pool, LaneKind lane)
-    : kernels_(kernels), pool_(std::move(pool)), lane_(lane) {
-  // out, scores, weights and queries of AttentionScratch
-  attention_scratch_stride_ =
-      kAttentionVectors * (kMaxHeadWidth + kMaxHeadWidth / 4) + 2 * kScratchRows * kBlockPositions;
-  attention_scratch_.resize(static_cast<std::size_t>(attention_scratch_stride_) *
-                            static_cast<std::size_t>(pool_->n_threads()));
+    : kernels_(kernels),
+      pool_(std::move(pool)),
+      lane_(lane),
+      attention_scratch_(static_cast<std::size_t>(pool_->n_threads())) {
   if (lane == LaneKind::kBackground) background_ = std::make_unique<BackgroundThread>();
 }
 
@@ -165,8 +162,9 @@ void CpuBackend::do_attention(const AttentionArgs& args) {
     n_pieces += div_up(std::int64_t{args.segments.data[s].n_rows} * group, vectors_per_piece);
   n_pieces *= args.shape.n_kv_heads;
   const std::int64_t bias_size = kAttentionVectors * args.rel_stride;
-  const auto needed = static_cast<std::size_t>(bias_size * pool_->n_threads());
-  if (bias_scratch_.size() < needed) bias_scratch_.resize(needed);  // to the widest layer
+  const auto needed = static_cast<std::size_t>(bias_size * pool_->n_threads()) * sizeof(float);
+  if (bias_scratch_ == nullptr || bias_scratch_->bytes() < needed)
+    bias_scratch_ = allocate(needed);  // to the widest layer, then never more
   pool_->parallel_for(lane_, n_pieces, [&](std::int64_t index, int thread) {
     const auto kv_head = static_cast<std::int32_t>(index % args.shape.n_kv_heads);
     std::int64_t chunk = index / args.shape.n_kv_heads;
@@ -176,14 +174,8 @@ void CpuBackend::do_attention(const AttentionArgs& args) {
       if (chunk < chunks) break;
       chunk -= chunks;
     }
-    float* base = attention_scratch_.data() + thread * attention_scratch_stride_;
-    AttentionScratch scratch;
-    scratch.out = base;
-    scratch.scores = base + kAttentionVectors * kMaxHeadWidth;
-    scratch.weights = scratch.scores + kScratchRows * kBlockPositions;
-    scratch.queries =
-        reinterpret_cast<std::int8_t*>(scratch.scores + 2 * kScratchRows * kBlockPositions);
-    scratch.bias = bias_scratch_.data() + thread * bias_size;
+    AttentionScratch& scratch = attention_scratch_[static_cast<std::size_t>(thread)];
+    scratch.bias = static_cast<float*>(bias_scratch_->data()) + thread * bias_size;
     const auto begin = static_cast<std::int32_t>(chunk) * vectors_per_piece;
     const std::int32_t end = std::min(begin + vectors_per_piece, segment->n_rows * group);
     kernels_.attention({&args, segment, kv_head, begin, end}, scratch);

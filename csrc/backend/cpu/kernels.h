@@ -48,11 +48,9 @@ inline constexpr std::int64_t kMaxHeadWidth = 1024;
 // Scratch of one attention piece; one per thread.
 inline constexpr std::int32_t kAttentionVectors = 96;
 struct AttentionScratch {
-  float* out;            // (kAttentionVectors, d_head_padded)
-  float* scores;         // (8, 64)
-  void* weights;         // (8, 64) in the dtype of the tape
-  float* bias;           // (kAttentionVectors, rel_stride)
-  std::int8_t* queries;  // (kAttentionVectors, d_head_padded), where the tape is int8
+  float out[kAttentionVectors * kMaxHeadWidth];            // (vectors, d_head_padded)
+  std::int8_t queries[kAttentionVectors * kMaxHeadWidth];  // the same, where the tape is int8
+  float* bias;                                             // (kAttentionVectors, rel_stride)
 };
 
 // Query vectors [vector_begin, vector_end) of one key/value head of one segment; vector v is row
@@ -68,7 +66,7 @@ struct AttentionPiece {
 struct CpuKernels {
   const char* name;
   void (*linear_panel)(const PanelArgs& args);
-  void (*attention)(const AttentionPiece& piece, const AttentionScratch& scratch);
+  void (*attention)(const AttentionPiece& piece, AttentionScratch& scratch);
   void (*embed_text_row)(const EmbedTextArgs& args, std::int32_t row);
   void (*embed_audio_row)(const EmbedAudioArgs& args, std::int32_t row);
   void (*norm_row)(const NormArgs& args, std::int32_t row);

@@ -66,10 +66,10 @@ template <int R, int C, int kLines>
   }
 }
 
-// With kLines, it asks for block `next` meanwhile.
 template <int R, int kLines>
-inline void attend_tile_int8(const AttentionWalk& walk, std::int64_t block, std::int64_t next,
+inline void attend_tile_int8(const AttentionWalk& walk, const TileAtBlock& at,
                              const BlockScales& scales, QueryVector* vectors) {
+  const std::int64_t block = at.block;
   const auto* keys = reinterpret_cast<const std::uint8_t*>(walk.keys(block)) + kKvScalesBytes;
   const auto* values = reinterpret_cast<const std::uint8_t*>(walk.values(block)) + kKvScalesBytes;
   const std::int64_t block_begin = block * kBlockPositions;
@@ -81,12 +81,11 @@ inline void attend_tile_int8(const AttentionWalk& walk, std::int64_t block, std:
   float factors[R];
   for (int r = 0; r < R; ++r) starts[r] = vectors[r].start;
   constexpr int kColumns = tile_columns(R), kTileLines = lines_of_tile(kColumns, kLines);
-  const std::byte* const keys_ahead = kTileLines > 0 ? walk.keys(next) : nullptr;
-  const std::byte* const values_ahead = kTileLines > 0 ? walk.values(next) : nullptr;
+  const LinesAhead<kTileLines> ahead(walk, at);
   const auto* q = static_cast<const std::int8_t*>(vectors[0].q);
   for (int c = 0; c < kBlockPositions / 16; c += kColumns)
     key_tile<R, kColumns, kTileLines>(q, walk.n, starts, keys + c * 64, products + c * 16,
-                                      keys_ahead);
+                                      ahead.keys);
   // One loop each, so that the reductions of the vectors overlap.
   for (int r = 0; r < R; ++r)
     maxima[r] = score_block(walk, vectors[r], block_begin, scales, products + r * kBlockPositions,
@@ -99,7 +98,7 @@ inline void attend_tile_int8(const AttentionWalk& walk, std::int64_t block, std:
   for (; c + kColumns * 16 <= walk.n; c += kColumns * 16)
     value_tile<R, kColumns, kTileLines>(weights, factors, values + c * kQuad, walk.n, n_quads,
                                         vectors[0].out + c,
-                                        values_ahead + c * n_quads * kTileLines);
+                                        ahead.values + c * n_quads * kTileLines);
   for (; c < walk.n; c += 16)
     value_tile<R, 1, 0>(weights, factors, values + c * kQuad, walk.n, n_quads, vectors[0].out + c,
                         nullptr);
@@ -120,19 +119,15 @@ inline void attention_int8(const AttentionWalk& walk) {
     quantise_query(walk, vectors[i], walk.scratch.queries + i * walk.n);
   BlockScales scales;
   std::int64_t read = -1;  // the block that the scales are of
-  for_seen_blocks(walk, vectors, n_vectors,
-                  [&](std::int64_t block, std::int64_t next, std::int32_t first, int n) {
-                    if (block != read) {
-                      read = block;
-                      read_scales(walk, block, scales);
-                    }
-                    with_rows(n, [&]<int R>() {
-                      if (next >= 0)
-                        attend_tile_int8<R, 4>(walk, block, next, scales, vectors + first);
-                      else
-                        attend_tile_int8<R, 0>(walk, block, next, scales, vectors + first);
-                    });
-                  });
+  for_seen_blocks(walk, vectors, n_vectors, [&]<int kLines>(const TileAtBlock& at) {
+    if (at.block != read) {
+      read = at.block;
+      read_scales(walk, at.block, scales);
+    }
+    with_rows(at.n, [&]<int R>() {
+      attend_tile_int8<R, kLines>(walk, at, scales, vectors + at.first);
+    });
+  });
   add_lanes<Base2Fold>(vectors, n_vectors);
   walk.finish(vectors);
 }

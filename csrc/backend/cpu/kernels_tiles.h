@@ -43,8 +43,8 @@ inline void for_tiles(std::int32_t n_rows, const Fn& fn) {
 template <class Fn>
 inline void with_lines(std::int32_t tile, std::int32_t n_tiles, const Fn& fn) {
   if (n_tiles == 1) return fn.template operator()<4>();
-  if (n_tiles > 3) return fn.template operator()<1>();
-  if (tile < 2) return fn.template operator()<2>();
+  if (n_tiles > 3 && tile < 4) return fn.template operator()<1>();
+  if (n_tiles < 4 && tile < 2) return fn.template operator()<2>();
   fn.template operator()<0>();
 }
 
