@@ -205,15 +205,18 @@ def launch(
         return out
     parts = (n_groups, model.n_kv_heads, n_parts)
     vectors = (n_groups, model.n_kv_heads, group_tiles * VECTORS)
+    rows_of_group = (group_tiles * VECTORS - 1) // group + 2
+    biases = model.d_rel * ((PART + rows_of_group + 6) // 4 * 4) * 4
     if dtype == INT8:
         codes = -(-model.n // 128) * 128 + 64 + PART + 64  # of a query, of weights
-        shared = VECTORS * (2 * (PART + 4) * 4 + codes) + numbers
+        shared = biases + VECTORS * (2 * (PART + 4) * 4 + codes) + numbers
         device.launch("attention_int8/attention_int8_kernel", parts, 256, shared, whole)
         shared = (model.n + 16) * 4 + numbers
         device.launch("attention_int8/combine_kernel", vectors, 256, shared, whole)
         return out
     shared = 2 * VECTORS * (PART + 4 + model.n + 4 + 1) * 4 + VECTORS * (PART + 32) * 2
-    device.launch("attention_bf16/attention_bf16_kernel", parts, 256, shared + numbers, whole)
+    shared += biases + numbers
+    device.launch("attention_bf16/attention_bf16_kernel", parts, 256, shared, whole)
     if n_parts > 1:
         shared = STRANDS * (model.n + 4) * 4
         device.launch("attention_bf16/combine_kernel", vectors, 256, shared + numbers, whole)

@@ -109,10 +109,10 @@ class CpuBackend final : public Backend {
   const CpuKernels& kernels_;
   std::shared_ptr<ThreadPool> pool_;
   LaneKind lane_;
-  std::unique_ptr<BackgroundThread> background_;  // of a background lane
+  std::unique_ptr<BackgroundThread> background_;     // of a background lane
   std::vector<AttentionScratch> attention_scratch_;  // one a thread
   std::unique_ptr<Buffer> bias_scratch_;             // one slice a thread
-  std::vector<std::byte> quantised_;  // rows of the matrix at hand
+  std::vector<std::byte> quantised_;                 // rows of the matrix at hand
   Sampler sampler_;
 };
 

@@ -124,9 +124,8 @@ inline void attention_int8(const AttentionWalk& walk) {
       read = at.block;
       read_scales(walk, at.block, scales);
     }
-    with_rows(at.n, [&]<int R>() {
-      attend_tile_int8<R, kLines>(walk, at, scales, vectors + at.first);
-    });
+    with_rows(at.n,
+              [&]<int R>() { attend_tile_int8<R, kLines>(walk, at, scales, vectors + at.first); });
   });
   add_lanes<Base2Fold>(vectors, n_vectors);
   walk.finish(vectors);

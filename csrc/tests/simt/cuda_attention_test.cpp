@@ -28,6 +28,7 @@ const std::vector<Scene> kScenes = {
     {"log scaling that sets in between two rows", {12, 2, 16, 20, 0}, 3, 64, 33, 90},
     {"more parts than strands", {2, 1, 12, 300, 0}, 2, 1276, 6},
     {"a head in two chunks", {4, 2, 144, 90, 0}, 2, 125, 5},
+    {"a bias of more terms than a warp has lanes", {4, 2, 16, 150, 0}, 37, 200, 6},
 };
 
 // Rows of heads of d_head numbers of a dtype, each head padded with zeros.

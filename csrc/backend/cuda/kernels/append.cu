@@ -94,7 +94,7 @@ DUPLEX_DEVICE void append_row(const KvAppendArgs& args, std::int32_t head, bool 
   auto* const places = reinterpret_cast<const float**>(keys.slot + kFour);
   const Segment& segment =
       segment_of(args.segments, block_x(), reinterpret_cast<std::int32_t*>(places));
-  const ConvInput input = begin_conv(segment, slot, args.qkvr + column, args.stride, 1.0f,
+  const ConvInput input = begin_conv(segment, slot, args.qkvr + column, args.stride, 1.0f, n,
                                      block_x(), args.kernel, places + 1);
   wait_for_previous_grid();
   const std::int64_t position = segment.position + input.row;

@@ -26,10 +26,12 @@ struct Tile {
   std::int32_t out_stride;
 };
 
-DUPLEX_DEVICE Tile lay_out(const AttentionArgs& args) {
+// Behind the bank.
+DUPLEX_DEVICE Tile lay_out(const Launch& launch) {
+  const AttentionArgs& args = launch.args;
   Tile tile;
   tile.out_stride = args.d_head_padded + kFour;
-  tile.scores = reinterpret_cast<float*>(shared_memory());
+  tile.scores = reinterpret_cast<float*>(shared_memory() + bank_bytes(launch));
   tile.weights = reinterpret_cast<std::uint16_t*>(tile.scores + 2 * kVectors * kScoreStride);
   tile.out = reinterpret_cast<float*>(tile.weights + kVectors * kWeightStride);
   tile.max = tile.out + 2 * kVectors * tile.out_stride;
@@ -37,10 +39,11 @@ DUPLEX_DEVICE Tile lay_out(const AttentionArgs& args) {
   return tile;
 }
 
-std::size_t tile_bytes(const AttentionArgs& args) {
+std::size_t tile_bytes(const Launch& launch) {
+  const AttentionArgs& args = launch.args;
   const std::int64_t floats = 2 * kVectors * (kScoreStride + args.d_head_padded + kFour + 1);
   return static_cast<std::size_t>(floats) * sizeof(float) +
-         kVectors * kWeightStride * sizeof(std::uint16_t) + walk_bytes(args);
+         kVectors * kWeightStride * sizeof(std::uint16_t) + walk_bytes(args) + bank_bytes(launch);
 }
 
 // What a warp multiplies of a part: its columns and half of the reduction.
@@ -164,7 +167,7 @@ DUPLEX_DEVICE void leave(const Walk& walk, const Tile& tile, float* sums) {
 DUPLEX_KERNEL_OF(kThreads, 2) attention_bf16_kernel(Launch launch) {
   let_next_grid_begin();
   const std::int32_t n = launch.args.d_head_padded;
-  const Tile tile = lay_out(launch.args);
+  const Tile tile = lay_out(launch);
   const Walk all = walk_of(launch, tile.n_groups);
   const std::int64_t index = all.first_visible(0) / kPartPositions + block_z();
   const bool is_empty = index > all.position(all.count - 1) / kPartPositions;
@@ -175,13 +178,16 @@ DUPLEX_KERNEL_OF(kThreads, 2) attention_bf16_kernel(Launch launch) {
   Held held;
   for (int i = 0; i < kWindows; ++i) held.keys[i] = keys_of(part, n, 0, i);
   for (int i = 0; i < kWindows; ++i) held.values[i] = values_of(part, n, 0, i);
+  const Bank bank = begin_bank(launch, all, part.begin);
   if (is_older) wait_for_previous_grid();
+  wait_copies<0>();
+  sync_block();
   for (std::int32_t i = 0; i * kVectors < all.count; ++i) {
     const Walk walk = all.tile(i);
     if (index < walk.first_visible(0) / kPartPositions ||
         index > walk.position(walk.count - 1) / kPartPositions)
       continue;  // none of these vectors looks here
-    const Own own = look<kWarp>(walk, part, 0, thread_index() % kWarp);
+    const Own own = look<kWarp>(launch, walk, part, bank, 0, thread_index() % kWarp);
     multiply_keys(walk, part, tile, held);
     sync_block();
     weigh(launch.args, tile, own);
@@ -275,7 +281,7 @@ DUPLEX_KERNEL combine_kernel(Launch launch) {
 void launch_attention_bf16(Runtime& runtime, const Launch& launch, std::int64_t n_groups) {
   const AttentionArgs& args = launch.args;
   runtime.launch_early(attention_bf16_kernel, {n_groups, args.shape.n_kv_heads, launch.n_parts},
-                       kThreads, tile_bytes(args), launch);
+                       kThreads, tile_bytes(launch), launch);
   if (launch.n_parts > 1)
     runtime.launch_early(
         combine_kernel,

@@ -37,20 +37,23 @@ struct Tile {
   std::int32_t query_stride;
 };
 
-DUPLEX_DEVICE Tile lay_out(const AttentionArgs& args) {
+// Behind the bank.
+DUPLEX_DEVICE Tile lay_out(const Launch& launch) {
+  const AttentionArgs& args = launch.args;
   Tile tile;
   tile.query_stride = query_stride(args.d_head_padded);
-  tile.products = reinterpret_cast<std::int32_t*>(shared_memory());
+  tile.products = reinterpret_cast<std::int32_t*>(shared_memory() + bank_bytes(launch));
   tile.queries = reinterpret_cast<std::uint8_t*>(tile.products + 2 * kVectors * kScoreStride);
   tile.weights = tile.queries + kVectors * tile.query_stride;
   tile.n_groups = reinterpret_cast<std::int32_t*>(tile.weights + kVectors * kWeightStride);
   return tile;
 }
 
-std::size_t tile_bytes(const AttentionArgs& args) {
+std::size_t tile_bytes(const Launch& launch) {
+  const AttentionArgs& args = launch.args;
   return 2 * kVectors * kScoreStride * sizeof(std::int32_t) +
          kVectors * static_cast<std::size_t>(query_stride(args.d_head_padded) + kWeightStride) +
-         walk_bytes(args);
+         walk_bytes(args) + bank_bytes(launch);
 }
 
 // What a warp multiplies of a part: its columns and half of the reduction.
@@ -209,7 +212,7 @@ DUPLEX_DEVICE void multiply_values(const Walk& walk, const Part& part, const Til
 DUPLEX_KERNEL_OF(kThreads, 2) attention_int8_kernel(Launch launch) {
   let_next_grid_begin();
   const std::int32_t n = launch.args.d_head_padded;
-  const Tile tile = lay_out(launch.args);
+  const Tile tile = lay_out(launch);
   const Walk all = walk_of(launch, tile.n_groups);
   const std::int64_t index = all.first_visible(0) / kPartPositions + block_z();
   const bool is_empty = index > all.position(all.count - 1) / kPartPositions;
@@ -219,13 +222,16 @@ DUPLEX_KERNEL_OF(kThreads, 2) attention_int8_kernel(Launch launch) {
   const Part part = part_at<DType::kInt8>(all, index);
   Held held{keys_of(part, n, half_of_warp()), values_of(part, n, 0)};
   const Scales scales = scales_of(part, n);
+  const Bank bank = begin_bank(launch, all, part.begin);
   if (is_older) wait_for_previous_grid();
+  wait_copies<0>();
+  sync_block();
   for (std::int32_t i = 0; i * kVectors < all.count; ++i) {
     const Walk walk = all.tile(i);
     if (index < walk.first_visible(0) / kPartPositions ||
         index > walk.position(walk.count - 1) / kPartPositions)
       continue;  // none of these vectors looks here
-    const Own own = look<kLanes>(walk, part, half_of_lane(), lane_of_block());
+    const Own own = look<kLanes>(launch, walk, part, bank, half_of_lane(), lane_of_block());
     const Query query = quantise_query(walk, tile);
     float* const left = launch.sums<DType::kInt8>(i, block_z());
     sync_block();
@@ -313,7 +319,7 @@ DUPLEX_KERNEL combine_kernel(Launch launch) {
 void launch_attention_int8(Runtime& runtime, const Launch& launch, std::int64_t n_groups) {
   const AttentionArgs& args = launch.args;
   runtime.launch_early(attention_int8_kernel, {n_groups, args.shape.n_kv_heads, launch.n_parts},
-                       kThreads, tile_bytes(args), launch);
+                       kThreads, tile_bytes(launch), launch);
   runtime.launch_early(
       combine_kernel,
       {n_groups, args.shape.n_kv_heads, std::int64_t{launch.group_tiles} * kVectors}, kThreads,

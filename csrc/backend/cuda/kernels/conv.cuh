@@ -75,11 +75,13 @@ constexpr std::size_t conv_bytes(std::int32_t kernel) {
   return static_cast<std::size_t>(kernel + 2) * sizeof(float*);
 }
 
-// The places of a row's taps, each found by a thread of its own: `x` is the slot's columns of batch
-// row 0, `places` the shared memory behind the segment's slot. Ends with a barrier.
+// The places of a row's taps, each found by a thread of its own, which also asks for the weights of
+// its tap: `x` is the slot's columns of batch row 0, `width` of them, `places` the shared memory
+// behind the segment's slot. Ends with a barrier.
 DUPLEX_DEVICE ConvInput begin_conv(const Segment& segment, const ConvSlot& slot, const float* x,
-                                   std::int64_t x_stride, float scale, std::int32_t batch_row,
-                                   std::int32_t kernel, const float** places) {
+                                   std::int64_t x_stride, float scale, std::int32_t width,
+                                   std::int32_t batch_row, std::int32_t kernel,
+                                   const float** places) {
   const std::int32_t row = batch_row - segment.row_begin;
   const auto tape = [&](std::int64_t at) {
     return reinterpret_cast<float*>(segment.conv.block(at) + slot.offset_bytes);
@@ -87,6 +89,9 @@ DUPLEX_DEVICE ConvInput begin_conv(const Segment& segment, const ConvSlot& slot,
   for (std::int32_t j = thread_index(); j <= kernel; j += n_threads()) {
     const std::int32_t back = kernel - 1 - j;  // of the last: -1, for the row's own input
     const std::int64_t at = segment.position + row - back;
+    if (back >= 0)
+      prefetch(slot.weight + std::int64_t{j} * slot.channels,
+               static_cast<std::uint32_t>(width) * sizeof(float));
     if (back < 0)
       places[j] = tape(at - 1);
     else if (back <= row)
@@ -107,7 +112,7 @@ DUPLEX_DEVICE void conv_add_norm_row(const ConvAddNormArgs& args, std::int32_t r
   auto* const places = reinterpret_cast<const float**>(sums.slot + kFour);
   const Segment& segment = segment_of(args.segments, row, reinterpret_cast<std::int32_t*>(places));
   const ConvInput input = begin_conv(segment, args.conv, args.parts[0], args.x_stride, args.scale,
-                                     row, args.kernel, places + 1);
+                                     sums.n, row, args.kernel, places + 1);
   wait_for_previous_grid();
   float* const hidden = args.hidden + row * args.hidden_stride;
   for (std::int32_t i = thread_index() * kFour; i < sums.n; i += n_threads() * kFour) {

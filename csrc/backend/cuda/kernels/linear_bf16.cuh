@@ -52,21 +52,23 @@ DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t
   if (warp < n_steps) round.load(job, tile, warp, n_steps);
   if (asks_ahead) prefetch_tile<Round>(job, tile);
   wait_for_previous_grid();
-  // Few rows come for all steps at once, others step by step: there are registers for no more.
-  constexpr int kLoads = kTiles == 1 ? kAhead : 1;
+  // Few rows come some steps ahead, of many there are registers for one step.
+  constexpr int kRowsAhead = kTiles == 1 ? kAhead : kTiles <= 4 ? 2 : 0;
+  constexpr int kHeld = kRowsAhead > 0 ? kRowsAhead : 1;
+  Words x[kHeld][kTiles];
+  for (int i = 0; i < kRowsAhead; ++i) load_rows(job, first, warp + i * kWarps, x[i]);
   for (std::int32_t step = warp; step < n_steps;) {
-    Words x[kLoads][kTiles];
-    for (int i = 0; i < kLoads; ++i) load_rows(job, first, step + i * kWarps, x[i]);
     for (int i = 0; i < kAhead; ++i) {
       if (step + i * kWarps >= n_steps) break;
-      if (kLoads == 1 && i > 0) load_rows(job, first, step + i * kWarps, x[0]);
-      const Words(&rows)[kTiles] = x[i % kLoads];
+      Words(&rows)[kTiles] = x[i % kHeld];
+      if (kRowsAhead == 0) load_rows(job, first, step + i * kWarps, rows);
       Words w[2];
       round.operands(i, w);
       for (int t = 0; t < kTiles; ++t) {
         multiply_add(acc[t], w[0], rows[t].v[0], rows[t].v[1]);
         multiply_add(acc[t], w[1], rows[t].v[2], rows[t].v[3]);
       }
+      if (kRowsAhead > 0) load_rows(job, first, step + (i + kRowsAhead) * kWarps, rows);
     }
     step += kWarps * kAhead;
     if (step < n_steps) round.load(job, tile, step, n_steps);
