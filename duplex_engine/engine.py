@@ -196,6 +196,8 @@ class Engine:
                 f"progress: expected True, a function or None, found {found(progress)}"
             )
         if beside is not None:
+            if not isinstance(beside, Engine):
+                raise InvalidArgument(f"beside: expected an Engine, found {found(beside)}")
             theirs = (threads, isa) == (None, None) and gpus is None
             if device not in ("cpu", beside._device) or not theirs:
                 raise InvalidArgument(
@@ -396,7 +398,7 @@ class Engine:
 
     def _endless(self, endless: object) -> bool | tuple[int, int] | None:
         """The policy in the core's words."""
-        if endless == "auto":
+        if isinstance(endless, str) and endless == "auto":
             return self.interaction
         if endless is None:
             return None
@@ -488,7 +490,7 @@ def parse_bytes(value: int | str, name: str = "memory") -> int:
     Raises:
         InvalidArgument: not of that form, or not positive.
     """
-    n_bytes = value if isinstance(value, int) else 0
+    n_bytes = value if isinstance(value, int) and not isinstance(value, bool) else 0
     if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value)):
         n_bytes = int(min(float(match[1]) * UNITS.get(match[2], 0), 2.0**64))
     if not 0 < n_bytes <= MAX_INT64:

@@ -8,8 +8,7 @@ the sampler live in the core. Read `types.py` for what comes back, `engine.py` f
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -21,8 +20,9 @@ from duplex_engine import _core
 from duplex_engine.arguments import MAX_INT32, integer, sampling_options
 from duplex_engine.arrays import SAMPLE_RATE, Resampler, Samples, rgb_image, samples_1d, token_ids
 from duplex_engine.config import ModelConfig
-from duplex_engine.errors import DuplexError, InvalidArgument, SessionBusy, SessionClosed
+from duplex_engine.errors import DuplexError, InvalidArgument, SessionClosed
 from duplex_engine.events import OutputReader, micro_turn
+from duplex_engine.exclusive import Exclusive
 from duplex_engine.json_input import found
 from duplex_engine.snapshot import ModelIdentity, write_snapshot
 from duplex_engine.step import step_input, step_together
@@ -67,7 +67,7 @@ class Session:
         self._resampler: Resampler | None = None
         self._input_rate: int | None = None
         self._feeding = threading.Lock()
-        self._working = threading.Lock()
+        self._exclusive = Exclusive(self._check_open)
 
     def step(
         self,
@@ -139,7 +139,11 @@ class Session:
             if text_ids is not None:
                 self._core.feed_text(text_ids)
             if samples is not None:
-                self._core.feed_audio(self._at_16_khz(samples, resampler))
+                try:
+                    self._core.feed_audio(self._at_16_khz(samples, resampler))
+                except DuplexError:
+                    self._restart_resampler()  # it holds the end of sound that was refused
+                    raise
 
     @overload
     def append(
@@ -193,11 +197,11 @@ class Session:
             raise InvalidArgument(
                 f"append: expected one of text, audio, image, found {' and '.join(names) or 'none'}"
             )
-        if logits not in (None, "last", "all"):
+        if not (logits is None or (isinstance(logits, str) and logits in ("last", "all"))):
             raise InvalidArgument(f"logits: expected None, 'last' or 'all', found {found(logits)}")
         (kind,) = names
         data: Any
-        with self._exclusive(), self._feeding:
+        with self._exclusive, self._feeding:
             if kind == "text":
                 data = self._ids(text, "text")
             elif kind == "image":
@@ -219,9 +223,14 @@ class Session:
     def decode(self, n: int, stop: Sequence[int] = ()) -> list[int]:
         """Decodes up to `n` tokens, ending after one of `stop`; returns their ids.
 
-        These tokens are the caller's: they enter no micro-turn's `text` or `events`.
+        These tokens are the caller's: they enter no micro-turn's `text` or `events`. `interrupt`
+        from another thread ends it behind the next one.
+
+        Raises:
+            InvalidArgument: `n` or `stop` is wrong, or the session is empty.
+            CapacityError: so many positions are not left.
         """
-        with self._exclusive():
+        with self._exclusive:
             n = integer(n, "decode: n", high=MAX_INT32)
             ids = self._core.decode(n, token_ids(stop, self._config.text.vocab_size, "stop"))
             self._remember_reader(self._core.length)
@@ -236,10 +245,15 @@ class Session:
         Raises:
             InvalidArgument: `length` is not one of `marks`: too old, or inside a micro-turn.
         """
-        with self._exclusive():
-            self._core.truncate(integer(length, "truncate: length"))
+        with self._exclusive:
+            length = integer(length, "truncate: length")
+            self._core.truncate(length)
             self._restart_resampler()
-            self._reader = self._readers[length].copy()
+            # None of a call that Ctrl-C ended before it was remembered: its output is unread.
+            reader = self._readers.get(length)
+            self._reader = (
+                OutputReader(self._config, self._tokenizer) if reader is None else reader.copy()
+            )
             self._readers = {at: r for at, r in self._readers.items() if at <= length}
 
     def interrupt(self) -> None:
@@ -265,7 +279,7 @@ class Session:
         Raises:
             CapacityError: the memory left cannot hold the fork's own part.
         """
-        with self._exclusive():
+        with self._exclusive:
             if max_positions is not None:
                 max_positions = integer(max_positions, "max_positions", low=1)
             core = self._core.fork(max_positions, bool(background))
@@ -284,7 +298,7 @@ class Session:
         Raises:
             InvalidArgument: the range reaches into what sliding windows still need.
         """
-        with self._exclusive():
+        with self._exclusive:
             hidden = self._core.forget(integer(begin, "forget: begin"), integer(end, "forget: end"))
             return hidden[0], hidden[1]
 
@@ -292,7 +306,7 @@ class Session:
         self, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0
     ) -> None:
         """Replaces the sampling options, and starts the random numbers again from `seed`."""
-        with self._exclusive():
+        with self._exclusive:
             self._core.set_sampling(**sampling_options(temperature, top_k, top_p, seed))
 
     def snapshot(self, path: str | Path) -> None:
@@ -308,7 +322,7 @@ class Session:
         Raises:
             OSError: the folder cannot be written, or the disk is full.
         """
-        with self._exclusive():
+        with self._exclusive:
             write_snapshot(Path(path), self._core, self._model, self._carried())
 
     def migrate(self, engine: Engine) -> Session:
@@ -320,7 +334,7 @@ class Session:
             CheckpointError: the other engine has other weights or other options.
             CapacityError: its memory cannot hold the session.
         """
-        with self._exclusive(), self._feeding:
+        with self._exclusive, self._feeding:
             engine._model.check(self._model.fields, "migrate")
             core = _core.copy_session(self._core, engine._core)
             other = engine._adopt(core, self._carried())
@@ -404,19 +418,9 @@ class Session:
     ) -> None:
         self.close()
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        if not self._working.acquire(blocking=False):
-            raise SessionBusy(
-                "session: expected one call at a time, found another thread at work on it; "
-                "wait for that call, or use a session for each thread"
-            )
-        try:
-            if self._core.closed:
-                raise SessionClosed("session: it is closed; open a new one")
-            yield
-        finally:
-            self._working.release()
+    def _check_open(self) -> None:
+        if self._core.closed:
+            raise SessionClosed("session: it is closed; open a new one")
 
     def _ids(self, text: object, name: str) -> list[int]:
         if not isinstance(text, str):

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from duplex_engine import _core
 from duplex_engine.errors import DuplexError, InvalidArgument
+from duplex_engine.json_input import found
 from duplex_engine.types import MicroTurn, StepInput
 
 if TYPE_CHECKING:
@@ -23,10 +24,18 @@ def step_together(
     engine: _core.Engine, requests: Sequence[tuple[Session, StepInput]]
 ) -> list[MicroTurn | DuplexError]:
     """One micro-turn of each session, in one pass; see `Engine.step_many`."""
+    # All of it before anything is fed: one request that is none leaves the others untouched.
+    for session, inputs in requests:
+        if getattr(session, "_engine", None) is not engine:
+            raise InvalidArgument(
+                f"step_many: expected sessions of this engine, found {found(session)}"
+            )
+        if not isinstance(inputs, Mapping) or not all(isinstance(key, str) for key in inputs):
+            raise InvalidArgument(
+                f"step_many: expected a dict like StepInput(audio=...), found {found(inputs)}"
+            )
     if len({session for session, _ in requests}) < len(requests):
         raise InvalidArgument("step_many: expected each session once, found one of them twice")
-    if any(session._engine is not engine for session, _ in requests):
-        raise InvalidArgument("step_many: expected sessions of this engine, found another's")
     answers: dict[Session, MicroTurn | DuplexError] = {}
     ready: list[Session] = []
     limits: list[int] = []
@@ -34,7 +43,7 @@ def step_together(
         for session, inputs in requests:
             try:
                 limit = session._token_limit(inputs.get("max_tokens"))
-                stack.enter_context(session._exclusive())
+                stack.enter_context(session._exclusive)
                 feed_from(session, inputs)
             except DuplexError as error:
                 answers[session] = error

@@ -110,7 +110,8 @@ std::shared_ptr<Engine> load(const ConfigDict& config, const std::vector<TensorT
   const ModelConfig model = config_from_dict(config);
   const LoadProgress report = load_progress(progress);
   const py::gil_scoped_release release;
-  return std::make_shared<Engine>(model, std::move(source), options, report, beside.get(), ranks);
+  return {new Engine(model, std::move(source), options, report, beside.get(), ranks),
+          OwnerDelete()};
 }
 
 template <class HasArena>

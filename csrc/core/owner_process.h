@@ -23,4 +23,14 @@ class OwnerProcess {
   pid_t pid_ = ::getpid();
 };
 
+// Deletes in the process that made it. What a fork inherits stays there as it is: a thread that the
+// fork does not have may hold its locks, and no thread can be joined.
+struct OwnerDelete {
+  OwnerProcess owner;
+  template <class T>
+  void operator()(T* made) const {
+    if (owner.is_here()) delete made;
+  }
+};
+
 }  // namespace duplex

@@ -111,12 +111,16 @@ DmelStream::DmelStream(const DmelAnalyzer& analyzer) : analyzer_(&analyzer) {
   queue_.reserve(kReservedFrames * static_cast<std::size_t>(analyzer.n_mels()));
 }
 
-void DmelStream::push(std::span<const float> samples) {
+void check_finite(std::span<const float> samples) {
   const auto bad = std::find_if_not(samples.begin(), samples.end(),
                                     [](float sample) { return std::isfinite(sample); });
   check(bad == samples.end(), "audio: expected finite samples, found ",
         bad == samples.end() ? 0.0f : *bad, " at index ", bad - samples.begin(), " of ",
         samples.size(), "; nothing was taken: repair or drop this chunk and push again");
+}
+
+void DmelStream::push(std::span<const float> samples) {
+  check_finite(samples);
   append(samples, 1.0f);
 }
 

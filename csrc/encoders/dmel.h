@@ -60,6 +60,9 @@ struct DmelState {
   std::int32_t n_partial = 0;                   // samples of the partial hop, below kHopSamples
 };
 
+// Throws InvalidArgument at the first NaN or infinity.
+void check_finite(std::span<const float> samples);
+
 // The audio input of one session. Copyable; the analyzer must outlive it. Memory grows only when
 // more frames wait than ever before.
 class DmelStream {

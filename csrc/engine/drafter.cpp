@@ -24,11 +24,16 @@ Drafter::Drafter(const Drafter& other, std::optional<Sequence> sequence)
       end_(other.end_),
       rows_(other.rows_) {}
 
-Drafter Drafter::fork(std::int64_t max_positions) const {
+Drafter Drafter::fork(std::int64_t max_positions, std::int64_t length) const {
   std::optional<Sequence> sequence;
-  if (sequence_) sequence = sequence_->fork(max_positions);
+  try {
+    if (sequence_) sequence = sequence_->fork(max_positions);
+  } catch (const Error&) {  // the child's drafts begin anew: its output is the same
+  }
+  const bool has_forked = sequence.has_value() || !sequence_;
   Drafter child(*this, std::move(sequence));
   child.sizes_.max_positions = max_positions;
+  if (!has_forked) child.restart(length);
   return child;
 }
 

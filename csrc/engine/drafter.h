@@ -30,7 +30,8 @@ class Drafter {
  public:
   // Throws as Sequence::open does. Pool and layout outlive it.
   Drafter(PagePool& pool, const SequenceLayout& layout, const DrafterSizes& sizes);
-  Drafter fork(std::int64_t max_positions) const;
+  // For a session of `length` positions. Without memory for it the child's drafts begin anew.
+  Drafter fork(std::int64_t max_positions, std::int64_t length) const;
 
   // Where row `position` of the session goes, d_model floats each: written in order.
   float* embedded(std::int64_t position) { return row(position); }
@@ -54,7 +55,7 @@ class Drafter {
   // For a new drafter of a session that has `length` rows, none of which it saw.
   void start_at(std::int64_t length) { begin_ = first_ = end_ = length; }
 
-  std::int64_t held_bytes() const { return sequence_ ? sequence_->usage().held_bytes() : 0; }
+  std::int64_t held_bytes() const { return sequence_ ? sequence_->held_bytes() : 0; }
 
  private:
   Drafter(const Drafter& other, std::optional<Sequence> sequence);

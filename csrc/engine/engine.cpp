@@ -82,6 +82,7 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
              .layout = {},
              .mtp_layout = {}} {
   const ModelConfig& checked_config = model_.config;
+  if (beside != nullptr) beside->interaction_->check_process();
   auto backend = beside != nullptr ? beside->interaction_->backend().background_lane()
                                    : create_backend(options.device, options.backend);
   check(backend->has_kv_dtype(options.kv_dtype), "kv_dtype: device '", backend->name(),
@@ -122,6 +123,7 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
 Engine::~Engine() { close(); }
 
 void Engine::close() {
+  if (!interaction_->is_of_this_process()) return;
   std::unique_lock lock(mutex_);
   is_closed_ = true;  // from here on no session and no lane is added
   lock.unlock();
@@ -178,8 +180,9 @@ std::shared_ptr<Session> Engine::adopt(Sequence sequence, std::optional<Drafter>
   check_open();
   sessions_.reserve(sessions_.size() + 1);
   Lane& lane = this->lane(options.lane);
-  session = std::make_shared<Session>(shared_from_this(), lane, std::move(sequence),
-                                      std::move(drafter), options);
+  session = std::shared_ptr<Session>(
+      new Session(shared_from_this(), lane, std::move(sequence), std::move(drafter), options),
+      OwnerDelete());
   sessions_.push_back(session.get());
   lane.back_ahead(*session, kRowsBackedAtOpen);
   return session;
@@ -243,6 +246,7 @@ std::vector<float> Engine::embed_image(Image image) {
 }
 
 std::vector<std::pair<std::string, std::int64_t>> Engine::memory_plan() const {
+  interaction_->check_process();
   std::vector<std::pair<std::string, std::int64_t>> plan;
   plan.emplace_back("weights", arena_bytes());
   interaction_->add_plan("workspace.", plan);
@@ -262,6 +266,7 @@ void Engine::write_arena(const ArenaWriter& write) const {
 }
 
 EngineStats Engine::stats() const {
+  interaction_->check_process();
   EngineStats stats;
   interaction_->add_counts(stats);
   const std::lock_guard lock(mutex_);

@@ -58,13 +58,17 @@ std::optional<Drafter> Lane::make_drafter(PagePool& pool, std::int64_t max_posit
   return drafts_->make_drafter(pool, max_positions);
 }
 
+void Lane::back(Session& session, std::int64_t n_rows) const {
+  session.sequence_->reserve(std::min<std::int64_t>(n_rows, model_->max_rows()));
+}
+
 // A session at its limit is left alone here: it hears of it when it really needs the row.
 // Background work has no deadline to keep, and its callers no small share (Backend::run_awake).
-void Lane::back_ahead(Session& session, std::int64_t n_rows) {
+void Lane::back_ahead(Session& session, std::int64_t n_rows) const {
   if (kind_ == LaneKind::kBackground) return;
-  n_rows = std::min<std::int64_t>(n_rows, loaded_.options.max_batch_rows);
+  n_rows = std::min<std::int64_t>(n_rows, model_->max_rows());
   try {
-    session.sequence_->reserve(n_rows);
+    back(session, n_rows);
     if (session.drafter_) session.drafter_->reserve(n_rows, session.sequence_->length());
   } catch (const CapacityError&) {
   }
@@ -106,6 +110,7 @@ std::vector<float> Lane::append_audio(Session& session, std::span<const float> s
                                       bool is_end_of_audio, LogitsWanted wanted) {
   const Call call(*this, session);
   check(session.audio_.has_value(), "audio: this checkpoint has no audio tower (no audio_config)");
+  check_finite(samples);
   DmelStream& audio = *session.audio_;
   const auto n_samples = static_cast<std::int64_t>(samples.size()) + audio.state().n_partial;
   const auto n_new = is_end_of_audio ? div_up(n_samples, kHopSamples) : n_samples / kHopSamples;

@@ -86,7 +86,7 @@ void Lane::run_turns(std::span<const StepRequest> requests, std::span<Turn> turn
     turns[i].timing = timing;
     turns[i].position = session.sequence_->length();
     back_ahead(session, turns[i].n_rows + token_limit(requests[i].max_tokens));
-    turns[i].kv_bytes = session.sequence_->usage().held_bytes();
+    turns[i].kv_bytes = session.sequence_->held_bytes();
     if (session.drafter_) turns[i].kv_bytes += session.drafter_->held_bytes();
   }
 }
@@ -105,7 +105,9 @@ void Lane::begin_turn(const StepRequest& request, Turn& turn) {
   const InputPlan plan = plan_input(session);
   check(plan.n_rows > 0 || limit == 0 || session.has_head_row_,
         "step: nothing was fed and the session is empty; feed audio, an image or text first");
-  turn.forgotten = session.make_room(plan.n_rows + std::max(limit - 1, 0));
+  const std::int64_t n_rows = plan.n_rows + std::max(limit - 1, 0);
+  turn.forgotten = session.make_room(n_rows);
+  back(session, n_rows);
   session.is_interrupted_.store(false);  // what comes from here on interrupts this turn
   Inbox inbox = std::exchange(session.inbox_, {});
   inbox_lock.unlock();
@@ -243,9 +245,14 @@ std::vector<std::int32_t> Lane::decode(Session& session, std::int32_t n,
   check(n == 0 || session.has_head_row_ || session.pending_token_ != kNoToken,
         "decode: the session is empty; append something first");
   // The last token waits for the next input, as one may be waiting now.
-  session.make_room(session.pending_token_ == kNoToken ? std::max(n - 1, 0) : n);
+  const std::int32_t n_rows = session.pending_token_ == kNoToken ? std::max(n - 1, 0) : n;
+  session.make_room(n_rows);
+  session.is_interrupted_.store(false);  // what comes from here on interrupts these tokens
   std::vector<std::int32_t> tokens;
-  const auto run = [&] { decode_tokens(session, n, stop, tokens); };
+  const auto run = [&] {
+    back(session, n_rows);
+    decode_tokens(session, n, stop, tokens);
+  };
   backend_->run_awake(std::ref(run));
   return tokens;
 }
@@ -269,6 +276,7 @@ void Lane::decode_tokens(Session& session, std::int32_t n, std::span<const std::
     do {
       tokens.push_back(take_sampled(session));
       is_done = std::ssize(tokens) == n ||
+                (session.is_interrupted_.load() && session.n_ahead_ == 0) ||
                 std::find(stop.begin(), stop.end(), tokens.back()) != stop.end();
     } while (!is_done && (follow_up(session) || accept_draft(session)));
   }

@@ -1,7 +1,6 @@
 #include "engine/session.h"
 
 #include <algorithm>
-#include <cmath>
 #include <string>
 #include <utility>
 
@@ -46,16 +45,16 @@ Session::Session(std::shared_ptr<Engine> engine, Lane& lane, Sequence sequence,
 Session::~Session() { close(); }
 
 void Session::close() {
-  if (is_closed_.exchange(true)) return;
+  if (is_closed_.exchange(true) || !lane_.is_of_this_process()) return;
   const std::lock_guard lock(lane_.mutex());  // waits for a step in progress
   engine_->unregister(*this);
   lane_.run_aside([this] { drop(); });
 }
 
 void Session::drop() noexcept {
-  is_closed_.store(true);
   sequence_.reset();
   drafter_.reset();
+  is_closed_.store(true);  // last: whoever destroys the session waits for the lane until then
 }
 
 void Session::interrupt() {
@@ -70,7 +69,11 @@ void Session::check_open() const {
 }
 
 void Session::check_room(std::int64_t n_rows) {
-  if (n_rows > 0) make_room(n_rows + (pending_token_ != kNoToken ? 1 : 0));
+  if (n_rows <= 0) return;
+  n_rows += pending_token_ != kNoToken ? 1 : 0;
+  make_room(n_rows);
+  if (sequence_->backed() < sequence_->length() + n_rows)
+    lane_.run_aside([&] { lane_.back(*this, n_rows); });
 }
 
 // ---- input from any thread
@@ -78,10 +81,7 @@ void Session::check_room(std::int64_t n_rows) {
 void Session::feed_audio(std::span<const float> samples) {
   check_open();
   check(audio_.has_value(), "audio: this checkpoint has no audio tower (no audio_config)");
-  const auto bad = std::find_if(samples.begin(), samples.end(),
-                                [](float sample) { return !std::isfinite(sample); });
-  check(bad == samples.end(), "audio: sample ", bad - samples.begin(),
-        " is NaN or infinite; expected finite samples, nominally -1 to 1");
+  check_finite(samples);
   const std::lock_guard lock(inbox_mutex_);
   check_inbox("samples", inbox_.samples.size(), samples.size(), kMaxWaitingSamples);
   inbox_.samples.insert(inbox_.samples.end(), samples.begin(), samples.end());
@@ -183,7 +183,7 @@ void Session::truncate(std::int64_t position) {
 
 std::shared_ptr<Session> Session::fork(std::int64_t max_positions, LaneKind lane) {
   const BusyGuard busy(*this);
-  const std::lock_guard lock(lane_.mutex());
+  std::unique_lock lock(lane_.mutex());
   check_open();
   std::optional<Endless> endless = endless_;
   if (endless && max_positions > 0)
@@ -194,8 +194,10 @@ std::shared_ptr<Session> Session::fork(std::int64_t max_positions, LaneKind lane
   std::optional<Drafter> drafter;
   lane_.run_aside([&] {
     sequence = sequence_->fork(max_positions);
-    if (drafter_) drafter = drafter_->fork(max_positions);
+    if (drafter_) drafter = drafter_->fork(max_positions, sequence_->length());
   });
+  // A child that cannot be finished closes itself, under the lock of its lane.
+  lock.unlock();
   auto child = engine_->adopt(std::move(*sequence), std::move(drafter),
                               {max_positions, sampling_, max_drafts_, lane, {}});
   child->endless_ = endless;

@@ -98,7 +98,7 @@ class Session {
   static constexpr std::size_t kMarks = 32;
 
   void check_open() const;
-  // For `n_rows` and the token that waits; no rows need no room.
+  // For `n_rows` and the token that waits; no rows need no room. Also maps what their pass needs.
   void check_room(std::int64_t n_rows);
   // Throws CapacityError unless `n_rows` fit. An endless session forgets for them what it returns.
   PositionRange make_room(std::int64_t n_rows);

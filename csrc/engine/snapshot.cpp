@@ -346,7 +346,13 @@ void SessionState::read(ByteReader& from, Session& session) {
                              next_mark < Session::kMarks + (n_marks < Session::kMarks ? 1 : 0),
                          "snapshot: expected 1 to ", Session::kMarks, " marks, found ", n_marks);
   session.marks_.clear();
-  for (std::uint64_t i = 0; i < n_marks; ++i) session.marks_.push_back(read_mark(from, engine));
+  const std::int64_t n_looked_up = session.lookup_ ? session.lookup_->size() : 0;
+  for (std::uint64_t i = 0; i < n_marks; ++i) {
+    session.marks_.push_back(read_mark(from, engine));
+    const std::int64_t n = session.marks_.back().n_looked_up;
+    check<CheckpointError>(n >= 0 && n <= n_looked_up, "snapshot: expected a mark with 0 to ",
+                           n_looked_up, " looked-up ids, found ", n);
+  }
   session.next_mark_ = static_cast<std::size_t>(next_mark);
   read_inbox(from, session);
 }

@@ -107,7 +107,9 @@ int GroupRendezvous::receive(int from) const {
       group_.fail_and_throw(from, "it sent no descriptor");
   }
   Message message;
-  const ssize_t n = ::recvmsg(socket, &message.header, MSG_CMSG_CLOEXEC);
+  ssize_t n = 0;
+  do n = ::recvmsg(socket, &message.header, MSG_CMSG_CLOEXEC);
+  while (n < 0 && errno == EINTR);
   const cmsghdr* const head = n == 1 ? CMSG_FIRSTHDR(&message.header) : nullptr;
   if (head == nullptr || head->cmsg_type != SCM_RIGHTS)
     group_.fail_and_throw(from, "it sent no descriptor");

@@ -6,6 +6,7 @@
 #include <thread>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include "backend/registry.h"
 #include "core/error.h"
@@ -128,11 +129,16 @@ void RankWorker::serve() {
   };
   LaneServer interaction_lane(*this, LaneKind::kInteraction);
   LaneServer background_lane(*this, LaneKind::kBackground);
-  std::thread interaction(guarded, [&] { serve_lane(interaction_lane, LaneKind::kInteraction); });
-  std::thread background(guarded, [&] { serve_lane(background_lane, LaneKind::kBackground); });
-  guarded([&] { serve_memory(); });
-  interaction.join();
-  background.join();
+  {
+    // Joined here, whatever happens; a thread that cannot be made ends the group, and so the
+    // others.
+    std::vector<std::jthread> lanes;
+    guarded([&] {
+      lanes.emplace_back(guarded, [&] { serve_lane(interaction_lane, LaneKind::kInteraction); });
+      lanes.emplace_back(guarded, [&] { serve_lane(background_lane, LaneKind::kBackground); });
+      serve_memory();
+    });
+  }
   group_.check_alive();
 }
 

@@ -29,11 +29,12 @@ Sequence Sequence::open(PagePool& pool, const SequenceLayout& layout, std::int64
 }
 
 Sequence Sequence::fork(std::int64_t max_positions) const {
-  const PagePool::Lock lock(pool_->mutex());
   check(max_positions >= held_positions(), "fork: expected max_positions of at least the ",
         held_positions(), " positions it inherits, found ", max_positions);
   const std::int64_t shared_pages =
       layout_->global.is_inert() ? 0 : held_positions() / layout_->global.page_positions();
+  // The pool is free again while pages are mapped, which takes milliseconds: this sequence holds
+  // what the child will share.
   Sequence child(*pool_, *layout_, max_positions,
                  admit(*pool_, *layout_, {"fork", max_positions, held_positions(), shared_pages}));
   child.global_.fork_from(global_, length_, child.promise_);
@@ -67,6 +68,10 @@ std::int64_t Sequence::lowest_truncation() const {
     if (readable > 0) lowest = std::max(lowest, readable + reach);
   }
   return lowest;
+}
+
+std::int64_t Sequence::held_bytes() const {
+  return global_.held_bytes() + local_.held_bytes() + conv_.held_bytes();
 }
 
 SequenceUsage Sequence::usage() const {

@@ -62,6 +62,7 @@ class Sequence {
   std::span<const PositionRange> forgotten() const { return forgotten_.ranges(); }
   std::int64_t lowest_truncation() const;
   SequenceUsage usage() const;
+  std::int64_t held_bytes() const;  // usage().held_bytes(), without asking the pool
   // Hashes of the committed blocks that are held, for tests: a committed byte never changes. For
   // memory that the host can read.
   std::vector<BlockDigest> digests() const;

@@ -68,6 +68,13 @@ Tape::Pages::const_iterator Tape::from(std::int64_t page_index) const {
       [](const HeldPage& held, std::int64_t index) { return held.index < index; });
 }
 
+std::int64_t Tape::held_bytes() const {
+  const std::int64_t n_pages =
+      is_ring() ? std::ranges::count_if(ring_, [](PageId page) { return page != kNoPage; })
+                : std::ssize(pages_);
+  return n_pages * layout_.page_bytes;
+}
+
 TapeUsage Tape::usage() const {
   TapeUsage usage;
   const auto count = [&](PageId page) {

@@ -48,6 +48,7 @@ class Tape {
   // From the first page held to the end of the last; forgotten pages between are not mapped.
   PositionRange held() const;
   TapeUsage usage() const;
+  std::int64_t held_bytes() const;
   // Pages with a position of `range` that another tape holds too.
   std::int64_t n_shared_pages(PositionRange range) const;
 

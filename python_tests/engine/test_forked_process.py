@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +77,57 @@ def test_a_fork_is_refused_and_changes_nothing(tmp_path: Path) -> None:
         assert all("load an engine after the fork" in error for error in errors)
         assert in_a_fork([session.close, background.close, other.close, engine.close]) == []
         assert go_on(session) == go_on(other) == expected
+
+
+FORK_IN_A_STEP = """
+import os, signal, sys, threading, time
+from duplex_engine import Engine, InvalidArgument
+
+engine = Engine.load(sys.argv[1], threads=2, memory="32MiB", max_positions=2000)
+session, other = engine.open_session(), engine.open_session()
+for s in (session, other):
+    s.append(text=[9] * 20)
+background = session.fork(background=True)
+
+def work():
+    while True:
+        session.step(text=[9, 10], max_tokens=4)
+        session.truncate(20)
+
+threading.Thread(target=work, daemon=True).start()
+for _ in range(8):
+    time.sleep(0.005)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        for call in (lambda: session.length, lambda: other.memory, lambda: other.marks,
+                     lambda: engine.stats, lambda: Engine.load(sys.argv[1], beside=engine)):
+            try:
+                call()
+                os._exit(1)
+            except InvalidArgument:
+                pass
+        threads = [threading.Thread(target=time.sleep, args=(0.01,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        other.close()
+        engine.close()
+        del session, other, background, engine
+        sys.exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == 0, status
+print("held")
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+@pytest.mark.cpu
+def test_a_fork_in_the_middle_of_a_step_ends_when_it_likes(tmp_path: Path) -> None:
+    folder = write(tmp_path, "dense")
+    command = [sys.executable, "-c", FORK_IN_A_STEP, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.returncode) == ("held\n", 0), done.stderr
 
 
 @pytest.mark.cpu

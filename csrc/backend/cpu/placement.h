@@ -16,12 +16,14 @@ class Placement {
  public:
   // The threads to place; those of a process with fewer processors than threads are left alone.
   void adopt(std::vector<std::thread>& threads);
-  // Of the caller. A few nanoseconds, and some microseconds when the caller has moved.
+  // Of the caller; one call at a time. A few nanoseconds, and some microseconds when the caller has
+  // moved.
   void keep_off_this_processor();
 
  private:
   std::vector<std::thread::native_handle_type> threads_;
-  cpu_set_t allowed_{};
+  cpu_set_t allowed_{};  // by the user
+  cpu_set_t given_{};    // to the threads
   std::atomic<int> kept_off_{-1};
 };
 

@@ -1,5 +1,8 @@
 #include "backend/cpu/thread_pool.h"
 
+#include <system_error>
+
+#include "core/error.h"
 #include "core/pause.h"
 
 namespace duplex {
@@ -17,12 +20,21 @@ ThreadPool::ThreadPool(int n_threads) {
     job(lane).lane = lane;
     job(lane).runs = std::vector<Run>(static_cast<std::size_t>(n_threads));
   }
-  for (int thread = 1; thread < n_threads; ++thread)
-    workers_.emplace_back([this, thread] { work(thread); });
+  try {
+    for (int thread = 1; thread < n_threads; ++thread)
+      workers_.emplace_back([this, thread] { work(thread); });
+  } catch (const std::system_error& error) {
+    const std::size_t n_made = workers_.size() + 1;
+    stop();
+    fail<CapacityError>("threads: expected ", n_threads, ", the system gave ", n_made, " (",
+                        error.what(), "); load with fewer");
+  }
   placement_.adopt(workers_);
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stop_.store(true);
   bell_.fetch_add(1);
   bell_.notify_all();
@@ -31,12 +43,12 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::begin_pass(LaneKind lane) {
   // Workers that another pass keeps awake are where the system has put them.
-  if (n_passes_.fetch_add(1, std::memory_order_relaxed) == 0) placement_.keep_off_this_processor();
+  if (n_passes_.fetch_add(1, std::memory_order_acquire) == 0) placement_.keep_off_this_processor();
   if (lane == LaneKind::kInteraction) is_interacting_.store(1);
 }
 
 void ThreadPool::end_pass(LaneKind lane) {
-  n_passes_.fetch_sub(1, std::memory_order_relaxed);
+  n_passes_.fetch_sub(1, std::memory_order_release);
   if (lane != LaneKind::kInteraction) return;
   is_interacting_.store(0);
   is_interacting_.notify_all();

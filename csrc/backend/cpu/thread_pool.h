@@ -75,6 +75,7 @@ class ThreadPool {
   }
 
  private:
+  void stop();
   using TaskFn = void (*)(const void*, std::int64_t, int);
 
   // A run of tasks in one word, so that a task is taken only from the job that was looked at:

@@ -79,5 +79,24 @@ TEST_CASE("more workers than other processors are left where they are", "[thread
     CHECK(workers.may_run_on(worker, all[0]));
 }
 
+TEST_CASE("workers that the user has moved stay where they may run", "[threads]") {
+  const std::vector<int> all = processors();
+  if (all.size() < 2) return;
+  Sleepers workers(1);
+  Placement placement;
+  placement.adopt(workers.threads);
+  on_processor(all[0], [&] { placement.keep_off_this_processor(); });
+  cpu_set_t only;
+  CPU_ZERO(&only);
+  CPU_SET(static_cast<unsigned>(all[0]), &only);
+  const auto worker = workers.threads[0].native_handle();
+  REQUIRE(pthread_setaffinity_np(worker, sizeof only, &only) == 0);
+  for (const int own : {all[1], all[0]}) {
+    on_processor(own, [&] { placement.keep_off_this_processor(); });
+    CHECK(workers.may_run_on(0, all[0]));
+    CHECK_FALSE(workers.may_run_on(0, all[1]));
+  }
+}
+
 }  // namespace
 }  // namespace duplex

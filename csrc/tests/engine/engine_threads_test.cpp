@@ -149,6 +149,34 @@ TEST_CASE("an engine can be closed while its sessions step", "[threads]") {
 }
 
 // A step plans its room for what it finds in the inbox; what comes while it plans is for the next.
+TEST_CASE("an engine closes while the last owner of a session lets it go", "[threads]") {
+  for (int i = 0; i < 20; ++i) {
+    auto engine = make_engine();
+    auto session = engine->open_session({});
+    std::thread closing([&] { engine->close(); });
+    while (!session->is_closed()) std::this_thread::yield();
+    session.reset();
+    closing.join();
+    CHECK(engine->stats().pool.n_used == 0);
+  }
+}
+
+TEST_CASE("decoding ends behind the next token when it is interrupted", "[threads]") {
+  const auto engine = make_engine();
+  const auto session = engine->open_session({});
+  const std::vector<std::int32_t> ids{9, 10, 11};
+  session->lane().append_text(*session, ids, LogitsWanted::kNone);
+  std::atomic<bool> is_over{false};
+  std::thread interrupting([&] {
+    while (!is_over.load()) session->interrupt();
+  });
+  const std::vector<std::int32_t> tokens = session->lane().decode(*session, 1500, {});
+  is_over.store(true);
+  interrupting.join();
+  CHECK(tokens.size() < 1500);
+  CHECK(session->length() == 3 + static_cast<std::int64_t>(tokens.size()) - 1);
+}
+
 TEST_CASE("what is fed during a step enters whole and in order", "[threads]") {
   ModelConfig config = streaming_config();
   config.audio.reset();
