@@ -194,6 +194,7 @@ def stems_of(host: HostBuild, path: str) -> list[str]:
     users = {
         "attention": ["attention", "attention_bf16", "attention_int8"],
         "attention_parts": ["attention_bf16", "attention_int8"],
+        "attention_bias": ["attention_bf16", "attention_int8"],
         "conv": ["append"],
         "kv_int8": ["append", "attention_int8"],
         "linear_bf16": ["linear_bf16", "linear_large", "linear_mxfp8", "linear_nvfp4"],

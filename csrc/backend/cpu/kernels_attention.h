@@ -8,6 +8,7 @@
 
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/kernels_attention_int8.h"
+#include "backend/cpu/kernels_blocks.h"
 #include "backend/cpu/kernels_fold.h"
 #include "backend/cpu/kernels_gemm.h"
 #include "backend/cpu/kernels_walk.h"

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/kernels_blocks.h"
 #include "backend/cpu/kernels_fold_int8.h"
 #include "backend/cpu/kernels_kv_int8.h"
 #include "backend/cpu/kernels_tiles.h"

@@ -1,5 +1,5 @@
 // How attention is cut into thread blocks, and where each of them looks.
-// Next: attention.cu (float32), attention_parts.cuh (bfloat16 and int8).
+// Next: attention.cu (float32), attention_parts.cuh, attention_bias.cuh (bfloat16 and int8).
 #pragma once
 
 #include "kernels/common.cuh"

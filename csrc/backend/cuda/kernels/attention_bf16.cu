@@ -5,7 +5,7 @@
 //
 // Cost of a tile: 2 * 2 * d_head bytes a position, once for a group. A chain of the segment's
 // place, one load of the keys, 8 products, the weights, 8 products; three barriers.
-#include "kernels/attention_parts.cuh"
+#include "kernels/attention_bias.cuh"
 
 namespace duplex::cuda {
 namespace {

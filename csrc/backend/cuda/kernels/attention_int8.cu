@@ -9,7 +9,7 @@
 // Cost of a tile: 2 * (d_head + 2) bytes a position, once for a group, and 4 * (d_head + 20) bytes
 // a block for every vector, written and read once. A chain of the segment's place, the queries'
 // codes, 4 products, the weights, 4 products, with three barriers; then the chain over the blocks.
-#include "kernels/attention_parts.cuh"
+#include "kernels/attention_bias.cuh"
 #include "kernels/kv_int8.cuh"
 
 namespace duplex::cuda {
