@@ -107,7 +107,7 @@ clean: ## remove the builds and the virtual environment
 	@rm -rf build .venv .venv-peers
 
 help: ## list these targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 
 $(TOOLS): pyproject.toml
 	@echo 'install: build tools'

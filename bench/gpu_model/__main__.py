@@ -94,8 +94,8 @@ def main(
 
     Variants: *design*, one graph, starts hidden; *public*, the same kernels, each as fast as the
     best published one; *today*, our kernels and host code as measured on an H200 on 2026-11-27
-    with dense models in bfloat16, for tensor parallelism that they do not have yet, experts and
-    NVFP4 weights, whose kernels nobody has timed. Nothing here ran on those GPUs.
+    with dense models in bfloat16. Experts and several GPUs have not been timed. Nothing here ran
+    on those GPUs.
     """
     console = Console(highlight=False, width=140)
     if cpu:
