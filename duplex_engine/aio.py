@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from duplex_engine.engine import Engine
-from duplex_engine.errors import SessionBusy, SessionClosed
+from duplex_engine.errors import InvalidArgument, SessionBusy, SessionClosed
 from duplex_engine.session import Session
 from duplex_engine.step import step_input
 from duplex_engine.types import MicroTurn, StepInput
@@ -35,7 +35,7 @@ class _Request:
 
 
 class AsyncEngine:
-    """An `Engine` whose calls are awaited. Belongs to the event loop in which it is first used.
+    """An `Engine` whose calls are awaited. Belongs to the event loop of its first step.
 
     Use it as an asynchronous context manager, or await `close`.
     """
@@ -48,7 +48,8 @@ class AsyncEngine:
         self._waiting: dict[Session, _Request] = {}
         self._wake = asyncio.Event()
         self._dispatcher: asyncio.Task[None] | None = None
-        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # in which steps wait
+        self._closing: Future[None] | None = None  # `Engine.close`, behind the pass at work
 
     @classmethod
     async def load(cls, path: str | Path, **options: Any) -> Self:
@@ -86,18 +87,24 @@ class AsyncEngine:
         return await loop.run_in_executor(thread, lambda: function(*args, **kwargs))
 
     async def step(self, session: Session, inputs: StepInput) -> MicroTurn:
-        """Runs one micro-turn of `session`, together with all others that wait."""
+        """Runs one micro-turn of `session`, together with all others that wait.
+
+        Raises:
+            InvalidArgument: the first step ran in another event loop.
+        """
         self._check_open()
         if session.background:
             return await self.run_background(session.step, **inputs)
+        self._check_loop()
         if session in self._waiting:
             raise SessionBusy(
                 "step: expected one step at a time, found another one of this session waiting; "
                 "await that one first"
             )
-        if self._dispatcher is None:
-            self._dispatcher = asyncio.create_task(self._dispatch())
-        request = _Request(session, inputs, asyncio.get_running_loop().create_future())
+        loop = self._loop = asyncio.get_running_loop()
+        if self._dispatcher is None or self._dispatcher.done():  # done: someone cancelled it
+            self._dispatcher = loop.create_task(self._dispatch())
+        request = _Request(session, inputs, loop.create_future())
         self._waiting[session] = request
         self._wake.set()
         try:
@@ -110,20 +117,28 @@ class AsyncEngine:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._closed
+        return self._closing is not None
 
     async def close(self) -> None:
-        """Lets the pass at work finish, refuses the steps that wait, and closes the engine."""
-        if self._closed:
-            return
-        self._closed = True
-        self._wake.set()
-        if self._dispatcher is not None:
-            await self._dispatcher
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._worker, self.engine.close)
-        self._worker.shutdown(wait=False)
-        self._background.shutdown(wait=False)
+        """Lets the pass at work finish, refuses the steps that wait, and closes the engine.
+
+        A caller that is cancelled does not stop it; the next one waits for the same end.
+
+        Raises:
+            InvalidArgument: steps belong to another event loop, and it still is there.
+        """
+        is_left = self._loop is not None and self._loop.is_closed()  # with all that waited in it
+        if not is_left:
+            self._check_loop()
+        if self._closing is None:
+            self._closing = self._worker.submit(self.engine.close)
+            self._worker.shutdown(wait=False)
+            self._background.shutdown(wait=False)
+            if not is_left:
+                self._wake.set()
+        await asyncio.shield(asyncio.wrap_future(self._closing))
+        if self._dispatcher is not None and not is_left and not self._dispatcher.done():
+            await asyncio.wait([self._dispatcher])  # until it has handed out the last answers
 
     async def __aenter__(self) -> Self:
         return self
@@ -137,28 +152,41 @@ class AsyncEngine:
         await self.close()
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self.closed:
             raise SessionClosed("engine: expected an open engine, found a closed one; load another")
+
+    def _check_loop(self) -> None:
+        if self._loop not in (None, asyncio.get_running_loop()):
+            raise InvalidArgument(
+                "engine: expected the event loop of its first step, found another; await all of "
+                "it in one asyncio.run, or load an engine in each"
+            )
 
     async def _dispatch(self) -> None:
         """Takes whatever waits, runs it as one pass, hands the answers out, and again."""
         loop = asyncio.get_running_loop()
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            batch = [r for r in self._waiting.values() if not r.answer.done()]  # not cancelled
-            self._waiting.clear()
-            if self._closed:
-                break
-            answers = await loop.run_in_executor(self._worker, self._step_all, batch)
-            for request, answer in zip(batch, answers, strict=True):
-                if request.answer.done():
-                    continue  # its caller was cancelled meanwhile
-                if isinstance(answer, Exception):
-                    request.answer.set_exception(answer)
-                else:
-                    request.answer.set_result(answer)
-            await asyncio.sleep(0)  # callers that step again at once join the next pass
+        batch: list[_Request] = []
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                batch = [r for r in self._waiting.values() if not r.answer.done()]  # not cancelled
+                self._waiting.clear()
+                if self.closed:
+                    break
+                answers = await loop.run_in_executor(self._worker, self._step_all, batch)
+                for request, answer in zip(batch, answers, strict=True):
+                    if request.answer.done():
+                        continue  # its caller was cancelled meanwhile
+                    if isinstance(answer, Exception):
+                        request.answer.set_exception(answer)
+                    else:
+                        request.answer.set_result(answer)
+                await asyncio.sleep(0)  # callers that step again at once join the next pass
+        except asyncio.CancelledError:  # with its loop, or by hand: nobody else answers these
+            for request in [*batch, *self._waiting.values()]:
+                request.answer.cancel()
+            raise
         for request in batch:
             request.answer.set_exception(
                 SessionClosed("step: the engine was closed before this step began")

@@ -7,16 +7,36 @@ that a wrong one is an InvalidArgument like any other. Arrays are the business o
 from __future__ import annotations
 
 import operator
+import os
+import re
+from pathlib import Path
 from typing import Any
 
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.json_input import found
 
-__all__ = ["MAX_INT32", "MAX_INT64", "MAX_UINT64", "integer", "number", "sampling_options", "text"]
+__all__ = [
+    "MAX_INT32",
+    "MAX_INT64",
+    "MAX_UINT64",
+    "file_path",
+    "integer",
+    "number",
+    "output_path",
+    "parse_bytes",
+    "sampling_options",
+    "text",
+]
 
 MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
 MAX_UINT64 = 2**64 - 1
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
 
 
 def integer(value: object, name: str, low: int = 0, high: int = MAX_INT64) -> int:
@@ -30,7 +50,9 @@ def integer(value: object, name: str, low: int = 0, high: int = MAX_INT64) -> in
     except TypeError:
         result = None
     if result is None or isinstance(value, bool) or not low <= result <= high:
-        bounds = f"from {low} to {high}" if high < MAX_INT32 else f"of at least {low}"
+        # The bound that every count has is named only to whom it matters.
+        is_named = high != MAX_INT64 or (result is not None and result > high)
+        bounds = f"from {low} to {high}" if is_named else f"of at least {low}"
         raise InvalidArgument(f"{name}: expected an integer {bounds}, found {found(value)}")
     return result
 
@@ -50,6 +72,39 @@ def text(value: object, name: str) -> str:
     return value
 
 
+def file_path(value: object, name: str) -> Path:
+    """Returns `value` as a path; takes strings and path objects, refuses bytes.
+
+    Raises:
+        InvalidArgument: something else, or a string that no file can have as its name. `name`
+            names the argument.
+    """
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str):
+        raise InvalidArgument(f"{name}: expected a string or a pathlib.Path, found {found(value)}")
+    try:
+        is_possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        is_possible = False
+    if not is_possible:
+        raise InvalidArgument(
+            f"{name}: expected a path that a file can have, found {found(path)}; "
+            "take out null characters and lone surrogates"
+        )
+    return Path(path)
+
+
+def output_path(value: object, name: str) -> Path:
+    """Returns `value` as the path of a file to write; raises InvalidArgument as `file_path` does,
+    and for one that ends without a name."""
+    path = file_path(value, name)
+    if not path.name:
+        raise InvalidArgument(
+            f"{name}: expected a path that ends in the name of a file, found {found(str(path))}"
+        )
+    return path
+
+
 def sampling_options(temperature: float, top_k: int, top_p: float, seed: int) -> dict[str, Any]:
     """The options as the core takes them; raises InvalidArgument. The core checks their ranges."""
     return {
@@ -58,3 +113,19 @@ def sampling_options(temperature: float, top_k: int, top_p: float, seed: int) ->
         "top_p": number(top_p, "top_p"),
         "seed": integer(seed, "seed", high=MAX_UINT64),
     }
+
+
+def parse_bytes(value: int | str, name: str = "memory") -> int:
+    """Bytes from a number of them or a string like "512MiB" or "1.5 GB".
+
+    Raises:
+        InvalidArgument: not of that form, or not positive.
+    """
+    n_bytes = value if isinstance(value, int) and not isinstance(value, bool) else 0
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value)):
+        n_bytes = int(min(float(match[1]) * UNITS.get(match[2], 0), 2.0**64))
+    if not 0 < n_bytes <= MAX_INT64:
+        raise InvalidArgument(
+            f"{name}: expected a number of bytes or a string like '512MiB', found {found(value)}"
+        )
+    return n_bytes

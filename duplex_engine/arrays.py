@@ -13,6 +13,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
+from duplex_engine.arguments import integer
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.json_input import found
 
@@ -21,6 +22,7 @@ __all__ = [
     "SAMPLE_RATE",
     "Resampler",
     "Samples",
+    "checked_rate",
     "rgb_image",
     "samples_1d",
     "token_ids",
@@ -30,6 +32,8 @@ SAMPLE_RATE = 16_000  # Hz; what the model hears
 MIN_RATE, MAX_RATE = 4_000, 768_000
 MAX_CHANNELS = 8  # more is a (channels, n) array given the wrong way round
 INT16_SCALE = 1.0 / 32768.0
+ENCODED = ("text", "result")  # arguments that may be a string too, which sessions encode first
+ARRAY = "a NumPy array or a DLPack tensor"
 
 Samples: TypeAlias = NDArray[np.float32] | NDArray[np.int16]
 
@@ -43,7 +47,7 @@ def samples_1d(audio: object) -> Samples:
     Raises:
         InvalidArgument: another type or shape, or a sample that is not finite.
     """
-    array = _as_array(audio, "audio")
+    array = _as_array(audio, "audio", ARRAY, "pass samples as np.asarray(..., np.float32)")
     if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
         with np.errstate(over="ignore"):  # what does not fit is refused below
             array = array.astype(np.float32, copy=False)
@@ -76,7 +80,7 @@ def rgb_image(image: object) -> NDArray[np.uint8]:
     Raises:
         InvalidArgument: another type or shape.
     """
-    array = _as_array(image, "image")
+    array = _as_array(image, "image", ARRAY, "pass pixels as np.asarray(..., np.uint8)")
     if array.dtype != np.uint8:
         raise InvalidArgument(f"image: expected uint8 values 0..255, found {array.dtype}")
     if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
@@ -93,22 +97,34 @@ def token_ids(ids: object, vocab_size: int, name: str = "text") -> list[int]:
     Raises:
         InvalidArgument: not integers, or an id outside [0, vocab_size). `name` names the argument.
     """
-    array: NDArray[Any]
-    if isinstance(ids, Sequence) and not isinstance(ids, str | bytes):
-        array = np.asarray(ids, dtype=object)
-        if not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in array.flat):
+    if isinstance(ids, Sequence) and not isinstance(ids, str | bytes | bytearray):
+        if not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in ids):
             raise InvalidArgument(f"{name}: expected integer token ids, found {found(ids)}")
+        values = [int(i) for i in ids]
     else:
-        array = _as_array(ids, name)
+        if name in ENCODED:
+            expected, remedy = "a string or token ids", "pass a str or a list of integers"
+        else:
+            expected, remedy = "token ids", "pass a list of integers"
+        array = _as_array(ids, name, expected, remedy)
         if array.dtype.kind not in "iu":
             raise InvalidArgument(f"{name}: expected integer token ids, found {array.dtype}")
-    if array.ndim != 1:
-        raise InvalidArgument(f"{name}: expected (n,) token ids, found {array.shape}")
-    values = [int(i) for i in array]
+        if array.ndim != 1:
+            raise InvalidArgument(f"{name}: expected (n,) token ids, found {array.shape}")
+        values = [int(i) for i in array]
     for i in values:
         if not 0 <= i < vocab_size:
             raise InvalidArgument(f"{name}: expected token ids in [0, {vocab_size}), found {i}")
     return values
+
+
+def checked_rate(sample_rate: object) -> int:
+    """Returns a rate in Hz that sound can have here; takes NumPy's integers.
+
+    Raises:
+        InvalidArgument: not an integer, or out of bounds.
+    """
+    return integer(sample_rate, "sample_rate", MIN_RATE, MAX_RATE)
 
 
 class Resampler:
@@ -121,11 +137,7 @@ class Resampler:
     """
 
     def __init__(self, sample_rate: int) -> None:
-        if not isinstance(sample_rate, int) or not MIN_RATE <= sample_rate <= MAX_RATE:
-            raise InvalidArgument(
-                f"sample_rate: expected an integer from {MIN_RATE} to {MAX_RATE} Hz, "
-                f"found {found(sample_rate)}"
-            )
+        sample_rate = checked_rate(sample_rate)
         self.sample_rate = sample_rate
         # note: soxr's variable-rate filter at a constant rate: it holds back a third of what the
         # constant-rate one does, and still is clean to 110 dB.
@@ -165,8 +177,11 @@ class Resampler:
         return self._lead
 
 
-def _as_array(value: object, name: str) -> NDArray[Any]:
-    """Views an array of any library as a NumPy array, without copying."""
+def _as_array(value: object, name: str, expected: str, remedy: str) -> NDArray[Any]:
+    """Views an array of any library as a NumPy array, without copying.
+
+    expected, remedy: what the argument called `name` can be, and what to do with anything else.
+    """
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "__dlpack__"):
@@ -179,7 +194,11 @@ def _as_array(value: object, name: str) -> NDArray[Any]:
                 f"{type(value).__name__}: {error}; detach it and move it to the CPU"
             ) from error
     if hasattr(value, "__array_interface__") or hasattr(value, "__array__"):
-        return np.asarray(value)
-    raise InvalidArgument(
-        f"{name}: expected a NumPy array or a DLPack tensor, found {type(value).__name__}"
-    )
+        try:
+            return np.asarray(value)
+        except Exception as error:  # whatever the object's own code raises
+            raise InvalidArgument(
+                f"{name}: expected an array that NumPy can read, found "
+                f"{type(value).__name__}: {error}; {remedy}"
+            ) from error
+    raise InvalidArgument(f"{name}: expected {expected}, found {type(value).__name__}; {remedy}")

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from duplex_engine.arguments import file_path
 from duplex_engine.config import ModelConfig
 from duplex_engine.errors import CheckpointError, InvalidArgument
 from duplex_engine.json_input import found, parse_json_object, read_json_object
@@ -122,8 +123,12 @@ class Checkpoint:
 
         Raises:
             CheckpointError: the folder or one of its files is missing, damaged or contradictory.
+            InvalidArgument: `directory` is no path.
         """
-        path = SHIPPED[directory] if directory in SHIPPED else Path(directory)
+        if isinstance(directory, str) and directory in SHIPPED:
+            path = SHIPPED[directory]
+        else:
+            path = file_path(directory, "checkpoint folder")
         try:
             if not path.exists():
                 raise CheckpointError(f"{path}: expected a checkpoint folder, found nothing there")

@@ -8,7 +8,6 @@ the micro-turns of several sessions in one pass. Read `session.py` next; the wor
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +15,14 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 
 from duplex_engine import _core
-from duplex_engine.arguments import MAX_INT32, MAX_INT64, integer, sampling_options, text
+from duplex_engine.arguments import (
+    MAX_INT32,
+    integer,
+    output_path,
+    parse_bytes,
+    sampling_options,
+    text,
+)
 from duplex_engine.arrays import SAMPLE_RATE
 from duplex_engine.cache import cache_folder
 from duplex_engine.checkpoint import Checkpoint
@@ -35,17 +41,11 @@ from duplex_engine.step import step_together
 from duplex_engine.text import Tokenizer
 from duplex_engine.types import MicroTurn, StepInput, Window
 
-__all__ = ["Engine", "parse_bytes"]
+__all__ = ["Engine"]
 
 DEFAULT_MEMORY = 2**30
 Progress: TypeAlias = bool | Callable[[int, int], None] | None
 KvDtype: TypeAlias = Literal["float32", "bfloat16", "int8"]
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "TiB": 2**40,
-}
 
 
 class Engine:
@@ -258,7 +258,7 @@ class Engine:
         return cls(core, config, tokenizer, options, mtp_layers, ranks)
 
     def write_weights(
-        self, path: Path, *, progress: Callable[[int, int], None] | None = None
+        self, path: str | Path, *, progress: Callable[[int, int], None] | None = None
     ) -> None:
         """Writes the packed weights to a file, as `duplex-engine convert` does (CPU only).
 
@@ -272,7 +272,7 @@ class Engine:
                 "load with cache=True to keep the packed weights of ranks"
             )
         write_packed(
-            path,
+            output_path(path, "write_weights: path"),
             self._core,
             dtype=self._dtype,
             weights=self._weights,
@@ -379,7 +379,6 @@ class Engine:
             CapacityError: the memory left cannot hold the session; the message says what would fit.
             InvalidArgument: `max_positions` is less than the snapshot holds.
         """
-        path = Path(path)
         if max_positions is not None:
             max_positions = integer(max_positions, "max_positions", low=1)
         with open_snapshot(path) as snapshot:
@@ -482,19 +481,3 @@ def _threads(threads: int | None, n_ranks: int, is_remote: bool) -> int:
         if n_ranks == 1 or (is_remote and n == 0)
         else max((n or len(os.sched_getaffinity(0))) // n_ranks, 1)
     )
-
-
-def parse_bytes(value: int | str, name: str = "memory") -> int:
-    """Bytes from a number of them or a string like "512MiB" or "1.5 GB".
-
-    Raises:
-        InvalidArgument: not of that form, or not positive.
-    """
-    n_bytes = value if isinstance(value, int) and not isinstance(value, bool) else 0
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value)):
-        n_bytes = int(min(float(match[1]) * UNITS.get(match[2], 0), 2.0**64))
-    if not 0 < n_bytes <= MAX_INT64:
-        raise InvalidArgument(
-            f"{name}: expected a number of bytes or a string like '512MiB', found {found(value)}"
-        )
-    return n_bytes

@@ -26,7 +26,10 @@ def found(value: object) -> str:
     """Returns `value` as an error message shows it: JSON spelling, short, printable."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return _SHORT.repr(value)
+    try:
+        return _SHORT.repr(value)
+    except Exception:  # an integer of thousands of digits, or an object that has no spelling
+        return f"a value of type {type(value).__name__}"
 
 
 def parse_json_object(raw: bytes, source: str) -> dict[str, Any]:

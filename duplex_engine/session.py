@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from duplex_engine import _core
 from duplex_engine.arguments import MAX_INT32, integer, sampling_options
-from duplex_engine.arrays import SAMPLE_RATE, Resampler, Samples, rgb_image, samples_1d, token_ids
+from duplex_engine.arrays import (
+    SAMPLE_RATE,
+    Resampler,
+    Samples,
+    checked_rate,
+    rgb_image,
+    samples_1d,
+    token_ids,
+)
 from duplex_engine.config import ModelConfig
 from duplex_engine.errors import DuplexError, InvalidArgument, SessionClosed
 from duplex_engine.events import OutputReader, micro_turn
@@ -67,7 +75,12 @@ class Session:
         self._resampler: Resampler | None = None
         self._input_rate: int | None = None
         self._feeding = threading.Lock()
-        self._exclusive = Exclusive(self._check_open)
+
+        def check_open() -> None:  # of the core alone, so that no cycle keeps a session alive
+            if core.closed:
+                raise SessionClosed("session: it is closed; open a new one")
+
+        self._exclusive = Exclusive(check_open)
 
     def step(
         self,
@@ -124,6 +137,8 @@ class Session:
         with self._feeding:
             # Everything is checked before anything is queued; the core checks the picture's size.
             samples = None if audio is None else samples_1d(audio)
+            if sample_rate is not None:
+                checked_rate(sample_rate)
             resampler = None if samples is None else self._resampler_for(sample_rate)
             text_ids = None if text is None else self._ids(text, "text")
             result_ids = None if result is None else self._ids(result, "result")
@@ -323,7 +338,7 @@ class Session:
             OSError: the folder cannot be written, or the disk is full.
         """
         with self._exclusive:
-            write_snapshot(Path(path), self._core, self._model, self._carried())
+            write_snapshot(path, self._core, self._model, self._carried())
 
     def migrate(self, engine: Engine) -> Session:
         """Moves the session to another engine of this process, and closes it here.
@@ -418,10 +433,6 @@ class Session:
     ) -> None:
         self.close()
 
-    def _check_open(self) -> None:
-        if self._core.closed:
-            raise SessionClosed("session: it is closed; open a new one")
-
     def _ids(self, text: object, name: str) -> list[int]:
         if not isinstance(text, str):
             return token_ids(text, self._config.text.vocab_size, name)
@@ -430,11 +441,11 @@ class Session:
                 f"{name}: expected token ids, found a string, and the checkpoint has no "
                 "tokenizer.json; encode it yourself or add the file"
             )
-        return token_ids(self._tokenizer.encode(text), self._config.text.vocab_size, name)
+        return token_ids(self._tokenizer.encode(text, name), self._config.text.vocab_size, name)
 
     def _resampler_for(self, sample_rate: int | None) -> Resampler | None:
         """The resampler of the session's sound, a new one for the first; changes nothing."""
-        rate = SAMPLE_RATE if sample_rate is None else sample_rate
+        rate = SAMPLE_RATE if sample_rate is None else checked_rate(sample_rate)
         if self._input_rate is None:
             return None if rate == SAMPLE_RATE else Resampler(rate)
         if rate != self._input_rate:

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from duplex_engine import _core
+from duplex_engine.arguments import file_path, output_path
 from duplex_engine.errors import CheckpointError
-from duplex_engine.json_input import found
+from duplex_engine.json_input import found, parse_json_object
 from duplex_engine.whole_file import SUFFIX, whole_file
 
 __all__ = ["ModelIdentity", "Snapshot", "open_snapshot", "write_snapshot"]
@@ -103,13 +104,15 @@ class Snapshot:
 
 
 def write_snapshot(
-    path: Path, session: _core.Session, model: ModelIdentity, carried: dict[str, Any]
+    path: str | Path, session: _core.Session, model: ModelIdentity, carried: dict[str, Any]
 ) -> None:
     """Writes a session. Whoever opens `path` sees the whole file, the one before it, or none.
 
     Raises:
+        InvalidArgument: `path` is no path of a file.
         OSError: the folder cannot be written, or the disk is full.
     """
+    path = output_path(path, "snapshot: path")
     _remove_abandoned(path)
     header = json.dumps({"model": model.fields, "carried": carried}).encode()
     with whole_file(path) as unfinished, _created(unfinished, path) as file:
@@ -139,12 +142,14 @@ def write_snapshot(
 
 
 @contextmanager
-def open_snapshot(path: Path) -> Iterator[Snapshot]:
+def open_snapshot(path: str | Path) -> Iterator[Snapshot]:
     """Reads and checks all but the blocks.
 
     Raises:
+        InvalidArgument: `path` is no path.
         CheckpointError: not a snapshot, of another version, cut short, too long, or damaged.
     """
+    path = file_path(path, "restore: path")
     try:
         file = path.open("rb")
     except OSError as error:
@@ -194,8 +199,8 @@ def _read_head(
 ) -> Snapshot:
     header, state = file.read(n_header), file.read(n_state)
     _check_crc(path, state_crc, zlib.crc32(state, zlib.crc32(header)))
+    values = parse_json_object(header, f"{path}: header")
     try:
-        values = json.loads(header)
         model, carried = dict(values["model"]), dict(values["carried"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: expected a snapshot's header, found: {error}") from error

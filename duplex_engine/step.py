@@ -28,7 +28,8 @@ def step_together(
     for session, inputs in requests:
         if getattr(session, "_engine", None) is not engine:
             raise InvalidArgument(
-                f"step_many: expected sessions of this engine, found {found(session)}"
+                f"step_many: expected sessions of this engine, found another's, or none: "
+                f"{found(session)}"
             )
         if not isinstance(inputs, Mapping) or not all(isinstance(key, str) for key in inputs):
             raise InvalidArgument(

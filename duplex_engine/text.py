@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
-from duplex_engine.errors import CheckpointError
+from duplex_engine.arguments import MAX_INT32, integer
+from duplex_engine.errors import CheckpointError, InvalidArgument
 
 __all__ = ["TextStream", "Tokenizer"]
 
@@ -41,9 +42,20 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(f"{path}: expected a tokenizer, found: {error}") from error
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, name: str = "text") -> list[int]:
         """Text to token ids; a control token spelled in it stays text, or is left out where the
-        vocabulary has no other way to write it (one that knows whole words alone)."""
+        vocabulary has no other way to write it (one that knows whole words alone).
+
+        Raises:
+            InvalidArgument: half of a surrogate pair is in it. `name` names the argument.
+        """
+        try:
+            text.encode()  # JSON can spell a half, UTF-8 and so the library cannot
+        except UnicodeEncodeError as error:
+            raise InvalidArgument(
+                f"{name}: expected valid Unicode, found a lone surrogate at index {error.start}; "
+                "leave it out, or replace it: text.encode('utf-8', 'replace').decode()"
+            ) from None
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [id for id in ids if id not in self._control]
 
@@ -84,8 +96,8 @@ class TextStream:
         Raises:
             KeyError, TypeError, ValueError: not what `state` gave.
         """
-        self._pending = [int(i) for i in state["pending"]]
-        self._n_shown = int(state["shown"])
+        self._pending = [integer(i, "pending", high=MAX_INT32) for i in state["pending"]]
+        self._n_shown = integer(state["shown"], "shown")
         self._letter = self._tokenizer.encode("a") if state["begun"] else []
 
     def push(self, token_id: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -45,11 +46,15 @@ class Passes:
 
     def __init__(self, engine: Engine) -> None:
         self.sizes: list[int] = []
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
         self._step_many = engine.step_many
         engine.step_many = self  # type: ignore[method-assign, assignment]
 
     def __call__(self, requests: Any) -> Any:
         self.sizes.append(len(requests))
+        self.begun.set()
+        assert self.go_on.wait(30)
         return self._step_many(requests)
 
 
@@ -189,5 +194,72 @@ def test_closing_refuses_what_waits(checkpoint: Path) -> None:
 def test_an_engine_that_was_never_used_closes(checkpoint: Path) -> None:
     async def test(engine: AsyncEngine) -> None:
         assert not engine.closed
+
+    with_engine(checkpoint, test)
+
+
+def test_closing_goes_on_when_its_caller_is_cancelled(checkpoint: Path) -> None:
+    async def main() -> None:
+        engine = await AsyncEngine.load(checkpoint, memory="128MiB", threads=1)
+        passes = Passes(engine.engine)
+        passes.go_on.clear()
+        session, late = await engine.open_session(), await engine.open_session()
+        step = asyncio.create_task(session.step(sound(0)[0]))
+        assert await asyncio.to_thread(passes.begun.wait, 30)
+        waiting = asyncio.create_task(late.step(sound(0)[0]))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(engine.close(), 0.01)
+        again = asyncio.create_task(engine.close())
+        await asyncio.sleep(0.01)
+        assert not again.done()  # the engine is not closed yet
+        passes.go_on.set()
+        await asyncio.wait_for(again, 30)
+        assert step.done()
+        assert isinstance(step.result(), MicroTurn)
+        with pytest.raises(SessionClosed):
+            await asyncio.wait_for(waiting, 30)
+        with pytest.raises(SessionClosed):
+            engine.engine.open_session()
+
+    asyncio.run(main())
+
+
+def test_steps_belong_to_one_event_loop(checkpoint: Path) -> None:
+    engine = AsyncEngine(Engine.load(checkpoint, memory="128MiB", threads=1))
+
+    async def one() -> MicroTurn:
+        async with await engine.open_session() as session:
+            return await asyncio.wait_for(session.step(sound(0)[0]), 30)
+
+    with asyncio.Runner() as first:
+        assert isinstance(first.run(one()), MicroTurn)
+        with asyncio.Runner() as second:
+            for call in (one, engine.close):
+                with pytest.raises(InvalidArgument, match=r"found another; .*one asyncio\.run"):
+                    second.run(call())
+        assert not engine.closed
+    # What waited is gone with its loop: any other can close the engine.
+    for _ in range(2):
+        asyncio.run(asyncio.wait_for(engine.close(), 30))
+    with pytest.raises(SessionClosed):
+        engine.engine.open_session()
+
+
+def test_nobody_waits_for_a_dispatcher_that_was_cancelled(checkpoint: Path) -> None:
+    async def test(engine: AsyncEngine) -> None:
+        passes = Passes(engine.engine)
+        passes.go_on.clear()
+        sessions = [await engine.open_session() for _ in range(2)]
+        step = asyncio.create_task(sessions[0].step(sound(0)[0]))
+        assert await asyncio.to_thread(passes.begun.wait, 30)
+        waiting = asyncio.create_task(sessions[1].step(sound(0)[0]))
+        await asyncio.sleep(0)
+        assert engine._dispatcher is not None
+        engine._dispatcher.cancel()
+        for task in (step, waiting):
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(task, 30)
+        passes.go_on.set()
+        assert isinstance(await asyncio.wait_for(sessions[1].step(sound(0)[0]), 30), MicroTurn)
 
     with_engine(checkpoint, test)

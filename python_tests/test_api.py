@@ -26,7 +26,7 @@ from duplex_engine import (
     SessionBusy,
     SessionClosed,
 )
-from duplex_engine.engine import parse_bytes
+from duplex_engine.arguments import parse_bytes
 from duplex_engine.models import write_random_checkpoint
 from duplex_engine.reference import dmel, inkling
 

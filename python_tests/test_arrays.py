@@ -11,8 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from duplex_engine.arrays import Resampler, rgb_image, samples_1d, token_ids
+from duplex_engine.arrays import Resampler, checked_rate, rgb_image, samples_1d, token_ids
 from duplex_engine.errors import InvalidArgument
+
+
+class Broken:
+    """An array in name only: its own code fails."""
+
+    def __array__(self, *_: object, **__: object) -> None:
+        raise RuntimeError("the buffer is gone")
+
+
+class Mislaid:
+    """An array whose description is wrong."""
+
+    __array_interface__: Any = {"version": 3, "shape": (2,), "typestr": "nonsense"}  # noqa: RUF012
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
@@ -46,7 +59,12 @@ def test_channels_are_averaged_on_the_same_scale() -> None:
 @pytest.mark.parametrize(
     ("audio", "message"),
     [
-        ([0.0, 1.0], "expected a NumPy array or a DLPack tensor, found list"),
+        (
+            [0.0, 1.0],
+            r"expected a NumPy array or a DLPack tensor, found list; .*np\.asarray\(.*float32\)",
+        ),
+        (Broken(), "found Broken: the buffer is gone; pass samples as"),
+        (Mislaid(), "found Mislaid: .*; pass samples as"),
         (b"\0\0", "found bytes"),
         ("speech.wav", "found str"),
         (np.zeros(4, np.int32), "int16 samples, found int32"),
@@ -82,6 +100,7 @@ def test_pictures() -> None:
         (np.zeros((2, 2, 4), np.uint8), "transparency"),
         (np.zeros((0, 2, 3), np.uint8), r"found \(0, 2, 3\)"),
         ("board.png", "found str"),
+        ([[[0, 0, 0]]], r"found list; pass pixels as np\.asarray\(.*uint8\)"),
     ],
 )
 def test_other_pictures_are_refused(image: object, message: str) -> None:
@@ -109,12 +128,23 @@ def test_token_ids(ids: Any) -> None:
         (np.zeros((1, 2), int), r"\(1, 2\)"),
         (np.zeros(2), "float64"),
         ("ab", "found str"),
-        (5, "found int"),
+        (5, "expected token ids, found int; pass a list of integers"),
+        (bytearray(b"ab"), "found bytearray"),
+        (Broken(), "found Broken: the buffer is gone"),
+        ([np.zeros((2, 2)), np.zeros((2, 3))], "integer"),
     ],
 )
 def test_other_token_ids_are_refused(ids: object, message: str) -> None:
     with pytest.raises(InvalidArgument, match=f"stop: .*{message}"):
         token_ids(ids, 10, "stop")
+
+
+@pytest.mark.parametrize("text", [5, b"hi", (i for i in range(3)), {1, 2}])
+@pytest.mark.parametrize("name", ["text", "result"])
+def test_text_of_other_kinds_is_refused(text: object, name: str) -> None:
+    expected = f"{name}: expected a string or token ids, found {type(text).__name__}; pass a str"
+    with pytest.raises(InvalidArgument, match=expected):
+        token_ids(text, 10, name)
 
 
 def _resampled(sound: NDArray[np.float32], rate: int, cuts: list[int]) -> NDArray[np.float32]:
@@ -167,7 +197,16 @@ def test_int16_and_float32_resample_alike() -> None:
     np.testing.assert_array_equal(Resampler(48_000).push(whole), Resampler(48_000).push(as_float))
 
 
-@pytest.mark.parametrize("rate", [0, -16_000, 3_999, 10**9, 44_100.0, "44100"])
+def test_rates_may_be_integers_of_numpy() -> None:
+    resampler = Resampler(np.int64(48_000))  # type: ignore[arg-type]
+    assert type(resampler.sample_rate) is int
+    assert len(resampler.push(np.zeros(480, np.float32))) == 160
+    assert checked_rate(np.int32(16_000)) == 16_000
+
+
+@pytest.mark.parametrize(
+    "rate", [0, -16_000, 3_999, 10**9, 44_100.0, "44100", True, np.array([8000, 8000])]
+)
 def test_impossible_rates_are_refused(rate: Any) -> None:
     with pytest.raises(InvalidArgument, match="sample_rate: expected an integer"):
         Resampler(rate)

@@ -22,7 +22,9 @@ from duplex_engine.cli import app
 from duplex_engine.cli.cost import Machine, pass_cost, turn_passes
 from duplex_engine.cli.inspect import measure_machine
 from duplex_engine.cli.live import level_db
+from duplex_engine.cli.output import check_output
 from duplex_engine.config import ModelConfig
+from duplex_engine.engine import Engine
 from duplex_engine.models import write_random_checkpoint
 
 KEYS = {
@@ -195,6 +197,51 @@ def test_errors_are_one_line_and_status_2(
     assert line.startswith("error: ")
     assert message in line
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("command", [("demo", "--picture"), ("gpu-check", "--out")])
+@pytest.mark.parametrize("place", ["/proc/x/y.png", "FOLDER", "FOLDER/file/y.png"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, command: tuple[str, str], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Engine, "load", None)
+    (tmp_path / "file").touch()
+    result = invoke(*command, place.replace("FOLDER", str(tmp_path)))
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"error: {command[1]}: expected a file that can be written")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("place", ["new/folder/y.png", "y.png"])
+def test_the_check_of_a_file_leaves_nothing_behind(tmp_path: Path, place: str) -> None:
+    check_output(tmp_path / place, "--out")
+    assert list(tmp_path.iterdir()) == []
+    check_output(Path("/dev/null"), "--out")
+
+
+def test_a_lone_surrogate_is_refused(checkpoint: Path, recording: Path) -> None:
+    result = invoke("run", recording, "-c", checkpoint, "--text", "ab\udcff")
+    assert result.exit_code == 2
+    assert "error: text: expected valid Unicode, found a lone surrogate at index 2" in result.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_full_disk_is_one_line_and_status_2(
+    checkpoint: Path, recording: Path, options: list[str]
+) -> None:
+    command = ["run", str(recording), "-c", str(checkpoint), "--threads", "1", *options]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "duplex_engine", *command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert done.stderr.splitlines()[-1:] == ["error: No space left on device"]
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
 
 
 def test_the_microphone_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

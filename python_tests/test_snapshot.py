@@ -21,6 +21,7 @@ from duplex_engine import (
     AsyncEngine,
     CheckpointError,
     Engine,
+    InvalidArgument,
     Session,
     SessionBusy,
     SessionClosed,
@@ -140,6 +141,29 @@ def test_a_state_that_no_session_has_does_not_crash(
     with session:
         answer = engine.step_many([(session, {"audio": sound(1)})])
         assert len(answer) == 1
+
+
+def test_a_header_nested_too_deeply_is_refused(engine: Engine, tmp_path: Path) -> None:
+    """A file with valid checksums, as one who means harm would write it."""
+    header = b'{"model": {}, "carried": ' + b"[" * 200_000
+    preamble = struct.pack("<8sIQQQII", b"duplexSN", 1, len(header), 0, 0, zlib.crc32(header), 0)
+    path = tmp_path / "deep"
+    path.write_bytes(preamble + struct.pack("<I", zlib.crc32(preamble)) + header)
+    with pytest.raises(CheckpointError, match="deep: header: expected valid JSON, found"):
+        engine.restore(path)
+
+
+@pytest.mark.parametrize("path", ["", "/", "a\0b", "\ud800", b"x", 123, None])
+def test_what_is_no_path_is_refused(engine: Engine, path: Any) -> None:
+    with talked(engine, 1) as session, pytest.raises(InvalidArgument, match=r"^snapshot: path: "):
+        snapshot_module.write_snapshot(path, session._core, engine._model, {})
+    if path in ("", "/"):
+        return  # there is something to read, though no snapshot
+    with (
+        pytest.raises(InvalidArgument, match=r"^restore: path: expected a "),
+        snapshot_module.open_snapshot(path),
+    ):
+        pass
 
 
 class TestForeignFiles:

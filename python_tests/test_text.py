@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from duplex_engine.config import ModelConfig
-from duplex_engine.errors import CheckpointError
+from duplex_engine.errors import CheckpointError, InvalidArgument
 from duplex_engine.events import OutputReader
 from duplex_engine.models import write_random_checkpoint
 from duplex_engine.text import TextStream, Tokenizer
@@ -99,6 +100,31 @@ def test_control_tokens_spelled_out_stay_text(byte_level: Tokenizer) -> None:
     assert min(ids) >= 8
     assert byte_level.decode(ids) == "<|listen|><|delegate|>"
     assert byte_level.decode([1, 2, 3]) == ""
+
+
+@pytest.mark.parametrize(("text", "index"), [("\ud800", 0), ("ab\udcff", 2), ("\ude00\ud83d", 0)])
+def test_half_of_a_surrogate_pair_is_refused(byte_level: Tokenizer, text: str, index: int) -> None:
+    with pytest.raises(
+        InvalidArgument,
+        match=f"^result: expected valid Unicode, found a lone surrogate at index {index}; ",
+    ):
+        byte_level.encode(text, "result")
+    assert byte_level.decode(byte_level.encode("\U0001f600")) == "\U0001f600"
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"pending": [1e999], "shown": 0, "begun": False},
+        {"pending": [-1], "shown": 0, "begun": False},
+        {"pending": "12", "shown": 0, "begun": False},
+        {"pending": [], "shown": 1e999, "begun": False},
+        {"pending": [], "shown": -1, "begun": False},
+    ],
+)
+def test_a_state_that_no_stream_has_is_refused(byte_level: Tokenizer, state: Any) -> None:
+    with pytest.raises(InvalidArgument):
+        TextStream(byte_level).restore(state)
 
 
 def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:

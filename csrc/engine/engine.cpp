@@ -82,7 +82,7 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
              .layout = {},
              .mtp_layout = {}} {
   const ModelConfig& checked_config = model_.config;
-  if (beside != nullptr) beside->interaction_->check_process();
+  if (beside != nullptr) beside->interaction_->owner().check_here();
   auto backend = beside != nullptr ? beside->interaction_->backend().background_lane()
                                    : create_backend(options.device, options.backend);
   check(backend->has_kv_dtype(options.kv_dtype), "kv_dtype: device '", backend->name(),
@@ -123,7 +123,7 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
 Engine::~Engine() { close(); }
 
 void Engine::close() {
-  if (!interaction_->is_of_this_process()) return;
+  if (!interaction_->owner().is_here()) return;
   std::unique_lock lock(mutex_);
   is_closed_ = true;  // from here on no session and no lane is added
   lock.unlock();
@@ -141,7 +141,7 @@ void Engine::close() {
 }
 
 void Engine::check_open() const {
-  interaction_->check_process();
+  interaction_->owner().check_here();
   check<SessionClosed>(!is_closed_, "engine: it is closed; load it again");
 }
 
@@ -154,7 +154,7 @@ Lane& Engine::lane(LaneKind kind) {
 }
 
 std::shared_ptr<Session> Engine::open_session(const SessionOptions& options) {
-  interaction_->check_process();  // before memory is asked for: in a fork it is the parent's
+  interaction_->owner().check_here();  // before memory is asked for: in a fork it is the parent's
   options.sampling.validate();
   check(options.max_positions >= 0, "max_positions: expected a positive number, found ",
         options.max_positions);
@@ -246,7 +246,7 @@ std::vector<float> Engine::embed_image(Image image) {
 }
 
 std::vector<std::pair<std::string, std::int64_t>> Engine::memory_plan() const {
-  interaction_->check_process();
+  interaction_->owner().check_here();
   std::vector<std::pair<std::string, std::int64_t>> plan;
   plan.emplace_back("weights", arena_bytes());
   interaction_->add_plan("workspace.", plan);
@@ -266,7 +266,7 @@ void Engine::write_arena(const ArenaWriter& write) const {
 }
 
 EngineStats Engine::stats() const {
-  interaction_->check_process();
+  interaction_->owner().check_here();
   EngineStats stats;
   interaction_->add_counts(stats);
   const std::lock_guard lock(mutex_);

@@ -43,8 +43,13 @@ Lane::Lane(LaneKind kind, const LoadedModel& model, std::unique_ptr<Backend> bac
         *backend_, std::min<std::int64_t>(max_rows, kMaxPatchesAtOnce));
 }
 
+std::mutex& Lane::mutex() const {
+  owner_.check_here();
+  return mutex_;
+}
+
 void Lane::check_open() const {
-  check_process();
+  owner_.check_here();
   check<SessionClosed>(!is_closed_, "engine: it is closed; load it again");
 }
 

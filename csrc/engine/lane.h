@@ -51,27 +51,20 @@ class Lane {
   std::vector<std::int32_t> decode(Session& session, std::int32_t n,
                                    std::span<const std::int32_t> stop);
   std::vector<float> draft_logits(Session& session);  // behind the pending token, for tests
-
   Backend& backend() const { return *backend_; }
   std::size_t head_row_bytes() const { return model_->head_row_bytes(); }
   // Of a new session; empty where no layers for it were loaded.
   std::optional<Drafter> make_drafter(PagePool& pool, std::int64_t max_positions) const;
-  // Maps the pages of a pass of so many rows, or throws CapacityError: before any input is taken.
+  // Maps the pages of a pass of so many rows, before any input is taken.
   void back(Session& session, std::int64_t n_rows) const;
-  // The same for rows that will come, so that none is mapped inside a turn; never throws it.
-  void back_ahead(Session& session, std::int64_t n_rows) const;
+  void back_ahead(Session& session, std::int64_t n_rows) const;  // of rows that will come, if it can
   void add_counts(EngineStats& stats) const;
   void add_plan(const std::string& prefix,
                 std::vector<std::pair<std::string, std::int64_t>>& plan) const;
   // What is no pass but takes milliseconds, with the share of the lane's passes; mutex() is held.
   void run_aside(const std::function<void()>& work);
-  void check_process() const { owner_.check_here(); }
-  bool is_of_this_process() const { return owner_.is_here(); }
-  // Throws in a fork, where a thread that is not there may hold it for ever.
-  std::mutex& mutex() const {
-    check_process();
-    return mutex_;
-  }
+  const OwnerProcess& owner() const { return owner_; }
+  std::mutex& mutex() const;  // throws in a fork, where a thread that is not there may hold it
   void close() { is_closed_ = true; }  // later calls throw SessionClosed; mutex() is held
 
  private:

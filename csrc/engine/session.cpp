@@ -45,7 +45,7 @@ Session::Session(std::shared_ptr<Engine> engine, Lane& lane, Sequence sequence,
 Session::~Session() { close(); }
 
 void Session::close() {
-  if (is_closed_.exchange(true) || !lane_.is_of_this_process()) return;
+  if (is_closed_.exchange(true) || !lane_.owner().is_here()) return;
   const std::lock_guard lock(lane_.mutex());  // waits for a step in progress
   engine_->unregister(*this);
   lane_.run_aside([this] { drop(); });
@@ -64,7 +64,7 @@ void Session::interrupt() {
 }
 
 void Session::check_open() const {
-  lane_.check_process();
+  lane_.owner().check_here();
   check<SessionClosed>(!is_closed_.load(), "session: it is closed; open a new one");
 }
 
@@ -292,7 +292,7 @@ BusyGuard::BusyGuard(std::span<Session* const> sessions) {
 }
 
 void BusyGuard::take(Session& session) {
-  session.lane_.check_process();
+  session.lane_.owner().check_here();
   check<SessionBusy>(!session.is_busy_.exchange(true),
                      "session: another call is in progress on it; one session takes one call at a "
                      "time (feed_* may be called meanwhile)");

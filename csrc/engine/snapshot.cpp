@@ -349,7 +349,8 @@ void SessionState::read(ByteReader& from, Session& session) {
   const std::int64_t n_looked_up = session.lookup_ ? session.lookup_->size() : 0;
   for (std::uint64_t i = 0; i < n_marks; ++i) {
     session.marks_.push_back(read_mark(from, engine));
-    const std::int64_t n = session.marks_.back().n_looked_up;
+    const Mark& mark = session.marks_.back();
+    const std::int64_t n = mark.position < 0 ? 0 : mark.n_looked_up;  // of one that was dropped
     check<CheckpointError>(n >= 0 && n <= n_looked_up, "snapshot: expected a mark with 0 to ",
                            n_looked_up, " looked-up ids, found ", n);
   }

@@ -22,7 +22,9 @@ from duplex_engine.background.policy import WORDING, Split, same_request
 from duplex_engine.background.result_text import ResultText
 from duplex_engine.background.task import Failure, Job, Worker
 from duplex_engine.background.transcript import Transcript
+from duplex_engine.config import ModelConfig
 from duplex_engine.errors import InvalidArgument
+from duplex_engine.json_input import found
 from duplex_engine.session import Session
 from duplex_engine.step import step_input
 from duplex_engine.types import Delegation, MicroTurn
@@ -59,7 +61,7 @@ class Delegations:
         Args:
             session: of an interaction checkpoint.
             worker: see `task.py`; several sessions may share one that can bear it.
-            timeout_s: from the request until the result; `clock` decides.
+            timeout_s: from the request until the result, less than 1e9; `clock` decides.
             max_running: workers at a time.
             max_waiting: requests that wait for one; more fail at once, as "too_many".
             max_result_tokens: a longer result is cut, and its job says so.
@@ -78,14 +80,23 @@ class Delegations:
         """
         self._async_session = session if isinstance(session, AsyncSession) else None
         self.session = session.sync if isinstance(session, AsyncSession) else session
-        layout = self.session.config.interaction
+        # Not isinstance: a live session is seen through a stand-in.
+        config = getattr(self.session, "config", None)
+        if not (isinstance(config, ModelConfig) and hasattr(self.session, "feed")):
+            raise InvalidArgument(
+                f"session: expected a Session or an AsyncSession, found {found(session)}; a live "
+                "one gets its own by LiveEngine.open(delegations=)"
+            )
+        layout = config.interaction
         if layout is None:
             raise InvalidArgument(
                 "session: expected one of an interaction checkpoint, found one that cannot delegate"
             )
-        self.transcript = transcript or Transcript(
-            self.session.tokenizer, turn_ms=layout.micro_turn_ms
-        )
+        if transcript is None:
+            transcript = Transcript(self.session.tokenizer, turn_ms=layout.micro_turn_ms)
+        if not isinstance(transcript, Transcript):
+            raise InvalidArgument(f"transcript: expected a Transcript, found {found(transcript)}")
+        self.transcript = transcript
         self._jobs = Jobs(
             self.session,
             worker,
@@ -230,7 +241,10 @@ class Delegations:
             return self._jobs.revise(self._jobs.work(job_id), text)
 
     def wait(self, timeout_s: float) -> bool:
-        """Waits until no job is open; says whether that came about. Not for event loops."""
+        """Waits until no job is open; says whether that came about. Not for event loops.
+
+        timeout_s: less than 1e9.
+        """
         return self._jobs.wait(timeout_s)
 
     def close(self) -> None:

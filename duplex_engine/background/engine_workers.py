@@ -22,7 +22,8 @@ from duplex_engine.text import TextStream
 
 __all__ = ["EngineWorker", "ForkWorker", "Prompt"]
 
-Prompt: TypeAlias = Callable[[Task], str | Sequence[int]]
+Asked: TypeAlias = str | Sequence[int]
+Prompt: TypeAlias = Callable[[Task], Asked] | Asked
 
 SLICE_TOKENS = 8  # decoded between two looks whether anybody still waits
 SILENT_TURNS = 10  # without a word, after which an interaction checkpoint has no answer
@@ -45,14 +46,19 @@ class ForkWorker:
         """Sets what every request is asked.
 
         Args:
-            prompt: what is appended, as typed text: a string, or token ids.
+            prompt: what is appended, as typed text: a function from the task to a string or token
+                ids, or one of these, the same for every request.
             max_tokens: the longest answer.
             stop: tokens that end it, besides the checkpoint's own.
             fork_positions: the most that prompt and answer may take; their memory is promised to
                 the fork.
+
+        Raises:
+            InvalidArgument: an argument is not as above.
         """
         self.fork_positions = integer(fork_positions, "fork_positions", low=1)
-        self._prompt, self._stop = prompt, tuple(stop)
+        self._prompt = _prompt_function(prompt)
+        self._stop = tuple(token_ids(stop, MAX_INT32, "stop"))
         self._max_tokens = integer(max_tokens, "max_tokens", 1, MAX_INT32)
 
     def __call__(self, task: Task) -> Iterator[str]:
@@ -81,12 +87,19 @@ class EngineWorker:
 
         Args:
             engine: stays open as long as the worker is used.
-            prompt: the text that the model goes on with; token ids where it has no tokenizer.
+            prompt: a function from the task to the text that the model goes on with, or to token
+                ids; or a text or token ids, the same for every task, whose request is then unheard.
             max_tokens: the longest answer.
             stop: tokens that end it, besides the checkpoint's own.
             session_options: of `Engine.open_session`.
+
+        Raises:
+            InvalidArgument: an argument is not as above.
         """
-        self._engine, self._prompt, self._stop = engine, prompt, tuple(stop)
+        if not isinstance(engine, Engine):
+            raise InvalidArgument(f"EngineWorker: expected an Engine, found {found(engine)}")
+        self._engine, self._prompt = engine, _prompt_function(prompt)
+        self._stop = tuple(token_ids(stop, MAX_INT32, "stop"))
         self._max_tokens = integer(max_tokens, "max_tokens", 1, MAX_INT32)
         self._options = session_options
 
@@ -95,6 +108,20 @@ class EngineWorker:
         # The one place where a session of another engine is opened for background work.
         with self._engine.open_session(**self._options) as session:
             yield from _answer(session, self._prompt(task), self._max_tokens, self._stop)
+
+
+def _prompt_function(prompt: Prompt) -> Callable[[Task], Asked]:
+    """What a task is asked, as a function; a text or token ids are asked each time."""
+    if callable(prompt):
+        return prompt
+    expected = "prompt: expected a function from a task to its prompt, a text, or token ids"
+    try:
+        asked = prompt if isinstance(prompt, str) else token_ids(prompt, MAX_INT32)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{expected}, found {found(prompt)}") from error
+    if not asked:
+        raise InvalidArgument(f"{expected}, found {found(prompt)}")
+    return lambda _: asked
 
 
 def _answer(

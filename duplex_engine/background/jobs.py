@@ -15,7 +15,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from duplex_engine.arguments import integer, number
+from duplex_engine.arguments import integer
+from duplex_engine.background.checks import check_callable, positive, wait_seconds
 from duplex_engine.background.event_loop import EventLoop
 from duplex_engine.background.policy import Split, same_request
 from duplex_engine.background.result_text import MAX_RESULT_CHARS, ResultText
@@ -77,13 +78,14 @@ class Jobs:
         history: int,
     ) -> None:
         """The arguments are those of `Delegations`, which checks the others."""
-        if not callable(worker):
-            raise InvalidArgument(f"worker: expected a callable, found {found(worker)}")
+        check_callable(worker, "worker")
+        check_callable(matter, "matter")
+        check_callable(clock, "clock")
+        if split is not None:
+            check_callable(split, "split")
         self._session, self._worker, self._results = session, worker, results
         self._transcript = transcript
-        self._timeout_s = number(timeout_s, "timeout_s")
-        if not self._timeout_s > 0:
-            raise InvalidArgument(f"timeout_s: expected more than 0, found {found(timeout_s)}")
+        self._timeout_s = positive(timeout_s, "timeout_s")
         self._max_running = integer(max_running, "max_running", low=1)
         self._max_waiting = integer(max_waiting, "max_waiting")
         self._max_result_tokens = integer(max_result_tokens, "max_result_tokens", low=1)
@@ -109,7 +111,7 @@ class Jobs:
 
     def work(self, job_id: int) -> Work:
         """The work with this id; raises InvalidArgument if there is none."""
-        if job_id not in self._works:
+        if integer(job_id, "job") not in self._works:
             known = ", ".join(map(str, self._works)) or "none"
             raise InvalidArgument(f"job: expected one of {known}, found {found(job_id)}")
         return self._works[job_id]
@@ -344,6 +346,7 @@ class Jobs:
 
     def wait(self, timeout_s: float) -> bool:
         """Waits until no job is open; says whether that came about. Releases the lock meanwhile."""
+        timeout_s = wait_seconds(timeout_s, "timeout_s")
         with self._changed:
             return self._changed.wait_for(lambda: not self.open_works(), timeout_s)
 

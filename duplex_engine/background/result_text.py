@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from duplex_engine.arrays import token_ids
+from duplex_engine.background.checks import check_callable
 from duplex_engine.background.task import Failure
 from duplex_engine.errors import InvalidArgument
+from duplex_engine.json_input import found
 from duplex_engine.session import Session
 
 __all__ = ["MAX_RESULT_CHARS", "ResultText"]
@@ -31,8 +33,9 @@ class ResultText:
         """Takes `encode`, or the checkpoint's tokenizer.
 
         Raises:
-            InvalidArgument: there is neither.
+            InvalidArgument: there is neither, or `wording` is not a mapping to sequences of texts.
         """
+        _check_wording(wording)
         layout, text = session.config.interaction, session.config.text
         assert layout is not None  # checked by the caller
         if encode is None:
@@ -42,6 +45,7 @@ class ResultText:
                     "has no tokenizer.json, found none"
                 )
             encode = session.tokenizer.encode
+        check_callable(encode, "encode")
         self._session, self._encode, self._wording = session, encode, wording
         self._vocab_size = text.vocab_size
         self._control = {getattr(layout, key) for key in layout.token_keys} | {*text.eos_token_ids}
@@ -76,3 +80,16 @@ class ResultText:
         """Tokens that a result may have now, so that the stream can still go on behind it."""
         left = self._session.max_positions - self._session.length - self._spare_rows
         return max(left, 0)
+
+
+def _check_wording(wording: object) -> None:
+    if not isinstance(wording, Mapping):
+        raise InvalidArgument(
+            f"wording: expected a mapping from failures to texts, found {found(wording)}"
+        )
+    for failure, texts in wording.items():
+        is_several = isinstance(texts, Sequence) and not isinstance(texts, str)
+        if not is_several or not all(isinstance(text, str) for text in texts):
+            raise InvalidArgument(
+                f"wording: expected a list of texts for {found(failure)}, found {found(texts)}"
+            )

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from duplex_engine.arguments import text as checked_text
 from duplex_engine.background.task import Task
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.json_input import found
@@ -35,11 +36,16 @@ class Tools:
         """Reads the signatures.
 
         Raises:
-            InvalidArgument: one cannot be called by names, has a type without a JSON schema, or has
-                the name of another.
+            InvalidArgument: they are no functions, or one cannot be called by names, has a type
+                without a JSON schema, or has the name of another.
         """
         if isinstance(functions, Mapping):
             named = list(functions.items())
+        elif not isinstance(functions, Iterable):
+            raise InvalidArgument(
+                f"tools: expected functions, in a list or by name, found {found(functions)}; put a "
+                "single one into a list"
+            )
         else:
             named = [(getattr(f, "__name__", repr(f)), f) for f in functions]
         self._functions: dict[str, Function] = {}
@@ -70,6 +76,11 @@ class Tools:
             InvalidArgument: no tool of this name, or arguments that it does not take.
         """
         model = self._model(name)
+        if not isinstance(arguments, str | Mapping):
+            raise InvalidArgument(
+                f"tool '{name}': expected arguments by name, or a JSON object of them, "
+                f"found {found(arguments)}"
+            )
         try:
             if isinstance(arguments, str):
                 checked = model.model_validate_json(arguments or "{}")
@@ -100,7 +111,7 @@ class Tools:
         return await value if inspect.isawaitable(value) else value
 
     def _model(self, name: str) -> type[BaseModel]:
-        if name not in self._arguments:
+        if checked_text(name, "tool") not in self._arguments:
             raise InvalidArgument(
                 f"tool: expected one of {', '.join(sorted(self._functions))}, found '{name}'"
             )

@@ -7,6 +7,8 @@ does is in the module of its name.
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 import typer
@@ -36,11 +38,30 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except DuplexError as error:
-            console = Console(stderr=True, soft_wrap=True)
-            console.print(Text(f"error: {error}", style="red"), highlight=False)
+            _print_error(str(error))
+            raise typer.Exit(EXIT_ERROR) from None
+        except BrokenPipeError:
+            raise  # `| head` has seen enough: typer ends the program without a word
+        except OSError as error:
+            place = "" if error.filename is None else f"{error.filename}: "
+            _print_error(f"{place}{error.strerror or error}")
+            _drop_unwritten()
             raise typer.Exit(EXIT_ERROR) from None
         except KeyboardInterrupt:
             raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _print_error(text: str) -> None:
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(Text(f"error: {text}", style="red"), highlight=False)
+
+
+def _drop_unwritten() -> None:
+    """Gives up what stdout could not take: the interpreter would fail on it again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 app = typer.Typer(

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from duplex_engine.cli.live import JsonView, LineView, View
+from duplex_engine.cli.output import check_output
 from duplex_engine.cli.run import (
     CheckpointOption,
     DeviceOption,
@@ -59,6 +60,7 @@ def demo(
 
     `duplex-engine demo -c checkpoints/mine`
     """
+    check_output(picture, "--picture")
     with as_file(files("duplex_engine") / "examples") as folder:
         showcase = read_showcase(folder)
     with (

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from duplex_engine.cli.output import check_output
 from duplex_engine.cli.run import (
     CheckpointArgument,
     DeviceOption,
@@ -49,6 +50,8 @@ from duplex_engine.training.bank import Bank
 from duplex_engine.training.episodes import TASKS
 
 __all__ = ["evaluate"]
+
+FIGURES = "figures.json"  # in the folder of --out
 
 
 def evaluate(
@@ -145,6 +148,7 @@ def evaluate(
         )
     if (tools is None) != (agent is None):
         raise InvalidArgument("eval: expected --tools and --agent together, found one of them")
+    check_output(out / FIGURES, "--out")
     console = Console(highlight=False, soft_wrap=True)
     out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {"checkpoint": Path(checkpoint).name}
@@ -196,8 +200,8 @@ def evaluate(
             refusals = harmbench.score(listed, harmbench.complete(engine, template))
             report.print_refusals(console, refusals)
             figures["behaviours"] = refusals
-    report.write_json(out / "figures.json", figures)
-    console.print(f"written to {out}: figures.json and what belongs to it")
+    report.write_json(out / FIGURES, figures)
+    console.print(f"written to {out}: {FIGURES} and what belongs to it")
 
 
 def _runner(engine: Engine, realtime: bool) -> Callable[..., StreamLog]:

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from duplex_engine.cli.output import check_output
 from duplex_engine.cli.run import DeviceOption
 from duplex_engine.engine import Engine
 from duplex_engine.errors import BackendUnavailable, InvalidArgument
@@ -60,6 +61,8 @@ def gpu_check(
         if name not in suite.SHAPES:
             known = ", ".join(suite.SHAPES)
             raise InvalidArgument(f"--shape: expected one of {known}, found {name!r}")
+    if out is not None:
+        check_output(out, "--out")
     try:
         with Engine.load(checkpoint, device=device, memory="64MiB") as engine:
             description = engine.description
@@ -73,6 +76,7 @@ def gpu_check(
     if timings:
         report["timings"] = _time(console, device, list(shape or suite.SHAPES))
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json_module.dumps(report, indent=1) + "\n", encoding="utf-8")
     failed = sum(not check.passed for check in compared)
     if failed:

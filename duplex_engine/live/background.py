@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from duplex_engine.errors import CapacityError
+from duplex_engine.errors import CapacityError, InvalidArgument
+from duplex_engine.json_input import found
 
 __all__ = ["MAX_TASKS", "MAX_TASKS_PER_SESSION", "Background", "Slices"]
 
@@ -43,7 +44,7 @@ class Background:
     """The tasks of all sessions. `run` and `keep` belong to the driver."""
 
     def __init__(self, now_us: Callable[[], int], done: Done) -> None:
-        """`done` is told of every slice: owner, microseconds, and what it raised."""
+        """`done` is told of every slice, and of an end that failed: owner, µs, what it raised."""
         self._now_us = now_us
         self._done = done
         self._lock = threading.Lock()
@@ -70,7 +71,13 @@ class Background:
 
         Raises:
             CapacityError: the session, or all together, have too many already.
+            InvalidArgument: not a generator, which alone can be ended with its session.
         """
+        if not isinstance(slices, Generator):
+            raise InvalidArgument(
+                f"background: expected a generator, found {found(slices)}; call a function that "
+                "yields, and give what it returns"
+            )
         with self._lock:
             n_own = sum(task.owner == owner for task in self._tasks.values())
             if n_own >= MAX_TASKS_PER_SESSION or len(self._tasks) >= MAX_TASKS:
@@ -109,13 +116,21 @@ class Background:
             ]
             tasks = [self._tasks.pop(number) for number in gone]
         for task in tasks:
-            task.slices.close()
+            self._end(task)
 
     def close(self) -> None:
         """Waits for the slice at work, and ends all tasks."""
         if self._worker is not None:
             self._worker.shutdown(wait=True)
         self.keep(())
+
+    def _end(self, task: _Task) -> None:
+        """Lets a task clean up. That is its own code: whatever it does, the driver goes on."""
+        begin_us = self._now_us()
+        try:
+            task.slices.close()
+        except BaseException as error:  # of its cleanup, or because it refuses to end
+            self._done(task.owner, self._now_us() - begin_us, error)
 
     def _is_free(self, task: _Task) -> bool:
         return task.gives_way and self._worker is not None

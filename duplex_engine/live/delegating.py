@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from duplex_engine.background import Delegations
-from duplex_engine.errors import CapacityError
+from duplex_engine.background.checks import check_callable
+from duplex_engine.errors import CapacityError, InvalidArgument
+from duplex_engine.json_input import found
 from duplex_engine.session import Session
 from duplex_engine.types import MicroTurn, StepInput
 
@@ -51,8 +53,19 @@ class Stream:
 
 
 def begin(session: LiveSession, make: MakeDelegations) -> Delegations:
-    """The delegations of a session that was just opened."""
-    return make(cast(Session, Stream(session)))
+    """The delegations of a session that was just opened.
+
+    Raises:
+        InvalidArgument: `make` makes none.
+    """
+    check_callable(make, "delegations")
+    made = make(cast(Session, Stream(session)))
+    if not isinstance(made, Delegations):
+        raise InvalidArgument(
+            "delegations: expected a function that returns Delegations, found one that returns "
+            f"{found(made)}"
+        )
+    return made
 
 
 def before_step(session: LiveSession) -> None:

@@ -14,17 +14,20 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from duplex_engine import _core
-from duplex_engine.arguments import number
+from duplex_engine.background.checks import check_callable, positive
+from duplex_engine.config import ModelConfig
 from duplex_engine.engine import Engine
-from duplex_engine.errors import CapacityError, InvalidArgument, SessionClosed
+from duplex_engine.errors import CapacityError, DuplexError, InvalidArgument, SessionClosed
+from duplex_engine.json_input import found
 from duplex_engine.live.background import Background, Slices
 from duplex_engine.live.cost import CostModel
 from duplex_engine.live.delegating import MakeDelegations, begin, stop
 from duplex_engine.live.journal import Entry
 from duplex_engine.live.lease import Leases
+from duplex_engine.live.metrics import Metrics
 from duplex_engine.live.session import LiveSession
 from duplex_engine.live.summary import Summary, begin_summary
 from duplex_engine.live.trace import Trace
@@ -32,9 +35,6 @@ from duplex_engine.live.turns import run_jobs, run_turns
 from duplex_engine.live.types import BackgroundFailed, EndReason
 from duplex_engine.session import Session
 from duplex_engine.types import MicroTurn
-
-if TYPE_CHECKING:
-    from duplex_engine.live.metrics import Metrics
 
 __all__ = ["LiveEngine"]
 
@@ -68,31 +68,44 @@ class LiveEngine:
             lease_s: a session that nobody touches is detached after it, and ended after it again.
             folder: where sessions are parked whose lease ended; None closes them.
             metrics: `Metrics` to keep up to date.
-            journal: is told all that the model is given; see `journal.py`.
+            journal: is told all that the model is given; see `journal.py`. One that raises is told
+                no more: `journal_error` has what it raised, and the sessions go on.
 
         Raises:
-            InvalidArgument: not an interaction checkpoint, or a number out of range.
+            InvalidArgument: not an interaction checkpoint, a number out of range, a folder that
+                cannot be made and read, or a value of another kind.
         """
-        if engine.config.interaction is None:
+        config = getattr(engine, "config", None)  # not isinstance: simulations wrap their engine
+        if not (isinstance(config, ModelConfig) and hasattr(engine, "open_session")):
+            raise InvalidArgument(f"LiveEngine: expected an Engine, found {found(engine)}")
+        if config.interaction is None:
             raise InvalidArgument(
                 "LiveEngine: expected an interaction checkpoint, found one that does not end its "
                 "own output; step its sessions yourself"
             )
+        check_callable(clock, "clock")
+        if cost is not None and not isinstance(cost, CostModel):
+            raise InvalidArgument(f"cost: expected a CostModel or None, found {found(cost)}")
+        if metrics is not None and not isinstance(metrics, Metrics):
+            raise InvalidArgument(f"metrics: expected Metrics or None, found {found(metrics)}")
+        if journal is not None:
+            check_callable(journal, "journal")
         self.engine = engine
         self.cost = CostModel() if cost is None else cost
         self.trace = Trace()
         self.counters: Counter[str] = Counter()
         self._clock = clock
-        self._patience_us = int(_positive(patience_ms, "patience_ms") * 1000)
-        self._lease_s = _positive(lease_s, "lease_s")
+        self._patience_us = int(positive(patience_ms, "patience_ms") * 1000)
+        self._lease_s = positive(lease_s, "lease_s")
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._sessions: dict[int, LiveSession] = {}
         self._n_opened = 0
         self._background = Background(self.now_us, self._slice_done)
-        self._leases = Leases(self, None if folder is None else Path(folder))
+        self._leases = Leases(self, folder)
         self._metrics = metrics
         self._on_journal = journal
+        self.journal_error: Exception | None = None  # what ended the journal; the sessions go on
         self._thread: threading.Thread | None = None
         self.error: BaseException | None = None  # what ended the driver, and with it all sessions
         self._is_closed = False
@@ -121,6 +134,7 @@ class LiveEngine:
 
         Raises:
             CapacityError: no memory or no time for one more session; says what would fit.
+            InvalidArgument: one of the options is wrong.
         """
         with self._lock:
             self._check_time()
@@ -142,12 +156,17 @@ class LiveEngine:
         Raises:
             CapacityError: there is no time for one more session.
             InvalidArgument: it is another engine's, on the background lane, or live already.
+            SessionClosed: it is closed, or this live engine is.
         """
+        if not isinstance(session, Session):
+            raise InvalidArgument(f"adopt: expected a Session, found {found(session)}")
         if session._engine is not self.engine._core or session.background:
             raise InvalidArgument(
                 "adopt: expected a session of this engine on its interaction lane, found another; "
                 "fork it without background=True, or migrate it"
             )
+        if session.closed:
+            raise SessionClosed("adopt: the session is closed; open or restore another")
         with self._lock:
             if self._is_closed:
                 raise SessionClosed("LiveEngine: it is closed; make another")
@@ -155,8 +174,10 @@ class LiveEngine:
                 raise InvalidArgument("adopt: expected a session once, found it live already")
             self._check_time()
             if summary is not None:
-                summary.recent(self.engine)
-            lease = self._lease_s if lease_s is None else _positive(lease_s, "lease_s")
+                if not isinstance(summary, Summary):
+                    raise InvalidArgument(f"summary: expected a Summary, found {found(summary)}")
+                summary = summary.of_session(self.engine, session)
+            lease = self._lease_s if lease_s is None else positive(lease_s, "lease_s")
             self._n_opened += 1
             live = LiveSession(self, self._n_opened, session, lease, summary)
             if delegations is not None:
@@ -201,7 +222,12 @@ class LiveEngine:
 
         Raises:
             CapacityError: the session has too many already.
+            InvalidArgument: not a generator, or not a session of this live engine.
         """
+        if not isinstance(session, LiveSession) or session._live is not self:
+            raise InvalidArgument(
+                f"background: expected a session of this live engine, found {found(session)}"
+            )
         with self._lock:
             session._check_open()
             self._background.add(session._number, slices, gives_way=gives_way)
@@ -307,13 +333,15 @@ class LiveEngine:
         )
 
     def _slice_done(self, owner: int, us: int, error: BaseException | None) -> None:
-        """A slice of a task of session `owner` has ended."""
+        """A slice of a task of session `owner` has ended, or the task with an error."""
         self.trace.slice(f"s{owner}", "task", self.now_us() - us, us)
         self._wake.set()
         with self._lock:
             self._count("background_us", us)
-            if error is not None and (session := self._sessions.get(owner)) is not None:
-                self._count("background_failed")
+            if error is None:
+                return
+            self._count("background_failed")
+            if (session := self._sessions.get(owner)) is not None:
                 session._events.append(BackgroundFailed(f"{type(error).__name__}: {error}"))
 
     # ---- admission
@@ -367,7 +395,7 @@ class LiveEngine:
         if isinstance(error, CapacityError):
             reason = "capacity"
         elif isinstance(error, SessionClosed):
-            reason = "engine closed"
+            reason = "engine closed" if _is_engine_closed(session._inner) else "closed"
         self._end(session, reason, error)
 
     def _after_turn(self, session: LiveSession) -> None:
@@ -375,8 +403,13 @@ class LiveEngine:
             begin_summary(self, session, session._summary)
 
     def _journal(self, session: LiveSession, entry: Entry) -> None:
-        if self._on_journal is not None:
+        if self._on_journal is None:
+            return
+        try:
             self._on_journal(session.id, entry)
+        except Exception as error:  # with a gap it proves nothing any more: it is told no more
+            self._on_journal, self.journal_error = None, error
+            self._count("journal_failed")
 
     def _count(self, name: str, n: int = 1) -> None:
         with self._lock:
@@ -390,8 +423,12 @@ class LiveEngine:
             self._metrics.observe(turn, late_us)
 
 
-def _positive(value: object, name: str) -> float:
-    result = number(value, name)
-    if not 0 < result < 1e9:
-        raise InvalidArgument(f"{name}: expected more than 0, found {value}")
-    return result
+def _is_engine_closed(session: Session) -> bool:
+    """Whether it is the engine of a closed session that was closed, and not the session alone."""
+    try:
+        session._engine.step_many([], [])  # no session, no work: only the engine can be closed
+    except SessionClosed:
+        return True
+    except DuplexError:
+        return False
+    return False

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from duplex_engine.arguments import file_path
 from duplex_engine.errors import DuplexError, InvalidArgument, SessionClosed
 from duplex_engine.json_input import found
 from duplex_engine.live.session import LiveSession, new_token
@@ -32,16 +33,20 @@ class Leases:
     Under a live engine's own thread, files are written in another, so that nobody waits for a disk.
     """
 
-    def __init__(self, live: LiveEngine, folder: Path | None) -> None:
+    def __init__(self, live: LiveEngine, folder: str | Path | None) -> None:
+        """Makes the folder if it is not there.
+
+        Raises:
+            InvalidArgument: it cannot be made or read.
+        """
         self._live = live
-        self._folder = folder
+        self._folder: Path | None = None
         self._away: dict[str, LiveSession] = {}
         self._parking: dict[str, threading.Event] = {}  # files that are being written
         self._parked: OrderedDict[str, Path] = OrderedDict()
         self._worker: ThreadPoolExecutor | None = None
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            files = sorted(folder.glob("*.snapshot"), key=lambda path: path.stat().st_mtime)
+            self._folder, files = _open_folder(folder)
             self._parked.update((path.stem, path) for path in files)
 
     @property
@@ -156,3 +161,16 @@ class Leases:
             self._live._count("parked")
         for old in oldest:
             old.unlink(missing_ok=True)
+
+
+def _open_folder(folder: str | Path) -> tuple[Path, list[Path]]:
+    """A folder, made if it is not there, and the sessions parked in it, oldest first."""
+    path = file_path(folder, "folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        return path, sorted(path.glob("*.snapshot"), key=lambda file: file.stat().st_mtime)
+    except OSError as error:
+        raise InvalidArgument(
+            f"folder: expected one that can be made and read, found {found(str(path))}: "
+            f"{error.strerror}"
+        ) from error

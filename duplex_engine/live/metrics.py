@@ -32,6 +32,8 @@ COUNTERS: dict[str, tuple[str, str]] = {
     "delegations": ("requests to the background", "delegations"),
     "summaries": ("summaries in place of a forgotten middle", "summaries"),
     "summaries_failed": ("middles forgotten without a summary", "summaries_failed"),
+    "background_failed": ("background tasks that raised", "background_failed"),
+    "journal_failed": ("journals that raised and are told no more", "journal_failed"),
     "background_microseconds": ("time of background slices", "background_us"),
     "opened": ("sessions opened", "opened"),
     "ended": ("sessions ended, by reason", "ended_"),

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 
 from duplex_engine.arguments import MAX_INT32, integer
+from duplex_engine.arguments import text as checked_text
 from duplex_engine.arrays import INT16_SCALE, SAMPLE_RATE, rgb_image, samples_1d
+from duplex_engine.background.checks import check_callable, wait_seconds
 from duplex_engine.config import InteractionConfig
 from duplex_engine.errors import CapacityError, InvalidArgument, SessionClosed
 from duplex_engine.live.delegating import note_result
@@ -154,6 +156,7 @@ class LiveSession:
 
     def push_image(self, image: object, op_id: str | None = None) -> Receipt:
         """Queues a picture, (height, width, 3) uint8 RGB; one enters each micro-turn."""
+        op_id = _checked(op_id)
         picture = rgb_image(image).copy()
         vision, layout = self._inner._config.vision, self._inner._config.interaction
         if vision is None or layout is None:
@@ -179,6 +182,7 @@ class LiveSession:
         acknowledged any playback, the model's context is brought to what was heard: output behind
         the last acknowledged micro-turn is taken out, its input stays (`Rewound`).
         """
+        op_id = _checked(op_id)
         with self._live._lock:
             self._check_open()
             self._touch()
@@ -201,6 +205,8 @@ class LiveSession:
             False if it changes nothing: acknowledged before, not put out yet, or of an old epoch.
         """
         index = integer(turn, "turn", low=-MAX_INT32)
+        if epoch is not None:
+            epoch = integer(epoch, "epoch", low=-MAX_INT32)
         with self._live._lock:
             if self._ended is not None:
                 return False
@@ -227,6 +233,7 @@ class LiveSession:
         Raises:
             CapacityError: 16 calls wait already.
         """
+        check_callable(call, "at_boundary")
         future: Future[T] = Future()
         with self._live._lock:
             self._check_open()
@@ -246,8 +253,11 @@ class LiveSession:
     # ---- output
 
     def get(self, timeout_s: float | None = None) -> LiveTurn | None:
-        """The next output; None after `timeout_s` seconds, or when the session has ended."""
-        return self._outbox.get(timeout_s)
+        """The next output; None after `timeout_s` seconds, or when the session has ended.
+
+        timeout_s: less than 1e9; None waits as long as it takes.
+        """
+        return self._outbox.get(None if timeout_s is None else wait_seconds(timeout_s, "timeout_s"))
 
     async def get_async(self) -> LiveTurn | None:
         """The next output, awaited; None when the session has ended."""
@@ -266,6 +276,7 @@ class LiveSession:
 
         An exception of it ends this session, with the reason "callback".
         """
+        check_callable(callback, "on_turn")
 
         def deliver() -> None:
             try:
@@ -319,6 +330,7 @@ class LiveSession:
     # ---- for the driver, under its lock
 
     def _push_ids(self, kind: str, text: object, op_id: str | None) -> Receipt:
+        op_id = _checked(op_id)
         ids = self._inner._ids(text, kind)
         with self._live._lock:
             self._check_open()
@@ -359,3 +371,8 @@ class LiveSession:
             if status != "repeated":
                 self._events.append(Refused(status, what.strip()))
         return Receipt(status, self._intake.waiting_ms)
+
+
+def _checked(op_id: str | None) -> str | None:
+    """An operation's name, or None; raises InvalidArgument if it is no string."""
+    return None if op_id is None else checked_text(op_id, "op_id")

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from duplex_engine.errors import DuplexError, InvalidArgument
+from duplex_engine.arguments import MAX_INT32, integer
+from duplex_engine.arrays import token_ids
+from duplex_engine.background.checks import check_callable
+from duplex_engine.errors import InvalidArgument
 from duplex_engine.live.background import Slices
 from duplex_engine.live.journal import Entry
 from duplex_engine.live.types import Summarised, SummaryFailed
@@ -45,6 +48,9 @@ class Summary:
         max_tokens: of the summary.
         write: instead of prompt and max_tokens: is given the fork and yields None between pieces of
             work and text or token ids of the summary in any number of parts.
+
+    Raises:
+        InvalidArgument: a field is not as above.
     """
 
     at: int
@@ -54,6 +60,27 @@ class Summary:
     max_tokens: int = 128
     write: Callable[[Session], Iterable[str | list[int] | None]] | None = None
 
+    def __post_init__(self) -> None:
+        """A wrong field would show only in the driver, when the session has grown long."""
+        integer(self.at, "Summary: at", low=1)
+        integer(self.keep_head, "Summary: keep_head")
+        integer(self.keep_recent, "Summary: keep_recent")
+        integer(self.max_tokens, "Summary: max_tokens", 1, MAX_INT32)
+        if not isinstance(self.prompt, str):
+            token_ids(self.prompt, MAX_INT32, "Summary: prompt")
+        if self.write is not None:
+            check_callable(self.write, "Summary: write")
+
+    def of_session(self, engine: Engine, session: Session) -> Summary:
+        """The same for one session: its prompt is token ids, and known to be right.
+
+        Raises:
+            InvalidArgument: as `recent`, or the prompt is none of this checkpoint.
+        """
+        self.recent(engine)
+        is_needed = self.write is None and len(self.prompt) > 0
+        return replace(self, prompt=session._ids(self.prompt, "prompt") if is_needed else [])
+
     def recent(self, engine: Engine) -> int:
         """Positions at the end that stay.
 
@@ -61,10 +88,10 @@ class Summary:
             InvalidArgument: that leaves nothing to forget.
         """
         recent = max(self.keep_recent, engine.config.text.sliding_window_size + engine.rewind_rows)
-        if self.keep_head < 0 or self.at < self.keep_head + recent + 2 * BLOCK:
+        if self.at < self.keep_head + recent + 2 * BLOCK:
             raise InvalidArgument(
-                f"Summary: expected keep_head >= 0 and at >= keep_head + {recent} recent positions "
-                f"+ {2 * BLOCK}, found {self.keep_head} and {self.at}"
+                f"Summary: expected at >= keep_head + {recent} recent positions + {2 * BLOCK}, "
+                f"found at={self.at} and keep_head={self.keep_head}; raise at"
             )
         return recent
 
@@ -74,22 +101,21 @@ def begin_summary(live: LiveEngine, session: LiveSession, policy: Summary) -> No
     inner = session._inner
     if session._is_summarising or session._ended is not None:
         return
-    length = inner.length
-    if length - sum(end - begin for begin, end in inner.forgotten) < policy.at:
-        return
-    end = length - policy.recent(live.engine)
-    session._is_summarising = True
+    end = 0
+    fork: Session | None = None
     try:
+        length = inner.length
+        if length - sum(end - begin for begin, end in inner.forgotten) < policy.at:
+            return
+        end = length - policy.recent(live.engine)
+        session._is_summarising = True
         ids = inner._ids(policy.prompt, "prompt")
         fork = inner.fork(length + len(ids) + policy.max_tokens + SLACK, background=True)
-    except DuplexError as error:
-        _shorten(live, session, policy, end, [], error)
-        return
-    try:
         slices = _write(live, session, policy, fork, ids, end)
         live.background(session, slices, gives_way=fork.background)
-    except DuplexError as error:
-        fork.close()
+    except Exception as error:  # of this session alone: the driver goes on
+        if fork is not None:
+            fork.close()
         _shorten(live, session, policy, end, [], error)
 
 
@@ -103,7 +129,7 @@ def _write(
 ) -> Slices:
     """The task: slices until the summary is written."""
     summary: list[int] = []
-    failure: Exception | None = None
+    failure: BaseException | None = None
     with fork:
         try:
             pieces = _decode(fork, policy, prompt) if policy.write is None else policy.write(fork)
@@ -111,7 +137,9 @@ def _write(
                 if piece is not None:
                     summary += fork._ids(piece, "summary")
                 yield
-        except Exception as error:  # whatever the writer does, the session goes on
+        except GeneratorExit:  # the session has ended
+            raise
+        except BaseException as error:  # whatever the writer does, the session goes on
             failure = error
     job = partial(_shorten, live, session, policy, end, summary, failure)
     with live._lock:
@@ -141,7 +169,7 @@ def _shorten(
     policy: Summary,
     end: int,
     summary: list[int],
-    failure: Exception | None,
+    failure: BaseException | None,
 ) -> None:
     """Forgets the middle up to `end`, and queues the summary in its place."""
     session._is_summarising = False
@@ -152,7 +180,7 @@ def _shorten(
     try:
         hidden = session._inner.forget(policy.keep_head, end)
         live._journal(session, Entry("forget", hidden))
-    except DuplexError as error:
+    except Exception as error:
         failure = error
         hidden = (policy.keep_head, policy.keep_head)
     with live._lock:

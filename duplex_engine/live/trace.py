@@ -12,6 +12,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from duplex_engine.arguments import output_path
 from duplex_engine.types import MicroTurn
 
 __all__ = ["Lane", "Trace"]
@@ -62,7 +63,13 @@ class Trace:
         self._add("background", session_id, "delegation", at_us, values)
 
     def save(self, path: str | Path) -> None:
-        """Writes what is recorded as JSON; open it at ui.perfetto.dev."""
+        """Writes what is recorded as JSON; open it at ui.perfetto.dev.
+
+        Raises:
+            InvalidArgument: not a path of a file.
+            OSError: the file cannot be written.
+        """
+        path = output_path(path, "trace: path")
         rows: dict[str, int] = {}
         events = []
         for session_id, event in list(self._events):
@@ -72,7 +79,7 @@ class Trace:
             events.append(_named("process_name", lane, process, 0))
             events += [_named("thread_name", name, process, row) for name, row in rows.items()]
         text = json.dumps({"displayTimeUnit": "ms", "traceEvents": events})
-        Path(path).write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
 
     def _add(
         self, lane: Lane, session_id: str, name: str, at_us: int, values: dict[str, Any]

@@ -60,8 +60,10 @@ try:
 except CapacityError:
     assert session.length == before[0]
 give_back()
-assert session.step(max_tokens=1).input.rows == twin.step(text=[20, 21, 22], max_tokens=1).input.rows
-assert (session.append(text=[7] * 9, logits="last") == twin.append(text=[7] * 9, logits="last")).all()
+told, twin_told = session.step(max_tokens=1), twin.step(text=[20, 21, 22], max_tokens=1)
+assert told.input.rows == twin_told.input.rows
+logits, of_twin = (s.append(text=[7] * 9, logits="last") for s in (session, twin))
+assert (logits == of_twin).all()
 print("held")
 """
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from live_scene import Scene, drain, sound, tokens
 
-from duplex_engine import CapacityError, Engine
+from duplex_engine import CapacityError, Engine, InvalidArgument
 from duplex_engine.live import BackgroundFailed
 from duplex_engine.live.background import MAX_TASKS_PER_SESSION, Slices
 
@@ -90,6 +92,52 @@ def test_a_task_that_fails_harms_nobody(engine: Engine) -> None:
         assert events == [BackgroundFailed("OSError: no such tool")]
         assert tokens(out) == tokens(drain(other)) == scene.tokens_again(other.id)
         assert scene.live.counters["background_failed"] == 1
+
+
+def refuses_once() -> Slices:
+    try:
+        while True:
+            yield
+    except GeneratorExit:
+        yield
+
+
+def fails_to_clean_up() -> Slices:
+    try:
+        while True:
+            yield
+    finally:
+        raise OSError("the tool's file cannot be closed")
+
+
+@pytest.mark.parametrize("task", [refuses_once, fails_to_clean_up])
+def test_a_task_that_does_not_end_well_harms_nobody(
+    engine: Engine, task: Callable[[], Slices]
+) -> None:
+    scene = Scene(engine)
+    session, other = scene.live.open(), scene.live.open()
+    scene.live.background(session, task())
+    scene.live.poll()
+    session.close()
+    assert len(scene.talk(other, 2)) == 2
+    assert scene.live.counters["background_failed"] == 1
+    scene.live.background(other, task())
+    scene.live.poll()
+    scene.live.close()
+    assert scene.live.counters["background_failed"] == 2
+    assert len(scene.live._background) == 0
+
+
+def test_only_a_generator_of_a_live_session_is_a_task(engine: Engine) -> None:
+    scene, elsewhere = Scene(engine), Scene(engine)
+    with scene.live.open() as session, elsewhere.live.open() as strange:
+        for wrong in (None, [1], iter([None]), refuses_once):
+            with pytest.raises(InvalidArgument, match="background: expected a generator, found"):
+                scene.live.background(session, wrong)  # type: ignore[arg-type]
+        for owner in (3, None, strange):
+            with pytest.raises(InvalidArgument, match="expected a session of this live engine"):
+                scene.live.background(owner, work(scene, 1, 1, []))  # type: ignore[arg-type]
+        assert len(scene.live._background) == 0
 
 
 def test_a_session_has_a_few_tasks_and_takes_them_with_it(engine: Engine) -> None:

@@ -9,7 +9,7 @@ import pytest
 from live_scene import TURN, Scene, drain, sound, tokens
 
 from duplex_engine import CapacityError, Engine, InvalidArgument, SessionClosed
-from duplex_engine.live import AudioFilled, CostModel, LiveEngine, OutputLost, Refused
+from duplex_engine.live import AudioFilled, CostModel, Entry, LiveEngine, OutputLost, Refused
 from duplex_engine.live.outbox import MAX_WAITING
 from duplex_engine.live.session import MAX_JOBS
 from duplex_engine.models.random import write_random_checkpoint
@@ -308,6 +308,42 @@ def test_a_session_that_would_break_the_pass_is_not_adopted(engine: Engine, tmp_
         with scene.live.adopt(fork):
             pass
         assert len(scene.talk(session, 2)) == 2
+
+
+def test_a_journal_that_raises_is_told_no_more(engine: Engine) -> None:
+    scene = Scene(engine)
+    told: list[str] = []
+
+    def fails(session_id: str, _: Entry) -> None:
+        told.append(session_id)
+        if len(told) == 3:
+            raise OSError("disk full")
+
+    live = LiveEngine(
+        engine,
+        clock=lambda: scene.now_us / 1e6,
+        cost=CostModel(learn=False),
+        journal=fails,
+    )
+    scene.live = live
+    with live.open() as session, live.open() as other:
+        for n in range(4):
+            other.push_audio(sound(n))
+            assert len(scene.talk(session, 1)) == 1
+        assert len(drain(other)) == 4
+        assert len(told) == 3
+        assert (str(live.journal_error), live.counters["journal_failed"]) == ("disk full", 1)
+
+
+def test_a_session_closed_at_a_boundary_ends_as_closed(engine: Engine) -> None:
+    scene = Scene(engine)
+    session = scene.live.open()
+    session.at_boundary(lambda inner: inner.close())
+    session.push_audio(sound(0))
+    scene.run(0)
+    assert session.ended == "closed"
+    with scene.live.open() as other:
+        assert len(scene.talk(other, 1)) == 1
 
 
 def test_a_closed_engine_or_driver_ends_all(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 from live_scene import sound
@@ -167,14 +168,15 @@ def test_a_summary_is_written_beside_the_turns(engine: Engine) -> None:
 
 
 def test_a_driver_that_fails_ends_its_sessions(engine: Engine) -> None:
-    def broken(_: str, __: object) -> None:
-        raise RuntimeError("the journal's disk is full")
+    def broken(_: int) -> NoReturn:
+        raise RuntimeError("the scheduler is broken")
 
-    with LiveEngine(engine, cost=CostModel(learn=False), journal=broken) as live:
+    with LiveEngine(engine, cost=CostModel(learn=False)) as live:
         session = live.open()
+        live._next_action = broken  # type: ignore[method-assign]
         session.push_audio(sound(0))
         assert session.get(5) is None
         assert session.ended == "error"
-        assert str(session.error) == str(live.error) == "the journal's disk is full"
+        assert str(session.error) == str(live.error) == "the scheduler is broken"
         with pytest.raises(SessionClosed):
             live.open()

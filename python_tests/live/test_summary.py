@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from live_scene import Scene, tokens
@@ -119,6 +120,59 @@ def test_closing_while_a_summary_is_written(engine: Engine) -> None:
 
 def test_a_policy_that_leaves_nothing_to_forget_is_refused(engine: Engine) -> None:
     scene = Scene(engine)
-    for policy in (Summary(at=300), Summary(at=AT, keep_head=100), Summary(at=AT, keep_head=-1)):
+    for policy in (Summary(at=300), Summary(at=AT, keep_head=100)):
         with pytest.raises(InvalidArgument, match="264 recent"):
             scene.live.open(summary=policy)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"at": "x"},
+        {"at": 400.0},
+        {"at": 0},
+        {"keep_head": -1},
+        {"keep_recent": None},
+        {"max_tokens": "x"},
+        {"max_tokens": -5},
+        {"max_tokens": 2**31},
+        {"prompt": 5},
+        {"prompt": [1.5]},
+        {"prompt": None},
+        {"write": "a summary"},
+    ],
+)
+def test_a_wrong_field_is_refused_at_once(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(InvalidArgument, match=f"Summary: {name}: expected"):
+        Summary(**{"at": AT, **wrong})
+
+
+def test_a_wrong_prompt_is_refused_when_the_session_opens(engine: Engine) -> None:
+    scene = Scene(engine)
+    for prompt in ("\ud800", [10**6]):
+        with pytest.raises(InvalidArgument, match=r"expected (token ids in|valid Unicode)"):
+            scene.live.open(summary=Summary(at=AT, prompt=prompt))
+    for wrong in ("x", 3, {"at": AT}):
+        with pytest.raises(InvalidArgument, match="summary: expected a Summary"):
+            scene.live.open(summary=wrong)  # type: ignore[arg-type]
+
+
+def test_whatever_a_summary_raises_its_session_goes_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(engine)
+
+    def leaves(_: Session) -> Iterator[list[int]]:
+        raise SystemExit("the summariser")
+
+    def breaks(*_: object, **__: object) -> Session:
+        raise TypeError("the fork")
+
+    with scene.live.open(summary=Summary(at=AT, write=leaves)) as session:
+        turns = scene.talk(session, 80)
+        monkeypatch.setattr(Session, "fork", breaks)
+        turns += scene.talk(session, 80, seed=1)
+        errors = [e.error for out in turns for e in out.events if isinstance(e, SummaryFailed)]
+        assert list(dict.fromkeys(errors)) == ["the summariser", "the fork"]
+        assert session.ended is None
