@@ -1,4 +1,7 @@
-"""The driver in its thread, by the real clock: readers of every kind, and the background lane."""
+"""The driver in its thread, by the real clock: readers of every kind, and the background lane.
+
+Not marked `core`: under AddressSanitizer nothing is as fast as these clocks.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,6 @@ from live_scene import sound
 from duplex_engine import Engine, Session, SessionClosed
 from duplex_engine.live import CostModel, LiveEngine, LiveTurn, Summarised, Summary
 from duplex_engine.live.background import Slices
-
-pytestmark = pytest.mark.core
 
 
 @pytest.fixture
