@@ -277,30 +277,4 @@ std::vector<std::tuple<std::int32_t, std::int64_t, std::uint64_t>> Session::dige
   return digests;
 }
 
-// ---- one caller at a time
-
-BusyGuard::BusyGuard(Session& session) { take(session); }
-
-BusyGuard::BusyGuard(std::span<Session* const> sessions) {
-  held_.reserve(sessions.size());
-  try {
-    for (Session* session : sessions) take(*session);
-  } catch (...) {
-    for (Session* session : held_) session->is_busy_.store(false);
-    throw;
-  }
-}
-
-void BusyGuard::take(Session& session) {
-  session.lane_.owner().check_here();
-  check<SessionBusy>(!session.is_busy_.exchange(true),
-                     "session: another call is in progress on it; one session takes one call at a "
-                     "time (feed_* may be called meanwhile)");
-  held_.push_back(&session);
-}
-
-BusyGuard::~BusyGuard() {
-  for (Session* session : held_) session->is_busy_.store(false);
-}
-
 }  // namespace duplex
