@@ -79,7 +79,7 @@ IN_LANES = (
     (r"[+]{2}n_passes_;", ";", "no gate"),
     (r"ended_\.wait\(.*\);", ";", "no gate"),
     (r"if \(is_background\) runtime_\.keep_close\(\);", ";", "no order"),
-    (r"lanes_->give_way\(\);", ";", "no gate"),
+    (r"lanes_->give_way\(\);", "{}", "no gate"),
     (r"const Lanes::Pass pass\(\*lanes_\);", ";", "no gate"),
 )
 IN_GROUPS = (

@@ -55,9 +55,9 @@ class Lane {
   std::size_t head_row_bytes() const { return model_->head_row_bytes(); }
   // Of a new session; empty where no layers for it were loaded.
   std::optional<Drafter> make_drafter(PagePool& pool, std::int64_t max_positions) const;
-  // Maps the pages of a pass of so many rows, before any input is taken.
+  // Maps the pages of a pass of so many rows, before any input is taken; ahead: if it can.
   void back(Session& session, std::int64_t n_rows) const;
-  void back_ahead(Session& session, std::int64_t n_rows) const;  // of rows that will come, if it can
+  void back_ahead(Session& session, std::int64_t n_rows) const;
   void add_counts(EngineStats& stats) const;
   void add_plan(const std::string& prefix,
                 std::vector<std::pair<std::string, std::int64_t>>& plan) const;
