@@ -175,6 +175,27 @@ TEST_CASE("cuda: pages copied and given back are not read too late", "[simt][lan
   });
 }
 
+// Pages go last, behind the lanes.
+TEST_CASE("cuda: a page is copied before it goes, where no lane is left", "[simt][lanes]") {
+  in_every_mixture([](Scene&) {
+    auto backend = std::make_unique<cuda::CudaBackend>(BackendOptions{});
+    const auto pages = backend->create_page_memory(kPageBytes, 2);
+    // One stream alone would do everything at once here.
+    const auto others = backend->create_page_memory(kPageBytes, 1);
+    backend.reset();
+    std::byte* const range = pages->reserve_range(2 * kPageBytes);
+    for (int i = 0; i < 2; ++i) pages->map(range + i * kPageBytes, i);
+    const std::vector<float> first = numbers(3);
+    pages->write(range, first.data(), kRowBytes);
+    pages->copy(range + kPageBytes, range, kRowBytes);
+    pages->unmap(range);
+    std::vector<float> row(first.size());
+    pages->read(row.data(), range + kPageBytes, kRowBytes);
+    CHECK(row == first);
+    pages->release_range(range, 2 * kPageBytes);
+  });
+}
+
 // Token ids go through a ring; each lane must have one of its own.
 TEST_CASE("cuda: lanes hand over input side by side", "[simt][lanes]") {
   constexpr std::int32_t kIds = 200'000;
