@@ -45,7 +45,7 @@ def gpu_check(
     In float32, whatever the weights and the cache, all that a session holds in the GPU's memory
     must equal the CPU's; in bfloat16 the tokens must, and the memory must not depend on chunks, on
     other sessions, on the background lane, or on whether weights are in codes. Ends with status 1
-    if a comparison fails. Needs a GPU of compute capability 9.0 or newer, and a build with CUDA;
+    if a comparison fails. Needs a GPU that the build has kernels for (docs/GPU.md), and CUDA;
     where one is missing, prints what is predicted for several GPUs, and then what is missing.
 
     Examples:

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -15,8 +16,19 @@ namespace {
 
 constexpr std::size_t kRingBytes = std::size_t{4} << 20;
 constexpr std::int64_t kStageAlign = 256;
-constexpr int kLeastMajor = 9;  // Hopper: what the kernels are compiled for begins there
 constexpr std::size_t kUsualSharedBytes = 48 << 10;
+
+// Whether a list like "90a-real,100a-real" has code for a GPU: such code runs on no other.
+constexpr bool has_code(std::string_view targets, std::string_view capability) {
+  for (std::size_t at = 0; (at = targets.find(capability, at)) != targets.npos; ++at) {
+    const std::size_t end = at + capability.size();
+    const bool begins = at == 0 || targets[at - 1] == ',';
+    if (begins && (end == targets.size() || targets[end] < '0' || targets[end] > '9')) return true;
+  }
+  return false;
+}
+static_assert(has_code("90a-real,100a-real", "90") && has_code("90a-real,100a-real", "100"));
+static_assert(!has_code("100a-real,103a-real", "10") && !has_code("103a-real", "03"));
 
 cudaStream_t as_stream(void* stream) { return static_cast<cudaStream_t>(stream); }
 cudaEvent_t as_event(void* event) { return static_cast<cudaEvent_t>(event); }
@@ -108,9 +120,13 @@ Runtime::Runtime(int device) : device_(device) {
     make_current(device_);
   check_cuda<BackendUnavailable>(cudaGetDeviceProperties(&properties, device_),
                                  "cudaGetDeviceProperties");
-  check<BackendUnavailable>(properties.major >= kLeastMajor, "backend 'cuda': expected a GPU of ",
-                            "compute capability 9.0 or newer, found ", properties.name, " with ",
-                            properties.major, ".", properties.minor, "; use device=\"cpu\"");
+  const std::string capability = std::to_string(10 * properties.major + properties.minor);
+  check<BackendUnavailable>(has_code(DUPLEX_CUDA_TARGETS, capability),
+                            "backend 'cuda': expected a GPU that this build has ",
+                            "kernels for (" DUPLEX_CUDA_TARGETS "), found ", properties.name,
+                            " with compute capability ", properties.major, ".", properties.minor,
+                            "; use device=\"cpu\", or build with ",
+                            "DUPLEX_CUDA_ARCHITECTURES=", capability, "-real");
   device_name_ = properties.name;
   resident_blocks_ = properties.multiProcessorCount / 2;
   page_granularity_ = page_granularity_of(device_);
