@@ -204,6 +204,9 @@ class Engine:
     @property
     def arena_bytes(self) -> int:
         ...
+    @property
+    def closed(self) -> bool:
+        ...
 class RankLeader:
     """
     A group, seen by rank 0.

@@ -1,7 +1,8 @@
-"""Plain arguments (counts, numbers, names), checked before they cross into the C++ core.
+"""Plain arguments (counts, numbers, names, paths, functions), checked before they are needed.
 
-The core checks what a value means; here it is made sure that the value fits the core's type, so
-that a wrong one is an InvalidArgument like any other. Arrays are the business of `arrays.py`.
+The core checks what a value means; here it is made sure that the value fits the core's type, and
+that a function is one while there is a caller to be told: so a wrong one is an InvalidArgument like
+any other. Arrays are the business of `arrays.py`.
 """
 
 from __future__ import annotations
@@ -18,19 +19,24 @@ from duplex_engine.json_input import found
 __all__ = [
     "MAX_INT32",
     "MAX_INT64",
+    "MAX_NUMBER",
     "MAX_UINT64",
+    "check_callable",
     "file_path",
     "integer",
     "number",
     "output_path",
     "parse_bytes",
+    "positive",
     "sampling_options",
     "text",
+    "wait_seconds",
 ]
 
 MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
 MAX_UINT64 = 2**64 - 1
+MAX_NUMBER = 1e9  # seconds or milliseconds: in microseconds they still fit the core's integers
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KiB": 2**10,
     "MiB": 2**20,
@@ -63,6 +69,32 @@ def number(value: object, name: str) -> float:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         raise InvalidArgument(f"{name}: expected a number, found {found(value)}") from None
+
+
+def positive(value: object, name: str) -> float:
+    """Returns `value` as a float above 0 and below `MAX_NUMBER`; raises InvalidArgument."""
+    result = number(value, name)
+    if not 0 < result < MAX_NUMBER:
+        raise InvalidArgument(
+            f"{name}: expected more than 0 and less than {MAX_NUMBER:g}, found {found(value)}"
+        )
+    return result
+
+
+def wait_seconds(value: object, name: str) -> float:
+    """Returns `value` as seconds to wait, 0 or less for not at all; raises InvalidArgument."""
+    result = number(value, name)
+    if not result < MAX_NUMBER:  # nor NaN
+        raise InvalidArgument(
+            f"{name}: expected less than {MAX_NUMBER:g} seconds, found {found(value)}"
+        )
+    return result
+
+
+def check_callable(value: object, name: str) -> None:
+    """Raises InvalidArgument if `value` cannot be called. `name` names the argument."""
+    if not callable(value):
+        raise InvalidArgument(f"{name}: expected a callable, found {found(value)}")
 
 
 def text(value: object, name: str) -> str:

@@ -448,6 +448,11 @@ class Engine:
         """Model, device, instruction set, threads: a few lines for a log."""
         return self._core.description()
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._core.closed
+
     def close(self) -> None:
         """Closes every session, ends the workers, and gives all memory back."""
         self._core.close()

@@ -136,10 +136,11 @@ class Session:
         """
         with self._feeding:
             # Everything is checked before anything is queued; the core checks the picture's size.
-            samples = None if audio is None else samples_1d(audio)
-            if sample_rate is not None:
+            samples = resampler = None
+            if audio is not None:
+                samples, resampler = samples_1d(audio), self._resampler_for(sample_rate)
+            elif sample_rate is not None:
                 checked_rate(sample_rate)
-            resampler = None if samples is None else self._resampler_for(sample_rate)
             text_ids = None if text is None else self._ids(text, "text")
             result_ids = None if result is None else self._ids(result, "result")
             if result_ids is not None and self._config.interaction is None:

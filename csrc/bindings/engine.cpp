@@ -392,6 +392,7 @@ void bind_engine(py::module_& m) {
       .def("description", &Engine::description)
       .def("memory_plan", &Engine::memory_plan, Gil())
       .def("stats", &stats_dict)
+      .def_property_readonly("closed", py::cpp_function(&Engine::is_closed, Gil()))
       .def("close", &Engine::close, Gil());
 }
 

@@ -140,6 +140,12 @@ void Engine::close() {
   sessions_.clear();
 }
 
+bool Engine::is_closed() const {
+  interaction_->owner().check_here();
+  const std::lock_guard lock(mutex_);
+  return is_closed_;
+}
+
 void Engine::check_open() const {
   interaction_->owner().check_here();
   check<SessionClosed>(!is_closed_, "engine: it is closed; load it again");

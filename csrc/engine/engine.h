@@ -48,6 +48,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   }
   void write_arena(const ArenaWriter& write) const;
   std::uint64_t weights_hash() const;  // arena_hash
+  bool is_closed() const;
   // Closes every session; later calls throw SessionClosed.
   void close();
 

@@ -77,10 +77,9 @@ std::int64_t Tape::held_bytes() const {
 
 TapeUsage Tape::usage() const {
   TapeUsage usage;
+  usage.held_bytes = held_bytes();
   const auto count = [&](PageId page) {
-    if (page == kNoPage) return;
-    usage.held_bytes += layout_.page_bytes;
-    if (!pool_->is_shared(page)) usage.private_bytes += layout_.page_bytes;
+    if (page != kNoPage && !pool_->is_shared(page)) usage.private_bytes += layout_.page_bytes;
   };
   if (is_ring())
     for (const PageId page : ring_) count(page);

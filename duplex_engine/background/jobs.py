@@ -15,8 +15,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from duplex_engine.arguments import integer
-from duplex_engine.background.checks import check_callable, positive, wait_seconds
+from duplex_engine.arguments import check_callable, integer, positive, wait_seconds
 from duplex_engine.background.event_loop import EventLoop
 from duplex_engine.background.policy import Split, same_request
 from duplex_engine.background.result_text import MAX_RESULT_CHARS, ResultText

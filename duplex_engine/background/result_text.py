@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from duplex_engine.arguments import check_callable
 from duplex_engine.arrays import token_ids
-from duplex_engine.background.checks import check_callable
 from duplex_engine.background.task import Failure
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.json_input import found

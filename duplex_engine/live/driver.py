@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from duplex_engine import _core
-from duplex_engine.background.checks import check_callable, positive
+from duplex_engine.arguments import check_callable, positive
 from duplex_engine.config import ModelConfig
 from duplex_engine.engine import Engine
-from duplex_engine.errors import CapacityError, DuplexError, InvalidArgument, SessionClosed
+from duplex_engine.errors import CapacityError, InvalidArgument, SessionClosed
 from duplex_engine.json_input import found
 from duplex_engine.live.background import Background, Slices
 from duplex_engine.live.cost import CostModel
@@ -395,7 +395,7 @@ class LiveEngine:
         if isinstance(error, CapacityError):
             reason = "capacity"
         elif isinstance(error, SessionClosed):
-            reason = "engine closed" if _is_engine_closed(session._inner) else "closed"
+            reason = "engine closed" if session._inner._engine.closed else "closed"
         self._end(session, reason, error)
 
     def _after_turn(self, session: LiveSession) -> None:
@@ -421,14 +421,3 @@ class LiveEngine:
         self.counters["merged_turns"] += turn.input.merged_turns
         if self._metrics is not None:
             self._metrics.observe(turn, late_us)
-
-
-def _is_engine_closed(session: Session) -> bool:
-    """Whether it is the engine of a closed session that was closed, and not the session alone."""
-    try:
-        session._engine.step_many([], [])  # no session, no work: only the engine can be closed
-    except SessionClosed:
-        return True
-    except DuplexError:
-        return False
-    return False

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
-from duplex_engine.arguments import MAX_INT32, integer
+from duplex_engine.arguments import MAX_INT32, check_callable, integer, wait_seconds
 from duplex_engine.arguments import text as checked_text
 from duplex_engine.arrays import INT16_SCALE, SAMPLE_RATE, rgb_image, samples_1d
-from duplex_engine.background.checks import check_callable, wait_seconds
 from duplex_engine.config import InteractionConfig
 from duplex_engine.errors import CapacityError, InvalidArgument, SessionClosed
 from duplex_engine.live.delegating import note_result

@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from duplex_engine.arguments import MAX_INT32, integer
+from duplex_engine.arguments import MAX_INT32, check_callable, integer
 from duplex_engine.arrays import token_ids
-from duplex_engine.background.checks import check_callable
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.live.background import Slices
 from duplex_engine.live.journal import Entry

@@ -28,7 +28,7 @@ inline void fill_bias(const AttentionWalk& walk, const QueryVector* vectors, int
 // blocks lie far apart, so the processor does not see which comes.
 struct TileAtBlock {
   std::int64_t block, next;
-  std::int32_t tile, n_tiles;
+  std::int32_t tile;      // of those that see the block
   std::int32_t first, n;  // vectors
 };
 
@@ -59,7 +59,7 @@ inline void for_seen_blocks(const AttentionWalk& walk, const QueryVector* vector
   std::int64_t b = walk.held_from(vectors[0].first_visible / kBlockPositions, last);
   for (std::int64_t behind; b <= last; b = behind) {
     behind = walk.held_from(b + 1, last);
-    TileAtBlock at{b, behind <= last ? behind : -1, 0, n_tiles, 0, 0};
+    TileAtBlock at{b, behind <= last ? behind : -1, 0, 0, 0};
     for_tiles(n_vectors, [&](std::int32_t first, std::int32_t n) {
       if (vectors[first + n - 1].position < b * kBlockPositions ||
           vectors[first].first_visible >= (b + 1) * kBlockPositions)
