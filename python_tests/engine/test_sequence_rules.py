@@ -120,7 +120,8 @@ class SequenceRules(RuleBasedStateMachine):
         end=st.booleans(),
     )
     def append_audio(self, twin: Twin, n: int, end: bool) -> None:
-        self.append(twin, "audio", sound(n, n), n // HOP + 1, "all", end_of_audio=end)
+        rows = -(-(n + HOP - 1) // HOP)  # all but a whole frame may wait already
+        self.append(twin, "audio", sound(n, n), rows, "all", end_of_audio=end)
 
     @rule(twin=sessions, height=st.integers(1, 30), width=st.integers(1, 30))
     def append_image(self, twin: Twin, height: int, width: int) -> None:
