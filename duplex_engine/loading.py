@@ -76,8 +76,10 @@ def load_engine(
         return load_core(checkpoint, sizes, options, _core.Engine, folder=folder, share=share), None
     check_not_packed(checkpoint)
     if options["device"] != "cpu":
-        # Ranks wait for each other inside kernels: none may be loaded by the driver meanwhile.
+        # Ranks wait for each other inside kernels: none may be loaded by the driver meanwhile, and
+        # no lane may stand in a queue behind another.
         os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     rows = {"max_batch_rows": options["max_batch_rows"], "transport": group.transport}
     request = {
         "path": str(checkpoint.path.resolve()),

@@ -194,9 +194,10 @@ def launch(
         device.put_late(r), model.n_heads * model.d_rel, device.put(bank), bank.shape[1],
         model.window > 0, FLOOR, ALPHA, LAYER_OFFSET, dtype, out,
     )  # fmt: skip
-    whole = AttentionLaunch(
-        args, 0, group_tiles, n_parts, sums if n_parts > 1 or dtype == INT8 else 0
-    )
+    rows_of_group = (group_tiles * VECTORS - 1) // group + 2
+    bank_width = (PART + rows_of_group + 6) // 4 * 4
+    has_sums = n_parts > 1 or dtype == INT8
+    whole = AttentionLaunch(args, 0, group_tiles, n_parts, bank_width, sums if has_sums else 0)
     numbers = 4 * len(streams)
     if dtype == F32:
         shared = (2 * BLOCK * model.n + VECTORS * (2 * model.n + BLOCK + model.d_rel + 2)) * 4
@@ -205,8 +206,7 @@ def launch(
         return out
     parts = (n_groups, model.n_kv_heads, n_parts)
     vectors = (n_groups, model.n_kv_heads, group_tiles * VECTORS)
-    rows_of_group = (group_tiles * VECTORS - 1) // group + 2
-    biases = model.d_rel * ((PART + rows_of_group + 6) // 4 * 4) * 4
+    biases = model.d_rel * bank_width * 4
     if dtype == INT8:
         codes = -(-model.n // 128) * 128 + 64 + PART + 64  # of a query, of weights
         shared = biases + VECTORS * (2 * (PART + 4) * 4 + codes) + numbers
@@ -226,13 +226,13 @@ def launch(
 OVER_AN_EDGE = Model(n_heads=6, n_kv_heads=2, d_head=12, extent=100, window=0, d_rel=3)
 WINDOW = Model(n_heads=4, n_kv_heads=2, d_head=20, extent=70, window=70, d_rel=2)
 FORGOTTEN = Model(
-    n_heads=3, n_kv_heads=1, d_head=16, extent=33, window=0, d_rel=2, forgotten=((64, 128),)
+    n_heads=3, n_kv_heads=1, d_head=16, extent=33, window=0, d_rel=2, forgotten=((64, 256),)
 )
 TWO_CHUNKS = Model(n_heads=2, n_kv_heads=1, d_head=144, extent=70, window=0, d_rel=2)
 CASES = {
     **both("attention", attend, model=OVER_AN_EDGE, position=61, n_rows=5, group_tiles=2),
     **both("attention_window", attend, model=WINDOW, position=190, n_rows=4, group_tiles=1),
-    **both("attention_forgotten", attend, model=FORGOTTEN, position=190, n_rows=4, group_tiles=2),
+    **both("attention_forgotten", attend, model=FORGOTTEN, position=318, n_rows=4, group_tiles=2),
     "attention_chunks-bfloat16": partial(
         attend, dtype=BF16, model=TWO_CHUNKS, position=127, n_rows=2, group_tiles=1
     ),

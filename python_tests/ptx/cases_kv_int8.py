@@ -127,7 +127,7 @@ CASES: dict[str, Case] = {
     "attention_int8": partial(attend, model=OVER_AN_EDGE, position=61, n_rows=5, group_tiles=2),
     "attention_int8_window": partial(attend, model=WINDOW, position=190, n_rows=4, group_tiles=1),
     "attention_int8_forgotten": partial(
-        attend, model=FORGOTTEN, position=190, n_rows=4, group_tiles=2
+        attend, model=FORGOTTEN, position=318, n_rows=4, group_tiles=2
     ),
     "attention_int8_chunks": partial(
         attend, model=TWO_CHUNKS, position=127, n_rows=2, group_tiles=1

@@ -232,8 +232,8 @@ def atomic(m: Machine, instruction: Instruction) -> Step:
 
 
 def fence(m: Machine, instruction: Instruction) -> Step:
-    """Of other ranks' view of this one: nothing to do here."""
-    if instruction.opcode != "fence.acq_rel.sys":
+    """Of other ranks' view of this one, or of one memory's addresses: nothing to do here."""
+    if instruction.opcode not in ("fence.acq_rel.sys", "fence.proxy.alias"):
         raise UnsupportedPtx(instruction.text)
     del m
     return lambda lanes: None  # noqa: ARG005

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "backend/kv_int8.h"
+#include "kernels/launchers.h"
 #include "tests/backend/attention_scene.h"
 #include "tests/simt/fixtures.h"
 
@@ -28,6 +29,13 @@ const std::vector<Scene> kScenes = {
     {"log scaling that sets in between two rows", {12, 2, 16, 20, 0}, 3, 64, 33, 90},
     {"more parts than strands", {2, 1, 12, 300, 0}, 2, 1276, 6},
     {"a head in two chunks", {4, 2, 144, 90, 0}, 2, 125, 5},
+    {"more parts than strands, most forgotten",
+     {3, 1, 16, 33, 0},
+     2,
+     1724,
+     7,
+     0,
+     {{64, 960}, {1088, 1216}, {1280, 1664}}},
     {"a bias of more terms than a warp has lanes", {4, 2, 16, 150, 0}, 37, 200, 6},
 };
 
@@ -287,6 +295,39 @@ TEST_CASE("cuda: scores over int8 keys that outgrow the maximum, results in eith
   check_same_bytes([&](Backend& backend) {
     return attend(backend, {{&stream, 0, stream.scene.n_rows}}, DType::kInt8, result);
   });
+}
+
+// A session without an end forgets most of what it heard: that takes no thread blocks and no
+// memory.
+TEST_CASE("cuda: attention is cut by what is left of a sequence", "[simt]") {
+  const DType dtype = GENERATE(DType::kBF16, DType::kInt8);
+  const auto plan = [&](std::int64_t position, std::vector<PositionRange> forgotten,
+                        std::int32_t window = 0) {
+    Segment segment;
+    segment.position = position;
+    segment.n_rows = 20;
+    segment.forgotten = forgotten.data();
+    segment.n_forgotten = static_cast<std::int32_t>(forgotten.size());
+    AttentionArgs args{};
+    args.segments = {&segment, 1, segment.n_rows};
+    args.shape = {.n_heads = 32, .n_kv_heads = 8, .d_head = 128, .rel_extent = 8, .window = window};
+    args.d_head_padded = 128;
+    args.kv_dtype = dtype;
+    return cuda::plan_attention(args);
+  };
+  const std::int64_t late = std::int64_t{1} << 40;
+  CHECK(plan(8000, {}).n_parts == 64);
+  CHECK(plan(late + 8000, {{0, late}}).n_parts == 64);
+  CHECK(plan(late + 8000, {{640, late - 640}}).n_parts == 128);  // 5 + 5 + 63
+  CHECK(plan(late + 128, {{64, late}}).n_parts == 4);            // half a part is left of the first
+  CHECK(plan(late, {{512, late - 512}}, 512).n_parts == 6);      // a window sees no holes
+  CHECK(plan(100, {}, 512).n_parts == 6);
+  for (const std::int64_t position : {100, 70'000, 262'144, 1'000'000}) {
+    const auto [n_groups, group_tiles, n_parts, launch_groups, bytes] = plan(position, {});
+    CAPTURE(position, group_tiles, launch_groups);
+    CHECK(n_groups * group_tiles >= 10);  // 80 vectors a key/value head
+    CHECK((group_tiles == 1 || bytes <= std::size_t{256} << 20));
+  }
 }
 
 TEST_CASE("cuda: streams in one call of attention do not see each other", "[simt]") {

@@ -129,6 +129,8 @@ Runtime::Runtime(int device) : device_(device) {
                             "DUPLEX_CUDA_ARCHITECTURES=", capability, "-real");
   device_name_ = properties.name;
   resident_blocks_ = properties.multiProcessorCount / 2;
+  most_shared_bytes_ = properties.sharedMemPerBlockOptin;
+  reads_host_memory_ = properties.pageableMemoryAccessUsesHostPageTables != 0;
   page_granularity_ = page_granularity_of(device_);
   open(LaneKind::kInteraction);
 }
@@ -137,7 +139,9 @@ Runtime::Runtime(Runtime& beside, LaneKind lane)
     : device_name_(beside.device_name_),
       page_granularity_(beside.page_granularity_),
       device_(beside.device_),
-      resident_blocks_(beside.resident_blocks_) {
+      resident_blocks_(beside.resident_blocks_),
+      most_shared_bytes_(beside.most_shared_bytes_),
+      reads_host_memory_(beside.reads_host_memory_) {
   open(lane);
 }
 
@@ -160,6 +164,7 @@ void Runtime::open(LaneKind lane) {
 }
 
 Runtime::~Runtime() {
+  cudaSetDevice(device_);  // a finaliser's thread has another
   cudaStreamSynchronize(as_stream(stream_));
   release(ring_device_);
   cudaFreeHost(ring_host_);
@@ -194,11 +199,12 @@ std::unique_ptr<DevicePages> Runtime::create_pages(std::size_t page_bytes, std::
   return create_cuda_pages(device_, page_bytes, n_pages);
 }
 
-// note: from pageable memory; CUDA has taken its copy when this returns.
 void Runtime::write(void* device, const void* host, std::size_t bytes) {
   check_cuda(
       cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, as_stream(behind_chain())),
       "cudaMemcpyAsync to the device");
+  // From pageable memory CUDA takes its copy before it returns, unless the GPU reads such memory.
+  if (reads_host_memory_) synchronize();
 }
 
 void Runtime::read(void* host, const void* device, std::size_t bytes) {
@@ -324,11 +330,15 @@ void* Runtime::behind_chain() {
 void Runtime::launch_kernel(const void* kernel, Grid grid, int n_threads, std::size_t shared_bytes,
                             void** args, bool is_early) {
   make_current(device_);
-  if (shared_bytes > kUsualSharedBytes)
-    check_cuda<CapacityError>(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes)),
-        "asking for shared memory");
+  if (shared_bytes > kUsualSharedBytes) {
+    check<CapacityError>(shared_bytes <= most_shared_bytes_, "cuda: a thread block needs ",
+                         shared_bytes, " bytes of shared memory, expected at most ",
+                         most_shared_bytes_);
+    // As much as there may be: the limit is the kernel's, in all lanes and records.
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(most_shared_bytes_)),
+               "asking for shared memory");
+  }
   const bool in_chain = is_recording_ ? in_recorded_chain_ : in_chain_.load();
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -129,6 +129,8 @@ class Runtime {
   std::size_t page_granularity_ = 0;
   int device_ = 0;
   int resident_blocks_ = 0;
+  std::size_t most_shared_bytes_ = 0;  // of a thread block
+  bool reads_host_memory_ = false;     // also what is not pinned
   void* stream_ = nullptr;
   // Where launches are recorded. `stream_` itself is never in a capture, so that another thread may
   // order its stream behind this one at any time.

@@ -63,6 +63,10 @@ DUPLEX_DEVICE std::uint32_t load_word_acquire(const std::uint32_t* address) {
 // What this thread has stored, everyone sees before what it stores next.
 DUPLEX_DEVICE void fence_system() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
 
+// The own memory has an address of its own and one in the multicast object: what was stored through
+// either is seen through the other behind this.
+DUPLEX_DEVICE void fence_addresses() { asm volatile("fence.proxy.alias;" ::: "memory"); }
+
 // Of this GPU alone: the counter before one was added. Nothing else is ordered by it.
 DUPLEX_DEVICE std::uint32_t count_up(std::uint32_t* counter) {
   std::uint32_t before;

@@ -96,11 +96,12 @@ DUPLEX_DEVICE void append_row(const KvAppendArgs& args, std::int32_t head, bool 
       segment_of(args.segments, block_x(), reinterpret_cast<std::int32_t*>(places));
   const ConvInput input = begin_conv(segment, slot, args.qkvr + column, args.stride, 1.0f, n,
                                      block_x(), args.kernel, places + 1);
-  wait_for_previous_grid();
   const std::int64_t position = segment.position + input.row;
   const std::int64_t at = position % kBlockPositions;
   std::byte* const panel = key_panel(args, segment, position, head);
+  const bool is_newest = input.row + 1 == segment.n_rows;
   const bool is_int8 = args.kv_dtype == DType::kInt8;
+  wait_for_previous_grid();
   if (!is_value) {
     for (std::int32_t i = thread_index() * kFour; i < n; i += n_threads() * kFour)
       store_four(keys.x + i, input.run(i));
@@ -113,7 +114,6 @@ DUPLEX_DEVICE void append_row(const KvAppendArgs& args, std::int32_t head, bool 
     if (is_int8) write_codes(panel, at, keys.x, n, false);
     return;
   }
-  const bool is_newest = input.row + 1 == segment.n_rows;
   std::byte* const values = panel + kv_panel_bytes(args.kv_dtype, n);
   for (std::int32_t i = thread_index() * kFour; i < n; i += n_threads() * kFour) {
     const Four y = input.run(i);
@@ -136,15 +136,15 @@ DUPLEX_KERNEL kv_append_kernel(KvAppendArgs args) {
   }
   const NormRow row = begin_norm(args.q_norm, args.shape.d_head);
   const std::int64_t column = std::int64_t{head} * row.n;
-  wait_for_previous_grid();
-  for (std::int32_t i = thread_index() * kFour; i < row.n; i += n_threads() * kFour)
-    store_four(row.x + i, load_four(args.qkvr + block_x() * args.stride + column + i));
   const Segment& segment =
       segment_of(args.segments, block_x(), reinterpret_cast<std::int32_t*>(row.slot + kFour));
   const std::int64_t position = segment.position + block_x() - segment.row_begin;
   const float tau = args.is_local
                         ? 1.0f
                         : log_scaling_tau(position, args.log_scaling_floor, args.log_scaling_alpha);
+  wait_for_previous_grid();
+  for (std::int32_t i = thread_index() * kFour; i < row.n; i += n_threads() * kFour)
+    store_four(row.x + i, load_four(args.qkvr + block_x() * args.stride + column + i));
   finish_norm(row, args.eps, [&](std::int32_t i, const Four& y) {
     Four scaled;
     for (int c = 0; c < kFour; ++c) scaled.v[c] = y.v[c] * tau;

@@ -224,12 +224,16 @@ DUPLEX_KERNEL attention_kernel(Launch launch) {
 }  // namespace
 
 std::int64_t attention_reach(const Segments& segments) {
-  std::int64_t n_parts = 1;
+  std::int64_t most = 1;
   for (std::int32_t i = 0; i < segments.count; ++i) {
-    const std::int64_t last = segments.data[i].position + segments.data[i].n_rows - 1;
-    n_parts = std::max(n_parts, last / kPartPositions + 1);
+    const Segment& segment = segments.data[i];
+    const std::int64_t last = segment.position + segment.n_rows - 1;
+    std::int64_t n_parts = 0;
+    for_runs(segment.forgotten, segment.n_forgotten, 0, last / kPartPositions,
+             [&](std::int64_t begin, std::int64_t end) { n_parts += end - begin; });
+    most = std::max(most, n_parts);
   }
-  return static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(n_parts)));
+  return static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(most)));
 }
 
 AttentionPlan plan_attention(const AttentionArgs& args) {
@@ -239,31 +243,52 @@ AttentionPlan plan_attention(const AttentionArgs& args) {
   for (std::int32_t i = 0; i < args.segments.count; ++i)
     most_rows = std::max<std::int64_t>(most_rows, args.segments.data[i].n_rows);
   AttentionPlan plan{0, 1, 1, 0, 0};
-  if (is_cut)
+  std::int64_t tile_bytes = 0;  // of what the parts of a tile leave
+  if (is_cut) {
     plan.group_tiles = static_cast<std::int32_t>(
         std::min<std::int64_t>(kGroupTiles, div_up(most_rows * group, kVectors)));
+    // A window and the rows of a group touch one part more than they fill. A window does not see
+    // holes, so what attention_reach() says of those does not count for it.
+    const std::int64_t rows = std::min<std::int64_t>(most_rows, plan.group_tiles * kVectors);
+    plan.n_parts = args.shape.window > 0 ? div_up(args.shape.window + rows - 2, kPartPositions) + 1
+                                         : attention_reach(args.segments);
+    if (plan.n_parts > 1 || args.kv_dtype == DType::kInt8)
+      tile_bytes = args.shape.n_kv_heads * plan.n_parts *
+                   part_floats(args.kv_dtype, args.d_head_padded) * std::int64_t{sizeof(float)};
+    if (tile_bytes > 0)
+      plan.group_tiles = static_cast<std::int32_t>(
+          std::clamp<std::int64_t>(kMaxPartialBytes / tile_bytes, 1, plan.group_tiles));
+  }
   for (std::int32_t i = 0; i < args.segments.count; ++i)
     plan.n_groups += div_up(std::int64_t{args.segments.data[i].n_rows} * group,
                             std::int64_t{kVectors} * plan.group_tiles);
   plan.launch_groups = plan.n_groups;
-  if (!is_cut) return plan;
-  plan.n_parts = attention_reach(args.segments);
-  // A window and the rows of a group touch one part more than they fill.
-  const std::int64_t rows = std::min<std::int64_t>(most_rows, plan.group_tiles * kVectors);
-  if (args.shape.window > 0)
-    plan.n_parts = std::min(plan.n_parts, div_up(args.shape.window + rows - 2, kPartPositions) + 1);
-  if (plan.n_parts == 1 && args.kv_dtype == DType::kBF16) return plan;
-  const std::int64_t bytes = std::int64_t{plan.group_tiles} * args.shape.n_kv_heads * plan.n_parts *
-                             part_floats(args.kv_dtype, args.d_head_padded) *
-                             std::int64_t{sizeof(float)};
+  if (tile_bytes == 0) return plan;
+  const std::int64_t bytes = plan.group_tiles * tile_bytes;
   plan.launch_groups = std::clamp<std::int64_t>(kMaxPartialBytes / bytes, 1, plan.n_groups);
   plan.partial_bytes = static_cast<std::size_t>(plan.launch_groups * bytes);
   return plan;
 }
 
+namespace {
+
+// How many columns of the biases the vectors of a group meet in a part: one for each position, and
+// one more for every further row.
+std::int32_t bank_width(const AttentionArgs& args, std::int32_t group_tiles) {
+  const std::int32_t group = args.shape.n_heads / args.shape.n_kv_heads;
+  const std::int32_t rows = (group_tiles * kVectors - 1) / group + 2;
+  return (static_cast<std::int32_t>(kPartPositions) + rows + 2 * (kFour - 1)) / kFour * kFour;
+}
+
+}  // namespace
+
 void launch_attention(Runtime& runtime, const AttentionArgs& args, const AttentionPlan& plan,
                       float* partial) {
-  Launch launch{args, 0, plan.group_tiles, static_cast<std::int32_t>(plan.n_parts),
+  Launch launch{args,
+                0,
+                plan.group_tiles,
+                static_cast<std::int32_t>(plan.n_parts),
+                bank_width(args, plan.group_tiles),
                 plan.partial_bytes > 0 ? partial : nullptr};
   for (; launch.first_group < plan.n_groups; launch.first_group += plan.launch_groups) {
     const std::int64_t n = std::min(plan.launch_groups, plan.n_groups - launch.first_group);

@@ -24,12 +24,28 @@ constexpr std::int64_t part_floats(DType kv_dtype, std::int64_t d_head_padded) {
          (kv_dtype == DType::kInt8 ? 2 * block_floats(d_head_padded) : d_head_padded + 2);
 }
 
+// Calls visit(begin, end) for the runs of parts from `first` to `last` that are not wholly
+// forgotten, in ascending order; the parts left are what a walk looks at, numbered as they come.
+template <class Visit>
+constexpr void for_runs(const PositionRange* forgotten, std::int32_t n, std::int64_t first,
+                        std::int64_t last, const Visit& visit) {
+  for (std::int32_t i = 0; i < n && first <= last; ++i) {
+    const std::int64_t begin = div_up(forgotten[i].begin, kPartPositions);
+    const std::int64_t end = forgotten[i].end / kPartPositions;
+    if (end <= begin || end <= first) continue;
+    if (first < begin) visit(first, begin <= last ? begin : last + 1);
+    first = end;
+  }
+  if (first <= last) visit(first, last + 1);
+}
+
 // One launch: groups of tiles from `first_group` on.
 struct Launch {
   AttentionArgs args;
   std::int64_t first_group;
   std::int32_t group_tiles;
   std::int32_t n_parts;
+  std::int32_t bank_width;  // attention_bias.cuh
   // (groups, group_tiles, n_kv_heads, n_parts, part_floats()); null: one part in bfloat16
   float* partial;
 
@@ -46,7 +62,7 @@ struct Launch {
 // v / group of the segment and head kv_head * group + v % group.
 struct Walk {
   const AttentionArgs& args;
-  const Segment& segment;
+  Segment segment;  // a copy: barriers do not make threads load it again
   std::int32_t kv_head;
   std::int32_t first;  // vector of the segment
   std::int32_t count;
@@ -84,6 +100,20 @@ struct Walk {
   DUPLEX_DEVICE std::int64_t next(std::int64_t block, std::int64_t end) const {
     while (block < end && is_forgotten(block)) ++block;
     return block;
+  }
+  template <class Visit>
+  DUPLEX_DEVICE void for_runs(std::int64_t from, std::int64_t last, const Visit& visit) const {
+    cuda::for_runs(segment.forgotten, args.is_local ? 0 : segment.n_forgotten, from, last, visit);
+  }
+  // The part that is the ordinal-th these vectors look at; -1: there are not so many.
+  DUPLEX_DEVICE std::int64_t part(std::int64_t ordinal) const {
+    std::int64_t found = -1;
+    for_runs(first_visible(0) / kPartPositions, position(count - 1) / kPartPositions,
+             [&](std::int64_t begin, std::int64_t end) {
+               if (ordinal >= 0 && ordinal < end - begin) found = begin + ordinal;
+               ordinal -= end - begin;
+             });
+    return found;
   }
   DUPLEX_DEVICE float tau(std::int32_t v) const {
     return args.is_local

@@ -169,16 +169,16 @@ DUPLEX_KERNEL_OF(kThreads, 2) attention_bf16_kernel(Launch launch) {
   const std::int32_t n = launch.args.d_head_padded;
   const Tile tile = lay_out(launch);
   const Walk all = walk_of(launch, tile.n_groups);
-  const std::int64_t index = all.first_visible(0) / kPartPositions + block_z();
-  const bool is_empty = index > all.position(all.count - 1) / kPartPositions;
-  const bool is_older = is_before_segment(all, index);
-  if (is_empty || !is_older) wait_for_previous_grid();
+  const std::int64_t index = all.part(block_z());
+  const bool is_empty = index < 0, is_older = is_before_segment(all, index);
+  if (is_empty) wait_for_previous_grid();
   if (is_empty) return;
   const Part part = part_at<DType::kBF16>(all, index);
+  const Bank bank = begin_bank(launch, all, part.begin);
+  if (!is_older) wait_for_previous_grid();  // for the newest keys
   Held held;
   for (int i = 0; i < kWindows; ++i) held.keys[i] = keys_of(part, n, 0, i);
   for (int i = 0; i < kWindows; ++i) held.values[i] = values_of(part, n, 0, i);
-  const Bank bank = begin_bank(launch, all, part.begin);
   if (is_older) wait_for_previous_grid();
   wait_copies<0>();
   sync_block();
@@ -224,8 +224,8 @@ DUPLEX_DEVICE float largest_of(const float* max, std::int64_t stride, std::int64
   return largest;
 }
 
-// Adds the parts of one vector: a strand has every eighth, those are added in order. A part of
-// forgotten blocks adds nothing.
+// Adds the parts of one vector: a strand has every eighth, those are added in order. A part whose
+// blocks are all forgotten would add nothing.
 DUPLEX_KERNEL combine_kernel(Launch launch) {
   let_next_grid_begin();
   const std::int32_t n = launch.args.d_head_padded;
@@ -238,27 +238,33 @@ DUPLEX_KERNEL combine_kernel(Launch launch) {
   const std::int32_t v = block_z() % kVectors;
   if (v >= walk.count) return;
   const std::int64_t first = walk.first_visible(v) / kPartPositions;
-  const std::int64_t n_parts = walk.position(v) / kPartPositions + 1 - first;
+  const std::int64_t last = walk.position(v) / kPartPositions;
+  std::int64_t n_parts = 0;
+  walk.for_runs(first, last, [&](std::int64_t begin, std::int64_t end) { n_parts += end - begin; });
   const std::int64_t floats = part_floats(DType::kBF16, n);
   const float* const parts = launch.sums<DType::kBF16>(
       block_z() / kVectors, first - all.first_visible(0) / kPartPositions);
   const float* const max = parts + std::int64_t{kVectors} * n + v;
   const float largest = largest_of(max, floats, n_parts, slots);
   const int strand = thread_index() / kWarp;
-  // By the part's own index, wherever the vector's first part is.
-  const std::int64_t begin = (strand + kStrands - first % kStrands) % kStrands;
   for (std::int32_t c = thread_index() % kWarp * kFour; c < round_up(n, kWarp * kFour);
        c += kWarp * kFour) {
     Four out{};
     float sum = 0.0f;
+    std::int64_t before = 0;  // parts of earlier runs
+    walk.for_runs(first, last, [&](std::int64_t begin, std::int64_t end) {
+      // By the part's own index, wherever the run begins.
+      const std::int64_t skipped = (strand + kStrands - begin % kStrands) % kStrands;
 #pragma unroll 4
-    for (std::int64_t z = begin; z < n_parts; z += kStrands) {
-      const float at = max[z * floats];
-      const float weight = at == kMinusInfinity ? 0.0f : exp_nonpositive(at - largest);
-      const Four x = c < n ? load_four(parts + z * floats + std::int64_t{v} * n + c) : Four{};
-      for (int i = 0; i < kFour; ++i) out.v[i] = fmaf(x.v[i], weight, out.v[i]);
-      sum = fmaf(max[z * floats + kVectors], weight, sum);
-    }
+      for (std::int64_t z = before + skipped; z < before + end - begin; z += kStrands) {
+        const float at = max[z * floats];
+        const float weight = at == kMinusInfinity ? 0.0f : exp_nonpositive(at - largest);
+        const Four x = c < n ? load_four(parts + z * floats + std::int64_t{v} * n + c) : Four{};
+        for (int i = 0; i < kFour; ++i) out.v[i] = fmaf(x.v[i], weight, out.v[i]);
+        sum = fmaf(max[z * floats + kVectors], weight, sum);
+      }
+      before += end - begin;
+    });
     if (c < n) store_four(outs + strand * n + c, out);
     if (c == 0) sums[strand] = sum;
   }

@@ -6,29 +6,23 @@
 namespace duplex::cuda {
 
 // The learned biases that the vectors of a thread block meet in its part, in shared memory:
-// (d_rel, bank_width()). The newest row's begin at first_key, an older row's as many columns
+// (d_rel, launch.bank_width). The newest row's begin at first_key, an older row's as many columns
 // behind.
 struct Bank {
   const float* first_key;  // of the newest row and the part's first key
   std::int32_t newest;     // row of the segment
 };
 
-// Positions of a part, and one more for every further row of a group.
-constexpr std::int32_t bank_width(const Launch& launch) {
-  const std::int32_t group = launch.args.shape.n_heads / launch.args.shape.n_kv_heads;
-  const std::int32_t rows = (launch.group_tiles * kVectors - 1) / group + 2;
-  return (kParts + rows + 2 * (kFour - 1)) / kFour * kFour;
-}
 constexpr std::size_t bank_bytes(const Launch& launch) {
-  return static_cast<std::size_t>(launch.args.d_rel) *
-         static_cast<std::size_t>(bank_width(launch)) * sizeof(float);
+  return static_cast<std::size_t>(launch.args.d_rel) * static_cast<std::size_t>(launch.bank_width) *
+         sizeof(float);
 }
 
 // Starts the copy to the beginning of shared memory: weights, so the grid in front may still run.
 DUPLEX_DEVICE Bank begin_bank(const Launch& launch, const Walk& all, std::int64_t part_begin) {
   const AttentionArgs& args = launch.args;
   auto* const columns = reinterpret_cast<float*>(shared_memory());
-  const std::int32_t width = bank_width(launch), fours = width / kFour;
+  const std::int32_t width = launch.bank_width, fours = width / kFour;
   const std::int32_t newest = all.row(all.count - 1);
   const std::int64_t first =
       kBlock + args.shape.rel_extent - 1 - (all.segment.position + newest - part_begin);
@@ -86,7 +80,7 @@ DUPLEX_DEVICE Own look(const Launch& launch, const Walk& walk, const Part& part,
     const float of_lane = first + own_lane < args.d_rel ? r[first + own_lane] : 0.0f;
     const std::int32_t n = args.d_rel - first < kWarp ? args.d_rel - first : kWarp;
 #pragma unroll 2
-    for (std::int32_t k = 0; k < n; ++k, column += bank_width(launch)) {
+    for (std::int32_t k = 0; k < n; ++k, column += launch.bank_width) {
       const float factor = shuffle_from(of_lane, k, kWarp);
       for (int i = 0; i < kLanePositions; ++i)
         own.bias[i] = fmaf(factor, column[i * kStep], own.bias[i]);

@@ -214,15 +214,15 @@ DUPLEX_KERNEL_OF(kThreads, 2) attention_int8_kernel(Launch launch) {
   const std::int32_t n = launch.args.d_head_padded;
   const Tile tile = lay_out(launch);
   const Walk all = walk_of(launch, tile.n_groups);
-  const std::int64_t index = all.first_visible(0) / kPartPositions + block_z();
-  const bool is_empty = index > all.position(all.count - 1) / kPartPositions;
-  const bool is_older = is_before_segment(all, index);
-  if (is_empty || !is_older) wait_for_previous_grid();
+  const std::int64_t index = all.part(block_z());
+  const bool is_empty = index < 0, is_older = is_before_segment(all, index);
+  if (is_empty) wait_for_previous_grid();
   if (is_empty) return;
   const Part part = part_at<DType::kInt8>(all, index);
+  const Bank bank = begin_bank(launch, all, part.begin);
+  if (!is_older) wait_for_previous_grid();  // for the newest keys
   Held held{keys_of(part, n, half_of_warp()), values_of(part, n, 0)};
   const Scales scales = scales_of(part, n);
-  const Bank bank = begin_bank(launch, all, part.begin);
   if (is_older) wait_for_previous_grid();
   wait_copies<0>();
   sync_block();
@@ -249,9 +249,9 @@ std::size_t combine_bytes(const AttentionArgs& args) {
   return static_cast<std::size_t>(args.d_head_padded + kLanes) * sizeof(float) + walk_bytes(args);
 }
 
-// Where the blocks of one vector have left what they are to add.
+// Where the parts of a run have left what the blocks of one vector are to add.
 struct Blocks {
-  const float* parts;  // of its tile
+  const float* parts;  // of its tile, from the run's first on
   std::int32_t n;
   std::int64_t first_part;
   std::int32_t v;
@@ -262,33 +262,36 @@ struct Blocks {
   }
 };
 
-// One column, of the weighted values or of the sums of weights, over the blocks from `block` to
-// `last`. Forgotten blocks have seen nothing.
-DUPLEX_DEVICE float fold_blocks(const Blocks& blocks, std::int64_t block, std::int64_t last,
-                                std::int32_t column) {
-  const std::int32_t best_at = blocks.n + kLanes;
-  float sum = 0.0f, max = kMinusInfinity;
-  for (; block <= last; block += kBlocksAtOnce) {
-    float x[kBlocksAtOnce] = {}, best[kBlocksAtOnce];
+// One column, of the weighted values or of the sums of weights.
+struct Fold {
+  float sum = 0.0f;
+  float max = kMinusInfinity;
+
+  // Over the blocks from `block` to `last`. Forgotten blocks have seen nothing.
+  DUPLEX_DEVICE void add(const Blocks& blocks, std::int64_t block, std::int64_t last,
+                         std::int32_t column) {
+    const std::int32_t best_at = blocks.n + kLanes;
+    for (; block <= last; block += kBlocksAtOnce) {
+      float x[kBlocksAtOnce] = {}, best[kBlocksAtOnce];
 #pragma unroll
-    for (int i = 0; i < kBlocksAtOnce; ++i) {
-      best[i] = kMinusInfinity;
-      if (block + i > last) continue;
-      const float* const of = blocks.at(block + i);
-      x[i] = of[column];
-      best[i] = of[best_at];
-    }
-#pragma unroll
-    for (int i = 0; i < kBlocksAtOnce; ++i) {
-      if (best[i] > max + kScoreRoom) {
-        if (max != kMinusInfinity) sum *= exp2_of_bf16(max - best[i]);
-        max = best[i];
+      for (int i = 0; i < kBlocksAtOnce; ++i) {
+        best[i] = kMinusInfinity;
+        if (block + i > last) continue;
+        const float* const of = blocks.at(block + i);
+        x[i] = of[column];
+        best[i] = of[best_at];
       }
-      if (best[i] != kMinusInfinity) sum = fmaf(x[i], exp2_of_bf16(best[i] - max), sum);
+#pragma unroll
+      for (int i = 0; i < kBlocksAtOnce; ++i) {
+        if (best[i] > max + kScoreRoom) {
+          if (max != kMinusInfinity) sum *= exp2_of_bf16(max - best[i]);
+          max = best[i];
+        }
+        if (best[i] != kMinusInfinity) sum = fmaf(x[i], exp2_of_bf16(best[i] - max), sum);
+      }
     }
   }
-  return sum;
-}
+};
 
 DUPLEX_KERNEL combine_kernel(Launch launch) {
   let_next_grid_begin();
@@ -299,10 +302,19 @@ DUPLEX_KERNEL combine_kernel(Launch launch) {
   const Walk walk = all.tile(block_z() / kVectors);
   const std::int32_t v = block_z() % kVectors;
   if (v >= walk.count) return;
-  const Blocks blocks{launch.sums<DType::kInt8>(block_z() / kVectors, 0), n,
-                      all.first_visible(0) / kPartPositions, v};
-  for (std::int32_t c = thread_index(); c < n + kLanes; c += kThreads)
-    outs[c] = fold_blocks(blocks, walk.first_visible(v) / kBlock, walk.position(v) / kBlock, c);
+  const std::int64_t first = walk.first_visible(v) / kBlock, last = walk.position(v) / kBlock;
+  const std::int64_t first_part = first / 2;
+  for (std::int32_t c = thread_index(); c < n + kLanes; c += kThreads) {
+    Fold fold;
+    std::int64_t at = first_part - all.first_visible(0) / kPartPositions;
+    walk.for_runs(first_part, last / 2, [&](std::int64_t begin, std::int64_t end) {
+      const Blocks blocks{launch.sums<DType::kInt8>(block_z() / kVectors, at), n, begin, v};
+      fold.add(blocks, begin == first_part ? first : 2 * begin,
+               end * 2 <= last ? 2 * end - 1 : last, c);
+      at += end - begin;
+    });
+    outs[c] = fold.sum;
+  }
   sync_block();
   float sum = outs[n + lane_of_block()];
   for (int delta = kLanes / 2; delta > 0; delta /= 2) sum += shuffle_down(sum, delta, kLanes);

@@ -70,15 +70,18 @@ struct Call {
   // Every rank's block of this number has come here, with all that it stored.
   DUPLEX_DEVICE void meet() const {
     const std::int64_t pad = kSignalsAt + 4 * block_x();
+    fence_addresses();
     sync_block();
     if (thread_index() == 0) {
       multicast_count_release(reinterpret_cast<std::uint32_t*>(group.multicast + pad));
+      fence_addresses();
       const std::uint32_t expected = (group.state->n_signals + 1) * kRanks;
       const auto lacks = [&] { return load_word_acquire(own_word(pad)) - expected; };
       for (std::uint64_t begin = 0; begin != kIsOver && static_cast<std::int32_t>(lacks()) < 0;)
         begin = keep_waiting(begin, Phase::kSignals, -1);
     }
     sync_block();
+    fence_addresses();
   }
 
   // `begin` is 0 at first; kIsOver: wait no more. Who waits too long says for whom, and ends the

@@ -53,8 +53,8 @@ struct TakeTokensArgs {
 void launch_take_tokens(Runtime& runtime, const TakeTokensArgs& args);
 
 // How the work of an attention is cut, from the host's own segments. Positions enter through
-// attention_reach() alone: the parts of the longest walk there may be, rounded up to a power of
-// two.
+// attention_reach() alone: the parts of the longest walk there may be, without those that are
+// wholly forgotten, rounded up to a power of two.
 std::int64_t attention_reach(const Segments& segments);
 struct AttentionPlan {
   std::int64_t n_groups;       // of tiles of query vectors, all segments together

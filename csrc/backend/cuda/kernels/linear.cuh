@@ -134,6 +134,9 @@ DUPLEX_DEVICE Job job_of(const ExpertLinearArgs& args, std::int32_t expert) {
 }
 
 void launch_linear_bf16(Runtime& runtime, const LinearArgs& args);
+// More than one thread block of linear_bf16.cuh takes, and enough work for blocks with more of
+// them.
+bool suits_linear_large(const LinearArgs& args);
 void launch_linear_large(Runtime& runtime, const LinearArgs& args);  // the same bits
 void launch_linear_mxfp8(Runtime& runtime, const LinearArgs& args);
 void launch_linear_nvfp4(Runtime& runtime, const LinearArgs& args);

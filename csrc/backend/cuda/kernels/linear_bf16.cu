@@ -5,8 +5,6 @@
 namespace duplex::cuda {
 namespace {
 
-constexpr std::int32_t kFewRows = 64;  // that one thread block takes
-
 struct Bf16Round {
   static constexpr int kSharedBytes = 0;
   static constexpr std::int64_t kStepBytes = 2 * kWarp * 16;
@@ -48,7 +46,7 @@ DUPLEX_KERNEL expert_bf16_kernel(ExpertLinearArgs args) {
 }  // namespace
 
 void launch_linear_bf16(Runtime& runtime, const LinearArgs& args) {
-  if (args.n_rows > kFewRows) {
+  if (suits_linear_large(args)) {
     launch_linear_large(runtime, args);
     return;
   }

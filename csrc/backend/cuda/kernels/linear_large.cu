@@ -17,7 +17,8 @@ constexpr int kParts = 8;  // the warps of linear_bf16.cuh
 constexpr int kStages = 4;
 constexpr int kWarpRows = 4;  // tiles of rows of a warp
 constexpr int kStepBytes = kStep * 2;
-constexpr int kManyBlocks = 132;  // multiprocessors that smaller squares would leave idle
+constexpr std::int32_t kFewRows = 64;
+constexpr int kManyBlocks = 132;  // multiprocessors that larger squares would leave idle
 
 // The work of one thread block; kSide is 64 or 128.
 template <int kSide>
@@ -25,6 +26,7 @@ struct Square {
   static constexpr int kThreads = kSide * 2;
   static constexpr int kWarpTiles = kSide / 2 / kTileOutputs;  // of outputs, of a warp
   static constexpr int kHalfBytes = kSide * kStepBytes;        // of a stage: weights, then rows
+  static constexpr int kPieces = kHalfBytes / 16 / kThreads;   // of either, of a thread
   static constexpr int kRingBytes = kStages * 2 * kHalfBytes;
   static constexpr std::size_t kBytes = kRingBytes + sizeof(float) * kSide * kSide;
 
@@ -34,24 +36,44 @@ struct Square {
   std::int32_t n_outputs;  // of the matrix, padded
   std::int32_t n_steps;
 
-  // Starts the copies of a step to a stage, as one group; of step -1, an empty group.
-  DUPLEX_DEVICE void fetch(std::byte* stage, std::int32_t step) const {
-    for (int i = thread_index(); step >= 0 && i < kHalfBytes / 16; i += kThreads) {
-      constexpr int kTileBytes = kTileOutputs * kStepBytes;
-      const std::int32_t tile = first_output / kTileOutputs + i * 16 / kTileBytes;
-      if (tile * kTileOutputs < n_outputs)
-        copy_async(stage + i * 16, static_cast<const std::byte*>(args.w.data) +
-                                       (std::int64_t{tile} * n_steps + step) * kTileBytes +
-                                       i * 16 % kTileBytes);
-      // Rows behind the last are the last once more, columns behind the last are zeros.
-      std::int32_t row = first_row + i * 16 / kStepBytes;
+  // Where a thread's pieces of 16 bytes come from: of step 0.
+  struct Sources {
+    const std::byte* weights[kPieces];
+    const std::uint16_t* rows[kPieces];
+    bool has_weights[kPieces];
+  };
+  DUPLEX_DEVICE Sources sources() const {
+    constexpr int kTileBytes = kTileOutputs * kStepBytes;
+    Sources from;
+    for (int p = 0; p < kPieces; ++p) {
+      const int at = (thread_index() + p * kThreads) * 16;
+      const std::int32_t tile = first_output / kTileOutputs + at / kTileBytes;
+      from.has_weights[p] = tile * kTileOutputs < n_outputs;
+      from.weights[p] = static_cast<const std::byte*>(args.w.data) +
+                        std::int64_t{tile} * n_steps * kTileBytes + at % kTileBytes;
+      // Rows behind the last are the last once more.
+      std::int32_t row = first_row + at / kStepBytes;
       if (row >= args.n_rows) row = args.n_rows - 1;
-      const std::int32_t k = step * kStep + i * 16 % kStepBytes / 2;
-      std::byte* const to = stage + kHalfBytes + i * 16;
-      if (k < args.w.n_in)
-        copy_async(to, static_cast<const std::uint16_t*>(args.x.data) + row * args.x.stride + k);
-      else
-        *reinterpret_cast<Words*>(to) = Words{};
+      from.rows[p] = static_cast<const std::uint16_t*>(args.x.data) + row * args.x.stride +
+                     at % kStepBytes / 2;
+    }
+    return from;
+  }
+
+  // Starts the copies of a step to a stage, as one group; of step -1, an empty group.
+  DUPLEX_DEVICE void fetch(const Sources& from, std::byte* stage, std::int32_t step) const {
+    if (step >= 0) {
+#pragma unroll
+      for (int p = 0; p < kPieces; ++p) {
+        const int at = (thread_index() + p * kThreads) * 16;
+        if (from.has_weights[p])
+          copy_async(stage + at, from.weights[p] + step * (kTileOutputs * kStepBytes));
+        // Columns behind the last are zeros.
+        if (step * kStep + at % kStepBytes / 2 < args.w.n_in)
+          copy_async(stage + kHalfBytes + at, from.rows[p] + step * kStep);
+        else
+          *reinterpret_cast<Words*>(stage + kHalfBytes + at) = Words{};
+      }
     }
     commit_copies();
   }
@@ -130,8 +152,9 @@ linear_large_kernel(LinearArgs args) {
   const auto stage = [&](std::int32_t i) { return ring + i % kStages * 2 * S::kHalfBytes; };
   Cursor next, now;
   std::int32_t fetched = 0;
+  const auto from = square.sources();
   const auto fetch = [&] {
-    square.fetch(stage(fetched), fetched < square.n_steps ? next.step : -1);
+    square.fetch(from, stage(fetched), fetched < square.n_steps ? next.step : -1);
     ++fetched;
     next.advance(square);
   };
@@ -158,6 +181,12 @@ void launch(Runtime& runtime, const LinearArgs& args) {
 }
 
 }  // namespace
+
+// Below that the kernel of few rows has more thread blocks, and reads the weights again for it.
+bool suits_linear_large(const LinearArgs& args) {
+  return args.n_rows > kFewRows &&
+         div_up(args.w.n_out, 64) * div_up(args.n_rows, 64) >= 2 * kManyBlocks;
+}
 
 void launch_linear_large(Runtime& runtime, const LinearArgs& args) {
   if (div_up(args.w.n_out, 128) * div_up(args.n_rows, 128) >= kManyBlocks)

@@ -41,6 +41,7 @@ DUPLEX_DEVICE std::uint32_t load_word_acquire(const std::uint32_t* address) {
   return load_word_system(address);
 }
 DUPLEX_DEVICE void fence_system() { simt::fence_system(); }
+DUPLEX_DEVICE void fence_addresses() {}  // one memory has one address here
 
 DUPLEX_DEVICE std::uint32_t count_up(std::uint32_t* counter) { return (*counter)++; }
 
