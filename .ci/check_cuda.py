@@ -133,7 +133,7 @@ KERNELS = {
     ),
     # Sixteen blocks on their way: a sum and a maximum of each.
     "attention_int8/combine_kernel": Rule(
-        {"FFMA": 16, "LDG.E": 32, SUM: 4, BARRIER: 2}, registers=80
+        {"FFMA": 16, "LDG.E": 32, SUM: 4, BARRIER: 2}, registers=96
     ),
     "linear/expert_f32_kernel": Rule({"FFMA": 16}),
     "linear/linear_f32_kernel": Rule({"FFMA": 16}),
@@ -158,7 +158,7 @@ KERNELS = {
             "DEPBAR.LE": 1,
             BARRIER: 1,
         },
-        registers=144,
+        registers=152,
         must_not=(DOUBLE,),
     ),
     # As bfloat16, with half the weights to load; codes become numbers two at a time.

@@ -95,8 +95,8 @@ class Session:
         """Runs one micro-turn: appends what was fed and what is given here, then decodes.
 
         Of the sound that waits, one micro-turn's worth is consumed. If more than one micro-turn
-        waits, all complete ones are appended in the same pass and only the newest decodes; what is
-        missing to one is appended as silence. Both are reported as events.
+        waits, all complete ones that fit are appended in the same pass and only the newest decodes;
+        what is missing to one is appended as silence. Both are reported as events.
 
         Args:
             audio: (n,) or (n, channels) float32 or int16 samples, any n; see `arrays.samples_1d`.
@@ -217,21 +217,23 @@ class Session:
             raise InvalidArgument(f"logits: expected None, 'last' or 'all', found {found(logits)}")
         (kind,) = names
         data: Any
-        with self._exclusive, self._feeding:
+        with self._exclusive:
             if kind == "text":
                 data = self._ids(text, "text")
             elif kind == "image":
                 data = rgb_image(image)
             else:
                 samples = samples_1d(audio)
-                data = self._at_16_khz(samples, self._resampler_for(sample_rate))
+                with self._feeding:
+                    data = self._at_16_khz(samples, self._resampler_for(sample_rate))
             try:
                 rows: NDArray[np.float32] | None = self._core.append(
                     kind, data, logits=logits or "none", end_of_audio=end_of_audio
                 )
             except DuplexError:
                 if kind == "audio":
-                    self._restart_resampler()  # it holds the end of sound that was refused
+                    with self._feeding:
+                        self._restart_resampler()  # it holds the end of sound that was refused
                 raise
             self._remember_reader(self._core.length)
             return rows

@@ -30,7 +30,7 @@ from duplex_engine.whole_file import SUFFIX, whole_file
 __all__ = ["ModelIdentity", "Snapshot", "open_snapshot", "write_snapshot"]
 
 MAGIC = b"duplexSN"
-VERSION = 1  # raise it when the header, the state or the order of the blocks changes
+VERSION = 2  # raise it when the header, the state or the order of the blocks changes
 # magic, version, bytes of header, state and blocks, CRC-32 of header and state, and of the blocks
 PREAMBLE = struct.Struct("<8sIQQQII")
 CHECKSUM = struct.Struct("<I")  # of the preamble, behind it

@@ -37,6 +37,11 @@ def step_together(
             )
     if len({session for session, _ in requests}) < len(requests):
         raise InvalidArgument("step_many: expected each session once, found one of them twice")
+    if len({session.background for session, _ in requests}) > 1:
+        raise InvalidArgument(
+            "step_many: expected sessions of one lane, found interaction and background sessions; "
+            "step them in two calls"
+        )
     answers: dict[Session, MicroTurn | DuplexError] = {}
     ready: list[Session] = []
     limits: list[int] = []

@@ -146,7 +146,9 @@ def test_a_state_that_no_session_has_does_not_crash(
 def test_a_header_nested_too_deeply_is_refused(engine: Engine, tmp_path: Path) -> None:
     """A file with valid checksums, as one who means harm would write it."""
     header = b'{"model": {}, "carried": ' + b"[" * 200_000
-    preamble = struct.pack("<8sIQQQII", b"duplexSN", 1, len(header), 0, 0, zlib.crc32(header), 0)
+    preamble = struct.pack(
+        "<8sIQQQII", b"duplexSN", snapshot_module.VERSION, len(header), 0, 0, zlib.crc32(header), 0
+    )
     path = tmp_path / "deep"
     path.write_bytes(preamble + struct.pack("<I", zlib.crc32(preamble)) + header)
     with pytest.raises(CheckpointError, match="deep: header: expected valid JSON, found"):
@@ -186,8 +188,9 @@ class TestForeignFiles:
             monkeypatch.setattr(snapshot_module, "VERSION", 99)
             session.snapshot(tmp_path / "a")
             monkeypatch.undo()
+        version = snapshot_module.VERSION
         with pytest.raises(
-            CheckpointError, match=r"expected a snapshot of version 1, found ver.* 99"
+            CheckpointError, match=rf"expected a snapshot of version {version}, found ver.* 99"
         ):
             engine.restore(tmp_path / "a")
 

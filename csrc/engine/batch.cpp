@@ -8,7 +8,7 @@
 
 namespace duplex {
 
-void Lane::run_rows(std::span<Session* const> sessions) {
+void Lane::run_rows(std::span<Session* const> sessions, std::vector<float>* logits) {
   for (;;) {
     parts_.clear();
     std::int32_t n_rows = 0;
@@ -22,11 +22,11 @@ void Lane::run_rows(std::span<Session* const> sessions) {
       n_rows += n;
     }
     if (parts_.empty()) return;
-    run_pass();
+    run_pass(logits);
   }
 }
 
-void Lane::run_pass() {
+void Lane::run_pass(std::vector<float>* logits) {
   const Segments segments = place_parts();
   placed_.embed(*backend_);
   if (drafts_ != nullptr)
@@ -34,7 +34,7 @@ void Lane::run_pass() {
       drafts_->keep_embedded(*parts_[i].session, segments_[i].row_begin, parts_[i].n_rows);
   model_->forward(segments);
   keep_rows();
-  if (all_logits_ != nullptr) collect_logits();
+  if (logits != nullptr) collect_logits(*logits);
   if (drafts_ != nullptr)
     for (const PassPart& part : parts_) drafts_->catch_up(*part.session);
   ++counts_.passes;
@@ -87,8 +87,7 @@ void Lane::keep_part(const PassPart& part, const std::byte* head_row) {
     const InputRow& row = session.input_.rows[part.first + static_cast<std::size_t>(i)];
     if (row.kind == RowKind::kText) session.remember(row.value);
   }
-  std::copy_n(head_row, head_row_bytes(), session.head_row_.data());
-  session.has_head_row_ = true;
+  session.head_row_.assign(head_row, head_row + head_row_bytes());
 }
 
 // Text and sound wait in placed_; each picture's rows are made at once.
@@ -119,7 +118,7 @@ void Lane::place_rows(const InputRows& input, std::size_t first, std::int32_t n_
   }
 }
 
-void Lane::collect_logits() {
+void Lane::collect_logits(std::vector<float>& logits) {
   std::int32_t n_rows = 0;
   for (const Segment& segment : segments_) n_rows += segment.n_rows;
   wanted_rows_.resize(static_cast<std::size_t>(n_rows));
@@ -129,16 +128,15 @@ void Lane::collect_logits() {
   head_rows_.clear();
   for (std::size_t row = 0; row < wanted_rows_.size(); ++row)
     head_rows_.push_back(new_head_rows_.data() + row * head_row_bytes());
-  const std::size_t begin = all_logits_->size();
-  all_logits_->resize(begin +
-                      head_rows_.size() * static_cast<std::size_t>(config_.unpadded_vocab_size));
-  model_->logits(head_rows_, all_logits_->data() + begin);
+  const std::size_t begin = logits.size();
+  logits.resize(begin + head_rows_.size() * static_cast<std::size_t>(config_.unpadded_vocab_size));
+  model_->logits(head_rows_, logits.data() + begin);
 }
 
 std::vector<float> Lane::embed(const InputRows& input) {
   const auto width = static_cast<std::size_t>(config_.d_model);
   std::vector<float> rows(input.rows.size() * width);
-  const std::lock_guard lock(mutex_);
+  const std::lock_guard lock(mutex());
   check_open();
   for (std::size_t first = 0; first < input.rows.size();) {
     const auto n = static_cast<std::int32_t>(std::min<std::size_t>(

@@ -24,6 +24,7 @@ void BusyGuard::take(Session& session) {
                      "session: another call is in progress on it; one session takes one call at a "
                      "time (feed_* may be called meanwhile)");
   held_.push_back(&session);
+  session.call_epoch_ = session.epoch_.load();  // what comes from here on interrupts this call
 }
 
 BusyGuard::~BusyGuard() {

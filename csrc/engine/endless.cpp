@@ -66,19 +66,26 @@ PositionRange Endless::to_forget(const Sequence& sequence, std::int64_t n_rows) 
   const PositionRange hole = middle_hole(sequence.forgotten(), head);
   const std::int64_t seen = sequence.length() - (hole.end - hole.begin);
   if (layout.global.is_inert() || seen + n_rows <= max_positions) return {};
+  check<CapacityError>(n_rows <= room(sequence), "reserve: ", n_rows, " rows wanted, ",
+                       room(sequence), " can be had of max_positions = ", max_positions,
+                       " beside the head and the windows; append fewer at once or open with more");
   const std::int64_t wanted = round_down(sequence.length() - recent, kBlockPositions);
   const std::int64_t needed = hole.end + round_up(seen + n_rows - max_positions, kBlockPositions);
-  const std::int64_t last = std::max(
-      round_down(sequence.committed() - layout.longest_window(), kBlockPositions), hole.end);
-  const std::int64_t end = std::max(wanted, needed);
-  check<CapacityError>(end <= last, "reserve: ", n_rows, " rows wanted, ",
-                       max_positions - seen + last - hole.end,
-                       " can be had of max_positions = ", max_positions,
-                       " beside the head and the windows; append fewer at once or open with more");
-  return {hole.end, end};
+  return {hole.end, std::max(wanted, needed)};
+}
+
+std::int64_t Endless::room(const Sequence& sequence) const {
+  const SequenceLayout& layout = sequence.layout();
+  if (layout.global.is_inert()) return sequence.room();
+  const PositionRange hole = middle_hole(sequence.forgotten(), head);
+  const std::int64_t seen = sequence.length() - (hole.end - hole.begin);
+  const std::int64_t last =
+      round_down(sequence.committed() - layout.longest_window(), kBlockPositions);
+  return max_positions - seen + std::max<std::int64_t>(last - hole.end, 0);
 }
 
 void Endless::check_forget(const Sequence& sequence, std::int64_t begin, std::int64_t end) const {
+  if (begin < 0 || end > sequence.length()) return;  // the sequence refuses that
   const PositionRange hidden{round_up(begin, kBlockPositions), round_down(end, kBlockPositions)};
   if (hidden.end <= hidden.begin) return;
   ForgottenRanges holes;
@@ -98,12 +105,20 @@ std::optional<Endless> EndlessOptions::resolve(std::int64_t max_positions,
   return Endless{head, recent}.with_limit(max_positions, layout);
 }
 
-PositionRange Session::make_room(std::int64_t n_rows) {
+std::int64_t Session::room() const {
+  return endless_ ? endless_->room(*sequence_) : sequence_->room();
+}
+
+// The hole grows at its end, so what no turn has told is one range.
+void Session::make_room(std::int64_t n_rows) {
   PositionRange forgotten;
   if (endless_) forgotten = endless_->to_forget(*sequence_, n_rows);
-  if (forgotten.begin < forgotten.end) hide(forgotten.begin, forgotten.end);
+  if (forgotten.begin < forgotten.end) {
+    hide(forgotten.begin, forgotten.end);
+    if (untold_.begin < untold_.end) forgotten.begin = std::min(untold_.begin, forgotten.begin);
+    untold_ = forgotten;
+  }
   sequence_->check_room(n_rows);
-  return forgotten;
 }
 
 }  // namespace duplex

@@ -33,6 +33,8 @@ struct Endless {
   // What goes before `n_rows` rows more; empty where they fit. Throws CapacityError where nothing
   // that may be forgotten makes room for them.
   PositionRange to_forget(const Sequence& sequence, std::int64_t n_rows) const;
+  // How many rows can be had so.
+  std::int64_t room(const Sequence& sequence) const;
   // Throws InvalidArgument where [begin, end) would take the hole that this policy needs.
   void check_forget(const Sequence& sequence, std::int64_t begin, std::int64_t end) const;
 };

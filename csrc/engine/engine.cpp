@@ -181,14 +181,15 @@ std::shared_ptr<Session> Engine::open_session(const SessionOptions& options) {
 
 std::shared_ptr<Session> Engine::adopt(Sequence sequence, std::optional<Drafter> drafter,
                                        const SessionOptions& options) {
-  std::shared_ptr<Session> session;  // one that cannot be backed goes when the lock is free again
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   check_open();
-  sessions_.reserve(sessions_.size() + 1);
   Lane& lane = this->lane(options.lane);
-  session = std::shared_ptr<Session>(
+  lock.unlock();  // a session that fails takes it to close
+  std::shared_ptr<Session> session(
       new Session(shared_from_this(), lane, std::move(sequence), std::move(drafter), options),
       OwnerDelete());
+  const std::lock_guard again(mutex_);
+  check_open();
   sessions_.push_back(session.get());
   lane.back_ahead(*session, kRowsBackedAtOpen);
   return session;

@@ -108,7 +108,7 @@ std::vector<float> Lane::append_text(Session& session, std::span<const std::int3
   const Call call(*this, session);
   session.input_.clear();
   for (const std::int32_t id : ids) session.input_.add_text(id);
-  return append_input(session, wanted);
+  return append_input(session, wanted, make_ready(session, std::ssize(ids), wanted));
 }
 
 std::vector<float> Lane::append_audio(Session& session, std::span<const float> samples,
@@ -120,12 +120,12 @@ std::vector<float> Lane::append_audio(Session& session, std::span<const float> s
   const auto n_samples = static_cast<std::int64_t>(samples.size()) + audio.state().n_partial;
   const auto n_new = is_end_of_audio ? div_up(n_samples, kHopSamples) : n_samples / kHopSamples;
   const auto n_rows = static_cast<std::int64_t>(audio.frames_ready()) + n_new;
-  session.check_room(n_rows);
+  std::vector<float> logits = make_ready(session, n_rows, wanted);
   audio.push(samples);
   if (is_end_of_audio) audio.pad_to_frame();
   session.input_.clear();
   session.input_.add_frames(audio);
-  return append_input(session, wanted);
+  return append_input(session, wanted, std::move(logits));
 }
 
 std::vector<float> Lane::append_image(Session& session, Image image, LogitsWanted wanted) {
@@ -133,15 +133,29 @@ std::vector<float> Lane::append_image(Session& session, Image image, LogitsWante
   const Call call(*this, session);
   session.input_.clear();
   session.input_.add_image(std::move(image));
-  return append_input(session, wanted);
+  return append_input(session, wanted,
+                      make_ready(session, std::ssize(session.input_.rows), wanted));
+}
+
+// Room for rows, and for their logits: what can fail comes first.
+std::vector<float> Lane::make_ready(Session& session, std::int64_t n_rows,
+                                    LogitsWanted wanted) const {
+  session.check_room(n_rows);
+  std::vector<float> logits;
+  if (n_rows == 0) return logits;
+  const std::int64_t n_waiting = session.pending_token_ != kNoToken ? 1 : 0;
+  const std::int64_t n_logits = wanted == LogitsWanted::kAll    ? n_rows + n_waiting
+                                : wanted == LogitsWanted::kLast ? 1
+                                                                : 0;
+  logits.reserve(static_cast<std::size_t>(n_logits * config_.unpadded_vocab_size));
+  return logits;
 }
 
 // Appends session.input_ behind the pending token; the logits are those of session.input_ alone.
-std::vector<float> Lane::append_input(Session& session, LogitsWanted wanted) {
+std::vector<float> Lane::append_input(Session& session, LogitsWanted wanted,
+                                      std::vector<float> logits) {
   InputRows& input = session.input_;
   const bool has_pending = session.pending_token_ != kNoToken;
-  session.check_room(static_cast<std::int64_t>(input.rows.size()));
-  std::vector<float> logits;
   if (input.rows.empty()) {
     session.set_mark();  // sound that waits for the rest of its frame
     return logits;
@@ -150,21 +164,14 @@ std::vector<float> Lane::append_input(Session& session, LogitsWanted wanted) {
   session.pending_token_ = kNoToken;
   const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
   Session* const only[] = {&session};
-  all_logits_ = wanted == LogitsWanted::kAll ? &logits : nullptr;
   const auto pass = [&] {
-    run_rows(only);
+    run_rows(only, wanted == LogitsWanted::kAll ? &logits : nullptr);
     if (wanted != LogitsWanted::kLast) return;
     const void* const row[] = {session.head_row_.data()};
     logits.resize(n_vocab);
     model_->logits(row, logits.data());
   };
-  try {
-    backend_->run_awake(std::ref(pass));
-  } catch (...) {
-    all_logits_ = nullptr;
-    throw;
-  }
-  all_logits_ = nullptr;
+  backend_->run_awake(std::ref(pass));
   if (wanted == LogitsWanted::kAll && has_pending)
     logits.erase(logits.begin(), logits.begin() + static_cast<std::ptrdiff_t>(n_vocab));
   session.set_mark();

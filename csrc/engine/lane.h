@@ -75,10 +75,10 @@ class Lane {
     std::lock_guard<std::mutex> lock;
   };
   void check_open() const;
-  std::vector<float> append_input(Session& session, LogitsWanted wanted);
-
+  std::vector<float> make_ready(Session& session, std::int64_t n_rows, LogitsWanted wanted) const;
+  std::vector<float> append_input(Session& session, LogitsWanted wanted, std::vector<float> logits);
   // ---- micro_turn.cpp
-  InputPlan plan_input(const Session& session) const;
+  InputPlan plan_input(const Session& session, std::int64_t n_output) const;
   void compose_input(Session& session, const InputPlan& plan, Inbox inbox);
   void run_turns(std::span<const StepRequest> requests, std::span<Turn> turns);
   void begin_turn(const StepRequest& request, Turn& turn);
@@ -92,16 +92,17 @@ class Lane {
   bool is_last(std::int32_t token, const StepRequest& request, Turn& turn) const;
 
   // ---- batch.cpp
-  // Appends session->input_ of every session, in as many passes as that takes.
-  void run_rows(std::span<Session* const> sessions);
-  void run_pass();
+  // Appends session->input_ of every session, in as many passes as that takes; also `logits` of
+  // every row, where they are wanted.
+  void run_rows(std::span<Session* const> sessions, std::vector<float>* logits = nullptr);
+  void run_pass(std::vector<float>* logits);
   Segments place_parts();
   void keep_rows();
   void keep_part(const PassPart& part, const std::byte* head_row);
   // Rows [first, first + n_rows) of the input become the model's from row_begin on.
   void place_rows(const InputRows& input, std::size_t first, std::int32_t n_rows,
                   std::int32_t row_begin);
-  void collect_logits();
+  void collect_logits(std::vector<float>& logits);
 
   // ---- device_turn.cpp
   // Appends the input and samples up to limits_ tokens, on the device. False: nothing is done.
@@ -140,8 +141,7 @@ class Lane {
   std::vector<std::int32_t> limits_;  // tokens that each of these may say
   std::vector<const void*> head_rows_;
   std::vector<SampleRow> sample_rows_;
-  std::vector<std::int32_t> tokens_;          // of the rows that were scored
-  std::vector<float>* all_logits_ = nullptr;  // where append wants the logits of every row
+  std::vector<std::int32_t> tokens_;  // of the rows that were scored
   struct {
     std::atomic<std::int64_t> passes, rows, drafted, accepted;
   } counts_{};

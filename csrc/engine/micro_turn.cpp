@@ -43,7 +43,7 @@ std::vector<Turn> Lane::step(std::span<const StepRequest> requests) {
   std::vector<Session*> sessions;
   for (const StepRequest& request : requests) sessions.push_back(request.session);
   const BusyGuard busy(sessions);
-  const std::lock_guard lock(mutex_);
+  const std::lock_guard lock(mutex());
   check_open();
   std::vector<Turn> turns(requests.size());
   const auto run = [&] { run_turns(requests, turns); };
@@ -102,26 +102,27 @@ void Lane::begin_turn(const StepRequest& request, Turn& turn) {
   const std::int32_t limit = token_limit(request.max_tokens);
   // In one piece: what another thread feeds from here on belongs to the next turn.
   std::unique_lock inbox_lock(session.inbox_mutex_);
-  const InputPlan plan = plan_input(session);
-  check(plan.n_rows > 0 || limit == 0 || session.has_head_row_,
+  const InputPlan plan = plan_input(session, std::max(limit - 1, 0));
+  check(plan.n_rows > 0 || limit == 0 || !session.head_row_.empty(),
         "step: nothing was fed and the session is empty; feed audio, an image or text first");
   const std::int64_t n_rows = plan.n_rows + std::max(limit - 1, 0);
-  turn.forgotten = session.make_room(n_rows);
+  session.make_room(n_rows);
   back(session, n_rows);
-  session.is_interrupted_.store(false);  // what comes from here on interrupts this turn
+  turn.forgotten = std::exchange(session.untold_, {});
   Inbox inbox = std::exchange(session.inbox_, {});
   inbox_lock.unlock();
   compose_input(session, plan, std::move(inbox));
   session.turn_ += std::max<std::int64_t>(plan.n_turns, 1);
   turn.turn = session.turn_;
-  turn.epoch = session.epoch_;
+  turn.epoch = session.call_epoch_;
   turn.n_rows = plan.n_rows;
   turn.merged_turns = std::max<std::int64_t>(plan.n_turns - 1, 0);
   turn.missing_samples = plan.missing_samples;
   turn.stopped = StopReason::kLimit;
 }
 
-InputPlan Lane::plan_input(const Session& session) const {
+// Sound beyond what there is room for, with `n_output` rows more, waits for the next turn.
+InputPlan Lane::plan_input(const Session& session, std::int64_t n_output) const {
   InputPlan plan;
   const Inbox& inbox = session.inbox_;
   const auto bracketed = [&](const std::vector<std::int32_t>& ids) {
@@ -132,6 +133,7 @@ InputPlan Lane::plan_input(const Session& session) const {
                 bracketed(inbox.text);
   for (const Image& image : inbox.images) plan.n_rows += image.n_patches;
   if (!session.audio_) return plan;
+  const std::int64_t room = session.room() - plan.n_rows - n_output;
   const std::int64_t n_samples =
       static_cast<std::int64_t>(session.audio_->frames_ready()) * kHopSamples +
       session.audio_->state().n_partial + static_cast<std::int64_t>(inbox.samples.size());
@@ -139,10 +141,13 @@ InputPlan Lane::plan_input(const Session& session) const {
   if (config_.interaction && config_.interaction->audio_frames > 0) {
     // Whole micro-turns; late ones are merged, and what never came is silence.
     const std::int64_t frames = config_.interaction->audio_frames;
-    plan.n_turns = std::max<std::int64_t>(plan.n_frames / frames, 1);
+    plan.n_turns =
+        std::max<std::int64_t>(std::min(plan.n_frames / frames, (room + 1) / (frames + 1)), 1);
     plan.n_frames = plan.n_turns * frames;
     plan.missing_samples = std::max<std::int64_t>(plan.n_frames * kHopSamples - n_samples, 0);
     plan.n_rows += plan.n_turns - 1;  // a `listen` for each merged turn
+  } else {
+    plan.n_frames = std::min(plan.n_frames, std::max<std::int64_t>(room, 1));
   }
   plan.n_rows += plan.n_frames;
   return plan;
@@ -192,7 +197,7 @@ bool Lane::is_last(std::int32_t token, const StepRequest& request, Turn& turn) c
     turn.stopped = config_.interaction ? StopReason::kListen : StopReason::kEndOfText;
   // What a device has said by itself, it had said before anyone could look.
   const bool may_stop = turn.stopped == StopReason::kLimit && request.session->n_ahead_ == 0;
-  if (may_stop && request.session->is_interrupted_.load()) turn.stopped = StopReason::kInterrupted;
+  if (may_stop && request.session->is_interrupted()) turn.stopped = StopReason::kInterrupted;
   return turn.stopped != StopReason::kLimit ||
          static_cast<std::int32_t>(turn.token_ids.size()) >= token_limit(request.max_tokens);
 }
@@ -242,12 +247,11 @@ std::vector<std::int32_t> Lane::decode(Session& session, std::int32_t n,
                                        std::span<const std::int32_t> stop) {
   check(n >= 0, "decode: expected 0 tokens or more, found ", n);
   const Call call(*this, session);
-  check(n == 0 || session.has_head_row_ || session.pending_token_ != kNoToken,
+  check(n == 0 || !session.head_row_.empty() || session.pending_token_ != kNoToken,
         "decode: the session is empty; append something first");
   // The last token waits for the next input, as one may be waiting now.
   const std::int32_t n_rows = session.pending_token_ == kNoToken ? std::max(n - 1, 0) : n;
   session.make_room(n_rows);
-  session.is_interrupted_.store(false);  // what comes from here on interrupts these tokens
   std::vector<std::int32_t> tokens;
   const auto run = [&] {
     back(session, n_rows);
@@ -275,8 +279,7 @@ void Lane::decode_tokens(Session& session, std::int32_t n, std::span<const std::
     if (!has_said) score(only);
     do {
       tokens.push_back(take_sampled(session));
-      is_done = std::ssize(tokens) == n ||
-                (session.is_interrupted_.load() && session.n_ahead_ == 0) ||
+      is_done = std::ssize(tokens) == n || (session.is_interrupted() && session.n_ahead_ == 0) ||
                 std::find(stop.begin(), stop.end(), tokens.back()) != stop.end();
     } while (!is_done && (follow_up(session) || accept_draft(session)));
   }

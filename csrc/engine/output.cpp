@@ -81,7 +81,7 @@ bool Lane::accept_draft(Session& session) {
   session.remember(std::exchange(session.pending_token_, kNoToken));
   // The rows are the token before and the drafts.
   const std::byte* const head_row = session.draft_head_rows_.data() + (row - 1) * head_row_bytes();
-  std::copy_n(head_row, head_row_bytes(), session.head_row_.data());
+  session.head_row_.assign(head_row, head_row + head_row_bytes());
   ++session.sampled_row_;
   ++counts_.accepted;
   return true;

@@ -34,7 +34,6 @@ Session::Session(std::shared_ptr<Engine> engine, Lane& lane, Sequence sequence,
       n_drafts_(options.max_drafts),
       drafter_(std::move(drafter)) {
   if (engine_->analyzer() != nullptr) audio_.emplace(*engine_->analyzer());
-  head_row_.resize(lane_.head_row_bytes());
   if (max_drafts_ > 0) lookup_.emplace();
   draft_head_rows_.resize(static_cast<std::size_t>(max_drafts_) * lane_.head_row_bytes());
   input_.rows.reserve(static_cast<std::size_t>(max_drafts_) + 1);
@@ -60,7 +59,6 @@ void Session::drop() noexcept {
 void Session::interrupt() {
   check_open();
   ++epoch_;
-  is_interrupted_.store(true);
 }
 
 void Session::check_open() const {
@@ -127,7 +125,6 @@ void Session::set_mark() {
   mark.turn = turn_;
   mark.pending_token = pending_token_;
   mark.n_looked_up = lookup_ ? lookup_->size() : 0;
-  mark.has_head_row = has_head_row_;
   mark.head_row = head_row_;
   mark.waiting_frames.clear();
   if (!audio_) return;
@@ -176,7 +173,6 @@ void Session::truncate(std::int64_t position) {
   pending_token_ = mark.pending_token;
   if (lookup_) lookup_->truncate(mark.n_looked_up);
   if (drafter_) drafter_->truncate(position);
-  has_head_row_ = mark.has_head_row;
   head_row_ = mark.head_row;
   if (audio_) audio_->restore(mark.audio, mark.waiting_frames);
 }
@@ -194,19 +190,21 @@ std::shared_ptr<Session> Session::fork(std::int64_t max_positions, LaneKind lane
   std::optional<Drafter> drafter;
   lane_.run_aside([&] {
     sequence = sequence_->fork(max_positions);
-    if (drafter_) drafter = drafter_->fork(max_positions, sequence_->length());
+    if (drafter_)
+      drafter =
+          drafter_->fork(endless ? endless->max_positions : max_positions, sequence_->length());
   });
   // A child that cannot be finished closes itself, under the lock of its lane.
   lock.unlock();
   auto child = engine_->adopt(std::move(*sequence), std::move(drafter),
                               {max_positions, sampling_, max_drafts_, lane, {}});
   child->endless_ = endless;
+  child->untold_ = untold_;
   child->audio_ = audio_;
   child->turn_ = turn_;
   child->epoch_ = epoch_.load();
   child->pending_token_ = pending_token_;
   child->lookup_ = lookup_;
-  child->has_head_row_ = has_head_row_;
   child->head_row_ = head_row_;
   child->marks_ = marks_;
   child->marks_.reserve(kMarks);

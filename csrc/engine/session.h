@@ -37,7 +37,6 @@ struct Mark {
   std::int64_t turn = 0;
   std::int32_t pending_token = kNoToken;
   std::int64_t n_looked_up = 0;  // ids that drafts are looked up in
-  bool has_head_row = false;
   std::vector<std::byte> head_row;
   DmelState audio;
   std::vector<std::uint8_t> waiting_frames;
@@ -98,10 +97,13 @@ class Session {
   static constexpr std::size_t kMarks = 32;
 
   void check_open() const;
+  bool is_interrupted() const { return epoch_.load() != call_epoch_; }
   // For `n_rows` and the token that waits; no rows need no room. Also maps what their pass needs.
   void check_room(std::int64_t n_rows);
-  // Throws CapacityError unless `n_rows` fit. An endless session forgets for them what it returns.
-  PositionRange make_room(std::int64_t n_rows);
+  // How many rows fit, once all is forgotten that an endless session may forget.
+  std::int64_t room() const;
+  // Throws CapacityError unless `n_rows` fit. An endless session forgets for them.
+  void make_room(std::int64_t n_rows);
   // Forgets, and lets drafts begin anew: what they remember has a hole too.
   PositionRange hide(std::int64_t begin, std::int64_t end);
   // Drops the sequence; the lane's mutex is held.
@@ -114,14 +116,14 @@ class Session {
   Lane& lane_;
   std::optional<Sequence> sequence_;  // empty once closed
   std::optional<Endless> endless_;
+  PositionRange untold_;  // forgotten for room, and in no turn so far
   SamplingParams sampling_;
   std::optional<DmelStream> audio_;
   std::int64_t turn_ = 0;
   std::atomic<std::int64_t> epoch_{0};
-  std::atomic<bool> is_interrupted_{false};
+  std::int64_t call_epoch_ = 0;  // when the call in progress began; another now: it is interrupted
   std::int32_t pending_token_ = kNoToken;  // sampled, and appended with the next input
-  bool has_head_row_ = false;
-  std::vector<std::byte> head_row_;  // the last row of the sequence, ready for the head
+  std::vector<std::byte> head_row_;  // the last row of the sequence, ready for the head; if any
   std::vector<Mark> marks_;          // a ring of kMarks
   std::size_t next_mark_ = 0;
   InputRows input_;  // of the call in progress; kept for its capacity

@@ -18,23 +18,13 @@ namespace duplex {
 class SessionState {
  public:
   class Arrival;
+  class BlockReader;
 
   static void write(const Session& session, ByteWriter& to);
   // Of the session that the options made.
   static void read(ByteReader& from, Session& session);
-  static SequenceState sequence_state(const Session& session) { return session.sequence_->state(); }
-  static std::vector<BlockRun> blocks(const Session& session, const SequenceState& state) {
-    return held_blocks(*session.sequence_, state);
-  }
-  static void read_memory(const Session& session, int rank, std::byte* to, const std::byte* from,
-                          std::size_t n) {
-    session.check_open();
-    session.engine_->pool_->memory().read_rank(rank, to, from, n);
-  }
-  static int n_ranks(const Session& session) { return session.engine_->pool_->memory().n_ranks(); }
-  // Calls what needs the session's sequence to stay where it is.
-  static std::mutex& mutex(const Session& session) { return session.lane_.mutex(); }
-  static void check_open(const Session& session) { session.check_open(); }
+  // The state of a session that the caller holds busy, and its blocks.
+  static std::pair<ByteWriter, BlockReader> capture(const Session& session);
 };
 
 // A sequence that no session has yet: it is filled outside the engine's lock, a piece at a time.
@@ -162,8 +152,9 @@ std::int32_t read_token(ByteReader& from, const Engine& engine) {
 
 std::vector<std::byte> read_head_row(ByteReader& from, const Engine& engine) {
   auto row = from.get_all<std::byte>();
-  check<CheckpointError>(row.size() == engine.head_row_bytes(), "snapshot: expected a row of ",
-                         engine.head_row_bytes(), " bytes, found ", row.size());
+  check<CheckpointError>(row.empty() || row.size() == engine.head_row_bytes(),
+                         "snapshot: expected no row or one of ", engine.head_row_bytes(),
+                         " bytes, found ", row.size());
   return row;
 }
 
@@ -187,7 +178,6 @@ void write_mark(const Mark& mark, bool has_audio, ByteWriter& to) {
   to.put(mark.turn);
   to.put(mark.pending_token);
   to.put(mark.n_looked_up);
-  to.put(mark.has_head_row);
   to.put_all(std::span<const std::byte>(mark.head_row));
   if (has_audio) write_audio(mark.audio, mark.waiting_frames, to);
 }
@@ -198,7 +188,6 @@ Mark read_mark(ByteReader& from, const Engine& engine) {
   mark.turn = from.get<std::int64_t>();
   mark.pending_token = read_token(from, engine);
   mark.n_looked_up = from.get<std::int64_t>();
-  mark.has_head_row = from.get_bool();
   mark.head_row = read_head_row(from, engine);
   if (engine.analyzer() == nullptr) return mark;
   mark.waiting_frames = read_audio(from, mark.audio);
@@ -206,25 +195,28 @@ Mark read_mark(ByteReader& from, const Engine& engine) {
   return mark;
 }
 
-std::int64_t n_bytes(const std::vector<BlockRun>& runs) {
-  std::int64_t n = 0;
-  for (const BlockRun& run : runs) n += static_cast<std::int64_t>(run.bytes);
-  return n;
-}
+}  // namespace
 
 // Hands out the bytes of a session's blocks, however many are asked for: those of all blocks on
 // rank 0, then on the others.
-class BlockReader {
+class SessionState::BlockReader {
  public:
-  BlockReader(Session& session, std::vector<BlockRun> runs)
-      : session_(session), runs_(std::move(runs)) {}
+  BlockReader(const Session& session, std::vector<BlockRun> runs)
+      : session_(session), runs_(std::move(runs)) {
+    for (const BlockRun& run : runs_) n_left_ += static_cast<std::int64_t>(run.bytes);
+    n_left_ *= session.engine_->pool_->memory().n_ranks();
+  }
 
+  std::int64_t n_left() const { return n_left_; }  // bytes
   void read(std::span<std::byte> to) {
-    const std::lock_guard lock(SessionState::mutex(session_));
+    n_left_ -= std::ssize(to);
+    const std::lock_guard lock(session_.lane_.mutex());
+    session_.check_open();
+    PageMemory& memory = session_.engine_->pool_->memory();
     while (!to.empty()) {
       const BlockRun& run = runs_[at_];
       const std::size_t n = std::min(to.size(), run.bytes - n_done_);
-      SessionState::read_memory(session_, rank_, to.data(), run.data + n_done_, n);
+      memory.read_rank(rank_, to.data(), run.data + n_done_, n);
       to = to.subspan(n);
       n_done_ += n;
       if (n_done_ < run.bytes) continue;
@@ -236,36 +228,44 @@ class BlockReader {
   }
 
  private:
-  Session& session_;
+  const Session& session_;
   std::vector<BlockRun> runs_;
+  std::int64_t n_left_ = 0;
   int rank_ = 0;
   std::size_t at_ = 0;
   std::size_t n_done_ = 0;  // of runs_[at_]
 };
 
-// The state of a session that the caller holds busy, and where its blocks lie.
-std::pair<ByteWriter, std::vector<BlockRun>> capture(const Session& session) {
-  const std::lock_guard lock(SessionState::mutex(session));
-  SessionState::check_open(session);
-  SequenceState state = SessionState::sequence_state(session);
-  if (session.endless()) state.max_positions = session.endless()->max_positions;
+std::pair<ByteWriter, SessionState::BlockReader> SessionState::capture(const Session& session) {
+  const std::lock_guard lock(session.lane_.mutex());
+  session.check_open();
+  SequenceState state = session.sequence_->state();
+  if (session.endless_) state.max_positions = session.endless_->max_positions;
   ByteWriter bytes;
-  write_endless(session.endless(), bytes);
+  write_endless(session.endless_, bytes);
   state.write(bytes);
-  SessionState::write(session, bytes);
-  return {std::move(bytes), SessionState::blocks(session, state)};
+  write(session, bytes);
+  return {std::move(bytes), BlockReader(session, held_blocks(*session.sequence_, state))};
 }
-
-}  // namespace
 
 SessionState::Arrival::Arrival(Engine& engine, const SequenceState& state,
                                std::optional<Endless> endless, std::int64_t max_positions)
     : engine_(engine), endless_(endless) {
-  const std::lock_guard lock(mutex());
-  engine_.check_open();  // before pages are taken and written: in a fork they are the parent's
+  // Before pages are taken and written: in a fork they are the parent's.
+  check<SessionClosed>(!engine_.is_closed(), "engine: it is closed; load it again");
+  const SequenceLayout& layout = engine_.model_.layout;
+  if (endless_ && max_positions > 0) {
+    endless_ = endless_->with_limit(max_positions, layout);
+  } else if (endless_) {
+    endless_->max_positions = state.max_positions;
+    try {
+      endless_->validate(layout);
+    } catch (const InvalidArgument& error) {  // of this engine's rewind_rows, say
+      fail<CheckpointError>("snapshot: ", error.what());
+    }
+  }
   if (max_positions <= 0) max_positions = state.max_positions;
-  if (endless_) endless_ = endless_->with_limit(max_positions, engine_.model_.layout);
-  if (endless_) max_positions = endless_->held_positions(engine_.model_.layout);
+  if (endless_) max_positions = endless_->held_positions(layout);
   sequence_ = Sequence::restore(*engine_.pool_, engine_.model_.layout, state, max_positions);
   runs_ = held_blocks(*sequence_, state);
 }
@@ -294,7 +294,8 @@ std::shared_ptr<Session> SessionState::Arrival::become_session(ByteReader& from)
   const LaneKind lane = from.get_bool() ? LaneKind::kBackground : LaneKind::kInteraction;
   std::optional<Drafter> drafter;
   if (max_drafts > 0)
-    drafter = engine_.interaction_->make_drafter(*engine_.pool_, sequence_->max_positions());
+    drafter = engine_.interaction_->make_drafter(
+        *engine_.pool_, endless_ ? endless_->max_positions : sequence_->max_positions());
   if (drafter) drafter->start_at(sequence_->length());
   Sequence sequence = std::move(*sequence_);
   sequence_.reset();
@@ -310,10 +311,11 @@ void SessionState::write(const Session& session, ByteWriter& to) {
   to.put(session.lane_.kind() == LaneKind::kBackground);
   to.put(session.audio_.has_value());
   if (session.audio_) write_audio(session.audio_->state(), session.audio_->waiting(), to);
+  to.put(session.untold_.begin);
+  to.put(session.untold_.end);
   to.put(session.turn_);
   to.put(session.epoch_.load());
   to.put(session.pending_token_);
-  to.put(session.has_head_row_);
   to.put_all(std::span<const std::byte>(session.head_row_));
   to.put(session.n_drafts_);
   if (session.lookup_) write_lookup(*session.lookup_, to);
@@ -333,10 +335,11 @@ void SessionState::read(ByteReader& from, Session& session) {
     const auto waiting = read_audio(from, state);
     session.audio_->restore(state, waiting);
   }
+  session.untold_.begin = from.get<std::int64_t>();
+  session.untold_.end = from.get<std::int64_t>();
   session.turn_ = from.get<std::int64_t>();
   session.epoch_ = from.get<std::int64_t>();
   session.pending_token_ = read_token(from, engine);
-  session.has_head_row_ = from.get_bool();
   session.head_row_ = read_head_row(from, engine);
   session.n_drafts_ = std::clamp(from.get<std::int32_t>(), 0, session.max_drafts_);
   if (session.lookup_) session.lookup_ = read_lookup(from, engine);
@@ -360,17 +363,14 @@ void SessionState::read(ByteReader& from, Session& session) {
 
 void write_snapshot(Session& session, const SnapshotWriter& writer) {
   const BusyGuard busy(session);
-  auto [state, runs] = capture(session);
-  std::int64_t n_left = SessionState::n_ranks(session) * n_bytes(runs);
-  writer.begin(state.bytes(), n_left);
-  BlockReader reader(session, std::move(runs));
+  auto [state, reader] = SessionState::capture(session);
+  writer.begin(state.bytes(), reader.n_left());
   std::vector<std::byte> piece(kPieceBytes);
-  while (n_left > 0) {
-    const auto n = std::min<std::int64_t>(n_left, kPieceBytes);
+  while (reader.n_left() > 0) {
+    const auto n = std::min<std::int64_t>(reader.n_left(), kPieceBytes);
     const auto part = std::span(piece).first(static_cast<std::size_t>(n));
     reader.read(part);
     writer.write(part);
-    n_left -= n;
   }
 }
 
@@ -392,9 +392,9 @@ std::shared_ptr<Session> read_snapshot(Engine& engine, std::span<const std::byte
 
 std::shared_ptr<Session> copy_session(Session& session, Engine& engine) {
   const BusyGuard busy(session);
-  auto [state, runs] = capture(session);
-  BlockReader reader(session, std::move(runs));
-  return read_snapshot(engine, state.bytes(), [&](std::span<std::byte> to) { reader.read(to); }, 0);
+  auto [state, reader] = SessionState::capture(session);
+  return read_snapshot(
+      engine, state.bytes(), [&blocks = reader](std::span<std::byte> to) { blocks.read(to); }, 0);
 }
 
 }  // namespace duplex

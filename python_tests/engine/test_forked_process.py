@@ -69,6 +69,8 @@ def test_a_fork_is_refused_and_changes_nothing(tmp_path: Path) -> None:
             lambda: session.fork(),
             lambda: background.fork(),
             lambda: engine.step_many([(session, {"audio": sound(TURN)})]),
+            lambda: engine.step_many([]),
+            lambda: engine._core.embed("text", [9]),
             lambda: engine.open_session(),
             lambda: engine.restore(tmp_path / "session"),
         ]

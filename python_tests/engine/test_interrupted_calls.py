@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from random_models import TURN, load, sound, words, write
 from duplex_engine import (
     CapacityError,
     Engine,
+    Forgot,
     InvalidArgument,
     Session,
     SessionBusy,
@@ -118,3 +120,74 @@ def test_a_session_that_drafts_forks_wherever_one_that_does_not_may(
         session.append(text=words(700))
         with session.fork(300) as fork:
             assert fork.decode(5) == session.decode(5)
+
+
+@pytest.mark.slow
+def test_what_interrupts_a_call_is_not_lost_while_it_waits(tmp_path: Path) -> None:
+    with Engine.load(write(tmp_path, "dense"), memory="64MiB", max_positions=20_000) as engine:
+        session, other = engine.open_session(), engine.open_session(endless=None)
+        session.append(text=words(5))
+        holding = threading.Thread(target=other.append, kwargs={"text": words(12_000)})
+        holding.start()
+        time.sleep(0.05)  # it has the lane
+        said: list[int] = []
+        waiting = threading.Thread(target=lambda: said.extend(session.decode(5000)))
+        waiting.start()
+        time.sleep(0.05)
+        started = time.perf_counter()
+        session.feed(audio=sound(TURN))
+        other.feed(audio=sound(TURN))  # waits for no append either
+        assert not holding.is_alive() or time.perf_counter() - started < 0.05
+        session.interrupt()
+        for thread in (holding, waiting):
+            thread.join()
+        assert 1 <= len(said) < 5000
+
+
+def test_an_interrupted_turn_has_the_old_epoch(tmp_path: Path) -> None:
+    with load(write(tmp_path, "dense", interaction=False), max_positions=4000) as engine:
+        for trial in range(12):  # while sound is encoded, rows are appended, tokens are said
+            with engine.open_session() as session:
+                session.feed(audio=sound(16_000 * 20, seed=trial))
+                stop = threading.Timer(0.001 * (1 + trial), session.interrupt)
+                stop.start()
+                turn = session.step(max_tokens=400)
+                stop.join()
+                assert turn.stopped != "interrupted" or turn.epoch == session.epoch - 1
+
+
+def test_sessions_of_two_lanes_are_refused_before_they_are_fed(tmp_path: Path) -> None:
+    with load(write(tmp_path, "dense")) as engine:
+        pair = [engine.open_session(background=background) for background in (False, True)]
+        with pytest.raises(InvalidArgument, match="sessions of one lane"):
+            engine.step_many([(session, {"audio": sound(TURN)}) for session in pair])
+        for session in pair:
+            assert session.step(sound(TURN)).input.merged_turns == 0
+
+
+def test_sound_that_does_not_fit_waits(tmp_path: Path) -> None:
+    options = {"max_positions": 400, "endless": Window(64, 128)}
+    with load(write(tmp_path, "dense")) as engine, engine.open_session(**options) as session:
+        session.step(sound(TURN))
+        session.feed(audio=sound(120 * TURN))
+        turns = [session.step() for _ in range(8)]
+        merged = [turn.input.merged_turns for turn in turns]
+        assert 20 < merged[0] < 80
+        assert sum(merged) + sum(turn.input.missing_ms == 0 for turn in turns) == 120
+    with load(write(tmp_path / "plain", "dense", interaction=False)) as engine:
+        session = engine.open_session(max_positions=100, endless=None)
+        session.feed(audio=sound(150 * 800))
+        assert session.step(max_tokens=1).input.rows == 100
+
+
+def test_what_a_call_between_turns_forgot_is_told(tmp_path: Path) -> None:
+    options = {"max_positions": 400, "endless": Window(64, 128)}
+    with load(write(tmp_path, "dense")) as engine, engine.open_session(**options) as session:
+        for seed in range(4):
+            session.append(text=words(150, seed))
+        (hole,) = session.forgotten
+        session.snapshot(tmp_path / "before")
+        (told,) = session.step(sound(TURN)).events
+        assert told == Forgot(*hole)
+        assert session.step(sound(TURN)).events == ()
+        assert engine.restore(tmp_path / "before").step(sound(TURN)).events == (told,)

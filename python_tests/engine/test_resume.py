@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from random_models import BLOCK, TURN, counts, examples, load, sound, words, write
 from stream_ops import OPS, check_goes_on, memory, play
 
-from duplex_engine import CapacityError, CheckpointError, Engine, InvalidArgument, Session
+from duplex_engine import CapacityError, CheckpointError, Engine, InvalidArgument, Session, Window
 
 pytestmark = [pytest.mark.core, pytest.mark.fuzz]
 
@@ -256,3 +256,28 @@ def test_a_fork_and_a_hole_survive(engines: Callable[[str], Engines], tmp_path: 
     sizes = [(tmp_path / name).stat().st_size for name in ("whole", "hole")]
     block_bytes = 2 * (2 * 16) * BLOCK * 4  # keys and values of two padded heads of one layer
     assert sizes[0] - sizes[1] == pytest.approx(18 * block_bytes, abs=100)
+
+
+def test_a_policy_that_another_engine_cannot_keep_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, "dense")
+    with load(folder, rewind_rows=8) as engine, load(folder, rewind_rows=200) as other:
+        session = engine.open_session(max_positions=400)
+        assert session.endless is not None
+        session.append(text=words(100))
+        session.snapshot(tmp_path / "session")
+        with pytest.raises(CheckpointError, match="endless: recent: expected at least"):
+            other.restore(tmp_path / "session")
+        with pytest.raises(CheckpointError, match="endless: recent: expected at least"):
+            session.migrate(other)
+        assert engine.restore(tmp_path / "session").endless == session.endless
+
+
+def test_an_endless_session_that_drafts_is_promised_the_same_elsewhere(tmp_path: Path) -> None:
+    folder = write(tmp_path, "dense", mtp_layers=2)
+    options = {"mtp_layers": 2, "memory": "16MiB"}
+    with load(folder, **options) as engine, load(folder, **options) as other:
+        session = engine.open_session(max_positions=700, speculate=3, endless=Window(60, 200))
+        promised = engine.stats["pages_promised"] + engine.stats["pages_used"]
+        moved = session.migrate(other)
+        assert other.stats["pages_promised"] + other.stats["pages_used"] == promised
+        moved.close()

@@ -68,6 +68,26 @@ assert (logits == of_twin).all()
 print("held")
 """
 
+NO_LOGITS = """
+e = Engine.load(sys.argv[1], memory="256MiB", max_positions=60000, threads=1)
+session = e.open_session(endless=None)
+session.append(text=[9] * 10)
+session.decode(1)
+twin = session.fork()
+state = session.length, session.marks
+pages = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+soft = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (pages + (24 << 20), soft[1]))
+try:
+    session.append(text=[8] * 30000, logits="all")
+    raise SystemExit("nothing was refused")
+except MemoryError:
+    assert (session.length, session.marks) == state
+resource.setrlimit(resource.RLIMIT_AS, soft)
+assert (session.append(text=[7], logits="last") == twin.append(text=[7], logits="last")).all()
+print("held")
+"""
+
 NO_THREADS = """
 import threading
 threading.stack_size(0)
@@ -98,7 +118,7 @@ except MemoryError:
 """
 
 
-@pytest.mark.parametrize("scene", [NO_MAPPINGS, NO_THREADS, NO_MEMORY_FOR_A_FORK])
+@pytest.mark.parametrize("scene", [NO_MAPPINGS, NO_LOGITS, NO_THREADS, NO_MEMORY_FOR_A_FORK])
 def test_what_the_system_refuses_changes_nothing(scene: str, tmp_path: Path) -> None:
     folder = write(tmp_path, "dense")
     command = [sys.executable, "-c", BEGIN + scene, str(folder)]

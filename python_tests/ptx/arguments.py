@@ -83,7 +83,12 @@ Attention = struct(
     log_scaling_alpha=F, layer_offset_bytes=I64, kv_dtype=U8, out=Rows,
 )  # fmt: skip
 AttentionLaunch = struct(
-    "AttentionLaunch", args=Attention, first_group=I64, group_tiles=I32, n_parts=I32, bank_width=I32,
+    "AttentionLaunch",
+    args=Attention,
+    first_group=I64,
+    group_tiles=I32,
+    n_parts=I32,
+    bank_width=I32,
     partial=PTR,
 )
 Sample = struct("Sample", logits=PTR, stride=I64, n_vocab=I32, n_rows=I32, rows=PTR, tokens=PTR)

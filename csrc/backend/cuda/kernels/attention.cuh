@@ -62,7 +62,9 @@ struct Launch {
 // v / group of the segment and head kv_head * group + v % group.
 struct Walk {
   const AttentionArgs& args;
-  Segment segment;  // a copy: barriers do not make threads load it again
+  const Segment& segment;
+  std::int64_t start;      // position of the segment, and its row of the batch: copies, so that
+  std::int32_t row_begin;  // barriers do not make threads load them again
   std::int32_t kv_head;
   std::int32_t first;  // vector of the segment
   std::int32_t count;
@@ -70,15 +72,21 @@ struct Walk {
 
   DUPLEX_DEVICE Walk tile(std::int32_t index) const {
     const std::int32_t left = count - index * kVectors;
-    return {args, segment, kv_head, first + index * kVectors, left < kVectors ? left : kVectors,
+    return {args,
+            segment,
+            start,
+            row_begin,
+            kv_head,
+            first + index * kVectors,
+            left < kVectors ? left : kVectors,
             group};
   }
   DUPLEX_DEVICE std::int32_t row(std::int32_t v) const { return (first + v) / group; }
-  DUPLEX_DEVICE std::int64_t batch_row(std::int32_t v) const { return segment.row_begin + row(v); }
+  DUPLEX_DEVICE std::int64_t batch_row(std::int32_t v) const { return row_begin + row(v); }
   DUPLEX_DEVICE std::int64_t head(std::int32_t v) const {
     return std::int64_t{kv_head} * group + (first + v) % group;
   }
-  DUPLEX_DEVICE std::int64_t position(std::int32_t v) const { return segment.position + row(v); }
+  DUPLEX_DEVICE std::int64_t position(std::int32_t v) const { return start + row(v); }
   DUPLEX_DEVICE std::int64_t first_visible(std::int32_t v) const {
     const std::int64_t at = position(v) - args.shape.window + 1;
     return args.shape.window > 0 && at > 0 ? at : 0;
@@ -136,12 +144,13 @@ DUPLEX_DEVICE Walk walk_of(const Launch& launch, std::int32_t* n_groups) {
     for (; index >= *n_groups; ++segment) index -= *n_groups++;
   }
   const std::int32_t left = segment->n_rows * group - index * most;
-  return {args, *segment, block_y(), index * most, left < most ? left : most, group};
+  return {args,      *segment,     segment->position,         segment->row_begin,
+          block_y(), index * most, left < most ? left : most, group};
 }
 
 // Whether earlier passes wrote all of a part, so that it may be read before the append has ended.
 DUPLEX_DEVICE bool is_before_segment(const Walk& walk, std::int64_t index) {
-  return (index + 1) * kPartPositions <= walk.segment.position;
+  return (index + 1) * kPartPositions <= walk.start;
 }
 
 constexpr std::size_t walk_bytes(const AttentionArgs& args) {

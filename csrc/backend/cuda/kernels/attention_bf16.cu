@@ -174,7 +174,7 @@ DUPLEX_KERNEL_OF(kThreads, 2) attention_bf16_kernel(Launch launch) {
   if (is_empty) wait_for_previous_grid();
   if (is_empty) return;
   const Part part = part_at<DType::kBF16>(all, index);
-  const Bank bank = begin_bank(launch, all, part.begin);
+  const float* const bank = begin_bank(launch, all, part.begin);
   if (!is_older) wait_for_previous_grid();  // for the newest keys
   Held held;
   for (int i = 0; i < kWindows; ++i) held.keys[i] = keys_of(part, n, 0, i);

@@ -5,29 +5,25 @@
 
 namespace duplex::cuda {
 
-// The learned biases that the vectors of a thread block meet in its part, in shared memory:
-// (d_rel, launch.bank_width). The newest row's begin at first_key, an older row's as many columns
+// The learned biases that the vectors of a thread block meet in its part are in shared memory, a
+// bank of (d_rel, launch.bank_width): those of the newest row first, and of each older row a column
 // behind.
-struct Bank {
-  const float* first_key;  // of the newest row and the part's first key
-  std::int32_t newest;     // row of the segment
-};
-
 constexpr std::size_t bank_bytes(const Launch& launch) {
   return static_cast<std::size_t>(launch.args.d_rel) * static_cast<std::size_t>(launch.bank_width) *
          sizeof(float);
 }
 
 // Starts the copy to the beginning of shared memory: weights, so the grid in front may still run.
-DUPLEX_DEVICE Bank begin_bank(const Launch& launch, const Walk& all, std::int64_t part_begin) {
+// Returns where the part's first key would be for the segment's first row.
+DUPLEX_DEVICE const float* begin_bank(const Launch& launch, const Walk& all,
+                                      std::int64_t part_begin) {
   const AttentionArgs& args = launch.args;
   auto* const columns = reinterpret_cast<float*>(shared_memory());
   const std::int32_t width = launch.bank_width, fours = width / kFour;
   const std::int32_t newest = all.row(all.count - 1);
-  const std::int64_t first =
-      kBlock + args.shape.rel_extent - 1 - (all.segment.position + newest - part_begin);
+  const std::int64_t first = kBlock + args.shape.rel_extent - 1 - (all.start + newest - part_begin);
   const auto before = static_cast<std::int32_t>((first % kFour + kFour) % kFour);
-  const Bank bank{columns + before, newest};
+  const float* const bank = columns + before + newest;
   if (all.position(0) - (part_begin + kParts - 1) >= args.shape.rel_extent) return bank;
   for (std::int32_t i = thread_index(); i < args.d_rel * fours; i += kThreads) {
     const std::int32_t k = i / fours, c = i % fours * kFour;
@@ -55,7 +51,7 @@ struct Own {
 
 // The learned bias, while the keys are on their way. A lane reads one number of r for all.
 template <int kStep>
-DUPLEX_DEVICE Own look(const Launch& launch, const Walk& walk, const Part& part, const Bank& bank,
+DUPLEX_DEVICE Own look(const Launch& launch, const Walk& walk, const Part& part, const float* bank,
                        int half, int lane) {
   const AttentionArgs& args = launch.args;
   const int v = thread_index() / kWarp, own_lane = thread_index() % kWarp;
@@ -75,7 +71,7 @@ DUPLEX_DEVICE Own look(const Launch& launch, const Walk& walk, const Part& part,
   if (last - (kParts - 1) >= args.shape.rel_extent) return own;
   const float* const r = args.r + walk.batch_row(v) * args.r_stride + walk.head(v) * args.d_rel;
   // Beyond the extent there are zeros.
-  const float* column = bank.first_key + (bank.newest - walk.row(v)) + start;
+  const float* column = bank - walk.row(v) + start;
   for (std::int32_t first = 0; first < args.d_rel; first += kWarp) {
     const float of_lane = first + own_lane < args.d_rel ? r[first + own_lane] : 0.0f;
     const std::int32_t n = args.d_rel - first < kWarp ? args.d_rel - first : kWarp;

@@ -219,7 +219,7 @@ DUPLEX_KERNEL_OF(kThreads, 2) attention_int8_kernel(Launch launch) {
   if (is_empty) wait_for_previous_grid();
   if (is_empty) return;
   const Part part = part_at<DType::kInt8>(all, index);
-  const Bank bank = begin_bank(launch, all, part.begin);
+  const float* const bank = begin_bank(launch, all, part.begin);
   if (!is_older) wait_for_previous_grid();  // for the newest keys
   Held held{keys_of(part, n, half_of_warp()), values_of(part, n, 0)};
   const Scales scales = scales_of(part, n);
