@@ -69,8 +69,7 @@ class Session:
         self._config = config
         self._tokenizer = tokenizer
         self._reader = OutputReader(config, tokenizer)
-        # The reader as it was at the end of each call, by the length of the sequence then: what the
-        # core accepts in `truncate` is among them.
+        # As it was at the end of calls, by the length then; what `truncate` accepts is among them.
         self._readers: dict[int, OutputReader] = {core.length: self._reader.copy()}
         self._resampler: Resampler | None = None
         self._input_rate: int | None = None
@@ -223,9 +222,9 @@ class Session:
             elif kind == "image":
                 data = rgb_image(image)
             else:
-                samples = samples_1d(audio)
+                data = samples_1d(audio)
                 with self._feeding:
-                    data = self._at_16_khz(samples, self._resampler_for(sample_rate))
+                    data = self._at_16_khz(data, self._resampler_for(sample_rate))
             try:
                 rows: NDArray[np.float32] | None = self._core.append(
                     kind, data, logits=logits or "none", end_of_audio=end_of_audio
@@ -467,8 +466,7 @@ class Session:
     def _restart_resampler(self) -> None:
         """Forgets the sound that a resampler holds back; the next sound may have any rate."""
         if self._resampler is not None:
-            self._resampler = None
-            self._input_rate = None
+            self._resampler = self._input_rate = None
 
     def _remember_reader(self, length: int) -> None:
         self._readers.pop(length, None)  # the newest goes last

@@ -142,8 +142,7 @@ class Runtime {
   void* given_ = nullptr;           // event of wait_for, of this stream
   void* marks_[2] = {};             // events of keep_close
   int next_mark_ = 0;
-  std::byte* ring_host_ = nullptr;  // pinned
-  std::byte* ring_device_ = nullptr;
+  std::byte *ring_host_ = nullptr, *ring_device_ = nullptr;  // the former pinned
   std::size_t ring_at_ = 0;
   std::atomic<std::int64_t> n_launches_{0}, n_waits_{0};
 };

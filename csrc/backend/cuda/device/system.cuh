@@ -49,10 +49,12 @@ DUPLEX_DEVICE void store_word_system(std::uint32_t* address, std::uint32_t word)
   asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(address), "r"(word) : "memory");
 }
 
-// One more on the counter of every rank, after all that this thread has stored, or knows of.
+// One more on the counter of every rank, after all that this thread has stored, or knows of; the
+// own one may be read by its own address behind it.
 DUPLEX_DEVICE void multicast_count_release(std::uint32_t* counter) {
   asm volatile("multimem.red.release.sys.global.add.u32 [%0], %1;" ::"l"(counter), "r"(1)
                : "memory");
+  asm volatile("fence.proxy.alias;" ::: "memory");
 }
 // What is read after it is what was stored before the count.
 DUPLEX_DEVICE std::uint32_t load_word_acquire(const std::uint32_t* address) {

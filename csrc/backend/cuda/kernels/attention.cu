@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <bit>
 
-#include "kernels/attention.cuh"
+#include "kernels/attention_walk.cuh"
 
 namespace duplex::cuda {
 namespace {

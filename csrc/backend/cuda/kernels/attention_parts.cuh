@@ -7,7 +7,7 @@
 // mma.sync as they lie, in words of two or four keys' columns or values' positions.
 #pragma once
 
-#include "kernels/attention.cuh"
+#include "kernels/attention_walk.cuh"
 
 namespace duplex::cuda {
 

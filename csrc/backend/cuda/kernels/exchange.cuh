@@ -7,7 +7,6 @@
 
 namespace duplex::cuda {
 
-// One launch of one rank.
 template <int kRanks>
 struct Call {
   const Group& group;
@@ -74,7 +73,6 @@ struct Call {
     sync_block();
     if (thread_index() == 0) {
       multicast_count_release(reinterpret_cast<std::uint32_t*>(group.multicast + pad));
-      fence_addresses();
       const std::uint32_t expected = (group.state->n_signals + 1) * kRanks;
       const auto lacks = [&] { return load_word_acquire(own_word(pad)) - expected; };
       for (std::uint64_t begin = 0; begin != kIsOver && static_cast<std::int32_t>(lacks()) < 0;)
@@ -114,7 +112,6 @@ template <int kRanks>
 DUPLEX_DEVICE Call<kRanks> begin_call(const Group& group, const NextWeights& next) {
   const GroupState& state = *group.state;
   const std::uint32_t epoch = state.epoch, buffer = state.buffer;
-#pragma unroll
   for (int peer = 0; peer < kRanks; ++peer)
     if (block_x() == 0 && thread_index() == peer)
       store_word_system(reinterpret_cast<std::uint32_t*>(group.peers[peer]) + group.rank,
