@@ -118,6 +118,7 @@ KERNELS = {
     "attention_bf16/combine_kernel": Rule(
         {"FFMA": 5, FOUR: 4, EXCHANGE: 5, BARRIER: 3}, registers=80
     ),
+    "attention_bf16/combine_many_kernel": Rule({"FFMA": 5, FOUR: 1, EXCHANGE: 5}, registers=80),
     # As bfloat16, with half the loads and products. Maxima and sums of queries, maxima of blocks.
     "attention_int8/attention_int8_kernel": Rule(
         {

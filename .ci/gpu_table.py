@@ -39,6 +39,7 @@ HOST_TESTS = {
     "attention/attention_kernel": "cuda: attention",
     "attention_bf16/attention_bf16_kernel": "cuda: attention",
     "attention_bf16/combine_kernel": "cuda: attention",
+    "attention_bf16/combine_many_kernel": "cuda: attention",
     "attention_int8/attention_int8_kernel": "cuda: attention",
     "attention_int8/combine_kernel": "cuda: attention",
     "linear/expert_f32_kernel": "cuda: experts",

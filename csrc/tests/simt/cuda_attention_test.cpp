@@ -36,6 +36,7 @@ const std::vector<Scene> kScenes = {
      7,
      0,
      {{64, 960}, {1088, 1216}, {1280, 1664}}},
+    {"many vectors", {16, 8, 12, 40, 0}, 2, 150, 35},
     {"a bias of more terms than a warp has lanes", {4, 2, 16, 150, 0}, 37, 200, 6},
 };
 

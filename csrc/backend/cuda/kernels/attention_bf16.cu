@@ -202,30 +202,84 @@ DUPLEX_KERNEL_OF(kThreads, 2) attention_bf16_kernel(Launch launch) {
 // ---- the parts of a vector
 
 constexpr int kStrands = kWarps;
+constexpr std::int64_t kManyVectors = 512;  // which fill a GPU, however few threads have each
+constexpr std::int64_t kManyVectorParts = 64;
 
 std::size_t combine_bytes(const AttentionArgs& args) {
   const std::int64_t floats = kStrands * (args.d_head_padded + kFour);
   return static_cast<std::size_t>(floats) * sizeof(float) + walk_bytes(args);
 }
 
-// The largest of the maxima of parts, for all threads of the block; `slots` is shared memory.
-DUPLEX_DEVICE float largest_of(const float* max, std::int64_t stride, std::int64_t n_parts,
-                               float* slots) {
-  float largest = kMinusInfinity;
-  for (std::int64_t z = thread_index(); z < n_parts; z += kThreads)
-    largest = max[z * stride] > largest ? max[z * stride] : largest;
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) {
-    const float other = shuffle_xor(largest, mask, kWarp);
-    largest = other > largest ? other : largest;
+// What the parts of one vector have left. A part whose blocks are all forgotten is not among them:
+// it would add nothing.
+struct Left {
+  const Walk& walk;
+  std::int64_t first;  // part, and the last
+  std::int64_t last;
+  std::int64_t stride;
+  const float* sums;
+  const float* max;  // kVectors behind it the sum of weights
+
+  DUPLEX_DEVICE std::int64_t count() const {
+    std::int64_t n = 0;
+    walk.for_runs(first, last, [&](std::int64_t begin, std::int64_t end) { n += end - begin; });
+    return n;
   }
-  if (thread_index() % kWarp == 0) slots[thread_index() / kWarp] = largest;
-  sync_block();
-  for (int i = 0; i < kStrands; ++i) largest = slots[i] > largest ? slots[i] : largest;
-  return largest;
+
+  // The larger of `largest` and the maxima of parts at `index`, index + step, ...
+  DUPLEX_DEVICE float largest(std::int64_t index, int step) const {
+    float found = kMinusInfinity;
+    for (const std::int64_t n = count(); index < n; index += step)
+      found = max[index * stride] > found ? max[index * stride] : found;
+    for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+      const float other = shuffle_xor(found, mask, kWarp);
+      found = other > found ? other : found;
+    }
+    return found;
+  }
+
+  // Adds every eighth part, by the part's own index, wherever its run begins: columns c to c + 3,
+  // where there are such, and the sums of weights.
+  DUPLEX_DEVICE void add_strand(int strand, float largest, std::int32_t c, Four& out,
+                                float& sum) const {
+    const bool has_columns = c < walk.args.d_head_padded;
+    std::int64_t before = 0;  // parts of earlier runs
+    walk.for_runs(first, last, [&](std::int64_t begin, std::int64_t end) {
+      const std::int64_t skipped = (strand + kStrands - begin % kStrands) % kStrands;
+#pragma unroll 4
+      for (std::int64_t z = before + skipped; z < before + end - begin; z += kStrands) {
+        const float at = max[z * stride];
+        const float weight = at == kMinusInfinity ? 0.0f : exp_nonpositive(at - largest);
+        const Four x = has_columns ? load_four(sums + z * stride + c) : Four{};
+        for (int i = 0; i < kFour; ++i) out.v[i] = fmaf(x.v[i], weight, out.v[i]);
+        sum = fmaf(max[z * stride + kVectors], weight, sum);
+      }
+      before += end - begin;
+    });
+  }
+};
+
+DUPLEX_DEVICE Left parts_of(const Launch& launch, const Walk& all, const Walk& walk,
+                            std::int32_t tile, std::int32_t v) {
+  const std::int32_t n = launch.args.d_head_padded;
+  const std::int64_t first = walk.first_visible(v) / kPartPositions;
+  const float* const sums =
+      launch.sums<DType::kBF16>(tile, first - all.first_visible(0) / kPartPositions);
+  return {walk,
+          first,
+          walk.position(v) / kPartPositions,
+          part_floats(DType::kBF16, n),
+          sums + std::int64_t{v} * n,
+          sums + std::int64_t{kVectors} * n + v};
 }
 
-// Adds the parts of one vector: a strand has every eighth, those are added in order. A part whose
-// blocks are all forgotten would add nothing.
+DUPLEX_DEVICE void store_result(const Walk& walk, std::int32_t v, std::int32_t c, Four out,
+                                float sum) {
+  for (float& value : out.v) value /= sum;
+  store_four(walk.args.out, walk.batch_row(v), walk.head(v) * walk.args.d_head_padded + c, out);
+}
+
+// Adds the parts of one vector: a warp has a strand, those are added in order.
 DUPLEX_KERNEL combine_kernel(Launch launch) {
   let_next_grid_begin();
   const std::int32_t n = launch.args.d_head_padded;
@@ -234,37 +288,19 @@ DUPLEX_KERNEL combine_kernel(Launch launch) {
   float* const slots = sums + kStrands;
   const Walk all = walk_of(launch, reinterpret_cast<std::int32_t*>(outs + kStrands * (n + kFour)));
   wait_for_previous_grid();
-  const Walk walk = all.tile(block_z() / kVectors);
-  const std::int32_t v = block_z() % kVectors;
+  const std::int32_t tile = block_z() / kVectors, v = block_z() % kVectors;
+  const Walk walk = all.tile(tile);
   if (v >= walk.count) return;
-  const std::int64_t first = walk.first_visible(v) / kPartPositions;
-  const std::int64_t last = walk.position(v) / kPartPositions;
-  std::int64_t n_parts = 0;
-  walk.for_runs(first, last, [&](std::int64_t begin, std::int64_t end) { n_parts += end - begin; });
-  const std::int64_t floats = part_floats(DType::kBF16, n);
-  const float* const parts = launch.sums<DType::kBF16>(
-      block_z() / kVectors, first - all.first_visible(0) / kPartPositions);
-  const float* const max = parts + std::int64_t{kVectors} * n + v;
-  const float largest = largest_of(max, floats, n_parts, slots);
-  const int strand = thread_index() / kWarp;
-  for (std::int32_t c = thread_index() % kWarp * kFour; c < round_up(n, kWarp * kFour);
-       c += kWarp * kFour) {
+  const Left left = parts_of(launch, all, walk, tile, v);
+  const int strand = thread_index() / kWarp, lane = thread_index() % kWarp;
+  float largest = left.largest(thread_index(), kThreads);
+  if (lane == 0) slots[strand] = largest;
+  sync_block();
+  for (int i = 0; i < kStrands; ++i) largest = slots[i] > largest ? slots[i] : largest;
+  for (std::int32_t c = lane * kFour; c < round_up(n, kWarp * kFour); c += kWarp * kFour) {
     Four out{};
     float sum = 0.0f;
-    std::int64_t before = 0;  // parts of earlier runs
-    walk.for_runs(first, last, [&](std::int64_t begin, std::int64_t end) {
-      // By the part's own index, wherever the run begins.
-      const std::int64_t skipped = (strand + kStrands - begin % kStrands) % kStrands;
-#pragma unroll 4
-      for (std::int64_t z = before + skipped; z < before + end - begin; z += kStrands) {
-        const float at = max[z * floats];
-        const float weight = at == kMinusInfinity ? 0.0f : exp_nonpositive(at - largest);
-        const Four x = c < n ? load_four(parts + z * floats + std::int64_t{v} * n + c) : Four{};
-        for (int i = 0; i < kFour; ++i) out.v[i] = fmaf(x.v[i], weight, out.v[i]);
-        sum = fmaf(max[z * floats + kVectors], weight, sum);
-      }
-      before += end - begin;
-    });
+    left.add_strand(strand, largest, c, out, sum);
     if (c < n) store_four(outs + strand * n + c, out);
     if (c == 0) sums[strand] = sum;
   }
@@ -277,8 +313,32 @@ DUPLEX_KERNEL combine_kernel(Launch launch) {
       for (int j = 0; j < kFour; ++j) out.v[j] += x.v[j];
       sum += sums[i];
     }
-    for (float& value : out.v) value /= sum;
-    store_four(launch.args.out, walk.batch_row(v), walk.head(v) * n + c, out);
+    store_result(walk, v, c, out, sum);
+  }
+}
+
+// The same sums for many vectors: a warp has a vector, and its strands one after the other.
+DUPLEX_KERNEL combine_many_kernel(Launch launch) {
+  let_next_grid_begin();
+  const Walk all = walk_of(launch, reinterpret_cast<std::int32_t*>(shared_memory()));
+  wait_for_previous_grid();
+  const std::int32_t tile = block_z(), v = thread_index() / kWarp;
+  const Walk walk = all.tile(tile);
+  if (v >= walk.count) return;
+  const Left left = parts_of(launch, all, walk, tile, v);
+  const int lane = thread_index() % kWarp;
+  const float largest = left.largest(lane, kWarp);
+  for (std::int32_t c = lane * kFour; c < launch.args.d_head_padded; c += kWarp * kFour) {
+    Four out{};
+    float sum = 0.0f;
+    for (int i = 0; i < kStrands; ++i) {
+      Four x{};
+      float of_strand = 0.0f;
+      left.add_strand(i, largest, c, x, of_strand);
+      for (int j = 0; j < kFour; ++j) out.v[j] += x.v[j];
+      sum += of_strand;
+    }
+    store_result(walk, v, c, out, sum);
   }
 }
 
@@ -288,7 +348,12 @@ void launch_attention_bf16(Runtime& runtime, const Launch& launch, std::int64_t 
   const AttentionArgs& args = launch.args;
   runtime.launch_early(attention_bf16_kernel, {n_groups, args.shape.n_kv_heads, launch.n_parts},
                        kThreads, tile_bytes(launch), launch);
-  if (launch.n_parts > 1)
+  if (launch.n_parts == 1) return;
+  const std::int64_t n_tiles = n_groups * args.shape.n_kv_heads * launch.group_tiles;
+  if (n_tiles * kVectors >= kManyVectors && launch.n_parts <= kManyVectorParts)
+    runtime.launch_early(combine_many_kernel, {n_groups, args.shape.n_kv_heads, launch.group_tiles},
+                         kThreads, walk_bytes(args), launch);
+  else
     runtime.launch_early(
         combine_kernel,
         {n_groups, args.shape.n_kv_heads, std::int64_t{launch.group_tiles} * kVectors}, kThreads,

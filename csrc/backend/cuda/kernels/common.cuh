@@ -2,6 +2,7 @@
 // order, so float32 results are the same bits on both (csrc/backend/cpu/kernels_rows.h).
 #pragma once
 
+#include <bit>
 #include <cmath>
 
 #include "backend/op_args.h"
@@ -25,7 +26,9 @@ DUPLEX_DEVICE float exp_nonpositive(float x) {
   p = fmaf(p, r, 1.6666665459e-1f);
   p = fmaf(p, r, 5.0000001201e-1f);
   p = fmaf(r * r, p, r) + 1.0f;
-  return ldexpf(p, static_cast<int>(n));
+  // p * 2^n, never below the normal numbers: added to the exponent.
+  return std::bit_cast<float>(std::bit_cast<std::int32_t>(p) +
+                              (static_cast<std::int32_t>(n) << 23));
 }
 
 DUPLEX_DEVICE float silu(float x) {
