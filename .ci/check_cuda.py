@@ -15,7 +15,7 @@ import sysconfig
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 FOLDER = Path("csrc/backend/cuda")
@@ -136,10 +136,11 @@ KERNELS = {
     "attention_int8/combine_kernel": Rule(
         {"FFMA": 16, "LDG.E": 32, SUM: 4, BARRIER: 2}, registers=96
     ),
-    "linear/expert_f32_kernel": Rule({"FFMA": 16}),
+    # Experts of every format look for their rows first: two barriers.
+    "linear/expert_f32_kernel": Rule({"FFMA": 16, BARRIER: 2}),
     "linear/linear_f32_kernel": Rule({"FFMA": 16}),
     "linear_bf16/expert_bf16_kernel": Rule(
-        {"HMMA.16816.F32.BF16": 24, WEIGHTS: 16, "LDG.E.128": 12, BARRIER: 4},
+        {"HMMA.16816.F32.BF16": 24, WEIGHTS: 16, "LDG.E.128": 12, BARRIER: 6},
         registers=80,
         must_not=(DOUBLE,),
     ),
@@ -164,7 +165,7 @@ KERNELS = {
     ),
     # As bfloat16, with half the weights to load; codes become numbers two at a time.
     "linear_mxfp8/expert_mxfp8_kernel": Rule(
-        {"HMMA.16816.F32.BF16": 24, WEIGHTS: 8, "HMUL2.BF16": 16, "LDG.E.128": 12, BARRIER: 4},
+        {"HMMA.16816.F32.BF16": 24, WEIGHTS: 8, "HMUL2.BF16": 16, "LDG.E.128": 12, BARRIER: 6},
         registers=80,
         must_not=(DOUBLE,),
     ),
@@ -189,7 +190,7 @@ KERNELS = {
             "LDS.128": 16,
             "PRMT": 160,
             "LDG.E.128": 12,
-            BARRIER: 5,
+            BARRIER: 7,
         },
         registers=80,
         must_not=(DOUBLE, "HMUL2"),
@@ -208,18 +209,22 @@ KERNELS = {
         must_not=(DOUBLE, "HMUL2"),
     ),
     # Weights of a round and of the next; group sums of two rows in one store.
-    "linear_quantised/expert_quantised_kernel": QUANTISED,
+    "linear_quantised/expert_quantised_kernel": replace(
+        QUANTISED, must=QUANTISED.must | {BARRIER: 10}
+    ),
     "linear_quantised/linear_quantised_kernel": QUANTISED,
     "linear_quantised/quantise_rows_kernel": Rule({EXCHANGE: 4, "STG.E.U16": 1}),
     "moe/combine_kernel": Rule({"FFMA": 1}),
-    "moe/group_kernel": Rule({BARRIER: 2}),
-    # Sigmoids in double, as on the CPU.
-    "moe/route_kernel": Rule({BARRIER: 2, EXCHANGE: 10, "DFMA": 1}, must_not=(TENSOR,)),
-    "moe/to_float_kernel": Rule({"STG.E": 1}),
     "pack/pack_kernel": Rule({"STG.E.U16": 1}),
     "pack/pack_mxfp8_kernel": Rule({"STG.E.U8": 2}),
     "pack/pack_nvfp4_kernel": Rule({"STG.E.U8": 1}),
     "pack/pack_quantised_kernel": Rule({"STG.E.U16": 1}),
+    # Sigmoids in double, as on the CPU; sixteen slices of a logit on their way.
+    "router/route_kernel": Rule(
+        {BARRIER: 4, EXCHANGE: 10, "DFMA": 1, "LDG.E": 16}, must_not=(TENSOR,)
+    ),
+    # Weights of a thread, all on their way before the rows; products with two rows.
+    "router/router_kernel": Rule({"LDG.E": 33, "FFMA": 64, EXCHANGE: 4, BARRIER: 1}),
     "rows/embed_audio_kernel": Rule(NORM),
     "rows/embed_text_kernel": Rule(NORM),
     "rows/fold_kernel": Rule({"STG.E": 1}),

@@ -1,9 +1,8 @@
-// How a mixture of experts is laid out in the scratch buffer of MoeArgs, alike for all backends.
+// How a mixture of experts is laid out in the scratch buffer of MoeArgs: what all backends have.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 #include "core/config.h"
 #include "core/types.h"
@@ -16,22 +15,7 @@ inline constexpr std::int64_t kMoeAlign = 256;
 struct MoeChoice {
   std::int32_t expert;
   float weight;
-  std::int32_t place;  // among the pairs sorted by expert
-};
-
-// The parts of the scratch buffer, in order; every part begins at a multiple of kMoeAlign bytes.
-struct MoeScratch {
-  float* x;                    // (n_rows, d_model padded) float32 rows for the router
-  float* router_logits;        // (n_rows, n_experts + n_shared padded to 64)
-  float* gate_up;              // (n_pairs, 2 * d_expert padded, to 64)
-  std::byte* activated;        // (n_pairs, d_expert padded) in the dtype of the experts
-  float* down;                 // (n_pairs, n_parts, d_model padded to 64)
-  MoeChoice* choices;          // (n_rows, top_k + n_shared)
-  std::int32_t* pair_row;      // (n_pairs) batch row of the pair at each place
-  std::int32_t* expert_begin;  // (n_experts + n_shared + 1) first place of each expert
-  std::int32_t* touched;       // experts with rows, ascending
-  float* scores;               // (n_rows, n_experts)
-  std::size_t bytes;
+  std::int32_t place;  // among the pairs sorted by expert, where a backend sorts them
 };
 
 struct MoeSizes {
@@ -54,28 +38,39 @@ inline MoeSizes moe_sizes(const MoeConfig& config, std::int64_t d_model, std::in
           n_parts};
 }
 
-// Places the parts from `base` on; null measures.
-inline MoeScratch lay_out_moe(const MoeSizes& s, void* base) {
-  MoeScratch scratch{};
-  std::size_t offset = 0;
-  const auto take = [&](auto*& pointer, std::int64_t count) {
-    using Element = std::remove_reference_t<decltype(*pointer)>;
+// Places arrays one behind the other from `base` on, each at a multiple of kMoeAlign bytes; null
+// measures.
+class Places {
+ public:
+  explicit Places(void* base) : base_(reinterpret_cast<std::uintptr_t>(base)) {}
+
+  template <class Element>
+  void take(Element*& pointer, std::int64_t count) {
     // As a number: while measuring, base is null, and null plus an offset is no pointer.
-    pointer = reinterpret_cast<Element*>(reinterpret_cast<std::uintptr_t>(base) + offset);
-    offset += static_cast<std::size_t>(
+    pointer = reinterpret_cast<Element*>(base_ + bytes_);
+    bytes_ += static_cast<std::size_t>(
         round_up(count * static_cast<std::int64_t>(sizeof(Element)), kMoeAlign));
-  };
-  take(scratch.x, s.n_rows * round_up(s.d_model, kColumnAlign));
-  take(scratch.router_logits, s.n_rows * s.router_stride());
-  take(scratch.gate_up, s.n_pairs() * s.gate_up_stride());
-  take(scratch.activated, s.n_pairs() * s.d_expert_padded * 4);
-  take(scratch.down, s.n_pairs() * s.down_stride());
-  take(scratch.choices, s.n_pairs());
-  take(scratch.pair_row, s.n_pairs());
-  take(scratch.expert_begin, s.n_all + 1);
-  take(scratch.touched, s.n_all);
-  take(scratch.scores, s.n_rows * s.n_all);
-  scratch.bytes = offset;
+  }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  std::uintptr_t base_;
+  std::size_t bytes_ = 0;
+};
+
+struct MoeScratch {
+  float* gate_up;        // (n_pairs, 2 * d_expert padded, to 64)
+  std::byte* activated;  // (n_pairs, d_expert padded) in the dtype of the experts
+  float* down;           // (n_pairs, n_parts, d_model padded to 64)
+  MoeChoice* choices;    // (n_rows, top_k + n_shared)
+};
+
+inline MoeScratch lay_out_moe(const MoeSizes& s, Places& places) {
+  MoeScratch scratch{};
+  places.take(scratch.gate_up, s.n_pairs() * s.gate_up_stride());
+  places.take(scratch.activated, s.n_pairs() * s.d_expert_padded * 4);
+  places.take(scratch.down, s.n_pairs() * s.down_stride());
+  places.take(scratch.choices, s.n_pairs());
   return scratch;
 }
 

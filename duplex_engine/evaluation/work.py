@@ -46,6 +46,7 @@ PART = 128
 GROUP_TILES = 4
 TILE = 8  # query vectors, or rows of a product
 FEW_ROWS = 64
+EXPERT_ROWS = 256  # of one launch of the experts
 HEAD_ROWS = 16  # that the head multiplies at once
 ALIGN_BYTES = 64  # parts of the arena begin at multiples of it
 REDUCED_BYTES = 2  # of a value on its way through an all-reduce: bfloat16
@@ -329,7 +330,7 @@ def _moe(text: TextConfig, recipe: Recipe, n_rows: int, tp: int) -> Iterator[Op]
     n_pairs = sum(some.n_pairs for some in experts)
     n_all = text.n_routed_experts + text.n_shared_experts
     router = _linear("router", "weights", FORMATS["float32"], (n_all, d), n_rows)
-    yield replace(router, launches=4)  # rows to float32, product, choice, order by expert
+    yield replace(router, launches=2)  # product, choice
     for name, shape in (("up", (2 * d_ff, d)), ("down", (d, d_ff))):
         for some in experts:
             one = _linear(f"{some.name}_{name}", "weights", some.format, shape, some.n_pairs)
@@ -337,6 +338,7 @@ def _moe(text: TextConfig, recipe: Recipe, n_rows: int, tp: int) -> Iterator[Op]
             yield replace(
                 one,
                 weight_bytes=some.n_read * one.weight_bytes,
+                launches=one.launches - 1 + math.ceil(n_rows / EXPERT_ROWS),
                 row_steps=(tiles - 1) * shape[1] / 1024,
                 is_large=False,
             )

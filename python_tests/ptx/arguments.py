@@ -58,8 +58,9 @@ Linear = struct(
     y_part_stride=I64,
 )  # fmt: skip
 ExpertLinear = struct(
-    "ExpertLinear", w=PackedMatrix, expert_stride_bytes=I64, n_experts=I32, expert_begin=PTR,
-    row_of_place=PTR, x=Rows, y=PTR, y_stride=I64,
+    "ExpertLinear", w=PackedMatrix, expert_stride_bytes=I64, first_expert=I32, n_experts=I32,
+    choices=PTR, first_row=I32, n_rows=I32, per_row=I32, pairs_of_x=I32, x=Rows, y=PTR,
+    y_stride=I64,
 )  # fmt: skip
 MatrixScale = struct("MatrixScale", value=F, is_divisor=c_bool)
 Pack = struct(
@@ -107,14 +108,11 @@ TurnPlaces = struct(
     is_open=PTR, n_tokens=PTR, tokens=PTR, limits=PTR, stops=PTR,
 )  # fmt: skip
 TakeTokens = struct("TakeTokens", turn=TurnPlaces, is_first=c_bool, has_loop=c_bool, loop=PTR)
-ToFloat = struct("ToFloat", x=Rows, width=I64, out=PTR)
+Router = struct("Router", w=PackedMatrix, x=Rows, n_rows=I32, parts=PTR, stride=I64)
 Route = struct(
-    "Route", config=MoeConfig, logits=PTR, stride=I64, selection_bias=PTR, global_scale=F,
-    choices=PTR,
+    "Route", config=MoeConfig, parts=PTR, n_slices=I32, slice_stride=I64, stride=I64,
+    selection_bias=PTR, global_scale=F, choices=PTR,
 )  # fmt: skip
-Group = struct(
-    "Group", n_all=I32, n_pairs=I32, per_row=I32, choices=PTR, pair_row=PTR, expert_begin=PTR
-)
 Combine = struct(
     "Combine", choices=PTR, per_row=I32, down=PTR, down_stride=I64, y=PTR, y_stride=I64
 )

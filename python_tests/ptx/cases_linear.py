@@ -9,13 +9,13 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+from ptx import experts
 from ptx.arguments import (
     BF16,
     E2M1,
     F32,
     MXFP8,
     NVFP4,
-    ExpertLinear,
     Floats,
     Linear,
     MatrixScale,
@@ -143,37 +143,26 @@ def linear_large(device: Device, side: int, n_in: int, n_out: int, n_rows: int) 
         assert not device.get(y)[:, n_out:].any()
 
 
-def expert_linear(device: Device, dtype: int) -> None:
-    """No, few and many rows for an expert, gathered by place."""
+def expert_linear(device: Device, dtype: int, n_rows: int) -> None:
+    """Matrices of experts, with the rows and then with a row for each pair."""
     random = np.random.default_rng(8)
-    begin = np.array([0, 3, 3, 15], np.int32)
-    n_experts, n_in, n_out, stride, n_rows = 3, 48, 64, 64, 9
-    w = np.stack([matrix_of(random, n_out, n_in, dtype) for _ in range(n_experts)])
-    x = integers(random, n_rows, n_in)
-    row = random.integers(0, n_rows, size=begin[-1]).astype(np.int32)
-    matrices = np.stack(
-        [
-            packed(of_expert, dtype, scale).reshape(-1)
-            for of_expert, scale in zip(w, MATRIX_SCALES, strict=True)
-        ]
-    )
-    for row_of_place, rows in ((row, x[row]), (None, np.concatenate([x, x])[: begin[-1]])):
-        y = device.out(np.full((begin[-1], stride), np.nan, np.float32))
-        args = ExpertLinear(
-            PackedMatrix(device.put(matrices), n_out, n_in, dtype),
-            matrices.shape[1] * matrices.itemsize, n_experts, device.put_late(begin),
-            0 if row_of_place is None else device.put_late(row_of_place),
-            device.rows(x if row_of_place is not None else rows, min(dtype, BF16)), y, stride,
+    n_in, n_out = 48, experts.STRIDE
+    w = np.stack([matrix_of(random, n_out, n_in, dtype) for _ in range(experts.N_EXPERTS)])
+    scales = [MATRIX_SCALES[i % len(MATRIX_SCALES)] for i in range(experts.N_EXPERTS)]
+    packed_each = zip(w, scales, strict=True)
+    matrices = np.stack([packed(one, dtype, scale).reshape(-1) for one, scale in packed_each])
+    first = PackedMatrix(device.put(matrices), n_out, n_in, dtype)
+    kind = NAMES.get(dtype)
+    kernel = f"linear_{kind}/expert_{kind}_kernel" if kind else "linear/expert_f32_kernel"
+    n_tiles, shared = (n_out // 16, 4 * 8 * 256 + TABLE_BYTES.get(dtype, 0)) if kind else (1, 0)
+    pairs, of_expert = experts.pairs(n_rows)
+    for pairs_of_x in (experts.PER_ROW, 1):
+        x = integers(random, (experts.FIRST_ROW + n_rows) * experts.PER_ROW // pairs_of_x, n_in)
+        y = experts.multiply(
+            device, kernel, n_tiles, shared, (first, matrices.shape[1] * matrices.itemsize),
+            device.rows(x, min(dtype, BF16)), n_rows, pairs_of_x,
         )  # fmt: skip
-        if dtype == F32:
-            device.launch("linear/expert_f32_kernel", (1, n_experts), 256, 0, args)
-        else:
-            name = NAMES[dtype]
-            shared = 4 * 8 * 256 + TABLE_BYTES.get(dtype, 0)
-            device.launch(f"linear_{name}/expert_{name}_kernel", (4, n_experts), 256, shared, args)
-        expert = np.searchsorted(begin, np.arange(begin[-1]), side="right") - 1
-        expected = np.einsum("pi,poi->po", rows, w[expert])
-        assert (device.get(y) == expected).all()
+        assert (y == np.einsum("pi,poi->po", x[pairs // pairs_of_x], w[of_expert])).all()
 
 
 CASES = {
@@ -197,7 +186,17 @@ CASES = {
     # More steps than parts, fewer than stages; half a square without outputs, rows behind the last.
     "linear_large_64-bfloat16": partial(linear_large, side=64, n_in=304, n_out=70, n_rows=67),
     "linear_large_128-bfloat16": partial(linear_large, side=128, n_in=48, n_out=150, n_rows=67),
-    **both("expert_linear", expert_linear),
-    "expert_linear-mxfp8": partial(expert_linear, dtype=MXFP8),
-    "expert_linear-nvfp4": partial(expert_linear, dtype=NVFP4),
+    **{
+        f"{name}-{kind}": partial(expert_linear, dtype=dtype, n_rows=n_rows)
+        for kind, dtype in (
+            ("float32", F32),
+            ("bfloat16", BF16),
+            ("mxfp8", MXFP8),
+            ("nvfp4", NVFP4),
+        )
+        for name, n_rows in (
+            ("expert_linear_few_rows", experts.FEW_ROWS),
+            ("expert_linear", experts.MANY_ROWS),
+        )
+    },
 }

@@ -11,12 +11,12 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from ptx import experts
 from ptx.arguments import (
     BF16,
     F32,
     INT4,
     INT8,
-    ExpertLinear,
     Floats,
     Linear,
     Pack,
@@ -156,29 +156,26 @@ def linear(device: Device, dtype: int, n_in: int, n_rows: int) -> None:
         assert (device.get(y) == product(x, w, n_in, dtype) / divisor).all()
 
 
-def expert_linear(device: Device, dtype: int) -> None:
-    """No, few and many rows for an expert, gathered by place."""
+def expert_linear(device: Device, dtype: int, n_rows: int) -> None:
+    """Matrices of experts, with the rows and then with a row for each pair."""
     random = np.random.default_rng(22)
-    begin = np.array([0, 3, 3, 70], np.int32)
-    n_experts, n_in, n_out, stride, n_rows = 3, 176, 64, 64, 9
-    experts = [random_matrix(random, n_out, n_in, dtype) for _ in range(n_experts)]
-    x = quantise_rows(random.normal(size=(begin[-1], n_in)).astype(np.float32), dtype)
-    row = random.integers(0, n_rows, size=begin[-1]).astype(np.int32)
-    matrices = np.stack([lay_out(*w, dtype).reshape(-1) for w in experts])
-    for row_of_place in (row, None):
-        chosen = np.arange(begin[-1]) if row_of_place is None else row
-        y = device.out(np.full((begin[-1], stride), np.nan, np.float32))
-        args = ExpertLinear(
-            PackedMatrix(device.put(matrices), n_out, n_in, dtype), matrices.shape[1], n_experts,
-            device.put_late(begin), 0 if row_of_place is None else device.put_late(row),
-            put_rows(device, x, dtype), y, stride,
-        )  # fmt: skip
+    n_in, n_out = 176, experts.STRIDE
+    w = [random_matrix(random, n_out, n_in, dtype) for _ in range(experts.N_EXPERTS)]
+    matrices = np.stack([lay_out(*one, dtype).reshape(-1) for one in w])
+    first = PackedMatrix(device.put(matrices), n_out, n_in, dtype)
+    pairs, of_expert = experts.pairs(n_rows)
+    for pairs_of_x in (experts.PER_ROW, 1):
+        n_x = (experts.FIRST_ROW + n_rows) * experts.PER_ROW // pairs_of_x
+        x = quantise_rows(random.normal(size=(n_x, n_in)).astype(np.float32), dtype)
         name = f"linear_quantised/expert_quantised_kernel<{bits_of(dtype)}>"
-        device.launch(name, (4, n_experts), 256, shared_bytes(dtype), args)
-        for e, w in enumerate(experts):
-            places = slice(begin[e], begin[e + 1])
-            of_expert = (x[0][chosen[places]], x[1][chosen[places]])
-            assert (device.get(y)[places] == product(of_expert, w, n_in, dtype)).all()
+        y = experts.multiply(
+            device, name, n_out // 16, shared_bytes(dtype), (first, matrices.shape[1]),
+            put_rows(device, x, dtype), n_rows, pairs_of_x,
+        )  # fmt: skip
+        for e in set(of_expert):
+            chosen = pairs[of_expert == e] // pairs_of_x
+            expected = product((x[0][chosen], x[1][chosen]), w[e], n_in, dtype)
+            assert (y[of_expert == e] == expected).all()
 
 
 def quantise_weights(w: Floats, dtype: int) -> tuple[Codes, NDArray[np.uint16]]:
@@ -239,7 +236,8 @@ CASES: dict[str, Case] = {
         # Two rounds of the warps, the second not for all; a second batch of rows.
         ("linear_long", linear, {"n_in": 1296, "n_rows": 20}),
         ("linear_many_rows", linear, {"n_in": 144, "n_rows": 67}),
-        ("expert_linear", expert_linear, {}),
+        ("expert_linear_few_rows", expert_linear, {"n_rows": experts.FEW_ROWS}),
+        ("expert_linear", expert_linear, {"n_rows": 67}),
         ("pack", pack, {}),
     )
 }

@@ -12,6 +12,28 @@ namespace {
 
 constexpr std::int32_t kMaxRowsPerCall = 64;  // rows of one expert handed to a panel at once
 
+// The scratch buffer.
+struct CpuMoeScratch : MoeScratch {
+  float* x;                    // (n_rows, d_model padded) float32 rows for the router
+  float* router_logits;        // (n_rows, n_experts + n_shared padded to 64)
+  std::int32_t* pair_row;      // (n_pairs) batch row of the pair at each place
+  std::int32_t* expert_begin;  // (n_experts + n_shared + 1) first place of each expert
+  std::int32_t* touched;       // experts with rows, ascending
+  float* scores;               // (n_rows, n_experts)
+};
+
+CpuMoeScratch lay_out(const MoeSizes& s, Places& places) {
+  CpuMoeScratch scratch{};
+  static_cast<MoeScratch&>(scratch) = lay_out_moe(s, places);
+  places.take(scratch.x, s.n_rows * round_up(s.d_model, kColumnAlign));
+  places.take(scratch.router_logits, s.n_rows * s.router_stride());
+  places.take(scratch.pair_row, s.n_pairs());
+  places.take(scratch.expert_begin, s.n_all + 1);
+  places.take(scratch.touched, s.n_all);
+  places.take(scratch.scores, s.n_rows * s.n_all);
+  return scratch;
+}
+
 double log_sigmoid(double x) {
   return x >= 0 ? -std::log1p(std::exp(-x)) : x - std::log1p(std::exp(x));
 }
@@ -45,7 +67,7 @@ void route_row(const MoeArgs& args, const float* logits, float* scores, MoeChoic
 }
 
 // Sorts the pairs by expert, rows ascending inside one; returns the number of touched experts.
-std::int32_t group_by_expert(const MoeSizes& s, const MoeScratch& scratch) {
+std::int32_t group_by_expert(const MoeSizes& s, const CpuMoeScratch& scratch) {
   std::fill_n(scratch.expert_begin, s.n_all + 1, 0);
   for (std::int64_t i = 0; i < s.n_pairs(); ++i)
     ++scratch.expert_begin[scratch.choices[i].expert + 1];
@@ -67,7 +89,7 @@ std::int32_t group_by_expert(const MoeSizes& s, const MoeScratch& scratch) {
 // One panel of one expert over the rows that chose it.
 template <class RowAt>
 void run_panel(const CpuKernels& kernels, const PackedMatrix& w, std::int64_t expert_stride,
-               std::int64_t panel_bytes, const MoeScratch& scratch, std::int32_t expert,
+               std::int64_t panel_bytes, const CpuMoeScratch& scratch, std::int32_t expert,
                std::int64_t panel, const RowAt& row_at, float* y, std::int64_t y_stride) {
   std::array<const void*, kMaxRowsPerCall> rows;
   std::array<float*, kMaxRowsPerCall> outs;
@@ -86,7 +108,7 @@ void run_panel(const CpuKernels& kernels, const PackedMatrix& w, std::int64_t ex
 
 // The parts of one row of the output.
 void add_experts(const CpuKernels& kernels, const MoeArgs& args, const MoeSizes& s,
-                 const MoeScratch& scratch, std::int32_t row) {
+                 const CpuMoeScratch& scratch, std::int32_t row) {
   for (std::int32_t p = 0; p < args.n_parts; ++p) {
     float* const y = args.y + p * args.y_part_stride + row * args.y_stride;
     std::fill_n(y, s.down_width(), 0.0f);
@@ -102,12 +124,15 @@ void add_experts(const CpuKernels& kernels, const MoeArgs& args, const MoeSizes&
 
 std::size_t CpuBackend::moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
                                           std::int64_t max_rows, std::int32_t n_parts) const {
-  return lay_out_moe(moe_sizes(config, d_model, max_rows, n_parts), nullptr).bytes;
+  Places places(nullptr);
+  lay_out(moe_sizes(config, d_model, max_rows, n_parts), places);
+  return places.bytes();
 }
 
 void CpuBackend::do_moe(const MoeArgs& args) {
   const MoeSizes s = moe_sizes(args.config, args.down.n_out, args.n_rows, args.n_parts);
-  const MoeScratch scratch = lay_out_moe(s, args.scratch);
+  Places places(args.scratch);
+  const CpuMoeScratch scratch = lay_out(s, places);
   const std::int64_t element = static_cast<std::int64_t>(dtype_bytes(args.x.dtype));
   const auto x_row = [&](std::int64_t row) {
     return static_cast<const std::byte*>(args.x.data) + row * args.x.stride * element;

@@ -7,7 +7,7 @@
 namespace duplex::simt_tests {
 
 struct CodedExperts {
-  static constexpr std::int32_t kRouted = 4;
+  static constexpr std::int32_t kRouted = 6;
 
   CodedExperts(std::int32_t d_expert, const MatrixScale& up_scale, const MatrixScale& down_scale)
       : plain(with_router(d_expert)),
@@ -29,7 +29,7 @@ struct CodedExperts {
  private:
   static Experts with_router(std::int32_t d_expert) {
     Experts experts({kRouted, 2, 2, d_expert, 1.0f}, DType::kBF16);
-    experts.router = random_rows(experts.random, 6, Experts::kModel, Experts::kModel);
+    experts.router = random_rows(experts.random, kRouted + 2, Experts::kModel, Experts::kModel);
     return experts;
   }
   static void copy(const RowBuffer& from, RowBuffer& to) {

@@ -8,24 +8,27 @@
 namespace duplex::simt_tests {
 namespace {
 
-constexpr std::int32_t kModel = 24, kModelPadded = 32, kOutPadded = 64, kRows = 40;
+constexpr std::int32_t kRows = 40;
 constexpr float kGlobalScale = 1.3f;
 
 std::size_t at(std::int32_t e) { return static_cast<std::size_t>(e); }
 
-// The experts of one layer as numbers: gates and ups (n_all * d_expert, kModel), downs
-// (n_all * kModel, d_expert).
+// The experts of one layer as numbers: gates and ups (n_all * d_expert, model), downs
+// (n_all * model, d_expert).
 struct Experts {
-  Experts(Random& random, const MoeConfig& of, DType type)
+  Experts(Random& random, const MoeConfig& of, DType type, std::int32_t width = 24)
       : config(of),
         dtype(type),
+        model(width),
+        model_padded(static_cast<std::int32_t>(round_up(width, kColumnAlign))),
+        out_padded(round_up(width, kPanelOutputs)),
         n_all(of.n_experts + of.n_shared),
         padded(static_cast<std::int32_t>(round_up(of.d_expert, kColumnAlign))),
-        router(scaled(random, n_all, kModel, DType::kF32)),
+        router(scaled(random, n_all, model, DType::kF32)),
         bias(random.normals(of.n_experts)),
-        gate(scaled(random, n_all * of.d_expert, kModel, type)),
-        up(scaled(random, n_all * of.d_expert, kModel, type)),
-        down(scaled(random, n_all * kModel, of.d_expert, type)) {
+        gate(scaled(random, n_all * of.d_expert, model, type)),
+        up(scaled(random, n_all * of.d_expert, model, type)),
+        down(scaled(random, n_all * model, of.d_expert, type)) {
     for (float& b : bias) b *= 0.2f;
   }
   static RowBuffer scaled(Random& random, std::int64_t n_rows, std::int64_t width, DType type) {
@@ -35,15 +38,15 @@ struct Experts {
     return rows;
   }
 
-  // Packs, runs all rows of x and gives back (n_rows, kOutPadded).
+  // Packs, runs all rows of x and gives back (n_rows, out_padded).
   RowBuffer run(Backend& backend, RowBuffer& x) {
     Memory memory(backend);
     const auto n_rows = static_cast<std::int32_t>(x.n_rows());
-    const std::size_t up_bytes = backend.packed_bytes(2 * padded, kModelPadded, dtype);
-    const std::size_t down_bytes = backend.packed_bytes(kModel, padded, dtype);
+    const std::size_t up_bytes = backend.packed_bytes(2 * padded, model_padded, dtype);
+    const std::size_t down_bytes = backend.packed_bytes(model, padded, dtype);
     const auto ups = backend.allocate(at(n_all) * up_bytes);
     const auto downs = backend.allocate(at(n_all) * down_bytes);
-    const PackShape from_model{kModel, kModel, kModelPadded, dtype};
+    const PackShape from_model{model, model, model_padded, dtype};
     const PackShape from_expert{config.d_expert, config.d_expert, padded, dtype};
     for (std::int32_t e = 0; e < n_all; ++e) {
       std::byte* const up_of_e = static_cast<std::byte*>(ups->data()) + at(e) * up_bytes;
@@ -52,24 +55,24 @@ struct Experts {
       };
       backend.pack(rows(gate, config.d_expert), from_model, 0, up_of_e);
       backend.pack(rows(up, config.d_expert), from_model, padded, up_of_e);
-      backend.pack(rows(down, kModel), from_expert, 0,
+      backend.pack(rows(down, model), from_expert, 0,
                    static_cast<std::byte*>(downs->data()) + at(e) * down_bytes);
     }
-    const auto scratch = backend.allocate(backend.moe_scratch_bytes(config, kModel, n_rows));
-    RowBuffer y(n_rows, 0, kOutPadded, DType::kF32);
+    const auto scratch = backend.allocate(backend.moe_scratch_bytes(config, model, n_rows));
+    RowBuffer y(n_rows, 0, out_padded, DType::kF32);
     float* const there = memory.put_floats(y);
     backend.moe({.config = config,
                  .n_rows = n_rows,
                  .x = memory.put(x),
-                 .router = memory.pack(router, {kModel, kModel, kModelPadded, DType::kF32}, n_all),
+                 .router = memory.pack(router, {model, model, model_padded, DType::kF32}, n_all),
                  .selection_bias = memory.put(bias),
                  .global_scale = kGlobalScale,
-                 .gate_up = {ups->data(), 2 * padded, kModelPadded, dtype},
-                 .down = {downs->data(), kModel, padded, dtype},
+                 .gate_up = {ups->data(), 2 * padded, model_padded, dtype},
+                 .down = {downs->data(), model, padded, dtype},
                  .gate_up_stride_bytes = static_cast<std::int64_t>(up_bytes),
                  .down_stride_bytes = static_cast<std::int64_t>(down_bytes),
                  .y = there,
-                 .y_stride = kOutPadded,
+                 .y_stride = out_padded,
                  .scratch = scratch->data()});
     memory.get(y, there);
     return y;
@@ -77,6 +80,8 @@ struct Experts {
 
   MoeConfig config;
   DType dtype;
+  std::int32_t model, model_padded;
+  std::int64_t out_padded;
   std::int32_t n_all;
   std::int32_t padded;
   RowBuffer router;
@@ -133,8 +138,8 @@ void add_expert(const Experts& experts, std::int32_t e, const RowBuffer& x, std:
     const double active = silu * up.value;
     const double error = 1.1 * gate.error * std::abs(up.value) + std::abs(silu) * up.error +
                          std::abs(active) * (10 * kUnit + unit);
-    for (std::int64_t c = 0; c < kModel; ++c) {
-      const double w = weight * experts.down.get(e * kModel + c, j);
+    for (std::int64_t c = 0; c < experts.model; ++c) {
+      const double w = weight * experts.down.get(e * experts.model + c, j);
       Value& y = out[static_cast<std::size_t>(c)];
       y.value += w * active;
       y.size += std::abs(w * active);
@@ -146,7 +151,7 @@ void add_expert(const Experts& experts, std::int32_t e, const RowBuffer& x, std:
 std::vector<std::vector<Value>> expected_rows(const Experts& experts, const RowBuffer& x) {
   std::vector<std::vector<Value>> rows;
   for (std::int64_t row = 0; row < x.n_rows(); ++row) {
-    std::vector<Value> logits, out(kModel);
+    std::vector<Value> logits, out(at(experts.model));
     const std::vector<std::int32_t> chosen = route(experts, x, row, logits);
     double sum = 0, logit_error = 0;
     for (const std::int32_t e : chosen) {
@@ -166,21 +171,24 @@ std::vector<std::vector<Value>> expected_rows(const Experts& experts, const RowB
 }
 
 RowBuffer slice(const RowBuffer& x, std::int64_t begin, std::int64_t n_rows, DType dtype) {
-  RowBuffer rows(n_rows, kModel, x.stride(), dtype);
+  RowBuffer rows(n_rows, x.stride(), x.stride(), dtype);
   for (std::int64_t row = 0; row < n_rows; ++row)
-    for (std::int64_t c = 0; c < kModel; ++c) rows.set(row, c, x.get(begin + row, c));
+    for (std::int64_t c = 0; c < x.stride(); ++c) rows.set(row, c, x.get(begin + row, c));
   return rows;
 }
 
 TEST_CASE("cuda: experts are weighed and added as defined, in any company", "[simt]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
-  // Experts, shared, top k, width, scale.
-  const MoeConfig config = GENERATE(MoeConfig{3, 1, 2, 20, 2.5f}, MoeConfig{8, 2, 3, 16, 1.0f},
-                                    MoeConfig{1, 3, 1, 5, 0.5f}, MoeConfig{70, 1, 4, 33, 1.0f});
-  CAPTURE(dtype_name(dtype), config.n_experts);
+  // Experts, shared, top k, width, scale. Of the last two with 40 rows there are fewer pairs than
+  // experts, and slices of the router, the last one short.
+  const auto [config, width] = GENERATE(
+      std::pair{MoeConfig{3, 1, 2, 20, 2.5f}, 24}, std::pair{MoeConfig{8, 2, 3, 16, 1.0f}, 24},
+      std::pair{MoeConfig{1, 3, 1, 5, 0.5f}, 24}, std::pair{MoeConfig{70, 1, 4, 33, 1.0f}, 24},
+      std::pair{MoeConfig{81, 1, 1, 6, 1.0f}, 24}, std::pair{MoeConfig{5, 1, 2, 6, 1.0f}, 300});
+  CAPTURE(dtype_name(dtype), config.n_experts, width);
   Random random(17);
-  Experts experts(random, config, dtype);
-  RowBuffer x = random_rows(random, kRows, kModel, kModelPadded, dtype);
+  Experts experts(random, config, dtype, width);
+  RowBuffer x = random_rows(random, kRows, width, experts.model_padded, dtype);
   const std::vector<std::vector<Value>> expected = expected_rows(experts, x);
   CpuBackend cpu({1, ""});
   const RowBuffer on_cpu = experts.run(cpu, x);
@@ -190,8 +198,8 @@ TEST_CASE("cuda: experts are weighed and added as defined, in any company", "[si
     // In float32 the weights alone may differ, by a unit each, and the roundings after them.
     const double n_units = 2.0 * (config.top_k + config.n_shared) + 2;
     for (std::int64_t row = 0; row < kRows; ++row)
-      for (std::int64_t c = 0; c < kOutPadded; ++c) {
-        const Value y = c < kModel
+      for (std::int64_t c = 0; c < experts.out_padded; ++c) {
+        const Value y = c < width
                             ? expected[static_cast<std::size_t>(row)][static_cast<std::size_t>(c)]
                             : Value{};
         from_definition.add(together.get(row, c), y.value, y.error + 1e-38);
@@ -210,9 +218,43 @@ TEST_CASE("cuda: experts are weighed and added as defined, in any company", "[si
   });
 }
 
+TEST_CASE("cuda: experts of more rows than one launch looks through", "[simt]") {
+  const DType dtype = GENERATE(DType::kF32, DType::kBF16);
+  constexpr std::int64_t kMany = 259, kFirst = 250;
+  Random random(18);
+  Experts experts(random, {3, 1, 1, 4, 1.0f}, dtype);
+  RowBuffer x = random_rows(random, kMany, experts.model, experts.model_padded, dtype);
+  RowBuffer last = slice(x, kFirst, kMany - kFirst, dtype);
+  in_every_order([&](Backend& backend) {
+    CHECK(n_different(experts.run(backend, last), experts.run(backend, x), kFirst) == 0);
+  });
+}
+
+TEST_CASE("cuda: experts of rows that are no numbers leave the others alone", "[simt]") {
+  const DType dtype = GENERATE(DType::kF32, DType::kBF16);
+  const MoeConfig config = GENERATE(MoeConfig{4, 1, 3, 5, 1.0f}, MoeConfig{40, 2, 3, 5, 1.0f});
+  Random random(19);
+  Experts experts(random, config, dtype);
+  RowBuffer x = random_rows(random, 5, experts.model, experts.model_padded, dtype);
+  const RowBuffer numbers = slice(x, 0, 5, dtype);
+  for (std::int64_t c = 0; c < experts.model; ++c) x.set(2, c, NAN);
+  in_every_order([&](Backend& backend) {
+    RowBuffer without = slice(numbers, 0, 5, dtype);
+    const RowBuffer y = experts.run(backend, x), expected = experts.run(backend, without);
+    for (std::int64_t row = 0; row < 5; ++row) {
+      CAPTURE(row);
+      if (row == 2)
+        CHECK(std::isnan(y.get(row, 0)));
+      else
+        CHECK(y.same_row(row, expected, row, experts.out_padded));
+    }
+  });
+}
+
 // Experts with given logits, each of which answers in its own output: the weights.
 TEST_CASE("cuda: the router takes the lower index on a tie, and the bias does not weigh",
           "[simt]") {
+  const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   struct Case {
     std::vector<float> logits;  // the last is shared
     std::vector<float> bias;
@@ -227,9 +269,7 @@ TEST_CASE("cuda: the router takes the lower index on a tie, and the bias does no
                               Case{{-200, -201, -400, -200}, {0, 0, 0}, 2});
   Random random(1);
   const auto n_experts = static_cast<std::int32_t>(given.bias.size());
-  Experts experts(random, {n_experts, 1, given.top_k, 4, 1.0f}, DType::kF32);
-  for (RowBuffer* rows : {&experts.router, &experts.gate, &experts.up, &experts.down})
-    *rows = RowBuffer(rows->n_rows(), rows->stride(), rows->stride(), DType::kF32);
+  Experts experts(random, {n_experts, 1, given.top_k, 4, 1.0f}, dtype);
   for (RowBuffer* rows : {&experts.router, &experts.gate, &experts.up, &experts.down})
     for (std::int64_t row = 0; row < rows->n_rows(); ++row)
       for (std::int64_t c = 0; c < rows->stride(); ++c) rows->set(row, c, 0.0f);
@@ -238,15 +278,15 @@ TEST_CASE("cuda: the router takes the lower index on a tie, and the bias does no
     experts.router.set(e, 0, given.logits[at(e)]);
     experts.gate.set(std::int64_t{e} * 4, 0, 40.0f);  // silu(40) = 40
     experts.up.set(std::int64_t{e} * 4, 0, 1.0f);
-    experts.down.set(std::int64_t{e} * kModel + e, 0, 1.0f / (40 * kGlobalScale));
+    experts.down.set(std::int64_t{e} * experts.model + e, 0, 1.0f / 64);
   }
-  RowBuffer x(1, kModel, kModelPadded, DType::kF32);
+  RowBuffer x(1, experts.model, experts.model_padded, dtype);
   x.set(0, 0, 1.0f);
   CpuBackend cpu({1, ""});
   const RowBuffer expected = experts.run(cpu, x);
   in_every_order([&](Backend& backend) {
     const RowBuffer y = experts.run(backend, x);
-    for (std::int64_t c = 0; c < kOutPadded; ++c) {
+    for (std::int64_t c = 0; c < experts.out_padded; ++c) {
       CHECK((y.get(0, c) == 0) == (expected.get(0, c) == 0));
       CHECK(y.get(0, c) == Approx(expected.get(0, c)).epsilon(8 * kUnit));
     }

@@ -135,9 +135,10 @@ TEST_CASE("cuda: NVFP4 that is no number is refused by its row, other values are
 
 // As published: routed experts in NVFP4, shared ones in bfloat16.
 TEST_CASE("cuda: experts in NVFP4 have the bytes of those in bfloat16", "[simt]") {
+  const std::int64_t n_rows = GENERATE(1, 20);  // fewer pairs than routed experts, and more
   constexpr std::int32_t kExpert = 40;
   CodedExperts experts(kExpert, kScales[0], kScales[1]);
-  RowBuffer x = bf16_rows(experts.plain.random, 20, Experts::kModel);
+  RowBuffer x = bf16_rows(experts.plain.random, n_rows, Experts::kModel);
   in_every_order([&](Backend& backend) {
     CHECK(n_different(experts.coded.run(backend, x), experts.plain.run(backend, x)) == 0);
   });

@@ -184,21 +184,24 @@ TEST_CASE("MXFP8 is refused by the CPU, and for float32 rows", "[simt]") {
 TEST_CASE("cuda: experts of quantised weights have the CPU's bytes", "[simt]") {
   const DType format = GENERATE(DType::kInt8, DType::kInt4);
   const bool is_alone = GENERATE(true, false);
+  const std::int64_t n_rows = GENERATE(1, 70);  // fewer pairs than experts, and more
   const DType of_rows = is_alone ? DType::kBF16 : DType::kF32;
-  CAPTURE(dtype_name(format), is_alone);
+  CAPTURE(dtype_name(format), is_alone, n_rows);
   Experts experts(is_alone ? MoeConfig{5, 0, 1, 40, 2.5f} : MoeConfig{4, 1, 2, 24, 1.0f}, format);
   if (is_alone) experts.router = random_rows(experts.random, 5, Experts::kModel, Experts::kModel);
-  RowBuffer x = varied_rows(experts.random, is_alone ? 20 : 70, Experts::kModel,
-                            Experts::kModelPadded, of_rows);
+  RowBuffer x =
+      varied_rows(experts.random, n_rows, Experts::kModel, Experts::kModelPadded, of_rows);
   check_same_bytes([&](Backend& backend) { return experts.run(backend, x); });
 }
 
 TEST_CASE("cuda: experts in MXFP8 have the bytes of those in bfloat16", "[simt]") {
+  const std::int64_t n_rows = GENERATE(1, 20);
   Experts coded({4, 1, 2, 40, 1.0f}, DType::kMxfp8);
   coded.router = random_rows(coded.random, 5, Experts::kModel, Experts::kModel);
   coded.up = in_mxfp8(coded.up, Experts::kModel);
   coded.down = in_mxfp8(coded.down, 40);
-  RowBuffer x = random_rows(coded.random, 20, Experts::kModel, Experts::kModelPadded, DType::kBF16);
+  RowBuffer x =
+      random_rows(coded.random, n_rows, Experts::kModel, Experts::kModelPadded, DType::kBF16);
   Experts plain = coded;
   plain.format = DType::kBF16;
   in_every_order([&](Backend& backend) {

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "backend/moe_layout.h"
 #include "backend/quantised.h"
 #include "core/error.h"
 #include "host/cuda_turn.h"
@@ -193,7 +192,7 @@ std::int64_t CudaBackend::pack(const PackSource& source, const PackShape& shape,
 
 std::size_t CudaBackend::moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
                                            std::int64_t max_rows, std::int32_t) const {
-  return lay_out_moe(moe_sizes(config, d_model, max_rows), nullptr).bytes;
+  return cuda::moe_scratch_bytes(config, d_model, max_rows);
 }
 
 void CudaBackend::grow(std::unique_ptr<Buffer>& buffer, std::size_t bytes) {

@@ -2,6 +2,7 @@
 // Pointers of the argument structs are the device's, those of `Segments` included.
 #pragma once
 
+#include "backend/moe_layout.h"
 #include "backend/op_args.h"
 #include "device/runtime.h"
 
@@ -75,21 +76,32 @@ Rows launch_quantise_rows(Runtime& runtime, const Rows& x, std::int32_t n_rows,
                           const PackedMatrix& w, void* out);
 void launch_linear(Runtime& runtime, const LinearArgs& args);
 
-// One matrix for every expert, each over the rows that chose it: of expert e the places
-// expert_begin[e] to expert_begin[e + 1], where place p multiplies row row_of_place[p] of x (or
-// row p, where that is null) and writes row p of y.
+// One matrix for each of some experts, over the rows that chose it. A row and an expert that it
+// chose are a pair: number p of all multiplies row p / pairs_of_x of x and writes row p of y.
 struct ExpertLinearArgs {
-  PackedMatrix w;  // expert 0
+  PackedMatrix w;  // of first_expert
   std::int64_t expert_stride_bytes;
+  std::int32_t first_expert;
   std::int32_t n_experts;
-  const std::int32_t* expert_begin;
-  const std::int32_t* row_of_place;
+  const MoeChoice* choices;  // (rows, per_row), an expert at most once in a row
+  std::int32_t first_row;
+  std::int32_t n_rows;
+  std::int32_t per_row;
+  std::int32_t pairs_of_x;  // per_row where x is the rows, 1 where it has a row for each pair
   Rows x;
   float* y;
   std::int64_t y_stride;
 };
 void launch_expert_linear(Runtime& runtime, const ExpertLinearArgs& args);
 
+// A router's logits for bfloat16 rows are sums of products over so many columns each, which
+// thread blocks of their own compute; for float32 rows they are one sum, as on the CPU.
+inline constexpr std::int64_t kRouterSlice = 128;
+// Chooses the experts of each row: `choices` are (n_rows, top_k + n_shared), `logits` the sums,
+// (slices, n_rows, MoeSizes::router_stride()).
+void launch_route(Runtime& runtime, const MoeArgs& args, float* logits, MoeChoice* choices);
+
+std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model, std::int64_t max_rows);
 // `quantised` is room for the rows of either matrix of the experts.
 std::size_t moe_quantised_bytes(const MoeArgs& args);
 void launch_moe(Runtime& runtime, const MoeArgs& args, void* quantised);

@@ -1,7 +1,9 @@
 // Matrix products in float32: panels of 64 outputs as on the CPU, one chain of products for each
 // output. Other formats are in linear_bf16.cu, linear_mxfp8.cu, linear_nvfp4.cu and
 // linear_quantised.cu.
-#include "kernels/linear.cuh"
+#include <algorithm>
+
+#include "kernels/experts.cuh"
 
 namespace duplex::cuda {
 namespace {
@@ -27,9 +29,9 @@ DUPLEX_DEVICE void multiply_panel(const Job& job, std::int32_t panel) {
       sum0 = fmaf(weight, x0[k], sum0);
       sum1 = fmaf(weight, x1[k], sum1);
     }
-    float* const y = job.y + at * job.y_stride + panel * kPanel + output;
-    y[0] = job.divisor == 1.0f ? sum0 : sum0 / job.divisor;
-    if (two) y[job.y_stride] = job.divisor == 1.0f ? sum1 : sum1 / job.divisor;
+    const std::int32_t column = panel * kPanel + output;
+    job.out(at)[column] = job.divisor == 1.0f ? sum0 : sum0 / job.divisor;
+    if (two) job.out(at + 1)[column] = job.divisor == 1.0f ? sum1 : sum1 / job.divisor;
   }
 }
 
@@ -45,7 +47,7 @@ DUPLEX_KERNEL linear_f32_kernel(LinearArgs args) {
 DUPLEX_KERNEL expert_f32_kernel(ExpertLinearArgs args) {
   let_next_grid_begin();
   wait_for_previous_grid();
-  multiply_panel(job_of(args, block_y()), block_x());
+  multiply_panel(job_of(args, shared_memory()), block_x());
 }
 
 }  // namespace
@@ -65,7 +67,9 @@ void launch_linear(Runtime& runtime, const LinearArgs& args) {
                          kPanel * kPanelGroups, 0, args);
 }
 
-void launch_expert_linear(Runtime& runtime, const ExpertLinearArgs& args) {
+namespace {
+
+void launch_experts(Runtime& runtime, const ExpertLinearArgs& args) {
   if (is_quantised(args.w.dtype))
     launch_expert_quantised(runtime, args);
   else if (args.w.dtype == DType::kBF16)
@@ -75,8 +79,20 @@ void launch_expert_linear(Runtime& runtime, const ExpertLinearArgs& args) {
   else if (args.w.dtype == DType::kNvfp4)
     launch_expert_nvfp4(runtime, args);
   else
-    runtime.launch_early(expert_f32_kernel, {div_up(args.w.n_out, kPanelOutputs), args.n_experts},
-                         kPanel * kPanelGroups, 0, args);
+    runtime.launch_early(expert_f32_kernel,
+                         {div_up(args.w.n_out, kPanelOutputs), expert_blocks(args)},
+                         kPanel * kPanelGroups, expert_room_bytes(args), args);
+}
+
+}  // namespace
+
+void launch_expert_linear(Runtime& runtime, const ExpertLinearArgs& args) {
+  ExpertLinearArgs some = args;
+  for (std::int32_t done = 0; done < args.n_rows; done += kExpertRows) {
+    some.first_row = args.first_row + done;
+    some.n_rows = std::min(args.n_rows - done, kExpertRows);
+    launch_experts(runtime, some);
+  }
 }
 
 }  // namespace duplex::cuda

@@ -94,13 +94,20 @@ constexpr std::int64_t row_bytes(std::int64_t n_in) {
   return row_codes_bytes(n_in) + round_up(chunks_of(n_in) * kChunkGroups<kBits> * 4, 16);
 }
 
-// The product of one thread block: rows `begin` to `end` of a matrix with given outputs.
+// What lies at a place of a product: which row of x, and of y.
+struct Place {
+  std::int32_t x;
+  std::int32_t y;
+};
+
+// The product of one thread block: places `begin` to `end` of a matrix with given outputs.
 struct Job {
   const void* w;
   std::int32_t n_out;
   std::int32_t n_in;
   Rows x;
-  const std::int32_t* row_of_place;
+  bool has_places;      // known when compiled; else place p is row p of both
+  const Place* places;  // in shared memory
   std::int32_t begin;
   std::int32_t end;
   float* y;
@@ -109,28 +116,18 @@ struct Job {
 
   template <class Element>
   DUPLEX_DEVICE const Element* row(std::int32_t place) const {
-    const std::int64_t at = row_of_place == nullptr ? place : row_of_place[place];
+    const std::int64_t at = has_places ? places[place].x : place;
     return static_cast<const Element*>(x.data) + at * x.stride;
+  }
+  DUPLEX_DEVICE float* out(std::int32_t place) const {
+    const std::int64_t at = has_places ? places[place].y : place;
+    return y + at * y_stride;
   }
 };
 
 DUPLEX_DEVICE Job job_of(const LinearArgs& args) {
-  return {args.w.data, args.w.n_out, args.w.n_in, args.x,        nullptr,
+  return {args.w.data, args.w.n_out, args.w.n_in, args.x,        false,       nullptr,
           0,           args.n_rows,  args.y,      args.y_stride, args.divisor};
-}
-
-DUPLEX_DEVICE Job job_of(const ExpertLinearArgs& args, std::int32_t expert) {
-  const auto* w = static_cast<const std::byte*>(args.w.data) + expert * args.expert_stride_bytes;
-  return {w,
-          args.w.n_out,
-          args.w.n_in,
-          args.x,
-          args.row_of_place,
-          args.expert_begin[expert],
-          args.expert_begin[expert + 1],
-          args.y,
-          args.y_stride,
-          1.0f};
 }
 
 void launch_linear_bf16(Runtime& runtime, const LinearArgs& args);

@@ -40,7 +40,7 @@ DUPLEX_KERNEL linear_bf16_kernel(LinearArgs args) {
 DUPLEX_KERNEL expert_bf16_kernel(ExpertLinearArgs args) {
   let_next_grid_begin();
   wait_for_previous_grid();
-  multiply_expert<Bf16Round>(job_of(args, block_y()), block_x());
+  multiply_expert<Bf16Round>(job_of(args, shared_memory() + kExpertRoomAt<Bf16Round>), block_x());
 }
 
 }  // namespace
@@ -57,7 +57,8 @@ void launch_linear_bf16(Runtime& runtime, const LinearArgs& args) {
 }
 
 void launch_expert_bf16(Runtime& runtime, const ExpertLinearArgs& args) {
-  runtime.launch_early(expert_bf16_kernel, tile_grid(args), kWarps * kWarp, tile_bytes<2>(), args);
+  runtime.launch_early(expert_bf16_kernel, tile_grid(args), kWarps * kWarp,
+                       kExpertRoomAt<Bf16Round> + expert_room_bytes(args), args);
 }
 
 }  // namespace duplex::cuda

@@ -6,7 +6,7 @@
 // order of the warps, so an output has the same bits whatever other rows there are.
 #pragma once
 
-#include "kernels/linear.cuh"
+#include "kernels/experts.cuh"
 
 namespace duplex::cuda {
 
@@ -89,11 +89,12 @@ DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t
     float sum = sums[i];
     for (int other = 1; other < kWarps; ++other) sum += sums[other * kSums + i];
     if (job.divisor != 1.0f) sum /= job.divisor;
-    job.y[place * job.y_stride + tile * kTileOutputs + i % kTileOutputs] = sum;
+    job.out(place)[tile * kTileOutputs + i % kTileOutputs] = sum;
   }
 }
 
-// A matrix for the rows of one expert, two tiles of them at a time.
+// A matrix for the rows of one expert, two tiles of them at a time. Where these lie is said behind
+// the sums in shared memory.
 template <class Round>
 DUPLEX_DEVICE void multiply_expert(const Job& job, std::int32_t tile) {
   for (std::int32_t first = job.begin; first < job.end; first += 2 * kTileRows) {
@@ -130,7 +131,9 @@ Grid tile_grid(const LinearArgs& args) {
           div_up(args.n_rows, kTiles * kTileRows)};
 }
 inline Grid tile_grid(const ExpertLinearArgs& args) {
-  return {round_up(args.w.n_out, kPanelOutputs) / kTileOutputs, args.n_experts};
+  return {round_up(args.w.n_out, kPanelOutputs) / kTileOutputs, expert_blocks(args)};
 }
+template <class Round>
+constexpr std::size_t kExpertRoomAt = Round::kSharedBytes + tile_bytes<2>();
 
 }  // namespace duplex::cuda

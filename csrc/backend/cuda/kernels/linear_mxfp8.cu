@@ -68,7 +68,7 @@ DUPLEX_KERNEL linear_mxfp8_kernel(LinearArgs args) {
 DUPLEX_KERNEL expert_mxfp8_kernel(ExpertLinearArgs args) {
   let_next_grid_begin();
   wait_for_previous_grid();
-  multiply_expert<Mxfp8Round>(job_of(args, block_y()), block_x());
+  multiply_expert<Mxfp8Round>(job_of(args, shared_memory() + kExpertRoomAt<Mxfp8Round>), block_x());
 }
 
 }  // namespace
@@ -81,7 +81,8 @@ void launch_linear_mxfp8(Runtime& runtime, const LinearArgs& args) {
 }
 
 void launch_expert_mxfp8(Runtime& runtime, const ExpertLinearArgs& args) {
-  runtime.launch_early(expert_mxfp8_kernel, tile_grid(args), kWarps * kWarp, tile_bytes<2>(), args);
+  runtime.launch_early(expert_mxfp8_kernel, tile_grid(args), kWarps * kWarp,
+                       kExpertRoomAt<Mxfp8Round> + expert_room_bytes(args), args);
 }
 
 }  // namespace duplex::cuda

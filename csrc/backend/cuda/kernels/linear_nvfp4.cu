@@ -96,8 +96,8 @@ DUPLEX_KERNEL linear_nvfp4_kernel(LinearArgs args) {
 DUPLEX_KERNEL expert_nvfp4_kernel(ExpertLinearArgs args) {
   let_next_grid_begin();
   wait_for_previous_grid();
-  const Job job = job_of(args, block_y());
-  if (job.begin == job.end) return;
+  const Job job = job_of(args, shared_memory() + kExpertRoomAt<Nvfp4Round>);
+  if (job.end == 0) return;
   make_sizes(job, block_x());
   multiply_expert<Nvfp4Round>(job, block_x());
 }
@@ -113,7 +113,7 @@ void launch_linear_nvfp4(Runtime& runtime, const LinearArgs& args) {
 
 void launch_expert_nvfp4(Runtime& runtime, const ExpertLinearArgs& args) {
   runtime.launch_early(expert_nvfp4_kernel, tile_grid(args), kWarps * kWarp,
-                       Nvfp4Round::kSharedBytes + tile_bytes<2>(), args);
+                       kExpertRoomAt<Nvfp4Round> + expert_room_bytes(args), args);
 }
 
 }  // namespace duplex::cuda

@@ -5,7 +5,7 @@
 // order.
 //
 // Bytes of a matrix per weight: 1 + 1/32 in int8, 1/2 + 1/16 in int4.
-#include "kernels/linear.cuh"
+#include "kernels/experts.cuh"
 
 namespace duplex::cuda {
 namespace {
@@ -158,7 +158,7 @@ DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t
   for (int batch = 0; batch < kBatches; ++batch) {
     const std::int32_t place = place_of(first, batch);
     if (place < job.end)
-      job.y[place * job.y_stride + tile * kTileOutputs + output] =
+      job.out(place)[tile * kTileOutputs + output] =
           job.divisor == 1.0f ? sums[batch] : sums[batch] / job.divisor;
   }
 }
@@ -176,7 +176,7 @@ template <int kBits>
 DUPLEX_KERNEL expert_quantised_kernel(ExpertLinearArgs args) {
   let_next_grid_begin();
   wait_for_previous_grid();
-  const Job job = job_of(args, block_y());
+  const Job job = job_of(args, shared_memory() + shared_bytes<kBits>());
   for (std::int32_t first = job.begin; first < job.end; first += kMaxRows)
     multiply_tile<kBits>(job, block_x(), first);
 }
@@ -192,8 +192,8 @@ void launch_linear_of(Runtime& runtime, const LinearArgs& args) {
 template <int kBits>
 void launch_expert_of(Runtime& runtime, const ExpertLinearArgs& args) {
   runtime.launch_early(expert_quantised_kernel<kBits>,
-                       {round_up(args.w.n_out, kPanelOutputs) / kTileOutputs, args.n_experts},
-                       kThreads, shared_bytes<kBits>(), args);
+                       {round_up(args.w.n_out, kPanelOutputs) / kTileOutputs, expert_blocks(args)},
+                       kThreads, shared_bytes<kBits>() + expert_room_bytes(args), args);
 }
 
 // ---- rows
