@@ -5,7 +5,6 @@
 // asked for, they do: guesses, which need a look at each token, and input that takes several
 // passes.
 #include <algorithm>
-#include <utility>
 
 #include "core/error.h"
 #include "engine/lane.h"
@@ -88,10 +87,7 @@ bool Lane::run_on_device(std::span<Session* const> sessions, std::span<const std
 bool Lane::follow_up(Session& session) {
   if (session.n_ahead_ == 0) return false;
   --session.n_ahead_;
-  session.sequence_->advance(1);
-  session.sequence_->commit();
-  session.remember(std::exchange(session.pending_token_, kNoToken));
-  ++session.sampled_row_;
+  session.keep_sampled();
   return true;
 }
 

@@ -105,7 +105,7 @@ class Lane {
   void collect_logits(std::vector<float>& logits);
 
   // ---- device_turn.cpp
-  // Appends the input and samples up to limits_ tokens, on the device. False: nothing is done.
+  // Appends the input and samples up to limits_ tokens, on the device. False: no row is computed.
   bool run_on_device(std::span<Session* const> sessions, std::span<const std::int32_t> stops);
   bool take_whole_input(std::span<Session* const> sessions);
   // Whether the token behind the pending one is there already: then that one is a row.

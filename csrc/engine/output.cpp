@@ -76,13 +76,10 @@ bool Lane::accept_draft(Session& session) {
   }
   --input.n_drafts;
   if (input.n_drafts == 0) session.n_drafts_ = std::min(2 * session.n_drafts_, session.max_drafts_);
-  session.sequence_->advance(1);
-  session.sequence_->commit();
-  session.remember(std::exchange(session.pending_token_, kNoToken));
+  session.keep_sampled();
   // The rows are the token before and the drafts.
   const std::byte* const head_row = session.draft_head_rows_.data() + (row - 1) * head_row_bytes();
   session.head_row_.assign(head_row, head_row + head_row_bytes());
-  ++session.sampled_row_;
   ++counts_.accepted;
   return true;
 }

@@ -139,6 +139,13 @@ void Session::remember(std::int32_t id) {
   if (lookup_ && !(interaction && id == interaction->listen)) lookup_->push(id);
 }
 
+void Session::keep_sampled() {
+  sequence_->advance(1);
+  sequence_->commit();
+  remember(std::exchange(pending_token_, kNoToken));
+  ++sampled_row_;
+}
+
 std::vector<std::int64_t> Session::marks() const {
   const std::lock_guard lock(lane_.mutex());
   check_open();

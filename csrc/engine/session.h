@@ -111,6 +111,8 @@ class Session {
   void set_mark();
   // Text that later drafts may be taken from.
   void remember(std::int32_t id);
+  // The pending token's row was computed already: it is the last one now.
+  void keep_sampled();
 
   std::shared_ptr<Engine> engine_;
   Lane& lane_;
