@@ -52,10 +52,12 @@ struct Walk {
         return true;
     return false;
   }
-  // The first block from `block` on that is not forgotten.
+  // The first block from `block` on that is not forgotten; `end` if there is none before.
   DUPLEX_DEVICE std::int64_t next(std::int64_t block, std::int64_t end) const {
-    while (block < end && is_forgotten(block)) ++block;
-    return block;
+    for (std::int32_t i = 0; !args.is_local && i < segment.n_forgotten; ++i)
+      if (block * kBlock >= segment.forgotten[i].begin && block * kBlock < segment.forgotten[i].end)
+        block = segment.forgotten[i].end / kBlock;
+    return block < end ? block : end;
   }
   template <class Visit>
   DUPLEX_DEVICE void for_runs(std::int64_t from, std::int64_t last, const Visit& visit) const {
