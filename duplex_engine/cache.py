@@ -15,10 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from duplex_engine.arguments import file_path
 from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.errors import CheckpointError, InvalidArgument
 from duplex_engine.json_input import found
 from duplex_engine.packed import Dtype, HasArena, PackedFile, Weights, write_packed
+from duplex_engine.whole_file import remove_abandoned
 
 __all__ = ["cache_folder", "fingerprint", "load_cached"]
 
@@ -31,14 +33,23 @@ def cache_folder(cache: bool | str | Path) -> Path | None:
     """The folder that the option `cache` of `Engine.load` names; None: no cache.
 
     Raises:
-        InvalidArgument: neither a boolean nor a folder.
+        InvalidArgument: neither a boolean nor a folder; or True, and this user has no home.
     """
-    if isinstance(cache, bool):
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(home) / "duplex_engine" if cache else None
-    if not isinstance(cache, str | Path) or not str(cache) or Path(cache).is_file():
+    if cache is False:
+        return None
+    if cache is True:
+        try:
+            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        except RuntimeError as error:
+            raise InvalidArgument(
+                f"cache: expected a user with a home folder, found: {error}; "
+                "set XDG_CACHE_HOME, or name a folder"
+            ) from error
+        return Path(home) / "duplex_engine"
+    # note: `Path.is_file` raises where a folder above cannot be searched; that is only a warning.
+    if not isinstance(cache, str | Path) or not str(cache) or os.path.isfile(cache):  # noqa: PTH113
         raise InvalidArgument(f"cache: expected True, False or a folder, found {found(cache)}")
-    return Path(cache)
+    return file_path(cache, "cache")
 
 
 def fingerprint(checkpoint: Checkpoint, layout: str, *, of_machine: bool = True) -> str:
@@ -75,8 +86,9 @@ def load_cached(
     names what part of the weights this is; "" for all."""
     source = fingerprint(checkpoint, layout)
     place = checkpoint.path.resolve()
-    key = hashlib.sha256(str(place).encode()).hexdigest()[:12]
+    key = hashlib.sha256(os.fsencode(place)).hexdigest()[:12]
     path = folder / f"{place.name}-{dtype}-{weights}-{key}{share and '-' + share}.safetensors"
+    remove_abandoned(path)
     try:
         packed = PackedFile.open(path)
         if (packed.source, packed.dtype, packed.weights) == (source, dtype, weights):

@@ -438,6 +438,11 @@ def _quantization_problems(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
             continue
         nested = block.get("quantization")  # as in hf_quant_config.json
         for part in (block, nested if isinstance(nested, dict) else {}):
+            for key, kind in (("config_groups", dict), ("weight_block_size", list)):
+                value = part.get(key)
+                if value is not None and not isinstance(value, kind):
+                    what = "an object" if kind is dict else "a list"
+                    yield f"{name}.{key}", f"expected {what}, found {found(value)}"
             method, group = part.get("quant_method"), part.get("group_size")
             # vLLM also writes the algorithm into the method: "modelopt_fp4"
             if method is not None and str(method).split("_")[0] not in QUANT_METHODS:

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from duplex_engine.arguments import file_path
 from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.engine import Engine
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.packed import PACKED_FILE
+from duplex_engine.whole_file import unfinished_files
 
 __all__ = ["convert"]
 
@@ -43,10 +45,11 @@ def convert(
         progress: called with (bytes done, bytes), first while packing, then while writing.
 
     Raises:
-        InvalidArgument: `out` holds something, or the types contradict each other.
+        InvalidArgument: `out` is no path, holds something or cannot be written, or the types
+            contradict each other.
         CheckpointError: not a checkpoint, or one that is packed already.
     """
-    out = Path(out)
+    out = file_path(out, "out")
     if weights == "bfloat16":
         if dtype == "float32":
             raise InvalidArgument(
@@ -61,8 +64,8 @@ def convert(
                 f"{opened.packed.weights} weights; convert the checkpoint that they were made of"
             )
         tokenizer = opened.tokenizer_path
-    _check_place(source, out, force)
     try:
+        _check_place(source, out, force)
         with Engine.load(
             checkpoint,
             dtype=dtype,
@@ -88,7 +91,10 @@ def convert(
 def _check_place(source: Path, out: Path, force: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InvalidArgument(f"{out}: expected a new or empty folder, found a file")
-    held = {entry.name for entry in out.iterdir()} if out.exists() else set()
+    held: set[str] = set()
+    if out.exists():
+        unfinished = unfinished_files(out / PACKED_FILE)  # by a conversion that was killed
+        held = {entry.name for entry in out.iterdir() if entry not in unfinished}
     if out.resolve() == source.resolve() or not held <= set(FILES):
         example = min(held - set(FILES), default="the checkpoint itself")
         raise InvalidArgument(

@@ -133,14 +133,14 @@ def _ranks_apart(
 
     transport = distributed.transport(0, group.n_ranks)
     leader = _core.RankLeader(sizes, torch=transport, **options)
-    host = LOOPBACK if group.address is None else group.address[0]
-    store = distributed.open_store(host)
     workers: Sequence[Worker]
     if group.address is None:
+        host, store = LOOPBACK, distributed.open_store(LOOPBACK)
         workers = start_workers([{}] * (group.n_ranks - 1))
     else:
         workers = came = gather(group.address, group.n_ranks, group.join_s)
         host = came[0].host  # where the address is that of every interface
+        store = distributed.open_store(group.address[0])
     place = {
         "store": [host, store.port],
         "host": host,

@@ -123,8 +123,18 @@ class PackedFile:
         """What `_core.Engine` takes as `packed`: the bytes, and what fills a buffer with the next.
 
         The last call raises CheckpointError if the bytes are not those that were written.
+
+        Raises:
+            CheckpointError: the file cannot be read any more: it may just be replaced.
         """
-        with self.path.open("rb", buffering=0) as file:
+        try:
+            file = self.path.open("rb", buffering=0)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path}: expected the packed weights that were there a moment ago, "
+                f"found: {error}; load again when whoever replaces them is done"
+            ) from error
+        with file:
             file.seek(self.data_begin)
             crc32, n_done = 0, 0
 

@@ -19,7 +19,7 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """Shows a bar of bytes while the block runs; yields the function that moves it."""
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),

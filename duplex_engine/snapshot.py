@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import struct
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from duplex_engine import _core
 from duplex_engine.arguments import file_path, output_path
 from duplex_engine.errors import CheckpointError
 from duplex_engine.json_input import found, parse_json_object
-from duplex_engine.whole_file import SUFFIX, whole_file
+from duplex_engine.whole_file import whole_file
 
 __all__ = ["ModelIdentity", "Snapshot", "open_snapshot", "write_snapshot"]
 
@@ -36,7 +35,6 @@ PREAMBLE = struct.Struct("<8sIQQQII")
 CHECKSUM = struct.Struct("<I")  # of the preamble, behind it
 BEGIN = PREAMBLE.size + CHECKSUM.size  # of the header
 SINGLE_RANK = {"tensor_parallel": 1, "reduction": "ranks"}  # of files that do not say
-ABANDONED_S = 600.0  # a file that was begun and not written to for so long belongs to nobody
 
 
 class ModelIdentity:
@@ -113,7 +111,6 @@ def write_snapshot(
         OSError: the folder cannot be written, or the disk is full.
     """
     path = output_path(path, "snapshot: path")
-    _remove_abandoned(path)
     header = json.dumps({"model": model.fields, "carried": carried}).encode()
     with whole_file(path) as unfinished, _created(unfinished, path) as file:
         n_state = n_blocks = n_written = 0
@@ -250,16 +247,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Removes what processes that were killed while they wrote left behind."""
-    prefix = f".{path.name}."
-    for other in path.parent.iterdir():
-        if not (other.name.startswith(prefix) and other.name.endswith(SUFFIX)):
-            continue
-        try:
-            if time.time() - other.stat().st_mtime > ABANDONED_S:
-                other.unlink()
-        except FileNotFoundError:
-            continue  # its writer was faster

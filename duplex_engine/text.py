@@ -38,7 +38,7 @@ class Tokenizer:
     def from_file(cls, path: Path) -> Self:
         """Reads the file; raises CheckpointError if it is damaged."""
         try:
-            return cls(HuggingFaceTokenizer.from_file(str(path)))
+            return cls(HuggingFaceTokenizer.from_buffer(path.read_bytes()))
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(f"{path}: expected a tokenizer, found: {error}") from error
 

@@ -4,22 +4,44 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["SUFFIX", "whole_file"]
+__all__ = ["remove_abandoned", "unfinished_files", "whole_file"]
 
 SUFFIX = ".part"  # of a file that is being written
+ABANDONED_S = 600.0  # a file that was begun and not written to for so long belongs to nobody
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Gives the name of a new file beside `path`, which replaces it when the block ends, and is
     removed when an exception ends it."""
+    remove_abandoned(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
     try:
         yield unfinished
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def unfinished_files(path: Path) -> list[Path]:
+    """What is being written in place of `path`, or was when its writer was killed."""
+    prefix = f".{path.name}."
+    return [
+        other
+        for other in path.parent.iterdir()
+        if other.name.startswith(prefix) and other.name.endswith(SUFFIX)
+    ]
+
+
+def remove_abandoned(path: Path) -> None:
+    """Removes what processes that were killed while they wrote `path` left behind, where it can."""
+    with suppress(OSError):  # there is no folder, or it cannot be read
+        for other in unfinished_files(path):
+            with suppress(OSError):  # its writer was faster, or it is another user's
+                if time.time() - other.stat().st_mtime > ABANDONED_S:
+                    other.unlink()

@@ -326,6 +326,52 @@ def test_a_checkpoint_that_changes_while_it_is_read_is_not_kept(
     assert not folder.exists()
 
 
+def test_a_user_without_a_home(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(f"uid not found: {uid}")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    logits(checkpoint)
+    with pytest.raises(InvalidArgument, match=r"cache: expected a user with a home folder, .*XDG"):
+        logits(checkpoint, cache=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    logits(checkpoint, cache=True)
+
+
+def test_names_that_no_folder_can_have(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="cache: expected a path that a file can have"):
+        logits(checkpoint, cache="\0x")
+    with pytest.warns(RuntimeWarning, match="cache: .*expected a folder that can be written"):
+        logits(checkpoint, cache=tmp_path / ("x" * 300))
+
+
+def test_a_folder_whose_name_is_not_unicode(
+    checkpoint: Path, folder: Path, packs: list[str]
+) -> None:
+    checkpoint = checkpoint.rename(os.fsdecode(os.fsencode(checkpoint) + b"\xff"))
+    assert logits(checkpoint, cache=folder).tobytes() == logits(checkpoint).tobytes()
+    logits(checkpoint, cache=folder)
+    assert packs == ["tensors", "tensors", "packed"]
+
+
+def test_what_a_killed_process_left_is_removed(checkpoint: Path, folder: Path) -> None:
+    logits(checkpoint, cache=folder)
+    path = only_file(folder)
+    old, new, foreign = (
+        folder / f".{name}.part" for name in (f"{path.name}.1-ff", f"{path.name}.2-ff", "other.1-f")
+    )
+    for file in (old, new, foreign):
+        file.touch()
+    for file in (old, foreign):
+        os.utime(file, (0, 0))
+    logits(checkpoint, cache=folder)
+    assert set(folder.iterdir()) == {path, new, foreign}
+
+
 def test_the_cache_is_the_cpu_s(checkpoint: Path, folder: Path) -> None:
     with pytest.raises(InvalidArgument, match="cache: expected False on the device 'cuda'"):
         logits(checkpoint, cache=folder, device="cuda")

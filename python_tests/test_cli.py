@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from duplex_engine.cli.output import check_output
 from duplex_engine.config import ModelConfig
 from duplex_engine.engine import Engine
 from duplex_engine.models import write_random_checkpoint
+from duplex_engine.progress import progress_bar
 
 KEYS = {
     "index",
@@ -217,6 +220,85 @@ def test_the_check_of_a_file_leaves_nothing_behind(tmp_path: Path, place: str) -
     check_output(tmp_path / place, "--out")
     assert list(tmp_path.iterdir()) == []
     check_output(Path("/dev/null"), "--out")
+
+
+def test_damaged_pictures_are_refused(
+    checkpoint: Path, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "noise.png"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    raw = path.read_bytes()
+    begin = raw.index(b"IDAT")
+    path.write_bytes(raw[: begin - 1] + b"\x64" + raw[begin:])  # the length of the chunk
+    command = ("run", recording, "-c", checkpoint, "--image", path)
+    message = f"error: {path}: expected a picture, found: "
+    result = invoke(*command)
+    assert (result.exit_code, message in result.stderr) == (2, True), result.output
+    path.write_bytes(raw)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    result = invoke(*command)
+    assert f"{message}Image size (1600 pixels) exceeds" in result.stderr
+
+
+def test_a_sound_file_that_is_damaged_in_the_middle(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "noise.flac"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(32_000), 16_000)
+    raw = bytearray(path.read_bytes())
+    middle = len(raw) // 2
+    raw[middle : middle + 2000] = bytes(2000)
+    path.write_bytes(raw)
+    result = invoke("run", path, "-c", checkpoint)
+    assert result.exit_code == 2, result.output
+    assert f"error: {path}: expected a whole sound file, found damage behind 0." in result.stderr
+    assert " micro-turns of 200 ms" in result.stdout
+
+
+def test_a_sound_file_whose_name_is_not_unicode(
+    checkpoint: Path, recording: Path, tmp_path: Path
+) -> None:
+    path = shutil.copy(recording, os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav"))
+    assert len(objects(invoke("run", path, "-c", checkpoint, "--json"))) == 5
+
+
+def test_a_terminal_without_unicode(checkpoint: Path, recording: Path) -> None:
+    command = ["run", str(recording), "-c", str(checkpoint), "--threads", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "duplex_engine", *command],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"5 micro-turns of 200 ms" in done.stdout
+
+
+def test_a_picture_of_another_kind_is_refused_before_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Engine, "load", None)
+    for name in ("x.foo", "x"):
+        result = invoke("demo", "--picture", name)
+        assert result.exit_code == 2, result.output
+        assert f"--picture: expected a name that ends in .png, found '{name}'" in result.stderr
+
+
+def test_names_are_not_read_as_markup(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(checkpoint, "m[/x]")
+    result = invoke("inspect", "m[/x]")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("m[/x]")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress_bar("loading [red]m") as show:
+        show(1, 2)
+    assert "loading [red]m" in capsys.readouterr().err
 
 
 def test_a_lone_surrogate_is_refused(checkpoint: Path, recording: Path) -> None:

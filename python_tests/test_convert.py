@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from typer.testing import CliRunner, Result
 from duplex_engine import CheckpointError, Engine, InvalidArgument
 from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.cli import app
-from duplex_engine.convert import convert
+from duplex_engine.convert import FILES, convert
 from duplex_engine.models import write_random_checkpoint
-from duplex_engine.packed import PACKED_FILE
+from duplex_engine.packed import PACKED_FILE, PackedFile
 
 pytestmark = pytest.mark.cpu
 
@@ -200,6 +201,50 @@ def test_places_that_force_does_not_take(checkpoint: Path, copy: Path, tmp_path:
     assert "expected a folder that can be written" in errors(
         *command, tmp_path / "file" / "below", *options
     )
+
+
+@pytest.mark.parametrize("place", [None, 5, "\0", b"out", "x" * 300])
+def test_what_is_no_place(checkpoint: Path, place: Any) -> None:
+    with pytest.raises(InvalidArgument, match="expected a"):
+        convert(checkpoint, place, weights="int8")
+
+
+def test_a_place_that_cannot_be_read(
+    checkpoint: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path) -> None:  # root may read any folder
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(InvalidArgument, match=r"expected a folder that can be written, .*denied"):
+        convert(checkpoint, copy, weights="int8", force=True)
+
+
+def test_after_a_conversion_that_was_killed(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    old, new = (out / f".{PACKED_FILE}.{k}-ff.part" for k in "12")
+    for file in (old, new):
+        file.touch()
+    os.utime(old, (0, 0))
+    convert(checkpoint, out, weights="int8")
+    assert {file.name for file in out.iterdir()} == {*FILES, new.name}
+    convert(checkpoint, out, weights="int8", force=True)
+
+
+def test_a_conversion_that_is_replaced_while_it_loads(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = PackedFile.open
+
+    def and_then_gone(path: Path) -> PackedFile:
+        packed = judged(path)
+        path.unlink()
+        return packed
+
+    monkeypatch.setattr(PackedFile, "open", and_then_gone)
+    with pytest.raises(CheckpointError, match="expected the packed weights that were there"):
+        logits(copy)
 
 
 def test_wrong_sources(checkpoint: Path, int8: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ does is in the module of its name.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Any
@@ -84,4 +85,6 @@ app.command()(worker)
 
 def main() -> None:
     """The console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # None where the process began without it
+        sys.stdout.reconfigure(errors="replace")  # bars and names that its encoding does not have
     app()

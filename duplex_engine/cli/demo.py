@@ -23,10 +23,11 @@ from duplex_engine.cli.run import (
     turn_duration_ms,
 )
 from duplex_engine.engine import Engine
-from duplex_engine.errors import BackendUnavailable
+from duplex_engine.errors import BackendUnavailable, InvalidArgument
 from duplex_engine.evaluation.plots import plot_timeline
 from duplex_engine.evaluation.showcase import Reaction, react, read_showcase
 from duplex_engine.evaluation.streams import Audio, TimedWord, run_stream
+from duplex_engine.json_input import found
 from duplex_engine.types import MicroTurn
 
 __all__ = ["demo"]
@@ -61,6 +62,10 @@ def demo(
     `duplex-engine demo -c checkpoints/mine`
     """
     check_output(picture, "--picture")
+    if picture.suffix.lower() != ".png":
+        raise InvalidArgument(
+            f"--picture: expected a name that ends in .png, found {found(str(picture))}"
+        )
     with as_file(files("duplex_engine") / "examples") as folder:
         showcase = read_showcase(folder)
     with (

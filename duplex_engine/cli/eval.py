@@ -201,7 +201,7 @@ def evaluate(
             report.print_refusals(console, refusals)
             figures["behaviours"] = refusals
     report.write_json(out / FIGURES, figures)
-    console.print(f"written to {out}: {FIGURES} and what belongs to it")
+    console.print(f"written to {out}: {FIGURES} and what belongs to it", markup=False)
 
 
 def _runner(engine: Engine, realtime: bool) -> Callable[..., StreamLog]:

@@ -13,6 +13,7 @@ from typing import Annotated
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from duplex_engine.checkpoint import Checkpoint
@@ -120,7 +121,7 @@ def _print_sizes(out: Console, checkpoint: Checkpoint) -> None:
     n_layers, n_local, n_moe = text.num_hidden_layers, sum(text.is_local), sum(text.is_moe)
     towers = [name for name in ("audio", "vision") if getattr(checkpoint.config, name) is not None]
     layout = checkpoint.config.interaction
-    table = Table(title=str(checkpoint.path), title_justify="left", show_header=False)
+    table = Table(title=escape(str(checkpoint.path)), title_justify="left", show_header=False)
     packed = checkpoint.packed
     held = (
         {

@@ -6,6 +6,7 @@ Owns the pace. Does not own what is shown: see `live.py`.
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ def file_sound(path: Path, turn_ms: int) -> Sound:
     """A sound file, read piece by piece; the last piece may be short.
 
     Raises:
-        InvalidArgument: it is not there, or no sound file.
+        InvalidArgument: it is not there, or no sound file; once it is read, damaged.
     """
 
     def pieces(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
@@ -47,14 +48,20 @@ def file_sound(path: Path, turn_ms: int) -> Sound:
             for k in itertools.count(1):
                 # Rounded in total, so that rates that do not divide evenly do not drift.
                 end = k * turn_ms * file.samplerate // 1000
-                piece = file.read(end - n_read, dtype="float32", always_2d=True)
+                try:
+                    piece = file.read(end - n_read, dtype="float32", always_2d=True)
+                except soundfile.LibsndfileError as error:
+                    raise InvalidArgument(
+                        f"{path}: expected a whole sound file, found damage behind "
+                        f"{n_read / file.samplerate:.1f} s: {error}"
+                    ) from error
                 n_read = end
                 if not len(piece):
                     return
                 yield piece
 
     try:
-        file = soundfile.SoundFile(path)
+        file = soundfile.SoundFile(os.fsencode(path))  # as a string only names in Unicode
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         raise InvalidArgument(f"{path}: expected a sound file, found: {error}") from error
     return Sound(file.samplerate, pieces(file), is_live=False)
@@ -98,7 +105,7 @@ def fitted_image(path: Path, config: ModelConfig, view: View) -> NDArray[np.uint
     try:
         with Image.open(path) as file:
             picture = file.convert("RGB")
-    except OSError as error:
+    except Exception as error:  # Pillow raises nothing narrower for all kinds of damage
         raise InvalidArgument(f"{path}: expected a picture, found: {error}") from error
     if config.interaction is not None:
         patch, limit = config.vision.patch_size, config.interaction.max_image_patches

@@ -39,7 +39,7 @@ def worker(
 
     `duplex-engine worker checkpoints/mine --rank 1 --address 10.0.0.1:29500`
     """
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False)
     with Checkpoint.open(checkpoint) as opened:
         path = str(opened.path.resolve())
     connection, request = join(address, rank, join_s)

@@ -46,7 +46,10 @@ COUNTERS: dict[str, tuple[str, str]] = {
 class Metrics:
     """What one live engine shows; give it to `LiveEngine`.
 
-    registry: a `prometheus_client.CollectorRegistry`; None takes the global one.
+    registry: a `prometheus_client.CollectorRegistry` for this live engine alone; None takes the
+        global one.
+
+    Raises InvalidArgument where it holds those of another, or the package is not installed.
     """
 
     def __init__(self, registry: Any = None) -> None:
@@ -59,12 +62,18 @@ class Metrics:
             ) from error
         self.registry = prometheus_client.REGISTRY if registry is None else registry
         histogram = prometheus_client.Histogram
-        self._turn_s = histogram(
-            "duplex_turn_seconds",
-            "what a step took",
-            buckets=BUCKETS_S,
-            registry=self.registry,
-        )
+        try:
+            self._turn_s = histogram(
+                "duplex_turn_seconds",
+                "what a step took",
+                buckets=BUCKETS_S,
+                registry=self.registry,
+            )
+        except ValueError as error:
+            raise InvalidArgument(
+                "Metrics: expected a registry without the metrics of another live engine, "
+                f"found: {error}; give each Metrics a CollectorRegistry of its own"
+            ) from error
         self._late_s = histogram(
             "duplex_late_seconds",
             "from when a micro-turn was due until its step began",

@@ -8,12 +8,12 @@ touched. Does not own what is sent: see `csrc/parallel/transport.h`.
 from __future__ import annotations
 
 import os
-import socket
 from datetime import timedelta
 from typing import Any
 
 from duplex_engine import _core
 from duplex_engine.errors import BackendUnavailable
+from duplex_engine.parallel.joining import listen
 
 __all__ = ["CONNECT_S", "Store", "open_store", "process_groups", "transport"]
 
@@ -33,8 +33,12 @@ def transport(rank: int, n_ranks: int) -> _core.TorchTransport:
 
 
 def open_store(host: str) -> Store:
-    """Rank 0's: where the ranks tell each other their addresses. It listens at `host` alone."""
-    listener = socket.create_server((host, 0))
+    """Rank 0's: where the ranks tell each other their addresses. It listens at `host` alone.
+
+    Raises:
+        BackendUnavailable: `host` is not of this machine.
+    """
+    listener = listen((host, 0))
     port = listener.getsockname()[1]
     distributed = _torch().distributed
     return distributed.TCPStore(

@@ -8,7 +8,6 @@ worker says comes through it, and its end is the worker's end. Owns those connec
 from __future__ import annotations
 
 import hashlib
-import json
 import select
 import socket
 import time
@@ -21,14 +20,21 @@ from selectors import EVENT_READ, DefaultSelector
 from typing import Any
 
 from duplex_engine import _core, errors
-from duplex_engine.errors import BackendUnavailable, DuplexError, InvalidArgument, RankFailed
-from duplex_engine.json_input import found
+from duplex_engine.errors import (
+    BackendUnavailable,
+    CheckpointError,
+    DuplexError,
+    InvalidArgument,
+    RankFailed,
+)
+from duplex_engine.json_input import found, parse_json_object
 from duplex_engine.parallel.lines import Lines, line
 
-__all__ = ["RemoteWorker", "gather", "join", "parse_address"]
+__all__ = ["RemoteWorker", "gather", "join", "listen", "parse_address"]
 
 PACKAGE = Path(__file__).parent.parent
 HELLO_S = 10.0  # for a line of a connection that was just made
+HELLO_BYTES = 64 * 1024  # far above any such line; bounds what another program sends
 RETRY_S = 0.2
 POLL_S = 0.2
 # A machine that is gone without a word is noticed after so many seconds of silence, and as many
@@ -43,6 +49,10 @@ def parse_address(address: object) -> tuple[str, int]:
         InvalidArgument: of another form.
     """
     host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+    try:
+        host.encode("idna")  # as the system's resolver is asked
+    except UnicodeError:
+        host = ""
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise InvalidArgument(
             f'address: expected "host:port" of rank 0, port 1 to 65535, found {found(address)}'
@@ -108,13 +118,7 @@ def gather(address: tuple[str, int], n_ranks: int, limit_s: float) -> list[Remot
     Raises:
         BackendUnavailable: the address cannot be listened at, or not all came in `limit_s`.
     """
-    try:
-        listener = socket.create_server(address, family=_family(address))
-    except OSError as error:
-        raise BackendUnavailable(
-            f"address: expected one of this machine to listen at, found {_text(address)}: {error}"
-        ) from error
-    with listener, DefaultSelector() as selector:
+    with listen(address) as listener, DefaultSelector() as selector:
         entrance = _Entrance(listener, selector, n_ranks)
         deadline = time.monotonic() + limit_s
         try:
@@ -168,13 +172,19 @@ class _Entrance:
         self._n_ranks = n_ranks
         self._guests: set[_Guest] = set()
         self.joined: dict[int, _Guest] = {}
+        listener.setblocking(False)  # who has knocked may be gone before the door is opened
         selector.register(listener, EVENT_READ, None)
 
     def handle(self, guest: _Guest | None) -> None:
         if guest is None:
-            connection, address = self._listener.accept()
+            try:
+                connection, address = self._listener.accept()
+            except OSError:  # the guest has gone, or this process has no descriptor left for it
+                time.sleep(POLL_S)
+                return
             _keep_alive(connection)
-            guest = _Guest(connection, _text(address), Lines(connection.fileno()))
+            lines = Lines(connection.fileno(), HELLO_BYTES)
+            guest = _Guest(connection, _text(address), lines)
             self._guests.add(guest)
             self._selector.register(connection, EVENT_READ, guest)
             return
@@ -189,9 +199,9 @@ class _Entrance:
     def _judge(self, guest: _Guest, hello: bytes) -> DuplexError | None:
         """Takes in who says the right thing; else why not."""
         try:
-            values = json.loads(hello)
+            values = parse_json_object(hello, "hello")
             rank, build = values["join"], values["build"]
-        except (ValueError, KeyError, TypeError):
+        except (CheckpointError, KeyError):
             return InvalidArgument("expected a worker of duplex_engine, found another program")
         if build != build_digest():
             return BackendUnavailable(
@@ -210,6 +220,7 @@ class _Entrance:
             )
         guest.rank = rank
         self.joined[rank] = guest
+        self._say(guest, {"rank": rank})
         return None
 
     def drop_silent(self, after_s: float) -> None:
@@ -223,9 +234,12 @@ class _Entrance:
             self._send_away(guest, RankFailed(reason))
 
     def _send_away(self, guest: _Guest, why: DuplexError) -> None:
-        with suppress(OSError):  # it has gone by itself
-            guest.connection.send(line({"refused": [type(why).__name__, str(why)]}))
+        self._say(guest, {"refused": [type(why).__name__, str(why)]})
         self._forget(guest)
+
+    def _say(self, guest: _Guest, message: dict[str, Any]) -> None:
+        with suppress(OSError):  # it has gone by itself
+            guest.connection.send(line(message))
 
     def _forget(self, guest: _Guest) -> None:
         self._selector.unregister(guest.connection)
@@ -239,7 +253,7 @@ def join(address: str, rank: int, limit_s: float) -> tuple[socket.socket, dict[s
     """A worker's side: the connection to rank 0, and what it asks for, once all ranks have come.
 
     Raises:
-        BackendUnavailable: nobody listens at the address within `limit_s`.
+        BackendUnavailable: nobody listens at the address within `limit_s`, or another program.
         DuplexError: rank 0 does not take this worker.
     """
     place = parse_address(address)
@@ -257,23 +271,50 @@ def join(address: str, rank: int, limit_s: float) -> tuple[socket.socket, dict[s
             time.sleep(RETRY_S)
     try:
         _keep_alive(connection)
-        connection.settimeout(None)
+        connection.settimeout(min(HELLO_S, limit_s))
         connection.sendall(line({"join": rank, "build": build_digest()}))
         with connection.makefile("rb") as lines:
-            answer = lines.readline()
-        if not answer:
-            raise RankFailed(f"rank 0 at {address} ended before all ranks had come")
-        request: dict[str, Any] = json.loads(answer)
-        if "refused" in request:
-            name, message = request["refused"]
-            raise getattr(errors, name)(f"rank 0 at {address} refuses this worker: {message}")
-        return connection, request
+            _understood(lines.readline(HELLO_BYTES), address, rank)
+            connection.settimeout(None)  # rank 0 knows how long it waits for the others
+            return connection, _understood(lines.readline(), address, rank)
+    except TimeoutError as error:
+        connection.close()
+        raise _stranger(address, "nothing") from error
     except OSError as error:
         connection.close()
         raise RankFailed(f"rank 0 at {address} cannot be reached any more: {error}") from error
     except BaseException:
         connection.close()
         raise
+
+
+def _understood(answer: bytes, address: str, rank: int) -> dict[str, Any]:
+    """What rank 0 says to a worker: its rank once it is taken, its rank and the request in the end.
+
+    Raises:
+        RankFailed: it said nothing and has ended.
+        BackendUnavailable: it is no rank 0.
+        DuplexError: it refuses this worker.
+    """
+    if not answer:
+        raise RankFailed(f"rank 0 at {address} ended before all ranks had come")
+    try:
+        values = parse_json_object(answer, address)
+    except CheckpointError:
+        raise _stranger(address, found(answer)) from None
+    match values.get("refused"):
+        case [str(name), str(message)] if name in errors.__all__:
+            raise getattr(errors, name)(f"rank 0 at {address} refuses this worker: {message}")
+    if values.get("rank") != rank:
+        raise _stranger(address, found(answer))
+    return values
+
+
+def _stranger(address: str, answer: str) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"address: expected rank 0 at {address}, found another program, which answered {answer}; "
+        "give the port that rank 0 was loaded with"
+    )
 
 
 def _keep_alive(connection: socket.socket) -> None:
@@ -288,6 +329,16 @@ def _keep_alive(connection: socket.socket) -> None:
 def _shut_down(connection: socket.socket) -> None:
     with suppress(OSError):  # it is cut already
         connection.shutdown(socket.SHUT_RDWR)
+
+
+def listen(address: tuple[str, int]) -> socket.socket:
+    """A socket that listens there; raises BackendUnavailable."""
+    try:
+        return socket.create_server(address, family=_family(address))
+    except OSError as error:
+        raise BackendUnavailable(
+            f"address: expected one of this machine to listen at, found {_text(address)}: {error}"
+        ) from error
 
 
 def _family(address: tuple[str, int]) -> socket.AddressFamily:

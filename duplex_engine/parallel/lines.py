@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any
 
@@ -17,9 +18,11 @@ def line(message: dict[str, Any]) -> bytes:
 class Lines:
     """Whole lines of a descriptor, which is set to not block."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, max_bytes: float = math.inf) -> None:
+        """max_bytes: who sends more of a line than that is heard no further."""
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
+        self._max_bytes = max_bytes
         self._rest = b""
         self.is_at_end = False
 
@@ -36,5 +39,8 @@ class Lines:
                 self.is_at_end = True
                 break
             self._rest += piece
+            if len(self._rest) > self._max_bytes:
+                self.is_at_end = True
+                break
         *lines, self._rest = self._rest.split(b"\n")
         return lines

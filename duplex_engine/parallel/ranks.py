@@ -8,6 +8,7 @@ in it ends with RankFailed at once.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import queue
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from typing import Any, Protocol
@@ -252,6 +253,10 @@ class Process:
 
     def __init__(self, rank: int, inherited: Mapping[str, int]) -> None:
         """inherited: descriptors, by their names in the request. Raises OSError."""
+        with ExitStack() as stack:
+            self._start(rank, {name: _copy(fd, stack) for name, fd in inherited.items()})
+
+    def _start(self, rank: int, inherited: Mapping[str, int]) -> None:
         paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._here = {**inherited, "rank": rank, "leader": os.getpid()}
         self._rank = rank
@@ -259,6 +264,7 @@ class Process:
             [sys.executable, "-P", "-m", "duplex_engine.parallel.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if sys.__stderr__ is None else None,
             pass_fds=list(inherited.values()),
             process_group=0,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
@@ -324,6 +330,14 @@ def start_workers(inherited: Sequence[Mapping[str, int]]) -> list[Process]:
             f"tensor_parallel: expected {len(inherited)} worker processes, found: {error}"
         ) from error
     return workers
+
+
+def _copy(descriptor: int, stack: ExitStack) -> int:
+    """Of a descriptor, until the stack ends: above those of stdin, stdout and stderr, which it may
+    have where this process was started without them. The worker has its own there."""
+    copy = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    stack.callback(os.close, copy)
+    return copy
 
 
 def _signal_name(number: int) -> str:

@@ -376,6 +376,8 @@ def test_a_file_cut_short(oracle_checkpoint: OracleCheckpoint, tmp_path: Path) -
             "group_size: expected 16",
         ),
         ("nvfp4", "quantization_config: expected an object, found 'nvfp4'"),
+        ({"config_groups": 5}, "quantization_config.config_groups: expected an object, found 5"),
+        ({"weight_block_size": "x"}, "weight_block_size: expected a list, found 'x'"),
     ],
 )
 @pytest.mark.parametrize("place", ["", "text_config."])

@@ -64,6 +64,14 @@ def test_without_the_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch
         Metrics()
 
 
+def test_a_registry_shows_one_live_engine() -> None:
+    registry = CollectorRegistry()
+    Metrics(registry)
+    with pytest.raises(InvalidArgument, match=r"found: Duplicated .*; give each Metrics a Coll"):
+        Metrics(registry)
+    Metrics(CollectorRegistry())
+
+
 def test_the_trace_nests_stages_in_turns(engine: Engine, tmp_path: Path) -> None:
     scene = Scene(engine)
 

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -116,7 +116,8 @@ def test_another_build_and_other_programs_are_refused(joins: Join) -> None:
         assert name == "BackendUnavailable"
         assert "version: expected the code of rank 0" in message
         assert "0123456789abcdef" in message
-        for hello in (b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"join": null}\n'):
+        nested = b"[" * 50_000 + b"\n"
+        for hello in (b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"join": null}\n', nested):
             assert "another program" in say_hello(address, hello)["refused"][1]
         joins(address, 1)
         assert len(found.result()) == 1
@@ -128,6 +129,83 @@ def test_who_says_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch, joins: J
         assert "found none" in say_hello(address, b"")["refused"][1]
         joins(address, 1)
         assert len(found.result()) == 1
+
+
+def test_who_never_ends_a_line_is_heard_no_further(joins: Join) -> None:
+    with rank_0(2) as (address, found):
+        with connect(address) as stranger, pytest.raises(ConnectionError):
+            stranger.sendall(b"x" * 2**26)  # more than fits between the two
+        joins(address, 1)
+        assert len(found.result()) == 1
+
+
+def test_who_has_gone_before_the_door_is_opened(
+    monkeypatch: pytest.MonkeyPatch, joins: Join
+) -> None:
+    accept, n_calls = socket.socket.accept, 0
+
+    def once_aborted(self: socket.socket) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == 1:
+            raise ConnectionAbortedError
+        return accept(self)
+
+    monkeypatch.setattr(socket.socket, "accept", once_aborted)
+    with rank_0(2) as (address, found):
+        joins(address, 1)
+        assert len(found.result()) == 1
+    assert n_calls > 1
+
+
+@contextmanager
+def another_program(answer: bytes) -> Iterator[str]:
+    """Its address. It says `answer` to the first who comes, and waits for the end."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(ConnectionError):
+                connection.sendall(answer)
+                while connection.recv(4096):
+                    pass
+
+        served = pool.submit(serve)
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        served.result(5)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n",
+        b"[]\n",
+        b"[" * 200_000 + b"\n",
+        b'{"refused": ["annotations", "x"]}\n',
+        b'{"refused": 5}\n',
+        b'{"rank": 2}\n',
+        b"\xff\n",
+        b"",
+    ],
+)
+def test_the_port_of_another_program(answer: bytes) -> None:
+    with (
+        another_program(answer) as address,
+        pytest.raises(BackendUnavailable, match=f"expected rank 0 at {address}, found another"),
+    ):
+        join(address, 1, 0.3)
+
+
+def test_a_worker_that_was_taken_waits_for_the_others(joins: Join) -> None:
+    with rank_0(3) as (address, found), ThreadPoolExecutor(1) as pool:
+        early = pool.submit(join, address, 1, 0.3)
+        time.sleep(0.6)
+        joins(address, 2)
+        for worker in found.result():
+            worker.ask({})
+        connection, request = early.result(5)
+        connection.close()
+        assert request == {"rank": 1}
 
 
 def test_a_worker_that_went_again_is_awaited_again(joins: Join) -> None:
@@ -164,6 +242,12 @@ def test_a_worker_waits_for_rank_0_as_long_as_it_is_told_to() -> None:
     with pytest.raises(BackendUnavailable, match=r"expected rank 0 to listen at .* within 0.6 s"):
         join(f"{host}:{port}", 1, 0.6)
     assert 0.3 < time.monotonic() - began_s < 2
+
+
+@pytest.mark.parametrize("host", ["", "a..b", "x" * 70, "\udcff"])
+def test_what_is_no_host(host: str) -> None:
+    with pytest.raises(InvalidArgument, match='address: expected "host:port" of rank 0'):
+        parse_address(f"{host}:500")
 
 
 def test_an_address_that_is_not_of_this_machine_is_refused() -> None:

@@ -240,6 +240,11 @@ def test_a_worker_that_never_comes(address: str) -> None:
         Engine.load("reference", tensor_parallel=2, address=address, join_s=0.3)
 
 
+def test_an_address_of_another_machine() -> None:
+    with pytest.raises(BackendUnavailable, match=r"expected one of this machine .*192\.0\.2\.1:5"):
+        Engine.load("reference", tensor_parallel=2, address="192.0.2.1:500")
+
+
 def test_without_torch_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(BackendUnavailable, match=r"pip install 'duplex_engine\[distributed\]'"):

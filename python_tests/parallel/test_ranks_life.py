@@ -53,6 +53,19 @@ def gone(pids: list[int], within_s: float) -> bool:
     return True
 
 
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "2>&-"])
+def test_a_process_without_the_standard_streams_has_workers(closed: str) -> None:
+    """Its next descriptors are 0, 1 and 2, which a worker has for itself."""
+    code = (
+        "from duplex_engine import Engine\n"
+        "with Engine.load('reference', tensor_parallel=2, threads=1, memory='96MiB') as engine:\n"
+        "    engine.open_session().step(text=[300])\n"
+    )
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_close_ends_the_workers_and_later_calls_say_so() -> None:
     engine = start(tensor_parallel=4)
     pids = workers(engine)
