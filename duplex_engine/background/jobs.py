@@ -18,6 +18,7 @@ from functools import partial
 from duplex_engine.arguments import check_callable, integer, positive, wait_seconds
 from duplex_engine.background.event_loop import EventLoop
 from duplex_engine.background.policy import Split, same_request
+from duplex_engine.background.positions import fork_limit
 from duplex_engine.background.result_text import MAX_RESULT_CHARS, ResultText
 from duplex_engine.background.task import Failure, Job, State, Task, Worker
 from duplex_engine.background.transcript import Transcript
@@ -165,7 +166,7 @@ class Jobs:
         extra = integer(getattr(self._worker, "fork_positions", 0), "fork_positions")
         if extra == 0:
             return None
-        return self._session.fork(self._session.length + extra, background=True)
+        return self._session.fork(fork_limit(self._session, extra), background=True)
 
     def _start_waiting(self) -> None:
         while self._waiting and len(self._running) < self._max_running:
