@@ -145,7 +145,7 @@ class Jobs:
         else:
             try:
                 work.task = replace(task, session=self._fork())
-            except DuplexError as error:
+            except Exception as error:  # no room, or the worker's own code
                 self._fail(work, error, "error")
             else:
                 self._waiting.append(work)
@@ -168,10 +168,18 @@ class Jobs:
             return None
         return self._session.fork(fork_limit(self._session, extra), background=True)
 
+    def _now_s(self) -> float | None:
+        """The time for a job's record; whatever the clock does, the job begins and ends."""
+        try:
+            return self._clock()
+        except Exception:
+            log.exception("clock: it failed")
+            return None
+
     def _start_waiting(self) -> None:
         while self._waiting and len(self._running) < self._max_running:
             work = self._waiting.popleft()
-            work.job = replace(work.job, state="running", began_s=self._clock())
+            work.job = replace(work.job, state="running", began_s=self._now_s())
             if not self._running:
                 atexit.register(self.close)  # a thread must not be at work when Python ends
             self._running.add(work)
@@ -222,7 +230,7 @@ class Jobs:
             if error is not None:
                 self._fail(work, error, "error")
                 return
-            work.job = replace(work.job, state="done", ended_s=self._clock())
+            work.job = replace(work.job, state="done", ended_s=self._now_s())
             self._changed.notify_all()
 
     def _is_over(self, work: Work) -> bool:
@@ -300,7 +308,7 @@ class Jobs:
             self.drop_parts(work)
         if not work.job.is_open:
             return
-        work.job = replace(work.job, state=state, ended_s=self._clock())
+        work.job = replace(work.job, state=state, ended_s=self._now_s())
         if work.run is not None:
             work.run.cancel()
         else:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from duplex_engine.errors import DuplexError
 from duplex_engine.live.delegating import after_step, before_step, note_request, take_back
 from duplex_engine.live.heard import Record, merge_inputs
 from duplex_engine.live.journal import Entry
@@ -67,7 +66,13 @@ def run_turns(live: LiveEngine, plans: Sequence[tuple[int, int]]) -> None:
         answers = [error] * len(parts)
     _learn(live, answers)
     for part, answer in zip(parts, answers, strict=True):
-        _finish(live, part, answer, begin_us)
+        if not isinstance(answer, MicroTurn):
+            live._end_with(part.session, answer)
+            continue
+        try:
+            _finish(live, part, answer, begin_us)
+        except Exception as error:  # of code that this session brought: it ends alone
+            live._end_with(part.session, error)
 
 
 def _prepare(live: LiveEngine, number: int, n_turns: int, now_us: int) -> _Part | None:
@@ -90,7 +95,7 @@ def _prepare(live: LiveEngine, number: int, n_turns: int, now_us: int) -> _Part 
         for image in given.images[:-1]:  # a step takes one
             session._inner.feed(image=image)
             live._journal(session, Entry("feed", {"image": image}))
-    except DuplexError as error:
+    except Exception as error:  # of this session, or of code that it brought: it ends alone
         live._end_with(session, error)
         return None
     inputs: StepInput = {
@@ -132,12 +137,9 @@ def _learn(live: LiveEngine, answers: Sequence[MicroTurn | Exception]) -> None:
         live.cost.observe(n_passes, n_rows, turns[0].timing.total_us)
 
 
-def _finish(live: LiveEngine, part: _Part, answer: MicroTurn | Exception, begin_us: int) -> None:
-    """Notes the output and hands it out, or ends the session that failed."""
+def _finish(live: LiveEngine, part: _Part, answer: MicroTurn, begin_us: int) -> None:
+    """Notes the output and hands it out."""
     session = part.session
-    if not isinstance(answer, MicroTurn):
-        live._end_with(session, answer)
-        return
     inputs = part.inputs
     if answer.stopped == "interrupted":
         inputs = {**inputs, "max_tokens": len(answer.token_ids)}

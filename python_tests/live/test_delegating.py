@@ -191,3 +191,46 @@ def test_summaries_and_results_share_the_mailbox(engine: Engine) -> None:
         assert [e for out in turns for e in out.events if isinstance(e, Summarised)]
         assert [310, 311] in results(scene, session)
         assert tokens(turns) == scene.tokens_again(session.id)
+
+
+def test_a_clock_that_raises_ends_its_session_alone(engine: Engine) -> None:
+    scene = Asking(engine)
+    calls = [0.0] * 3
+
+    def clock() -> float:
+        return calls.pop()
+
+    session = scene.live.open(delegations=lambda s: Delegations(s, lambda _: "ba", clock=clock))
+    with scene.live.open() as other:
+        for n in range(5):
+            if session.ended is None:
+                session.push_audio(sound(n))
+            other.push_audio(sound(n))
+            scene.requests = ("weather",)
+            scene.run(200)
+        assert (session.ended, type(session.error)) == ("error", IndexError)
+        assert len(drain(other)) == 5
+    assert session.delegations is not None
+    session.delegations.close()
+    assert not any(job.is_open for job in session.delegations.jobs)
+
+
+@pytest.mark.parametrize("name", ["fork_positions", "__code__"])
+def test_a_worker_whose_properties_raise_has_failed(engine: Engine, name: str) -> None:
+    class Worker:
+        def __getattribute__(self, asked: str) -> Any:
+            if asked == name:
+                raise RuntimeError("boom")
+            return object.__getattribute__(self, asked)
+
+        def __call__(self, _: Task) -> str:
+            return "ba"
+
+    scene = Asking(engine)
+    with scene.live.open(delegations=lambda s: Delegations(s, Worker())) as session:
+        scene.requests = ("weather",)
+        assert len(scene.talk(session, 2)) == 2
+        (job,) = scene.answered(session).jobs
+        assert (job.state, job.failure, job.error) == ("failed", "error", "RuntimeError: boom")
+        assert session.delegations is not None
+        assert not session.delegations._jobs._running
