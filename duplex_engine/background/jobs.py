@@ -324,6 +324,12 @@ class Jobs:
             self.stop(work, "cancelled")
         self._parts.clear()
 
+    def take_back(self, first: int) -> None:
+        """Cancels what was asked from micro-turn `first` on; of what is done, nothing enters."""
+        for work in list(self._works.values()):
+            if work.job.turn >= first:
+                self.stop(work, "cancelled")
+
     def time_out(self) -> None:
         """Fails every open job whose deadline has passed."""
         now_s = self._clock()

@@ -8,7 +8,7 @@ who pushes, `driver.py` for who takes.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from duplex_engine.arrays import SAMPLE_RATE, Resampler
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.live.types import Status, TurnInput
 
-__all__ = ["BURST_MS", "MAX_WAITING_IDS", "MAX_WAITING_IMAGES", "AudioIntake", "Mailbox"]
+__all__ = ["BURST_MS", "MAX_WAITING_IDS", "MAX_WAITING_IMAGES", "AudioIntake", "Mailbox", "Result"]
 
 BURST_MS = 5_000.0  # sound that may come ahead of real time, and so the most that waits
 PACE = 1.05  # of real time: a client's clock may be a little fast
@@ -29,6 +29,7 @@ MAX_WAITING_IMAGES = 4
 MOVED = 2  # new chunks in a row that have no place: the stream itself has moved
 
 Floats = NDArray[np.float32]
+Result: TypeAlias = tuple[list[int], int]  # token ids, and the micro-turn that asked for them or -1
 K = TypeVar("K")
 
 
@@ -202,20 +203,36 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._text: list[int] = []
-        self._result: list[int] = []
+        self._results: deque[Result] = deque()
         self._images: deque[Any] = deque()
         self._ops: _Memory[str] = _Memory()
 
     def push_ids(self, kind: str, ids: list[int], op_id: str | None) -> Status:
         """Takes token ids of `kind`, "text" or "result"."""
-        waiting = self._text if kind == "text" else self._result
         if op_id is not None and op_id in self._ops:
             return "repeated"
-        if len(waiting) + len(ids) > MAX_WAITING_IDS:
+        is_text = kind == "text"
+        n_waiting = len(self._text) if is_text else sum(len(result) for result, _ in self._results)
+        if n_waiting + len(ids) > MAX_WAITING_IDS:
             return "full"
         self._remember(op_id)
-        waiting.extend(ids)
+        if is_text:
+            self._text += ids
+        elif ids:
+            self._results.append((ids, -1))
         return "queued"
+
+    def asked(self, turn: int) -> None:
+        """Says which micro-turn asked for the newest result."""
+        self._results[-1] = (self._results[-1][0], turn)
+
+    def take_back(self, first: int, results: list[Result]) -> None:
+        """After a rewind to before micro-turn `first`: these results wait again, before all others.
+
+        What was asked for in that micro-turn or later is dropped.
+        """
+        waiting = (*results, *self._results)
+        self._results = deque((ids, asked) for ids, asked in waiting if asked < first)
 
     def push_image(self, image: Any, op_id: str | None) -> Status:
         """Takes a picture; one enters each step."""
@@ -237,12 +254,12 @@ class Mailbox:
     @property
     def has_result(self) -> bool:
         """Whether a result waits."""
-        return bool(self._result)
+        return bool(self._results)
 
     @property
     def n_ids(self) -> int:
-        """Token ids that wait."""
-        return len(self._text) + len(self._result)
+        """Token ids that the next micro-turn takes."""
+        return len(self._text) + (len(self._results[0][0]) if self._results else 0)
 
     @property
     def n_images(self) -> int:
@@ -250,9 +267,10 @@ class Mailbox:
         return len(self._images)
 
     def take(self, given: TurnInput) -> None:
-        """Moves what waits into `given`."""
+        """Moves what waits into `given`: of results and pictures one, the oldest."""
         given.text, self._text = self._text, []
-        given.result, self._result = self._result, []
+        if self._results:
+            given.result, given.asked = self._results.popleft()
         if self._images:
             given.images = [self._images.popleft()]
 

@@ -80,7 +80,6 @@ class LiveSession:
         self.id = f"s{number}"
         self.lease_s = lease_s
         self.delegations: Delegations | None = None
-        self._is_client_s_result = False  # that the next step is given
         self._live = live
         self._number = number
         self._inner = inner
@@ -146,7 +145,7 @@ class LiveSession:
         return self._push_ids("text", text, op_id)
 
     def push_result(self, result: object, op_id: str | None = None) -> Receipt:
-        """Queues what the background found: a string, or token ids."""
+        """Queues what the background found: a string, or token ids; one enters each micro-turn."""
         receipt = self._push_ids("result", result, op_id)
         if receipt.status == "queued":
             with self._live._lock:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from duplex_engine.errors import SessionClosed
 from duplex_engine.live.delegating import after_step, before_step, note_request, take_back
-from duplex_engine.live.heard import Record, merge_inputs
+from duplex_engine.live.heard import Record, merge_inputs, truncated_to
 from duplex_engine.live.journal import Entry
 from duplex_engine.live.session import LiveSession
 from duplex_engine.live.types import LiveTurn, NotRewound, Rewound, TurnInput
@@ -46,10 +47,23 @@ def run_jobs(live: LiveEngine) -> None:
     for session, call, future in jobs:
         if not future.set_running_or_notify_cancel():
             continue
+        before = _marks(session)
         try:
             future.set_result(call(session._inner))
         except BaseException as error:
             future.set_exception(error)
+        length = truncated_to(before, _marks(session))
+        if length is not None:
+            live._journal(session, Entry("truncate", length))
+            with live._lock:
+                session._heard.drop_from(length)
+
+
+def _marks(session: LiveSession) -> list[int]:
+    try:
+        return session._inner.marks
+    except SessionClosed:
+        return []
 
 
 def run_turns(live: LiveEngine, plans: Sequence[tuple[int, int]]) -> None:
@@ -122,7 +136,8 @@ def _rewind(live: LiveEngine, session: LiveSession) -> TurnInput | None:
     session._inner.truncate(records[0].begin)
     live._journal(session, Entry("truncate", records[0].begin))
     with live._lock:
-        again = session._heard.take_back(len(records))
+        again, results = session._heard.take_back(len(records))
+        session._mailbox.take_back(first, results)
         session._events.append(Rewound(first, again.n_turns))
     take_back(session, first)
     live._count("rewound")

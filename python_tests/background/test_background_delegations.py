@@ -386,6 +386,24 @@ def test_words_that_the_vocabulary_lacks_are_left_out(reference: Engine) -> None
         assert stream.told == [(1, "sunny and warm")]
 
 
+@pytest.mark.parametrize("n_back", [1, 3])
+def test_a_result_that_waits_goes_with_its_request(tiny: Engine, n_back: int) -> None:
+    with streaming(tiny, lambda task: task.text.split()[-1]) as stream:
+        stream.step()
+        before = stream.session.length
+        stream.step("say ba", "say be", "say bi")
+        assert stream.background.wait(10)
+        for _ in range(n_back - 1):
+            stream.step()
+        told = list(stream.results)
+        assert len(told) == n_back - 1
+        stream.session.truncate(before)
+        for _ in range(3):
+            stream.step()
+        assert stream.results == told
+        assert {job.state for job in stream.background.jobs} == {"done"}
+
+
 # ---- asyncio -----------------------------------------------------------------------------------
 def test_workers_run_in_the_loop_of_an_asyncio_program(tiny_folder: Any) -> None:
     async def main() -> None:
