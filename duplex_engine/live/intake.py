@@ -69,6 +69,7 @@ class AudioIntake:
         self._chunk = 0  # samples of a numbered chunk; 0 before the first
         self._origin = 0  # place of chunk 0
         self._newest = -1
+        self._filled_ms = 0.0  # of silence that `take` has not told yet
         self._n_misplaced = 0  # newest chunks in a row that had no place
         self._seen: _Memory[int] = _Memory()
         self._level_ms = 0.0  # pushed and not yet paid for by time
@@ -119,7 +120,7 @@ class AudioIntake:
     def take(self, n_turns: int) -> tuple[Floats, float]:
         """(n_turns * turn_samples,) at 16 kHz, and the milliseconds of it that did not come."""
         wanted = n_turns * self.turn_samples
-        filled_ms = 0.0
+        filled_ms, self._filled_ms = self._filled_ms, 0.0
         while self._n_ready < wanted:
             filled_ms += self._fill(wanted - self._n_ready)
         parts: list[Floats] = []
@@ -133,11 +134,17 @@ class AudioIntake:
             self._n_ready -= len(part)
         return np.concatenate(parts), filled_ms
 
+    def take_all(self) -> Floats | None:
+        """All that came, with silence up to the end of a micro-turn; None where nothing did."""
+        self._close_gaps()
+        n_turns = -(-self._n_ready // self.turn_samples)
+        return self.take(n_turns)[0] if n_turns > 0 else None
+
     def restart_numbering(self) -> None:
         """The next numbered chunk may have any number within the window, and any length."""
+        self._close_gaps()
         self._chunk, self._newest, self._n_misplaced = 0, -1, 0
         self._seen.clear()
-        self._ahead.clear()
 
     def _has_time_for(self, ms: float, now_us: int) -> bool:
         elapsed_ms = 0.0 if self._level_at_us is None else (now_us - self._level_at_us) / 1000
@@ -160,9 +167,9 @@ class AudioIntake:
             self._n_misplaced += 1
             if self._n_misplaced < MOVED:
                 return "late" if is_late else "early"
+            self._close_gaps()
             self._origin += self._end - begin
             begin = self._end
-            self._ahead.clear()
         if seq > self._newest:
             self._newest, self._n_misplaced = seq, 0
         self._seen.add(seq)
@@ -179,6 +186,14 @@ class AudioIntake:
         while self._ahead and (begin := min(self._ahead)) <= self._end:
             samples = self._ahead.pop(begin)
             self._append(samples[self._end - begin :])  # its head may have been filled
+
+    def _close_gaps(self) -> None:
+        """What is missing before the chunks ahead will not come: silence takes its place."""
+        while self._ahead:
+            n = min(self._ahead) - self._end
+            self._append(np.zeros(n, np.float32))
+            self._filled_ms += n * 1000 / self._rate_hz
+            self._join()
 
     def _append(self, samples: Floats) -> None:
         self._end += len(samples)
@@ -273,6 +288,14 @@ class Mailbox:
             given.result, given.asked = self._results.popleft()
         if self._images:
             given.images = [self._images.popleft()]
+
+    def take_all(self, given: TurnInput) -> None:
+        """Moves all that waits into `given`; several results become one."""
+        given.text, self._text = self._text, []
+        given.result = [token for ids, _ in self._results for token in ids]
+        given.images = list(self._images)
+        self._results.clear()
+        self._images.clear()
 
     def _remember(self, op_id: str | None) -> None:
         if op_id is not None:
