@@ -23,7 +23,7 @@ from duplex_engine.types import Delegation, MicroTurn, StepInput
 if TYPE_CHECKING:
     from duplex_engine.live.driver import LiveEngine
 
-__all__ = ["run_jobs", "run_turns"]
+__all__ = ["hand_over", "run_jobs", "run_turns"]
 
 
 @dataclass(slots=True)
@@ -64,6 +64,23 @@ def _marks(session: LiveSession) -> list[int]:
         return session._inner.marks
     except SessionClosed:
         return []
+
+
+def hand_over(live: LiveEngine, session: LiveSession) -> None:
+    """Moves what waits for the next step into the session itself, which is parked with it.
+
+    Raises:
+        CapacityError: it cannot hold so much.
+    """
+    with live._lock:
+        given = TurnInput(0, session._intake.take_all())
+        session._mailbox.take_all(given)
+    inputs = [{"audio": given.audio, "text": given.text or None, "result": given.result or None}]
+    inputs += [{"image": image} for image in given.images]
+    for values in inputs:
+        if any(value is not None for value in values.values()):
+            session._inner.feed(**values)
+            live._journal(session, Entry("feed", values))
 
 
 def run_turns(live: LiveEngine, plans: Sequence[tuple[int, int]]) -> None:
