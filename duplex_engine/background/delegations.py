@@ -115,6 +115,7 @@ class Delegations:
             history=history,
         )
         self._entering: Part | None = None  # fed, and its micro-turn not yet over
+        self._left: asyncio.Task[MicroTurn] | None = None  # a step whose caller was cancelled
         self._turn = -1  # the newest micro-turn
         self._ends: deque[tuple[int, int]] = deque(maxlen=MAX_ENDS)  # (micro-turn, length behind)
         self._epoch = self.session.epoch
@@ -218,15 +219,31 @@ class Delegations:
         sample_rate: int | None = None,
         max_tokens: int | None = None,
     ) -> MicroTurn:
-        """The same for a session of an `AsyncEngine`; neither call waits in the event loop."""
+        """The same for a session of an `AsyncEngine`; neither call waits in the event loop.
+
+        A caller that is cancelled does not stop it: what the micro-turn delegates is begun. The
+        next call waits for its end.
+        """
         session = self._async_session
         if session is None:
             raise InvalidArgument("async_step: expected an AsyncSession, found a Session")
         inputs = step_input(audio, image, text, result, sample_rate, max_tokens)
-        await session._engine.run(self.before_step, inputs)
-        turn = await session.step(**inputs)
-        await session._engine.run(self.after_step, turn, inputs)
-        return turn
+        left = self._left
+        if left is not None and not left.done():
+            await asyncio.wait([left])
+
+        async def whole() -> MicroTurn:
+            await session._engine.run(self.before_step, inputs)
+            turn = await session.step(**inputs)
+            await session._engine.run(self.after_step, turn, inputs)
+            return turn
+
+        step = asyncio.create_task(whole())
+        try:
+            return await asyncio.shield(step)
+        except asyncio.CancelledError:
+            self._left = step
+            raise
 
     # ---- by the program -------------------------------------------------------------------------
     @property
