@@ -11,6 +11,7 @@ from duplex_engine.types import Window
 __all__ = ["fork_limit", "room_left"]
 
 BLOCK = 64  # positions; sessions forget whole blocks
+SMALL = 2_048  # positions, of which half are more than any window: less is not worth saving
 
 
 def room_left(session: Session) -> int:
@@ -20,19 +21,33 @@ def room_left(session: Session) -> int:
         return limit
     left = limit - (session.length - sum(end - begin for begin, end in session.forgotten))
     if window is not None:
-        stays = -(-window.head // BLOCK) * BLOCK + window.recent + BLOCK  # the hole ends on a block
+        stays = _whole_blocks(window.head) + window.recent + BLOCK  # the hole ends on a block
         left = max(left, limit - stays)
     return left
 
 
-def fork_limit(session: Session, extra: int) -> int | None:
-    """The `max_positions` of a fork that appends `extra` positions; None: those of the session."""
-    limit, window = session.max_positions, session.endless
+def fork_limit(session: Session, extra: int) -> int:
+    """The `max_positions` of a fork that is to append `extra` positions and forget nothing for it.
+
+    Where a smaller window than the session's would make the fork forget at once, it is the
+    session's own limit.
+    """
+    length, limit, window = session.length, session.max_positions, session.endless
     if window is None:
-        return min(session.length, limit) + extra  # at most `limit` are held, with parts of pages
-    if session.forgotten:
-        return None  # with a limit of its own, and so another window, it would forget more at once
-    # A window that was asked for has to fit; one that follows from the limit does.
+        return min(length, limit) + extra  # at most `limit` are held, with parts of pages
+    # A window that was asked for has to fit; one that follows from the limit grows with it.
     is_automatic = window == Window(limit // 8, limit // 2)
-    least = 0 if is_automatic else window.head + window.recent + 3 * BLOCK
-    return max(session.length + extra, least)
+    least = window.head + window.recent + 3 * BLOCK
+    if is_automatic:
+        least = min(limit, SMALL) if session.forgotten else 0
+    for begin, end in session.forgotten:
+        needed = max(length - (end - begin) + extra, least)
+        head = _whole_blocks(needed // 8 if is_automatic else window.head)
+        if begin <= head <= end:  # the fork too forgets from there on, and so does not see the hole
+            return needed
+    needed = max(length + extra, least)
+    return min(needed, limit) if session.forgotten else needed
+
+
+def _whole_blocks(n: int) -> int:
+    return -(-n // BLOCK) * BLOCK

@@ -393,6 +393,8 @@ class LiveEngine:
     # ---- for sessions and turns
 
     def _detach(self, session: LiveSession) -> str:
+        if self._is_closed:  # nobody would park it any more
+            raise SessionClosed("LiveEngine: it is closed; make another")
         return self._leases.detach(session)
 
     def _end(

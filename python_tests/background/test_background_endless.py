@@ -9,6 +9,7 @@ from delegating import SILENCE, Stream
 
 from duplex_engine import Engine, Session, Window
 from duplex_engine.background import Delegations, ForkWorker
+from duplex_engine.background.positions import fork_limit
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -100,3 +101,32 @@ def test_a_young_session_with_a_large_window_is_forked(tiny: Engine) -> None:
         background.ask("weather")
         assert background.wait(10)
         assert background.jobs[0].error == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "hole", "n", "limit"),
+    [
+        ({"endless": None}, None, 500, 564),
+        ({"endless": None}, (0, 1280), 2000, 2064),
+        ({}, None, 500, 564),
+        ({}, (0, 1280), 2000, 2048),  # as after a summary
+        ({}, (0, 640), 5000, 4424),
+        ({}, (1280, 1792), 2000, 2064),
+        ({}, None, 9000, 8192),
+        ({"endless": Window(100, 1000)}, None, 9000, 2216),
+        ({"endless": Window(100, 1000)}, None, 500, 1292),
+    ],
+)
+def test_what_a_fork_pays_for(
+    tiny: Engine, options: Any, hole: tuple[int, int] | None, n: int, limit: int
+) -> None:
+    with tiny.open_session(max_positions=8192, **options) as session:
+        while session.length < n:
+            session.append(text=[300] * min(n - session.length, 500))
+        if hole is not None:
+            session.forget(*hole)
+        found = fork_limit(session, 64)
+        assert found == limit
+        with session.fork(found, background=True) as fork:
+            fork.append(text=[300] * 64)
+            assert fork.forgotten == session.forgotten

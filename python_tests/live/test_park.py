@@ -271,7 +271,16 @@ def test_whatever_writing_raises_nobody_waits_for_ever(
         assert live.error is None
 
 
-def test_closing_parks_who_is_away(engine: Engine, tmp_path: Path) -> None:
+def test_closing_parks_who_is_away(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def detach_and_write(inner: Session, path: Path) -> None:
+        with pytest.raises(SessionClosed, match="LiveEngine: it is closed"):
+            here.detach()  # too late to be parked
+        write(inner, path)
+
+    write = Session.snapshot
+    monkeypatch.setattr(Session, "snapshot", detach_and_write)
     scene = Scene(engine, folder=tmp_path)
     here, away = scene.live.open(), scene.live.open()
     turns = scene.talk(away, 3)
