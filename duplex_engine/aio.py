@@ -84,7 +84,7 @@ class AsyncEngine:
     ) -> T:
         self._check_open()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(thread, lambda: function(*args, **kwargs))
+        return await loop.run_in_executor(thread, _call, function, args, kwargs)
 
     async def step(self, session: Session, inputs: StepInput) -> MicroTurn:
         """Runs one micro-turn of `session`, together with all others that wait.
@@ -179,7 +179,7 @@ class AsyncEngine:
                     if request.answer.done():
                         continue  # its caller was cancelled meanwhile
                     if isinstance(answer, Exception):
-                        request.answer.set_exception(answer)
+                        request.answer.set_exception(_legal(answer))
                     else:
                         request.answer.set_result(answer)
                 await asyncio.sleep(0)  # callers that step again at once join the next pass
@@ -291,3 +291,19 @@ class AsyncSession:
         """Calls a function of this session in the thread of its lane."""
         run = self._engine.run_background if self.sync.background else self._engine.run
         return await run(function, *args, **kwargs)
+
+
+def _call(function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    try:
+        return function(*args, **kwargs)
+    except StopIteration as error:
+        raise _legal(error) from error
+
+
+def _legal(error: Exception) -> Exception:
+    """The exception as a future may have it: asyncio refuses StopIteration, and nobody is told."""
+    if not isinstance(error, StopIteration):
+        return error
+    legal = RuntimeError(f"the call raised {error!r}")
+    legal.__cause__ = error
+    return legal

@@ -98,9 +98,16 @@ def token_ids(ids: object, vocab_size: int, name: str = "text") -> list[int]:
         InvalidArgument: not integers, or an id outside [0, vocab_size). `name` names the argument.
     """
     if isinstance(ids, Sequence) and not isinstance(ids, str | bytes | bytearray):
-        if not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in ids):
+        try:
+            items = list(ids)
+        except Exception as error:  # whatever the sequence's own code raises
+            raise InvalidArgument(
+                f"{name}: expected integer token ids, found {type(ids).__name__}, whose items "
+                f"cannot be read: {error!r}"
+            ) from error
+        if not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in items):
             raise InvalidArgument(f"{name}: expected integer token ids, found {found(ids)}")
-        values = [int(i) for i in ids]
+        values = [int(i) for i in items]
     else:
         if name in ENCODED:
             expected, remedy = "a string or token ids", "pass a str or a list of integers"

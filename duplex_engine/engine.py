@@ -28,7 +28,7 @@ from duplex_engine.cache import cache_folder
 from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.config import ModelConfig
 from duplex_engine.core_config import core_config
-from duplex_engine.errors import CheckpointError, DuplexError, InvalidArgument
+from duplex_engine.errors import CheckpointError, InvalidArgument
 from duplex_engine.json_input import found
 from duplex_engine.loading import load_engine, row_and_matrix_formats
 from duplex_engine.packed import Dtype, Weights, layout_digest, write_packed
@@ -416,7 +416,7 @@ class Engine:
     def step_many(
         self,
         requests: Mapping[Session, StepInput] | Iterable[tuple[Session, StepInput]],
-    ) -> list[MicroTurn | DuplexError]:
+    ) -> list[MicroTurn | Exception]:
         """Runs one micro-turn of several sessions in one pass over the weights.
 
         Each session computes the same bits as it would alone. An error of one session does not

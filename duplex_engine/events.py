@@ -30,6 +30,7 @@ from duplex_engine.types import (
 __all__ = ["OutputReader", "micro_turn"]
 
 SAMPLES_PER_MS = SAMPLE_RATE // 1000
+MAX_REQUEST = 1_024  # tokens of a delegation; a model that writes more has forgotten to end it
 
 
 class OutputReader:
@@ -74,7 +75,8 @@ class OutputReader:
     def read(self, ids: Iterable[int]) -> tuple[str, list[Delegation]]:
         """Takes the tokens of one micro-turn; returns its text and the delegations it completed.
 
-        A second `delegate` inside a request starts the request again.
+        A second `delegate` inside a request starts the request again. One that grows longer than
+        `MAX_REQUEST` tokens is dropped, and what follows it is text.
         """
         layout = self._config.interaction
         pieces: list[str] = []
@@ -90,6 +92,8 @@ class OutputReader:
                 continue
             elif self._request is not None:
                 self._request.append(token)
+                if len(self._request) > MAX_REQUEST:
+                    self._request = None
             elif self._text is not None:
                 pieces.append(self._text.push(token))
         return "".join(pieces), delegations

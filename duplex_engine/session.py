@@ -114,7 +114,7 @@ class Session:
         """
         inputs = step_input(audio, image, text, result, sample_rate, max_tokens)
         (answer,) = step_together(self._engine, [(self, inputs)])
-        if isinstance(answer, DuplexError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 

@@ -22,7 +22,7 @@ __all__ = ["feed_from", "step_input", "step_together"]
 
 def step_together(
     engine: _core.Engine, requests: Sequence[tuple[Session, StepInput]]
-) -> list[MicroTurn | DuplexError]:
+) -> list[MicroTurn | Exception]:
     """One micro-turn of each session, in one pass; see `Engine.step_many`."""
     # All of it before anything is fed: one request that is none leaves the others untouched.
     for session, inputs in requests:
@@ -42,7 +42,7 @@ def step_together(
             "step_many: expected sessions of one lane, found interaction and background sessions; "
             "step them in two calls"
         )
-    answers: dict[Session, MicroTurn | DuplexError] = {}
+    answers: dict[Session, MicroTurn | Exception] = {}
     ready: list[Session] = []
     limits: list[int] = []
     with ExitStack() as stack:
@@ -51,14 +51,20 @@ def step_together(
                 limit = session._token_limit(inputs.get("max_tokens"))
                 stack.enter_context(session._exclusive)
                 feed_from(session, inputs)
-            except DuplexError as error:
+            except Exception as error:  # also of code that its input brings; the others are fed
                 answers[session] = error
             else:
                 ready.append(session)
                 limits.append(limit)
         turns = engine.step_many([session._core for session in ready], limits)
         for session, turn in zip(ready, turns, strict=True):
-            answers[session] = turn if isinstance(turn, DuplexError) else session._finish(turn)
+            if isinstance(turn, DuplexError):
+                answers[session] = turn
+                continue
+            try:
+                answers[session] = session._finish(turn)
+            except Exception as error:  # the others have had their micro-turn
+                answers[session] = error
     return [answers[session] for session, _ in requests]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -261,5 +261,68 @@ def test_nobody_waits_for_a_dispatcher_that_was_cancelled(checkpoint: Path) -> N
                 await asyncio.wait_for(task, 30)
         passes.go_on.set()
         assert isinstance(await asyncio.wait_for(sessions[1].step(sound(0)[0]), 30), MicroTurn)
+
+    with_engine(checkpoint, test)
+
+
+class Evil(Sequence[int]):
+    """Token ids whose reading fails."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: Any) -> Any:
+        raise self._error
+
+    def __iter__(self) -> Iterator[int]:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("gone"), StopIteration(), MemoryError()], ids=repr)
+def test_input_whose_own_code_raises_harms_nobody(checkpoint: Path, error: Exception) -> None:
+    async def test(engine: AsyncEngine) -> None:
+        good, bad = await engine.open_session(), await engine.open_session()
+        piece = sound(0)[0]
+        answers = await asyncio.wait_for(
+            asyncio.gather(
+                good.step(piece), bad.step(piece, text=Evil(error)), return_exceptions=True
+            ),
+            30,
+        )
+        assert isinstance(answers[0], MicroTurn)
+        assert isinstance(answers[1], InvalidArgument)
+        assert answers[1].__cause__ is error
+        turn = await good.step(piece)
+        assert (turn.index, turn.input.merged_turns) == (1, 0)
+        assert (await bad.step(piece)).index == 0
+
+    with_engine(checkpoint, test)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("gone"), StopIteration(), MemoryError()], ids=repr)
+def test_whatever_feeding_raises_is_that_session_s_answer(
+    checkpoint: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    async def test(engine: AsyncEngine) -> None:
+        good, bad = await engine.open_session(), await engine.open_session()
+        piece = sound(0)[0]
+        monkeypatch.setattr(bad.sync, "feed", fails)
+        answers = await asyncio.wait_for(
+            asyncio.gather(good.step(piece), bad.step(piece), return_exceptions=True), 30
+        )
+        assert isinstance(answers[0], MicroTurn)
+        assert answers[1] is error or answers[1].__cause__ is error
+        assert engine.engine.step_many({bad.sync: {}}) == [error]
+        with pytest.raises(type(error)):
+            bad.sync.step()
+        with pytest.raises((type(error), RuntimeError)):
+            await asyncio.wait_for(engine.run(fails), 30)
+        assert (await good.step(piece)).index == 1
 
     with_engine(checkpoint, test)

@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from duplex_engine.config import ModelConfig
 from duplex_engine.errors import CheckpointError, InvalidArgument
-from duplex_engine.events import OutputReader
+from duplex_engine.events import MAX_REQUEST, OutputReader
 from duplex_engine.models import write_random_checkpoint
 from duplex_engine.text import TextStream, Tokenizer
 
@@ -150,6 +150,19 @@ def test_delegations_span_turns_and_are_not_spoken(checkpoint: Path, byte_level:
     text, (delegation,) = fork.read([layout.delegate, *said, layout.delegate_end])
     assert (text, delegation.text) == ("", "bado")
     assert fork.read([layout.delegate_end]) == ("", [])
+
+
+def test_a_request_without_end_is_dropped(checkpoint: Path, byte_level: Tokenizer) -> None:
+    config = ModelConfig.read(checkpoint / "config.json")
+    layout = config.interaction
+    assert layout is not None
+    reader = OutputReader(config, byte_level)
+    said = byte_level.encode("bado")
+    reader.read([layout.delegate, *[said[0]] * MAX_REQUEST])
+    _, (delegation,) = reader.copy().read([layout.delegate_end])
+    assert len(delegation.token_ids) == MAX_REQUEST
+    assert reader.read([said[0], *said, layout.delegate_end]) == ("bado", [])
+    assert reader.state()["request"] is None
 
 
 def test_without_a_tokenizer_there_are_token_ids_only(checkpoint: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -30,6 +31,8 @@ from duplex_engine.step import step_input
 from duplex_engine.types import Delegation, MicroTurn
 
 __all__ = ["Delegations"]
+
+MAX_ENDS = 64  # micro-turns whose rewind is noticed: more than a session can take back
 
 
 class Delegations:
@@ -112,7 +115,10 @@ class Delegations:
             history=history,
         )
         self._entering: Part | None = None  # fed, and its micro-turn not yet over
+        self._left: asyncio.Task[MicroTurn] | None = None  # a step whose caller was cancelled
         self._turn = -1  # the newest micro-turn
+        self._ends: deque[tuple[int, int]] = deque(maxlen=MAX_ENDS)  # (micro-turn, length behind)
+        self._epoch = self.session.epoch
 
     # ---- by the driver of the session -----------------------------------------------------------
     def before_step(self, inputs: Mapping[str, Any] | None = None) -> None:
@@ -124,6 +130,7 @@ class Delegations:
             if self.session.closed:
                 self._jobs.stop_all()
                 return
+            self._look_for_rewind()
             self._jobs.time_out()
             is_taken = inputs is not None and inputs.get("result") is not None
             if self._entering is None and not is_taken:
@@ -132,8 +139,7 @@ class Delegations:
     def after_step(self, turn: MicroTurn, inputs: Mapping[str, Any] | None = None) -> list[Job]:
         """Notes what a micro-turn was given and put out, and starts what it delegates.
 
-        Call it before anything else happens to the session: a worker's fork is made here. After a
-        rewind, what was asked in the micro-turns taken back is cancelled.
+        Call it before anything else happens to the session: a worker's fork is made here.
 
         Returns:
             The jobs of this micro-turn's delegations.
@@ -145,10 +151,10 @@ class Delegations:
                 work.job = replace(work.job, entered=(*work.job.entered, turn.index))
             self.transcript.add(inputs or {}, turn, entered)
             if turn.index <= self._turn:
-                for work in self._jobs.open_works():
-                    if work.job.turn >= turn.index:
-                        self._jobs.stop(work, "cancelled")
+                self._jobs.take_back(turn.index)
             self._turn = turn.index
+            if not self.session.closed:
+                self._ends.append((turn.index, self.session.length))
             jobs = [
                 self._jobs.ask(event.text, event.token_ids, turn.index)
                 for event in turn.events
@@ -156,6 +162,35 @@ class Delegations:
             ]
             self._jobs.forget_old()
             return jobs
+
+    def take_back(self, first: int) -> None:
+        """The session was rewound to before micro-turn `first`: what was asked since is cancelled.
+
+        A rewind by `Session.truncate` is noticed without this, in `before_step`.
+        """
+        with self._jobs.lock:
+            self._jobs.take_back(first)
+            self.transcript.rewind(first)
+            self._turn = min(self._turn, first - 1)
+
+    @property
+    def entering(self) -> Job | None:
+        """The job whose result `before_step` has fed to the micro-turn that is to come, or None."""
+        with self._jobs.lock:
+            return None if self._entering is None else self._entering.work.job
+
+    def _look_for_rewind(self) -> None:
+        """Takes back the micro-turns at whose ends the session has no mark any more."""
+        epoch = self.session.epoch
+        if epoch == self._epoch:
+            return
+        self._epoch = epoch
+        marks = self.session.marks
+        first: int | None = None
+        while self._ends and self._ends[-1][1] > marks[0] and self._ends[-1][1] not in marks:
+            first, _ = self._ends.pop()
+        if first is not None:
+            self.take_back(first)
 
     def step(
         self,
@@ -184,15 +219,31 @@ class Delegations:
         sample_rate: int | None = None,
         max_tokens: int | None = None,
     ) -> MicroTurn:
-        """The same for a session of an `AsyncEngine`; neither call waits in the event loop."""
+        """The same for a session of an `AsyncEngine`; neither call waits in the event loop.
+
+        A caller that is cancelled does not stop it: what the micro-turn delegates is begun. The
+        next call waits for its end.
+        """
         session = self._async_session
         if session is None:
             raise InvalidArgument("async_step: expected an AsyncSession, found a Session")
         inputs = step_input(audio, image, text, result, sample_rate, max_tokens)
-        await session._engine.run(self.before_step, inputs)
-        turn = await session.step(**inputs)
-        await session._engine.run(self.after_step, turn, inputs)
-        return turn
+        left = self._left
+        if left is not None and not left.done():
+            await asyncio.wait([left])
+
+        async def whole() -> MicroTurn:
+            await session._engine.run(self.before_step, inputs)
+            turn = await session.step(**inputs)
+            await session._engine.run(self.after_step, turn, inputs)
+            return turn
+
+        step = asyncio.create_task(whole())
+        try:
+            return await asyncio.shield(step)
+        except asyncio.CancelledError:
+            self._left = step
+            raise
 
     # ---- by the program -------------------------------------------------------------------------
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -62,8 +63,8 @@ class EventLoop:
         """Runs a coroutine, from any thread.
 
         Raises:
-            RuntimeError: the caller's loop was closed, or no thread can be started; the coroutine
-                is closed too.
+            RuntimeError: the caller's loop was closed, or no thread or loop can be made; the
+                coroutine is closed too.
         """
 
         def ended() -> None:
@@ -95,18 +96,25 @@ class EventLoop:
                 self._loop = self._stop = None
 
     def _start(self) -> asyncio.AbstractEventLoop:
-        ready = threading.Event()
+        ready: Future[asyncio.AbstractEventLoop] = Future()
 
         async def serve() -> None:
-            self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-            stop = self._stop
-            ready.set()
+            self._stop = stop = asyncio.Event()
+            ready.set_result(asyncio.get_running_loop())
             await stop.wait()
 
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(serve()), name="duplex_engine background", daemon=True
-        )
+        def run() -> None:
+            try:
+                with asyncio.Runner() as runner:
+                    runner.run(serve())
+            except BaseException as error:
+                if ready.done():
+                    raise
+                ready.set_exception(error)  # a loop takes file descriptors, which may be used up
+
+        self._thread = threading.Thread(target=run, name="duplex_engine background", daemon=True)
         self._thread.start()
-        ready.wait()
-        assert self._loop is not None
+        if (error := ready.exception()) is not None:
+            raise RuntimeError(f"no event loop can be made: {error}") from error
+        self._loop = ready.result()
         return self._loop

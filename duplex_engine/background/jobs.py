@@ -18,6 +18,7 @@ from functools import partial
 from duplex_engine.arguments import check_callable, integer, positive, wait_seconds
 from duplex_engine.background.event_loop import EventLoop
 from duplex_engine.background.policy import Split, same_request
+from duplex_engine.background.positions import fork_limit
 from duplex_engine.background.result_text import MAX_RESULT_CHARS, ResultText
 from duplex_engine.background.task import Failure, Job, State, Task, Worker
 from duplex_engine.background.transcript import Transcript
@@ -144,7 +145,7 @@ class Jobs:
         else:
             try:
                 work.task = replace(task, session=self._fork())
-            except DuplexError as error:
+            except Exception as error:  # no room, or the worker's own code
                 self._fail(work, error, "error")
             else:
                 self._waiting.append(work)
@@ -165,12 +166,20 @@ class Jobs:
         extra = integer(getattr(self._worker, "fork_positions", 0), "fork_positions")
         if extra == 0:
             return None
-        return self._session.fork(self._session.length + extra, background=True)
+        return self._session.fork(fork_limit(self._session, extra), background=True)
+
+    def _now_s(self) -> float | None:
+        """The time for a job's record; whatever the clock does, the job begins and ends."""
+        try:
+            return self._clock()
+        except Exception:
+            log.exception("clock: it failed")
+            return None
 
     def _start_waiting(self) -> None:
         while self._waiting and len(self._running) < self._max_running:
             work = self._waiting.popleft()
-            work.job = replace(work.job, state="running", began_s=self._clock())
+            work.job = replace(work.job, state="running", began_s=self._now_s())
             if not self._running:
                 atexit.register(self.close)  # a thread must not be at work when Python ends
             self._running.add(work)
@@ -221,7 +230,7 @@ class Jobs:
             if error is not None:
                 self._fail(work, error, "error")
                 return
-            work.job = replace(work.job, state="done", ended_s=self._clock())
+            work.job = replace(work.job, state="done", ended_s=self._now_s())
             self._changed.notify_all()
 
     def _is_over(self, work: Work) -> bool:
@@ -299,7 +308,7 @@ class Jobs:
             self.drop_parts(work)
         if not work.job.is_open:
             return
-        work.job = replace(work.job, state=state, ended_s=self._clock())
+        work.job = replace(work.job, state=state, ended_s=self._now_s())
         if work.run is not None:
             work.run.cancel()
         else:
@@ -314,6 +323,12 @@ class Jobs:
         for work in self.open_works():
             self.stop(work, "cancelled")
         self._parts.clear()
+
+    def take_back(self, first: int) -> None:
+        """Cancels what was asked from micro-turn `first` on; of what is done, nothing enters."""
+        for work in list(self._works.values()):
+            if work.job.turn >= first:
+                self.stop(work, "cancelled")
 
     def time_out(self) -> None:
         """Fails every open job whose deadline has passed."""

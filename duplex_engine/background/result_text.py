@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from duplex_engine.arguments import check_callable
 from duplex_engine.arrays import token_ids
+from duplex_engine.background.positions import room_left
 from duplex_engine.background.task import Failure
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.json_input import found
@@ -78,8 +79,7 @@ class ResultText:
 
     def room(self) -> int:
         """Tokens that a result may have now, so that the stream can still go on behind it."""
-        left = self._session.max_positions - self._session.length - self._spare_rows
-        return max(left, 0)
+        return max(room_left(self._session) - self._spare_rows, 0)
 
 
 def _check_wording(wording: object) -> None:

@@ -124,6 +124,12 @@ class Transcript:
                     self._say("request", request, turn.index)
             self._bound()
 
+    def rewind(self, turn: int) -> None:
+        """Takes back what came from micro-turn `turn` on."""
+        with self._lock:
+            self._rewind(turn)
+            self._turn = min(self._turn, turn - 1)
+
     @property
     def entries(self) -> tuple[Entry, ...]:
         """What is kept, oldest first."""

@@ -44,7 +44,13 @@ class WorkerRun:
     def __init__(self, worker: Worker, task: Task, loop: EventLoop, sink: Sink) -> None:
         self._task, self._loop, self._sink = task, loop, sink
         self._running: Running | None = None
-        if _is_asynchronous(worker):
+        try:
+            is_asynchronous = _is_asynchronous(worker)
+        except Exception as error:  # of the worker's own properties
+            sink.finish(error)
+            sink.end()
+            return
+        if is_asynchronous:
             self._submit(worker)
         else:
             name = f"duplex_engine worker {task.id}"

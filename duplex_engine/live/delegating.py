@@ -71,16 +71,18 @@ def begin(session: LiveSession, make: MakeDelegations) -> Delegations:
 def before_step(session: LiveSession) -> None:
     """Lets a result that is due into the mailbox, unless a client's waits there."""
     if session.delegations is not None:
-        session._is_client_s_result = session._mailbox.has_result
-        waiting = {"result": True} if session._is_client_s_result else None
+        waiting = {"result": True} if session._mailbox.has_result else None
         session.delegations.before_step(waiting)
+        if (job := session.delegations.entering) is not None:
+            with session._live._lock:
+                session._mailbox.asked(job.turn)
 
 
 def after_step(session: LiveSession, turn: MicroTurn, inputs: StepInput) -> None:
     """Starts what the micro-turn delegates."""
     if session.delegations is not None:
         given = dict(inputs)
-        if not session._is_client_s_result:
+        if session.delegations.entering is not None:
             given["result"] = None  # its own, which it knows
         session.delegations.after_step(turn, given)
 
@@ -104,11 +106,8 @@ def note_result(session: LiveSession) -> None:
 
 def take_back(session: LiveSession, first: int) -> None:
     """Cancels what was delegated from micro-turn `first` on: that output is out of the context."""
-    if session.delegations is None:
-        return
-    for job in session.delegations.jobs:
-        if job.is_open and job.turn >= first:
-            session.delegations.cancel(job.id)
+    if session.delegations is not None:
+        session.delegations.take_back(first)
 
 
 def stop(session: LiveSession) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -182,34 +183,57 @@ class LiveEngine:
             live = LiveSession(self, self._n_opened, session, lease, summary)
             if delegations is not None:
                 live.delegations = begin(live, delegations)
+                live._make_delegations = delegations
             self._sessions[self._n_opened] = live
             self._count("opened")
             self._wake.set()
             return live
 
-    def resume(self, token: str) -> LiveSession:
+    def resume(
+        self,
+        token: str,
+        *,
+        lease_s: float | None = None,
+        summary: Summary | None = None,
+        delegations: MakeDelegations | None = None,
+    ) -> LiveSession:
         """The session that had this token when it was detached, running again.
 
         It has another token now, and its client begins to number the sound anew.
 
+        Args:
+            lease_s, summary, delegations: as in `open`, for a session that was parked: a file holds
+                none of them. Where it was parked by this live engine, None is what it had then.
+
         Raises:
             SessionClosed: its lease ended, and it was not parked.
             CapacityError: there is no memory or no time for it now; try again later.
+            OSError: the folder cannot be written.
         """
-        self._leases.wait(token)
-        with self._lock:
-            self._check_time()
-            held = self._leases.resume(token)
-            if isinstance(held, LiveSession):
-                self._count("resumed")
-                self._wake.set()
-                return held
+        while True:
+            is_written = self._leases.wait(token)
+            with self._lock:
+                if is_written and self._leases.is_parking(token):
+                    continue  # since a moment ago
+                self._check_time()
+                held = self._leases.resume(token)
+                if held is not None:
+                    self._count("resumed")
+                    self._wake.set()
+                    return held
+                break
+        claimed, options = self._leases.claim(token)
+        given = {"lease_s": lease_s, "summary": summary, "delegations": delegations}
         try:
-            live = self._admit(self.engine.restore(held))
+            live = self._admit(
+                self.engine.restore(claimed),
+                **options | {name: value for name, value in given.items() if value is not None},
+            )
         except BaseException:
-            self._leases.put_back(token, held)
+            self._leases.put_back(token, claimed, options)
             raise
-        held.unlink(missing_ok=True)
+        with suppress(OSError):  # nobody resumes it by this name
+            claimed.unlink(missing_ok=True)
         self._count("restored")
         return live
 
@@ -272,7 +296,10 @@ class LiveEngine:
         return self
 
     def close(self) -> None:
-        """Stops the thread after the step at work and ends every session."""
+        """Stops the thread after the step at work and ends every session.
+
+        Those that are detached are parked, if there is a folder.
+        """
         with self._lock:
             self._is_closed = True
             self._wake.set()
@@ -366,6 +393,8 @@ class LiveEngine:
     # ---- for sessions and turns
 
     def _detach(self, session: LiveSession) -> str:
+        if self._is_closed:  # nobody would park it any more
+            raise SessionClosed("LiveEngine: it is closed; make another")
         return self._leases.detach(session)
 
     def _end(

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from duplex_engine.live.intake import Result
 from duplex_engine.live.types import TurnInput
 
-__all__ = ["MAX_RECORDS", "Heard", "Record", "merge_inputs"]
+__all__ = ["MAX_RECORDS", "Heard", "Record", "merge_inputs", "truncated_to"]
 
 MAX_RECORDS = 32  # as many marks as a session keeps
 
@@ -68,10 +69,21 @@ class Heard:
                 return record.index, records[n:]
         return None, []
 
-    def take_back(self, n_records: int) -> TurnInput:
-        """Drops the newest records; returns their inputs as one."""
-        taken = [self._records.pop() for _ in range(n_records)]
-        return merge_inputs([record.given for record in reversed(taken)])
+    def take_back(self, n_records: int) -> tuple[TurnInput, list[Result]]:
+        """Drops the newest records; returns their inputs as one, and their results."""
+        inputs = [self._records.pop().given for _ in range(n_records)][::-1]
+        results = [(given.result, given.asked) for given in inputs if given.result]
+        return merge_inputs(inputs), results
+
+    def drop_from(self, length: int) -> None:
+        """The sequence was truncated to `length`: what stood behind cannot be taken back any more.
+
+        Its micro-turns come again by the same numbers, and have not been heard.
+        """
+        while self._records and self._records[-1].begin >= length:
+            first = self._records.pop().index
+            if self._acked is not None:
+                self._acked = min(self._acked, first - 1)
 
     def settle(self) -> None:
         """Lets the past be: what was put out until now counts as heard."""
@@ -80,11 +92,20 @@ class Heard:
 
 
 def merge_inputs(inputs: list[TurnInput]) -> TurnInput:
-    """Several steps' inputs as one step that appends all of them."""
+    """Several steps' inputs as one step that appends all of them, but one result, the newest's."""
     return TurnInput(
         n_turns=sum(given.n_turns for given in inputs),
         audio=np.concatenate([given.audio for given in inputs]),
         text=[token for given in inputs for token in given.text],
-        result=[token for given in inputs for token in given.result],
+        result=inputs[-1].result,
+        asked=inputs[-1].asked,
         images=[image for given in inputs for image in given.images],
     )
+
+
+def truncated_to(before: list[int], after: list[int]) -> int | None:
+    """The length to which a session was truncated between two looks at its `marks`, or None."""
+    gone = [mark for mark in before if after and mark > after[0] and mark not in after]
+    if not gone:
+        return None
+    return max(mark for mark in after if mark < gone[0])

@@ -8,7 +8,7 @@ who pushes, `driver.py` for who takes.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from duplex_engine.arrays import SAMPLE_RATE, Resampler
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.live.types import Status, TurnInput
 
-__all__ = ["BURST_MS", "MAX_WAITING_IDS", "MAX_WAITING_IMAGES", "AudioIntake", "Mailbox"]
+__all__ = ["BURST_MS", "MAX_WAITING_IDS", "MAX_WAITING_IMAGES", "AudioIntake", "Mailbox", "Result"]
 
 BURST_MS = 5_000.0  # sound that may come ahead of real time, and so the most that waits
 PACE = 1.05  # of real time: a client's clock may be a little fast
@@ -29,6 +29,7 @@ MAX_WAITING_IMAGES = 4
 MOVED = 2  # new chunks in a row that have no place: the stream itself has moved
 
 Floats = NDArray[np.float32]
+Result: TypeAlias = tuple[list[int], int]  # token ids, and the micro-turn that asked for them or -1
 K = TypeVar("K")
 
 
@@ -68,6 +69,7 @@ class AudioIntake:
         self._chunk = 0  # samples of a numbered chunk; 0 before the first
         self._origin = 0  # place of chunk 0
         self._newest = -1
+        self._filled_ms = 0.0  # of silence that `take` has not told yet
         self._n_misplaced = 0  # newest chunks in a row that had no place
         self._seen: _Memory[int] = _Memory()
         self._level_ms = 0.0  # pushed and not yet paid for by time
@@ -118,7 +120,7 @@ class AudioIntake:
     def take(self, n_turns: int) -> tuple[Floats, float]:
         """(n_turns * turn_samples,) at 16 kHz, and the milliseconds of it that did not come."""
         wanted = n_turns * self.turn_samples
-        filled_ms = 0.0
+        filled_ms, self._filled_ms = self._filled_ms, 0.0
         while self._n_ready < wanted:
             filled_ms += self._fill(wanted - self._n_ready)
         parts: list[Floats] = []
@@ -132,11 +134,17 @@ class AudioIntake:
             self._n_ready -= len(part)
         return np.concatenate(parts), filled_ms
 
+    def take_all(self) -> Floats | None:
+        """All that came, with silence up to the end of a micro-turn; None where nothing did."""
+        self._close_gaps()
+        n_turns = -(-self._n_ready // self.turn_samples)
+        return self.take(n_turns)[0] if n_turns > 0 else None
+
     def restart_numbering(self) -> None:
         """The next numbered chunk may have any number within the window, and any length."""
+        self._close_gaps()
         self._chunk, self._newest, self._n_misplaced = 0, -1, 0
         self._seen.clear()
-        self._ahead.clear()
 
     def _has_time_for(self, ms: float, now_us: int) -> bool:
         elapsed_ms = 0.0 if self._level_at_us is None else (now_us - self._level_at_us) / 1000
@@ -159,9 +167,9 @@ class AudioIntake:
             self._n_misplaced += 1
             if self._n_misplaced < MOVED:
                 return "late" if is_late else "early"
+            self._close_gaps()
             self._origin += self._end - begin
             begin = self._end
-            self._ahead.clear()
         if seq > self._newest:
             self._newest, self._n_misplaced = seq, 0
         self._seen.add(seq)
@@ -178,6 +186,14 @@ class AudioIntake:
         while self._ahead and (begin := min(self._ahead)) <= self._end:
             samples = self._ahead.pop(begin)
             self._append(samples[self._end - begin :])  # its head may have been filled
+
+    def _close_gaps(self) -> None:
+        """What is missing before the chunks ahead will not come: silence takes its place."""
+        while self._ahead:
+            n = min(self._ahead) - self._end
+            self._append(np.zeros(n, np.float32))
+            self._filled_ms += n * 1000 / self._rate_hz
+            self._join()
 
     def _append(self, samples: Floats) -> None:
         self._end += len(samples)
@@ -202,20 +218,36 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._text: list[int] = []
-        self._result: list[int] = []
+        self._results: deque[Result] = deque()
         self._images: deque[Any] = deque()
         self._ops: _Memory[str] = _Memory()
 
     def push_ids(self, kind: str, ids: list[int], op_id: str | None) -> Status:
         """Takes token ids of `kind`, "text" or "result"."""
-        waiting = self._text if kind == "text" else self._result
         if op_id is not None and op_id in self._ops:
             return "repeated"
-        if len(waiting) + len(ids) > MAX_WAITING_IDS:
+        is_text = kind == "text"
+        n_waiting = len(self._text) if is_text else sum(len(result) for result, _ in self._results)
+        if n_waiting + len(ids) > MAX_WAITING_IDS:
             return "full"
         self._remember(op_id)
-        waiting.extend(ids)
+        if is_text:
+            self._text += ids
+        elif ids:
+            self._results.append((ids, -1))
         return "queued"
+
+    def asked(self, turn: int) -> None:
+        """Says which micro-turn asked for the newest result."""
+        self._results[-1] = (self._results[-1][0], turn)
+
+    def take_back(self, first: int, results: list[Result]) -> None:
+        """After a rewind to before micro-turn `first`: these results wait again, before all others.
+
+        What was asked for in that micro-turn or later is dropped.
+        """
+        waiting = (*results, *self._results)
+        self._results = deque((ids, asked) for ids, asked in waiting if asked < first)
 
     def push_image(self, image: Any, op_id: str | None) -> Status:
         """Takes a picture; one enters each step."""
@@ -237,12 +269,12 @@ class Mailbox:
     @property
     def has_result(self) -> bool:
         """Whether a result waits."""
-        return bool(self._result)
+        return bool(self._results)
 
     @property
     def n_ids(self) -> int:
-        """Token ids that wait."""
-        return len(self._text) + len(self._result)
+        """Token ids that the next micro-turn takes."""
+        return len(self._text) + (len(self._results[0][0]) if self._results else 0)
 
     @property
     def n_images(self) -> int:
@@ -250,11 +282,20 @@ class Mailbox:
         return len(self._images)
 
     def take(self, given: TurnInput) -> None:
-        """Moves what waits into `given`."""
+        """Moves what waits into `given`: of results and pictures one, the oldest."""
         given.text, self._text = self._text, []
-        given.result, self._result = self._result, []
+        if self._results:
+            given.result, given.asked = self._results.popleft()
         if self._images:
             given.images = [self._images.popleft()]
+
+    def take_all(self, given: TurnInput) -> None:
+        """Moves all that waits into `given`; several results become one."""
+        given.text, self._text = self._text, []
+        given.result = [token for ids, _ in self._results for token in ids]
+        given.images = list(self._images)
+        self._results.clear()
+        self._images.clear()
 
     def _remember(self, op_id: str | None) -> None:
         if op_id is not None:

@@ -1,6 +1,7 @@
 """Sessions whose client went away: detached, then parked in a file or closed.
 
 Owns the tokens, the folder of parked sessions and the bounds on both. The driver calls `reap`.
+Several processes may share a folder: who renames a session's file has it.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ import re
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from duplex_engine.arguments import file_path
-from duplex_engine.errors import DuplexError, InvalidArgument, SessionClosed
+from duplex_engine.errors import InvalidArgument, SessionClosed
 from duplex_engine.json_input import found
 from duplex_engine.live.session import LiveSession, new_token
+from duplex_engine.live.turns import hand_over
+from duplex_engine.live.types import EndReason
 
 if TYPE_CHECKING:
     from duplex_engine.live.driver import LiveEngine
@@ -43,15 +47,16 @@ class Leases:
         self._folder: Path | None = None
         self._away: dict[str, LiveSession] = {}
         self._parking: dict[str, threading.Event] = {}  # files that are being written
-        self._parked: OrderedDict[str, Path] = OrderedDict()
+        # Oldest first, with the options of `LiveEngine.adopt` that no file holds.
+        self._parked: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._worker: ThreadPoolExecutor | None = None
         if folder is not None:
             self._folder, files = _open_folder(folder)
-            self._parked.update((path.stem, path) for path in files)
+            self._parked.update((path.stem, {}) for path in files)
 
     @property
     def n_parked(self) -> int:
-        """Sessions in files."""
+        """Sessions in files, as far as this process knows."""
         return len(self._parked)
 
     def start(self) -> None:
@@ -59,9 +64,15 @@ class Leases:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="duplex_park")
 
     def close(self) -> None:
-        """Waits for the file that is being written."""
+        """Waits for the file that is being written, and parks all others that are detached."""
         if self._worker is not None:
             self._worker.shutdown(wait=True)
+        if self._folder is None:
+            return
+        with self._live._lock:
+            gone = [self._leave(session) for session in list(self._away.values())]
+        for session in gone:
+            self._park(session, "closed", self._hand_over(session))
 
     def detach(self, session: LiveSession) -> str:
         """Stops the session's time; returns its token."""
@@ -71,18 +82,24 @@ class Leases:
             session._touched_us = self._live.now_us()
         return session._token
 
-    def wait(self, token: str) -> None:
-        """Waits for the file of a session that is being parked. Without the lock."""
+    def wait(self, token: str) -> bool:
+        """Waits for the file of a session that is being parked; without the lock.
+
+        Returns:
+            False if that takes too long.
+        """
         with self._live._lock:
             parking = self._parking.get(token) if isinstance(token, str) else None
-        if parking is not None:
-            parking.wait(WAIT_S)
+        return parking is None or parking.wait(WAIT_S)
 
-    def resume(self, token: str) -> LiveSession | Path:
-        """The session of a token, attached again, or the file it was parked in.
+    def is_parking(self, token: str) -> bool:
+        """Whether its file is being written."""
+        return isinstance(token, str) and token in self._parking
+
+    def resume(self, token: str) -> LiveSession | None:
+        """The session of a token, attached again; None where it may be in a file.
 
         Raises:
-            SessionClosed: there is none any more.
             InvalidArgument: not a token.
         """
         if not isinstance(token, str) or TOKEN.fullmatch(token) is None:
@@ -96,16 +113,37 @@ class Leases:
             session._due_us = session._touched_us
             if session._intake.n_whole == 0:
                 session._due_us += session._period_us
-            return session
-        path = self._parked.pop(token, None)
-        if path is None:
-            raise SessionClosed("resume: the session is not there any more; open a new one")
-        return path
+        return session
 
-    def put_back(self, token: str, path: Path) -> None:
+    def claim(self, token: str) -> tuple[Path, dict[str, Any]]:
+        """The file of a parked session, which is this caller's alone from here on, and its options.
+
+        Without the lock. The file has another name then, which no process takes for a session's.
+
+        Raises:
+            SessionClosed: there is none any more.
+            OSError: the folder cannot be written.
+        """
+        gone = SessionClosed("resume: the session is not there any more; open a new one")
+        if self._folder is None:
+            raise gone
+        path = self._path(token)
+        claimed = path.with_suffix(".snapshot-resumed")
+        try:
+            path.rename(claimed)
+        except FileNotFoundError:
+            raise gone from None
+        finally:
+            with self._live._lock:
+                options = self._parked.pop(token, {})
+        return claimed, options
+
+    def put_back(self, token: str, claimed: Path, options: dict[str, Any]) -> None:
         """The session of this file could not be run again."""
+        with suppress(OSError):
+            claimed.rename(self._path(token))
         with self._live._lock:
-            self._parked[token] = path
+            self._parked[token] = options
 
     def forget(self, session: LiveSession) -> None:
         """The session has ended."""
@@ -130,37 +168,61 @@ class Leases:
                 if session._is_attached:
                     self._live._count("leases_ended")
                     self.detach(session)
-                elif self._away.pop(session._token, None) is not None:
-                    self._parking[session._token] = threading.Event()
-                    gone.append(session)
+                elif session._token in self._away:
+                    gone.append(self._leave(session))
         for session in gone:
+            failure = self._hand_over(session)
             if self._worker is None:
-                self._park(session)
+                self._park(session, "lease", failure)
             else:
-                self._worker.submit(self._park, session)
+                self._worker.submit(self._park, session, "lease", failure)
 
-    def _park(self, session: LiveSession) -> None:
-        """Writes the session to the folder, if there is one, and ends it."""
-        token, error = session._token, None
+    def _leave(self, session: LiveSession) -> LiveSession:
+        """Nobody can resume the session or push to it any more until it is parked."""
+        del self._away[session._token]
+        self._parking[session._token] = threading.Event()
+        session._is_leaving = True
+        return session
+
+    def _hand_over(self, session: LiveSession) -> Exception | None:
+        """Moves what was queued into the session; in the driver, as all that is journalled."""
         try:
             if self._folder is not None:
-                self._write(session, self._folder / f"{token}.snapshot")
-        except (DuplexError, OSError) as failure:
-            self._live._count("park_failed")
-            error = failure
-        self._live._end(session, "lease", error)
-        with self._live._lock:
-            self._parking.pop(token).set()
+                hand_over(self._live, session)
+        except Exception as failure:
+            return failure
+        return None
 
-    def _write(self, session: LiveSession, path: Path) -> None:
-        session._inner.snapshot(path)
+    def _park(self, session: LiveSession, reason: EndReason, failure: BaseException | None) -> None:
+        """Writes the session to the folder, if there is one, and ends it."""
+        token = session._token
+        try:
+            if self._folder is not None and failure is None:
+                self._write(session)
+        except BaseException as error:  # whatever it is, nobody waits for the file for ever
+            failure = error
+        try:
+            if failure is not None:
+                self._live._count("park_failed")
+            self._live._end(session, reason, failure)
+        finally:
+            with self._live._lock:
+                self._parking.pop(token).set()
+
+    def _write(self, session: LiveSession) -> None:
+        session._inner.snapshot(self._path(session._token))
         with self._live._lock:
-            self._parked[session._token] = path
+            self._parked[session._token] = session._options()
             n_over = max(len(self._parked) - MAX_PARKED, 0)
-            oldest = [self._parked.popitem(last=False)[1] for _ in range(n_over)]
+            oldest = [self._parked.popitem(last=False)[0] for _ in range(n_over)]
             self._live._count("parked")
-        for old in oldest:
-            old.unlink(missing_ok=True)
+        for token in oldest:
+            with suppress(OSError):
+                self._path(token).unlink(missing_ok=True)
+
+    def _path(self, token: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{token}.snapshot"
 
 
 def _open_folder(folder: str | Path) -> tuple[Path, list[Path]]:

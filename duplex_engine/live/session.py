@@ -23,7 +23,7 @@ from duplex_engine.arguments import text as checked_text
 from duplex_engine.arrays import INT16_SCALE, SAMPLE_RATE, rgb_image, samples_1d
 from duplex_engine.config import InteractionConfig
 from duplex_engine.errors import CapacityError, InvalidArgument, SessionClosed
-from duplex_engine.live.delegating import note_result
+from duplex_engine.live.delegating import MakeDelegations, note_result
 from duplex_engine.live.heard import Heard
 from duplex_engine.live.intake import AudioIntake, Mailbox
 from duplex_engine.live.outbox import Outbox
@@ -80,15 +80,16 @@ class LiveSession:
         self.id = f"s{number}"
         self.lease_s = lease_s
         self.delegations: Delegations | None = None
-        self._is_client_s_result = False  # that the next step is given
         self._live = live
         self._number = number
         self._inner = inner
         self._summary = summary
+        self._make_delegations: MakeDelegations | None = None
         # ---- under the live engine's lock
         self._epoch = 0
         self._is_interrupted = False
         self._is_attached = True
+        self._is_leaving = False  # its file is being written, and takes nothing more
         self._token = new_token()
         self._period_us = layout.micro_turn_ms * 1000
         self._due_us = live.now_us() + self._period_us
@@ -146,7 +147,7 @@ class LiveSession:
         return self._push_ids("text", text, op_id)
 
     def push_result(self, result: object, op_id: str | None = None) -> Receipt:
-        """Queues what the background found: a string, or token ids."""
+        """Queues what the background found: a string, or token ids; one enters each micro-turn."""
         receipt = self._push_ids("result", result, op_id)
         if receipt.status == "queued":
             with self._live._lock:
@@ -359,6 +360,16 @@ class LiveSession:
     def _check_open(self) -> None:
         if self._ended is not None:
             raise SessionClosed(f"session {self.id}: it ended ({self._ended}); open a new one")
+        if self._is_leaving:
+            raise SessionClosed(f"session {self.id}: it is being parked; resume it by its token")
+
+    def _options(self) -> dict[str, Any]:
+        """What `LiveEngine.adopt` was given, for another session that goes on with this one."""
+        return {
+            "lease_s": self.lease_s,
+            "summary": self._summary,
+            "delegations": self._make_delegations,
+        }
 
     def _touch(self) -> int:
         self._touched_us = self._live.now_us()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from duplex_engine.arguments import MAX_INT32, check_callable, integer
 from duplex_engine.arrays import token_ids
+from duplex_engine.background.positions import fork_limit
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.live.background import Slices
 from duplex_engine.live.journal import Entry
@@ -109,7 +110,8 @@ def begin_summary(live: LiveEngine, session: LiveSession, policy: Summary) -> No
         end = length - policy.recent(live.engine)
         session._is_summarising = True
         ids = inner._ids(policy.prompt, "prompt")
-        fork = inner.fork(length + len(ids) + policy.max_tokens + SLACK, background=True)
+        extra = len(ids) + policy.max_tokens + SLACK
+        fork = inner.fork(fork_limit(inner, extra), background=True)
         slices = _write(live, session, policy, fork, ids, end)
         live.background(session, slices, gives_way=fork.background)
     except Exception as error:  # of this session alone: the driver goes on

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from duplex_engine.errors import DuplexError
+from duplex_engine.errors import SessionClosed
 from duplex_engine.live.delegating import after_step, before_step, note_request, take_back
-from duplex_engine.live.heard import Record, merge_inputs
+from duplex_engine.live.heard import Record, merge_inputs, truncated_to
 from duplex_engine.live.journal import Entry
 from duplex_engine.live.session import LiveSession
 from duplex_engine.live.types import LiveTurn, NotRewound, Rewound, TurnInput
@@ -23,7 +23,7 @@ from duplex_engine.types import Delegation, MicroTurn, StepInput
 if TYPE_CHECKING:
     from duplex_engine.live.driver import LiveEngine
 
-__all__ = ["run_jobs", "run_turns"]
+__all__ = ["hand_over", "run_jobs", "run_turns"]
 
 
 @dataclass(slots=True)
@@ -47,10 +47,40 @@ def run_jobs(live: LiveEngine) -> None:
     for session, call, future in jobs:
         if not future.set_running_or_notify_cancel():
             continue
+        before = _marks(session)
         try:
             future.set_result(call(session._inner))
         except BaseException as error:
             future.set_exception(error)
+        length = truncated_to(before, _marks(session))
+        if length is not None:
+            live._journal(session, Entry("truncate", length))
+            with live._lock:
+                session._heard.drop_from(length)
+
+
+def _marks(session: LiveSession) -> list[int]:
+    try:
+        return session._inner.marks
+    except SessionClosed:
+        return []
+
+
+def hand_over(live: LiveEngine, session: LiveSession) -> None:
+    """Moves what waits for the next step into the session itself, which is parked with it.
+
+    Raises:
+        CapacityError: it cannot hold so much.
+    """
+    with live._lock:
+        given = TurnInput(0, session._intake.take_all())
+        session._mailbox.take_all(given)
+    inputs = [{"audio": given.audio, "text": given.text or None, "result": given.result or None}]
+    inputs += [{"image": image} for image in given.images]
+    for values in inputs:
+        if any(value is not None for value in values.values()):
+            session._inner.feed(**values)
+            live._journal(session, Entry("feed", values))
 
 
 def run_turns(live: LiveEngine, plans: Sequence[tuple[int, int]]) -> None:
@@ -67,7 +97,13 @@ def run_turns(live: LiveEngine, plans: Sequence[tuple[int, int]]) -> None:
         answers = [error] * len(parts)
     _learn(live, answers)
     for part, answer in zip(parts, answers, strict=True):
-        _finish(live, part, answer, begin_us)
+        if not isinstance(answer, MicroTurn):
+            live._end_with(part.session, answer)
+            continue
+        try:
+            _finish(live, part, answer, begin_us)
+        except Exception as error:  # of code that this session brought: it ends alone
+            live._end_with(part.session, error)
 
 
 def _prepare(live: LiveEngine, number: int, n_turns: int, now_us: int) -> _Part | None:
@@ -90,7 +126,7 @@ def _prepare(live: LiveEngine, number: int, n_turns: int, now_us: int) -> _Part 
         for image in given.images[:-1]:  # a step takes one
             session._inner.feed(image=image)
             live._journal(session, Entry("feed", {"image": image}))
-    except DuplexError as error:
+    except Exception as error:  # of this session, or of code that it brought: it ends alone
         live._end_with(session, error)
         return None
     inputs: StepInput = {
@@ -117,7 +153,8 @@ def _rewind(live: LiveEngine, session: LiveSession) -> TurnInput | None:
     session._inner.truncate(records[0].begin)
     live._journal(session, Entry("truncate", records[0].begin))
     with live._lock:
-        again = session._heard.take_back(len(records))
+        again, results = session._heard.take_back(len(records))
+        session._mailbox.take_back(first, results)
         session._events.append(Rewound(first, again.n_turns))
     take_back(session, first)
     live._count("rewound")
@@ -132,12 +169,9 @@ def _learn(live: LiveEngine, answers: Sequence[MicroTurn | Exception]) -> None:
         live.cost.observe(n_passes, n_rows, turns[0].timing.total_us)
 
 
-def _finish(live: LiveEngine, part: _Part, answer: MicroTurn | Exception, begin_us: int) -> None:
-    """Notes the output and hands it out, or ends the session that failed."""
+def _finish(live: LiveEngine, part: _Part, answer: MicroTurn, begin_us: int) -> None:
+    """Notes the output and hands it out."""
     session = part.session
-    if not isinstance(answer, MicroTurn):
-        live._end_with(session, answer)
-        return
     inputs = part.inputs
     if answer.stopped == "interrupted":
         inputs = {**inputs, "max_tokens": len(answer.token_ids)}

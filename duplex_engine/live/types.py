@@ -164,10 +164,12 @@ class TurnInput:
     Attributes:
         audio: float32 (n_turns * samples of a micro-turn,) at 16 kHz.
         text, result: token ids.
+        asked: the micro-turn that asked for `result`; -1: none did.
     """
 
     n_turns: int
     audio: Any
     text: list[int] = field(default_factory=list)
     result: list[int] = field(default_factory=list)
+    asked: int = -1
     images: list[Any] = field(default_factory=list)

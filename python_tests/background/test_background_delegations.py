@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from delegating import SILENCE, Clock, Gate, Stream, showcase_chunks, streaming, until
 
-from duplex_engine import AsyncEngine, Engine, InvalidArgument
+from duplex_engine import AsyncEngine, Delegation, Engine, InvalidArgument
 from duplex_engine.background import Delegations, Job, Task, Worker, by_sentence
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
@@ -386,6 +387,24 @@ def test_words_that_the_vocabulary_lacks_are_left_out(reference: Engine) -> None
         assert stream.told == [(1, "sunny and warm")]
 
 
+@pytest.mark.parametrize("n_back", [1, 3])
+def test_a_result_that_waits_goes_with_its_request(tiny: Engine, n_back: int) -> None:
+    with streaming(tiny, lambda task: task.text.split()[-1]) as stream:
+        stream.step()
+        before = stream.session.length
+        stream.step("say ba", "say be", "say bi")
+        assert stream.background.wait(10)
+        for _ in range(n_back - 1):
+            stream.step()
+        told = list(stream.results)
+        assert len(told) == n_back - 1
+        stream.session.truncate(before)
+        for _ in range(3):
+            stream.step()
+        assert stream.results == told
+        assert {job.state for job in stream.background.jobs} == {"done"}
+
+
 # ---- asyncio -----------------------------------------------------------------------------------
 def test_workers_run_in_the_loop_of_an_asyncio_program(tiny_folder: Any) -> None:
     async def main() -> None:
@@ -408,6 +427,36 @@ def test_workers_run_in_the_loop_of_an_asyncio_program(tiny_folder: Any) -> None
                     background.close()
             assert len(asyncio.all_tasks()) == 2  # this one and the engine's
             await session.close()
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_caller_loses_no_delegation(tiny_folder: Any) -> None:
+    async def main() -> None:
+        async with await AsyncEngine.load(tiny_folder, memory="64MiB", threads=1) as engine:
+            session = await engine.open_session()
+            begun, go_on = threading.Event(), threading.Event()
+            good = engine.engine.step_many
+
+            def slow(requests: Any) -> Any:
+                begun.set()
+                assert go_on.wait(10)
+                events = (Delegation("weather", (300,)),)
+                return [replace(t, events=events if t.index == 0 else ()) for t in good(requests)]
+
+            engine.engine.step_many = slow  # type: ignore[method-assign]
+            async with Delegations(session, answers, encode=lambda _: [300]) as background:
+                step = asyncio.create_task(background.async_step(SILENCE))
+                assert await asyncio.to_thread(begun.wait, 10)
+                step.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await step
+                following = asyncio.create_task(background.async_step(SILENCE))
+                await asyncio.sleep(0)
+                go_on.set()
+                assert (await following).index == 1
+                assert [job.request for job in background.jobs] == ["weather"]
+                assert background.jobs[0].turn == 0
 
     asyncio.run(main())
 

@@ -27,6 +27,10 @@ async def raises(_: Task) -> str:
     raise ValueError("out of luck")
 
 
+async def answers_at_once(_: Task) -> str:
+    return "sunny"
+
+
 def raises_plainly(_: Task) -> str:
     raise ValueError("out of luck")
 
@@ -167,6 +171,22 @@ def test_wording_is_configurable(reference: Engine) -> None:
         assert stream.background.wait(10)
         stream.step()
         assert stream.told == [(1, "tomorrow")]
+
+
+def test_no_loop_can_be_made(reference: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> asyncio.AbstractEventLoop:
+        raise OSError(24, "Too many open files")
+
+    with streaming(reference, answers_at_once) as stream:
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio.events, "new_event_loop", fails)
+            stream.step("weather")
+        (job,) = stream.background.jobs
+        assert (job.state, job.failure) == ("failed", "error")
+        assert "Too many open files" in job.error
+        stream.step("weather tomorrow")  # there are some again
+        assert stream.background.wait(10)
+        assert stream.background.jobs[-1].state == "done"
 
 
 # ---- the session or the engine goes -------------------------------------------------------------

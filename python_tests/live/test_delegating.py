@@ -191,3 +191,95 @@ def test_summaries_and_results_share_the_mailbox(engine: Engine) -> None:
         assert [e for out in turns for e in out.events if isinstance(e, Summarised)]
         assert [310, 311] in results(scene, session)
         assert tokens(turns) == scene.tokens_again(session.id)
+
+
+def test_a_clock_that_raises_ends_its_session_alone(engine: Engine) -> None:
+    scene = Asking(engine)
+    calls = [0.0] * 3
+
+    def clock() -> float:
+        return calls.pop()
+
+    session = scene.live.open(delegations=lambda s: Delegations(s, lambda _: "ba", clock=clock))
+    with scene.live.open() as other:
+        for n in range(5):
+            if session.ended is None:
+                session.push_audio(sound(n))
+            other.push_audio(sound(n))
+            scene.requests = ("weather",)
+            scene.run(200)
+        assert (session.ended, type(session.error)) == ("error", IndexError)
+        assert len(drain(other)) == 5
+    assert session.delegations is not None
+    session.delegations.close()
+    assert not any(job.is_open for job in session.delegations.jobs)
+
+
+@pytest.mark.parametrize("name", ["fork_positions", "__code__"])
+def test_a_worker_whose_properties_raise_has_failed(engine: Engine, name: str) -> None:
+    class Worker:
+        def __getattribute__(self, asked: str) -> Any:
+            if asked == name:
+                raise RuntimeError("boom")
+            return object.__getattribute__(self, asked)
+
+        def __call__(self, _: Task) -> str:
+            return "ba"
+
+    scene = Asking(engine)
+    with scene.live.open(delegations=lambda s: Delegations(s, Worker())) as session:
+        scene.requests = ("weather",)
+        assert len(scene.talk(session, 2)) == 2
+        (job,) = scene.answered(session).jobs
+        assert (job.state, job.failure, job.error) == ("failed", "error", "RuntimeError: boom")
+        assert session.delegations is not None
+        assert not session.delegations._jobs._running
+
+
+def after_rewind(scene: Scene, session: LiveSession) -> list[list[int]]:
+    entries = scene.entries[session.id]
+    at = max(n for n, entry in enumerate(entries) if entry.call == "truncate")
+    return [e.value["result"] for e in entries[at:] if e.call == "step" and e.value["result"]]
+
+
+def test_a_result_goes_with_the_request_that_was_taken_back(engine: Engine) -> None:
+    """Done jobs too: whether their results have entered, or wait to."""
+    scene = Asking(engine)
+    session = scene.live.open(delegations=lambda s: Delegations(s, lambda task: task.text))
+    with session:
+        scene.requests = ("ba",)  # heard: its result stays
+        turns = scene.talk(session, 1)
+        scene.answered(session)
+        session.push_result([310])  # goes first
+        while not turns or not spoke_after(turns, 0):
+            turns += scene.talk(session, 1, seed=len(turns))
+        scene.requests = ("be", "bi", "bo")  # unheard
+        turns += scene.talk(session, 1, seed=50)
+        scene.answered(session)
+        turns += scene.talk(session, 2, seed=51)
+        kept = [[310], session._inner._ids("ba", "result")]
+        assert results(scene, session)[:2] == kept
+        assert len(results(scene, session)) >= 3
+        assert session.playback_ack(0)
+        session.interrupt()
+        turns += scene.talk(session, 6, seed=60)
+        again = after_rewind(scene, session)
+        assert again
+        assert again == kept[-len(again) :]
+        assert tokens(turns) == scene.tokens_again(session.id)
+        entries = scene.answered(session).transcript.entries
+        told = [entry.text for entry in entries if entry.role in ("request", "result")]
+        assert not {"be", "bi", "bo"}.intersection(told)
+        assert told.count("ba") == 2  # the request and its result
+
+
+def spoke_after(turns: list[Any], heard: int) -> bool:
+    return any(len(o.turn.token_ids) > 1 for o in turns if o.turn.index > heard)
+
+
+def test_results_of_clients_have_brackets_of_their_own(engine: Engine) -> None:
+    scene = Scene(engine)
+    with scene.live.open() as session:
+        assert [session.push_result([300 + n]).status for n in range(3)] == ["queued"] * 3
+        scene.talk(session, 4)
+        assert results(scene, session) == [[300], [301], [302]]

@@ -139,6 +139,21 @@ def test_numbers_begin_anew_after_a_reconnection() -> None:
     assert levels(intake.take(2)[0]) == [1, 2, 3, 4, 10, 10, 10, 10]
 
 
+def test_what_was_queued_ahead_of_a_gap_is_kept() -> None:
+    for how in ("reconnection", "jump"):
+        intake = AudioIntake(200)
+        assert [push(intake, n) for n in (0, 2, 5)] == ["queued"] * 3
+        if how == "reconnection":
+            intake.restart_numbering()
+        else:
+            assert [push(intake, n) for n in (90, 91)] == ["early", "queued"]
+        first = 0 if how == "reconnection" else 92
+        assert [push(intake, first + n) for n in range(2)] == ["queued"] * 2
+        sound, filled_ms = intake.take(2)
+        newest = [1, 2] if how == "reconnection" else [92, 93]
+        assert (levels(sound), filled_ms) == ([1, 0, 3, 0, 0, 6, *newest], 150)
+
+
 def test_other_rates_are_resampled_in_order() -> None:
     rng = np.random.default_rng(0)
     whole = rng.standard_normal(48_000).astype(np.float32)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from live_scene import Scene, drain, sound, tokens
 
 from duplex_engine import Engine
-from duplex_engine.live import Interrupted, LiveTurn, NotRewound, Rewound
+from duplex_engine.live import Entry, Interrupted, LiveTurn, NotRewound, Rewound
 
 pytestmark = pytest.mark.core
 
@@ -137,3 +138,30 @@ def test_interrupting_again_and_again(engine: Engine) -> None:
         assert tokens(turns) == scene.tokens_again(session.id)
         assert turns[-1].turn.index == 16
         assert scene.live.counters["rewound"] > 3
+
+
+def test_what_a_caller_truncated_does_not_come_back(engine: Engine) -> None:
+    scene = Scene(engine)
+    with scene.live.open() as session:
+        turns = scene.talk(session, 10)
+        assert session.playback_ack(max(speaking(turns)[0], 6))
+        length = session._heard._records[5].begin
+        session.at_boundary(lambda inner: inner.truncate(length))
+        scene.run(0)
+        assert scene.entries[session.id][-1] == Entry("truncate", length)
+        more: list[LiveTurn] = []
+        while not any(index > 5 for index in speaking(more)):
+            more += scene.talk(session, 1, seed=1 + len(more))
+        assert more[0].turn.index == 5  # again, and not heard yet
+        assert session.playback_ack(5)
+        session.interrupt()
+        more += scene.talk(session, 2, seed=90)
+        heard = [e.value["audio"] for e in scene.entries[session.id] if e.call == "step"]
+        gone = [sound(n) for n in range(6, 10)]
+        again = np.concatenate(heard[10:])
+        assert not any(
+            np.array_equal(again[at : at + len(piece)], piece)
+            for piece in gone
+            for at in range(0, len(again), len(piece))
+        )
+        assert tokens([*turns, *more]) == scene.tokens_again(session.id)
