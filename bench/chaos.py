@@ -295,9 +295,7 @@ class Chaos:
                     marks.append((length, [*(value["text"] or []), *(value["result"] or [])]))
                     turn = again.step(**value)
                     n_turns = len(value["audio"]) // TURN
-                    # Where a session ends, what does not fit waits.
-                    if length + 5 * n_turns + 20 <= again.max_positions:
-                        assert turn.input.merged_turns >= n_turns - 1
+                    assert turn.input.merged_turns == n_turns - 1
                     turns.append((turn.index, turn.token_ids))
         standing = Counter(mark for _, step in marks for mark in step)
         assert set(standing.values()) <= {1}, "a push entered twice"

@@ -94,8 +94,8 @@ class Session:
         """Runs one micro-turn: appends what was fed and what is given here, then decodes.
 
         Of the sound that waits, one micro-turn's worth is consumed. If more than one micro-turn
-        waits, all complete ones that fit are appended in the same pass and only the newest decodes;
-        what is missing to one is appended as silence. Both are reported as events.
+        waits, all complete ones (of an endless session, as many as fit) are appended in the same
+        pass and only the newest decodes; missing sound is appended as silence. Both are events.
 
         Args:
             audio: (n,) or (n, channels) float32 or int16 samples, any n; see `arrays.samples_1d`.

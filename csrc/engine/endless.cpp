@@ -76,7 +76,7 @@ PositionRange Endless::to_forget(const Sequence& sequence, std::int64_t n_rows) 
 
 std::int64_t Endless::room(const Sequence& sequence) const {
   const SequenceLayout& layout = sequence.layout();
-  if (layout.global.is_inert()) return sequence.room();
+  if (layout.global.is_inert()) return layout.lifetime_positions() - sequence.length();
   const PositionRange hole = middle_hole(sequence.forgotten(), head);
   const std::int64_t seen = sequence.length() - (hole.end - hole.begin);
   const std::int64_t last =
@@ -103,10 +103,6 @@ std::optional<Endless> EndlessOptions::resolve(std::int64_t max_positions,
   if (choice == EndlessChoice::kNone) return std::nullopt;
   if (choice == EndlessChoice::kAutomatic) return Endless::automatic(max_positions, layout);
   return Endless{head, recent}.with_limit(max_positions, layout);
-}
-
-std::int64_t Session::room() const {
-  return endless_ ? endless_->room(*sequence_) : sequence_->room();
 }
 
 // The hole grows at its end, so what no turn has told is one range.

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <functional>
+#include <limits>
 #include <utility>
 
 #include "core/error.h"
@@ -121,7 +122,8 @@ void Lane::begin_turn(const StepRequest& request, Turn& turn) {
   turn.stopped = StopReason::kLimit;
 }
 
-// Sound beyond what there is room for, with `n_output` rows more, waits for the next turn.
+// Of an endless session, sound beyond what there is room for, with `n_output` rows more, waits for
+// the next turn: it could never be taken otherwise.
 InputPlan Lane::plan_input(const Session& session, std::int64_t n_output) const {
   InputPlan plan;
   const Inbox& inbox = session.inbox_;
@@ -133,7 +135,9 @@ InputPlan Lane::plan_input(const Session& session, std::int64_t n_output) const 
                 bracketed(inbox.text);
   for (const Image& image : inbox.images) plan.n_rows += image.n_patches;
   if (!session.audio_) return plan;
-  const std::int64_t room = session.room() - plan.n_rows - n_output;
+  const std::int64_t room =
+      session.endless_ ? session.endless_->room(*session.sequence_) - plan.n_rows - n_output
+                       : std::numeric_limits<std::int64_t>::max() - 1;
   const std::int64_t n_samples =
       static_cast<std::int64_t>(session.audio_->frames_ready()) * kHopSamples +
       session.audio_->state().n_partial + static_cast<std::int64_t>(inbox.samples.size());

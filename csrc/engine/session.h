@@ -100,8 +100,6 @@ class Session {
   bool is_interrupted() const { return epoch_.load() != call_epoch_; }
   // For `n_rows` and the token that waits; no rows need no room. Also maps what their pass needs.
   void check_room(std::int64_t n_rows);
-  // How many rows fit, once all is forgotten that an endless session may forget.
-  std::int64_t room() const;
   // Throws CapacityError unless `n_rows` fit. An endless session forgets for them.
   void make_room(std::int64_t n_rows);
   // Forgets, and lets drafts begin anew: what they remember has a hole too.

@@ -85,12 +85,6 @@ SequenceUsage Sequence::usage() const {
           promise_.growth_pages()};
 }
 
-std::int64_t Sequence::room() const {
-  const std::int64_t of_life = layout_->lifetime_positions() - length_;
-  return layout_->global.is_inert() ? of_life
-                                    : std::min(of_life, max_positions_ - held_positions());
-}
-
 void Sequence::check_room(std::int64_t n_rows) const {
   check(n_rows >= 0, "reserve: expected 0 rows or more, found ", n_rows);
   check<CapacityError>(layout_->global.is_inert() || held_positions() + n_rows <= max_positions_,

@@ -72,7 +72,6 @@ class Sequence {
 
   // Throws CapacityError unless `n_rows` more rows fit, in however many passes.
   void check_room(std::int64_t n_rows) const;
-  std::int64_t room() const;  // the most rows that pass check_room
   // Backs `n_rows` rows beyond the length. Throws CapacityError at a limit.
   void reserve(std::int64_t n_rows);
   // For kernels that write rows [length, length + n_rows); valid until the next call that changes

@@ -165,7 +165,7 @@ def test_sessions_of_two_lanes_are_refused_before_they_are_fed(tmp_path: Path) -
             assert session.step(sound(TURN)).input.merged_turns == 0
 
 
-def test_sound_that_does_not_fit_waits(tmp_path: Path) -> None:
+def test_sound_that_does_not_fit_an_endless_session_waits(tmp_path: Path) -> None:
     options = {"max_positions": 400, "endless": Window(64, 128)}
     with load(write(tmp_path, "dense")) as engine, engine.open_session(**options) as session:
         session.step(sound(TURN))
@@ -175,9 +175,9 @@ def test_sound_that_does_not_fit_waits(tmp_path: Path) -> None:
         assert 20 < merged[0] < 80
         assert sum(merged) + sum(turn.input.missing_ms == 0 for turn in turns) == 120
     with load(write(tmp_path / "plain", "dense", interaction=False)) as engine:
-        session = engine.open_session(max_positions=100, endless=None)
-        session.feed(audio=sound(150 * 800))
-        assert session.step(max_tokens=1).input.rows == 100
+        session = engine.open_session(**options)
+        session.feed(audio=sound(500 * 800))
+        assert [session.step(max_tokens=1).input.rows for _ in range(2)] == [400, 101]
 
 
 def test_what_a_call_between_turns_forgot_is_told(tmp_path: Path) -> None:
