@@ -83,11 +83,25 @@ DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t
       sums[warp * kSums + (t * kTileRows + row) * kTileOutputs + output] = acc[t][i];
     }
   sync_block();
+  const auto sum_of = [&](int i) {
+    float sum = sums[i];
+    for (int other = 1; other < kWarps; ++other) sum += sums[other * kSums + i];
+    return sum;
+  };
+  if (job.activated.data != nullptr) {
+    for (int i = thread_index(); i < kSums / 2; i += n_threads()) {
+      const int pair = i % kTilePairs, gate = i / kTilePairs * kTileOutputs + pair;
+      const std::int32_t place = first + i / kTilePairs;
+      if (place >= job.end) break;
+      store_activated(job.activated, job.out_row(place), tile * kTilePairs + pair, sum_of(gate),
+                      sum_of(gate + kTilePairs));
+    }
+    return;
+  }
   for (int i = thread_index(); i < kSums; i += n_threads()) {
     const std::int32_t place = first + i / kTileOutputs;
     if (place >= job.end) break;
-    float sum = sums[i];
-    for (int other = 1; other < kWarps; ++other) sum += sums[other * kSums + i];
+    float sum = sum_of(i);
     if (job.divisor != 1.0f) sum /= job.divisor;
     job.out(place)[tile * kTileOutputs + i % kTileOutputs] = sum;
   }
@@ -127,11 +141,7 @@ void with_tiles(std::int32_t n_rows, const Launch& launch) {
 
 template <int kTiles>
 Grid tile_grid(const LinearArgs& args) {
-  return {round_up(args.w.n_out, kPanelOutputs) / kTileOutputs,
-          div_up(args.n_rows, kTiles * kTileRows)};
-}
-inline Grid tile_grid(const ExpertLinearArgs& args) {
-  return {round_up(args.w.n_out, kPanelOutputs) / kTileOutputs, expert_blocks(args)};
+  return {tiles_of(args.w), div_up(args.n_rows, kTiles * kTileRows)};
 }
 template <class Round>
 constexpr std::size_t kExpertRoomAt = Round::kSharedBytes + tile_bytes<2>();
