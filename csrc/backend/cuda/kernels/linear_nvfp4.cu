@@ -11,6 +11,7 @@
 namespace duplex::cuda {
 namespace {
 
+constexpr int kThreads = kWarps * kWarp;
 constexpr int kScales = 128;  // an E4M3 scale without its sign
 
 // The sizes of the eight codes under one scale: their upper bytes, their lower bytes.
@@ -101,7 +102,8 @@ DUPLEX_KERNEL linear_nvfp4_kernel(LinearArgs args) {
   multiply_tile<Nvfp4Round, kTiles>(job, block_x(), block_y() * kTiles * kTileRows, block_y() == 0);
 }
 
-DUPLEX_KERNEL expert_nvfp4_kernel(ExpertLinearArgs args) {
+// Three on a multiprocessor, as in the other formats.
+DUPLEX_KERNEL_OF(kThreads, 3) expert_nvfp4_kernel(ExpertLinearArgs args) {
   let_next_grid_begin();
   wait_for_previous_grid();
   const Job job = job_of(args, shared_memory() + kExpertRoomAt<Nvfp4Round>);
@@ -114,13 +116,13 @@ DUPLEX_KERNEL expert_nvfp4_kernel(ExpertLinearArgs args) {
 
 void launch_linear_nvfp4(Runtime& runtime, const LinearArgs& args) {
   with_tiles(args.n_rows, [&]<int kTiles>() {
-    runtime.launch_early(linear_nvfp4_kernel<kTiles>, tile_grid<kTiles>(args), kWarps * kWarp,
+    runtime.launch_early(linear_nvfp4_kernel<kTiles>, tile_grid<kTiles>(args), kThreads,
                          Nvfp4Round::kSharedBytes + tile_bytes<kTiles>(), args);
   });
 }
 
 void launch_expert_nvfp4(Runtime& runtime, const ExpertLinearArgs& args) {
-  runtime.launch_early(expert_nvfp4_kernel, tile_grid(args), kWarps * kWarp,
+  runtime.launch_early(expert_nvfp4_kernel, tile_grid(args), kThreads,
                        kExpertRoomAt<Nvfp4Round> + expert_room_bytes(args), args);
 }
 
