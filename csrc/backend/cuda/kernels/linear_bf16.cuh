@@ -83,27 +83,21 @@ DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t
       sums[warp * kSums + (t * kTileRows + row) * kTileOutputs + output] = acc[t][i];
     }
   sync_block();
-  const auto sum_of = [&](int i) {
+  for (int i = thread_index(); i < kSums; i += n_threads()) {
+    const int output = i % kTileOutputs;
+    const std::int32_t place = first + i / kTileOutputs;
+    if (place - lane / kTileOutputs >= job.end) break;  // a warp has two rows
     float sum = sums[i];
     for (int other = 1; other < kWarps; ++other) sum += sums[other * kSums + i];
-    return sum;
-  };
-  if (job.activated.data != nullptr) {
-    for (int i = thread_index(); i < kSums / 2; i += n_threads()) {
-      const int pair = i % kTilePairs, gate = i / kTilePairs * kTileOutputs + pair;
-      const std::int32_t place = first + i / kTilePairs;
-      if (place >= job.end) break;
-      store_activated(job.activated, job.out_row(place), tile * kTilePairs + pair, sum_of(gate),
-                      sum_of(gate + kTilePairs));
+    if (job.activated.data != nullptr) {
+      const float up = shuffle_down(sum, kTilePairs, kTileOutputs);
+      if (place < job.end && output < kTilePairs)
+        store_activated(job.activated, job.out_row(place), tile * kTilePairs + output, sum, up);
+      continue;
     }
-    return;
-  }
-  for (int i = thread_index(); i < kSums; i += n_threads()) {
-    const std::int32_t place = first + i / kTileOutputs;
     if (place >= job.end) break;
-    float sum = sum_of(i);
     if (job.divisor != 1.0f) sum /= job.divisor;
-    job.out(place)[tile * kTileOutputs + i % kTileOutputs] = sum;
+    job.out(place)[tile * kTileOutputs + output] = sum;
   }
 }
 

@@ -160,12 +160,13 @@ DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t
       parts[batch * kThreads + thread_index()] = sums[batch];
     sync_block();
     if (output >= kTilePairs) return;
-#pragma unroll
+#pragma unroll 1
     for (int batch = 0; batch < kBatches; ++batch) {
       const std::int32_t place = place_of(first, batch);
-      if (place < job.end)
-        store_activated(job.activated, job.out_row(place), tile * kTilePairs + output, sums[batch],
-                        parts[batch * kThreads + thread_index() + kTilePairs * kTileRows]);
+      if (place >= job.end) break;
+      const float* const gate = parts + batch * kThreads + thread_index();
+      store_activated(job.activated, job.out_row(place), tile * kTilePairs + output, gate[0],
+                      gate[kTilePairs * kTileRows]);
     }
     return;
   }
