@@ -169,7 +169,7 @@ struct MoeArgs {
   PackedMatrix router;          // float32, (n_experts + n_shared, d_model)
   const float* selection_bias;  // (n_experts)
   float global_scale;
-  PackedMatrix gate_up;  // expert 0: gates, padding, ups
+  PackedMatrix gate_up;  // expert 0: gates, padding, ups; or in pairs (PackShape)
   PackedMatrix down;     // expert 0
   std::int64_t gate_up_stride_bytes;
   std::int64_t down_stride_bytes;

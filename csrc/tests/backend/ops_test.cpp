@@ -86,8 +86,10 @@ const std::vector<Fault> kFaults = {
      [](Valid& v) { v.linear.n_parts = 2; }, kLinear},
     {"linear: expected float32 columns for 0 parts", [](Valid& v) { v.linear.n_parts = 0; },
      kLinear},
-    {"linear: gates and ups that lie in pairs", [](Valid& v) { v.linear.w.is_paired = true; },
-     kLinear},
+    {"linear: device 'cpu' multiplies no float32 gates and ups",
+     [](Valid& v) { v.linear.w.is_paired = true; }, kLinear},
+    {"moe: device 'cpu' multiplies no float32 gates",
+     [](Valid& v) { v.moe.gate_up.is_paired = true; }, kMoe},
     {"linear: 48 outputs must be gates and ups",
      [](Valid& v) {
        v.linear.activated = v.rows;
@@ -109,7 +111,7 @@ const std::vector<Fault> kFaults = {
     {"moe: gates and ups must lie in pairs in all experts",
      [](Valid& v) {
        v.moe.shared_gate_up.first = v.moe.gate_up;
-       v.moe.gate_up.is_paired = true;
+       v.moe.shared_gate_up.first.is_paired = true;
      },
      kMoe},
     {"moe: expected float32 columns for 3 parts", [](Valid& v) { v.moe.n_parts = 3; }, kMoe},

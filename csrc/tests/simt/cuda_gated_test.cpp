@@ -112,9 +112,21 @@ TEST_CASE("cuda: activated rows have the CPU's bytes where the product has", "[s
       [&](Backend& backend) { return given.run(backend, 0, 70, backend.pairs_gate_up(format)); });
 }
 
+TEST_CASE("cuda: gates and ups in pairs are for activated rows alone, float32 has none", "[simt]") {
+  cuda::CudaBackend backend({});
+  std::vector<float> data(64);
+  const Rows rows{data.data(), 64, DType::kBF16};
+  CHECK_THROWS_WITH(
+      backend.linear({{data.data(), 32, 16, DType::kBF16, true}, rows, 1, data.data(), 64}),
+      Catch::StartsWith("linear: gates and ups that lie in pairs, for no activated rows"));
+  CHECK_FALSE(backend.pairs_gate_up(DType::kF32));
+}
+
 TEST_CASE("the CPU activates as silu_mul does, and wants no pairs") {
   CpuBackend cpu({1, ""});
   CHECK_FALSE(cpu.pairs_gate_up(DType::kBF16));
+  CHECK_THROWS_WITH(cpu.pack({}, {16, 16, 16, DType::kF32, 16}, 0, nullptr),
+                    Catch::Contains("gates and ups in pairs"));
   Gated given(40, 33, DType::kF32, DType::kF32);
   const RowBuffer activated = given.run(cpu, 0, 9, false);
   Memory memory(cpu);
