@@ -68,7 +68,7 @@ class Rule:
 
 
 QUANTISED = Rule(
-    {"IMMA.16832.S8.S8": 16, WEIGHTS: 4, "LDG.E.128": 8, "STS.64": 16, BARRIER: 8, "FFMA": 32},
+    {"IMMA.16832.S8.S8": 16, WEIGHTS: 4, "LDG.E.128": 8, "STS.64": 16, BARRIER: 9, "FFMA": 32},
     registers=96,
     must_not=(DOUBLE, "HMMA"),
 )
@@ -209,8 +209,9 @@ KERNELS = {
         must_not=(DOUBLE, "HMUL2"),
     ),
     # Weights of a round and of the next; group sums of two rows in one store.
+    # Up to 128 registers, two thread blocks fit on a multiprocessor.
     "linear_quantised/expert_quantised_kernel": replace(
-        QUANTISED, must=QUANTISED.must | {BARRIER: 10}
+        QUANTISED, must=QUANTISED.must | {BARRIER: 12}, registers=112
     ),
     "linear_quantised/linear_quantised_kernel": QUANTISED,
     "linear_quantised/quantise_rows_kernel": Rule({EXCHANGE: 4, "STG.E.U16": 1}),

@@ -87,7 +87,8 @@ class Backend {
                             std::int64_t first_out, void* destination) = 0;
   virtual std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
                                         std::int64_t max_rows, std::int32_t n_parts = 1) const = 0;
-  virtual bool packs_parts_apart() const { return false; }  // see LinearArgs
+  virtual bool packs_parts_apart() const { return false; }   // see LinearArgs
+  virtual bool pairs_gate_up(DType) const { return false; }  // see PackShape
 
   // ---- ranks of a tensor-parallel group
   // Connects the devices, where they have something of their own: all ranks do so at the same time,
@@ -114,8 +115,7 @@ class Backend {
     for (std::int32_t i = 0; i < n_layers; ++i) layer(i);
   }
 
-  // Whether turn() is there; without it, its passes are asked for one by one.
-  virtual bool has_turns() const { return false; }
+  virtual bool has_turns() const { return false; }  // without, passes are asked for one by one
   // layers(segments) asks for run_layers over the segments that it is given.
   void turn(const TurnArgs& args, const std::function<void(const Segments&)>& layers);
 

@@ -73,6 +73,9 @@ struct LinearArgs {
   // make. Where the backend packs parts apart, w is n_parts matrices of that width.
   std::int32_t n_parts = 1;
   std::int64_t y_part_stride = 0;  // floats
+  // With data: w is as many gates as ups, padded, and silu(gates) * ups of each row go here; y is
+  // room to do so. The divisor and the parts are one.
+  Rows activated = {};
 };
 
 // One convolution of one layer: its weights and where its inputs lie in a block of the conv tape.
@@ -150,6 +153,12 @@ struct SiluMulArgs {
   Rows out;
 };
 
+// From a product to its activated rows.
+constexpr SiluMulArgs silu_mul_of(const LinearArgs& args) {
+  const std::int32_t width = args.w.n_out / 2;
+  return {args.y, args.y_stride, width, width, args.n_rows, args.activated};
+}
+
 // Routed experts 0..n_experts-1 and shared experts behind them, all packed with one stride; shared
 // experts of another format lie apart. Parts are those of the products with `down`, as in
 // LinearArgs.
@@ -160,7 +169,7 @@ struct MoeArgs {
   PackedMatrix router;          // float32, (n_experts + n_shared, d_model)
   const float* selection_bias;  // (n_experts)
   float global_scale;
-  PackedMatrix gate_up;  // expert 0: gates, padding, ups
+  PackedMatrix gate_up;  // expert 0: gates, padding, ups; or in pairs (PackShape)
   PackedMatrix down;     // expert 0
   std::int64_t gate_up_stride_bytes;
   std::int64_t down_stride_bytes;

@@ -52,6 +52,23 @@ void check_segments(const char* op, const Segments& segments, bool is_local) {
 
 std::int64_t padded(std::int64_t width) { return round_up(width, kColumnAlign); }
 
+void check_pairs(const char* op, const Backend& backend, const PackedMatrix& w) {
+  check(!w.is_paired || backend.pairs_gate_up(w.dtype), op, ": device '", backend.name(),
+        "' multiplies no ", dtype_name(w.dtype), " gates and ups that lie in pairs");
+}
+
+void check_activated(const LinearArgs& args) {
+  const bool is_wanted = args.activated.data != nullptr;
+  check(is_wanted || !args.w.is_paired, "linear: gates and ups that lie in pairs, for no ",
+        "activated rows");
+  if (!is_wanted) return;
+  check(args.w.n_out % (2 * kColumnAlign) == 0, "linear: ", args.w.n_out,
+        " outputs must be gates and ups, each a multiple of ", kColumnAlign);
+  check(args.divisor == 1.0f && args.n_parts == 1, "linear: activated rows have no divisor and no ",
+        "parts");
+  check_rows("linear", "activated", args.activated, args.w.n_out / 2);
+}
+
 }  // namespace
 
 void Backend::turn(const TurnArgs& args, const std::function<void(const Segments&)>& layers) {
@@ -101,6 +118,8 @@ void Backend::linear(const LinearArgs& args) {
   check_rows("linear", "x", args.x, args.w.n_in);
   check_floats("linear", "y", args.y, args.y_stride, round_up(args.w.n_out, kPanelOutputs));
   check_parts("linear", args.w, args.n_parts);
+  check_pairs("linear", *this, args.w);
+  check_activated(args);
   do_linear(args);
 }
 
@@ -157,6 +176,10 @@ void Backend::moe(const MoeArgs& args) {
   check_meets("moe", args.x, args.down);
   for (const ExpertMatrix& shared : {args.shared_gate_up, args.shared_down})
     if (shared.first.data != nullptr) check_meets("moe", args.x, shared.first);
+  check_pairs("moe", *this, args.gate_up);
+  check(args.shared_gate_up.first.data == nullptr ||
+            args.shared_gate_up.first.is_paired == args.gate_up.is_paired,
+        "moe: gates and ups must lie in pairs in all experts, or in none");
   check_rows("moe", "x", args.x, args.gate_up.n_in);
   check_floats("moe", "y", args.y, args.y_stride, round_up(args.down.n_out, kPanelOutputs));
   check(args.scratch != nullptr, "moe: no scratch");

@@ -25,6 +25,7 @@ struct PackedMatrix {
   std::int32_t n_out = 0;
   std::int32_t n_in = 0;  // padded width of the rows it multiplies
   DType dtype = DType::kF32;
+  bool is_paired = false;  // gates and ups that were packed with a pair_width
 };
 
 // The same matrix of several experts, one behind the other.
@@ -54,11 +55,14 @@ struct PackSource {
 };
 
 // Columns are copied in groups: `in_group` source columns land at multiples of `in_group_padded`.
+// With a pair_width, outputs are so many gates, padding included, and as many ups behind them, and
+// lie where the backend activates one by the other as it multiplies (Backend::pairs_gate_up).
 struct PackShape {
   std::int32_t n_in = 0;  // source columns
   std::int32_t in_group = 0;
   std::int32_t in_group_padded = 0;
   DType dtype = DType::kF32;
+  std::int32_t pair_width = 0;  // a multiple of kColumnAlign
 };
 
 // Keys, or values, of one head in a block of kBlockPositions: d_head_padded numbers a position.

@@ -263,9 +263,12 @@ void Inkling::mlp_half(const Segments& segments, const Block& block, const Next&
                   .shared_gate_up = w.moe.shared_gate_up,
                   .shared_down = w.moe.shared_down});
   } else {
-    const std::int32_t width = w.dense.down.n_in;
-    backend_.linear({w.dense.gate_up, normed_, segments.n_rows, projected_, projected_stride_});
-    backend_.silu_mul({projected_, projected_stride_, width, width, segments.n_rows, activated_});
+    backend_.linear({.w = w.dense.gate_up,
+                     .x = normed_,
+                     .n_rows = segments.n_rows,
+                     .y = projected_,
+                     .y_stride = projected_stride_,
+                     .activated = activated_});
     sum_parts(w.dense.down, activated_, segments.n_rows);
     scale = w.dense.global_scale;
   }

@@ -186,7 +186,7 @@ const void* WeightBuilder::table(const SourceTensor& tensor) {
 
 PackedMatrix WeightBuilder::matrix(const std::vector<OutputRows>& outputs, std::int64_t n_in,
                                    std::int64_t group, std::int64_t group_padded, DType wanted,
-                                   std::int32_t n_parts) {
+                                   std::int32_t n_parts, bool is_gate_up) {
   const std::int64_t n_runs = n_matrices(n_parts);
   const std::int64_t n_in_run = n_in / n_runs;
   bool is_kept = wanted == DType::kNvfp4;
@@ -196,14 +196,17 @@ PackedMatrix WeightBuilder::matrix(const std::vector<OutputRows>& outputs, std::
   std::int64_t n_out = 0;
   for (const OutputRows& rows : outputs) n_out += rows.n_rows;
   const std::int64_t padded = round_up(div_up(n_in_run, group) * group_padded, kColumnAlign);
+  const bool is_paired = is_gate_up && backend_.pairs_gate_up(dtype);
   const Runs runs{{static_cast<std::int32_t>(n_in_run), static_cast<std::int32_t>(group),
-                   static_cast<std::int32_t>(group_padded), dtype},
+                   static_cast<std::int32_t>(group_padded), dtype,
+                   is_paired ? static_cast<std::int32_t>(n_out / 2) : 0},
                   n_runs,
                   backend_.packed_bytes(n_out, padded, dtype)};
   PackedMatrix packed;
   packed.n_out = static_cast<std::int32_t>(n_out);
   packed.n_in = static_cast<std::int32_t>(n_runs * padded);
   packed.dtype = dtype;
+  packed.is_paired = is_paired;
   auto* out = take<std::byte>(n_runs * static_cast<std::int64_t>(runs.bytes));
   packed.data = out;
   if (!is_filling_) return packed;

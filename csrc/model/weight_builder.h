@@ -59,9 +59,14 @@ class WeightBuilder {
   // A matrix whose outputs are the given rows in order; input columns come in padded groups, whole
   // ones in each of n_parts equal runs, where the backend may want these apart.
   PackedMatrix matrix(const std::vector<OutputRows>& outputs, std::int64_t n_in, std::int64_t group,
-                      std::int64_t group_padded, DType wanted, std::int32_t n_parts = 1);
+                      std::int64_t group_padded, DType wanted, std::int32_t n_parts = 1,
+                      bool is_gate_up = false);
   PackedMatrix matrix(const std::vector<OutputRows>& outputs, std::int64_t n_in) {
     return matrix(outputs, n_in, n_in, round_up(n_in, kColumnAlign), dtypes_.matrices);
+  }
+  // As many gates as ups behind them, which the backend may want in pairs.
+  PackedMatrix gate_up(const std::vector<OutputRows>& outputs, std::int64_t n_in) {
+    return matrix(outputs, n_in, n_in, round_up(n_in, kColumnAlign), dtypes_.matrices, 1, true);
   }
   // A single value, kept in the arena like all others; 1 while measuring.
   float scalar(const SourceTensor& tensor);

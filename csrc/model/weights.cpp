@@ -184,7 +184,7 @@ class Loader {
         outputs.push_back(output_rows(from.tensor, first, n, d_, step));
         outputs.push_back(padding(round_up(n, kColumnAlign) - n));
       }
-    return builder_.matrix(outputs, d_);
+    return builder_.gate_up(outputs, d_);
   }
 
   // d_model rows from `row` on: this rank's share of `width` input columns, which come in groups.

@@ -26,7 +26,7 @@
 namespace duplex {
 
 struct DenseMlpWeights {
-  PackedMatrix gate_up;  // gates, in padded widths of parts, then ups
+  PackedMatrix gate_up;  // gates, in padded widths of parts, then ups; or in pairs (PackShape)
   PackedMatrix down;
   float global_scale = 1.0f;
 };

@@ -290,10 +290,17 @@ def _add_and_norm(text: TextConfig, n_rows: int, tp: int) -> Iterator[Op]:
     yield Op("conv_add_norm", "rows", "float32", row_bytes=n_bytes, nodes=nodes)
 
 
+def _activated(gate_up: Op, n: int) -> Op:
+    """A product that leaves n activated gates in place of its sums; in float32 a kernel does."""
+    if gate_up.format == "float32":
+        return replace(gate_up, row_bytes=gate_up.row_bytes + 10 * n, launches=gate_up.launches + 1)
+    return replace(gate_up, row_bytes=gate_up.row_bytes - (8 - 2) * n)
+
+
 def _dense(text: TextConfig, recipe: Recipe, n_rows: int, tp: int) -> Iterator[Op]:
     d, d_ff = text.hidden_size, text.intermediate_size // tp
-    yield _linear("gate_up", "weights", recipe.dense, (2 * d_ff, d), n_rows)
-    yield Op("silu_mul", "rows", "float32", row_bytes=n_rows * d_ff * 10, nodes=0)
+    gate_up = _linear("gate_up", "weights", recipe.dense, (2 * d_ff, d), n_rows)
+    yield _activated(gate_up, n_rows * d_ff)
     yield _linear("down", "weights", recipe.dense, (d, d_ff), n_rows)
     yield from _add_and_norm(text, n_rows, tp)
 
@@ -335,16 +342,14 @@ def _moe(text: TextConfig, recipe: Recipe, n_rows: int, tp: int) -> Iterator[Op]
         for some in experts:
             one = _linear(f"{some.name}_{name}", "weights", some.format, shape, some.n_pairs)
             tiles = math.ceil(some.n_pairs / some.n_read / TILE)  # of an expert; any number of rows
-            yield replace(
+            one = replace(
                 one,
                 weight_bytes=some.n_read * one.weight_bytes,
                 launches=one.launches - 1 + math.ceil(n_rows / EXPERT_ROWS),
                 row_steps=(tiles - 1) * shape[1] / 1024,
                 is_large=False,
             )
-        if name == "up":
-            n_bytes = n_pairs * d_ff * 10
-            yield Op("silu_mul in experts", "rows", "float32", row_bytes=n_bytes, nodes=0)
+            yield _activated(one, some.n_pairs * d_ff) if name == "up" else one
     yield Op("combine", "rows", "float32", row_bytes=(n_pairs + n_rows) * d * 4, nodes=0)
     yield from _add_and_norm(text, n_rows, tp)
 

@@ -60,7 +60,7 @@ def test_the_operations_are_the_engines() -> None:
         name: [
             found or "linear"  # sum_parts is one
             for found in re.findall(
-                r"backend_\.(norm|linear|kv_append|attention|silu_mul|moe|conv\w+)\(|\bsum_parts\(",
+                r"backend_\.(norm|linear|kv_append|attention|moe|conv\w+)\(|\bsum_parts\(",
                 body,
             )
         ]
@@ -75,7 +75,7 @@ def test_the_operations_are_the_engines() -> None:
     expected += ops["multiply_head"]
 
     def called(name: str) -> str:
-        if name in ("router", "experts_up", "silu_mul in experts", "experts_down", "combine"):
+        if name in ("router", "experts_up", "experts_down", "combine"):
             return "moe"
         return "linear" if name in ("qkvr", "out", "gate_up", "down", "head") else name
 

@@ -24,8 +24,10 @@ def struct(name: str, **fields: type) -> type[Structure]:
 
 I32, I64, F, U8, PTR = c_int32, c_int64, c_float, c_uint8, c_uint64
 Rows = struct("Rows", data=PTR, stride=I64, dtype=U8)
-PackedMatrix = struct("PackedMatrix", data=PTR, n_out=I32, n_in=I32, dtype=U8)
-PackShape = struct("PackShape", n_in=I32, in_group=I32, in_group_padded=I32, dtype=U8)
+PackedMatrix = struct("PackedMatrix", data=PTR, n_out=I32, n_in=I32, dtype=U8, is_paired=c_bool)
+PackShape = struct(
+    "PackShape", n_in=I32, in_group=I32, in_group_padded=I32, dtype=U8, pair_width=I32
+)
 TapeView = struct("TapeView", base=PTR, blocks_per_page=I64, page_bytes=I64, block_bytes=I64)
 Segment = struct(
     "Segment", row_begin=I32, n_rows=I32, position=I64, whole=TapeView, local=TapeView,
@@ -55,12 +57,12 @@ Fold = struct(
 )  # fmt: skip
 Linear = struct(
     "Linear", w=PackedMatrix, x=Rows, n_rows=I32, y=PTR, y_stride=I64, divisor=F, n_parts=I32,
-    y_part_stride=I64,
+    y_part_stride=I64, activated=Rows,
 )  # fmt: skip
 ExpertLinear = struct(
     "ExpertLinear", w=PackedMatrix, expert_stride_bytes=I64, first_expert=I32, n_experts=I32,
     choices=PTR, first_row=I32, n_rows=I32, per_row=I32, pairs_of_x=I32, x=Rows, y=PTR,
-    y_stride=I64,
+    y_stride=I64, activated=Rows,
 )  # fmt: skip
 MatrixScale = struct("MatrixScale", value=F, is_divisor=c_bool)
 Pack = struct(
@@ -168,21 +170,30 @@ def pad(x: NDArray[np.generic], width: int) -> NDArray[np.generic]:
     return np.pad(x, ((0, 0), (0, width - x.shape[1])))
 
 
+def paired(w: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Gates, and as many ups behind them, as outputs of a matrix: eight of either by turns."""
+    halves = w.reshape(2, -1, 8, *w.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(0, 1)).reshape(w.shape)
+
+
 def packed(
-    w: Floats, dtype: int, of_matrix: tuple[float, bool] = (0.75, False)
+    w: Floats,
+    dtype: int,
+    of_matrix: tuple[float, bool] = (0.75, False),
+    of_lower: tuple[float, bool] | None = None,
 ) -> NDArray[np.generic]:
     """A matrix (n_out, n_in), n_in a multiple of 16, as the linear kernels read it.
 
     float32: panels of 64 outputs, outputs innermost. bfloat16: for every 16 outputs and 32 inputs
     the two fragments of mma.m16n8k16 of 32 lanes, where inputs 8 t to 8 t + 7 belong to the lanes
     with lane % 4 = t: in pairs, the first two to the first fragment, which takes them for its
-    columns 2 t, 2 t + 1 and 2 t + 8, 2 t + 9. of_matrix: as in `packed_nvfp4`.
+    columns 2 t, 2 t + 1 and 2 t + 8, 2 t + 9. of_matrix, of_lower: as in `packed_nvfp4`.
     """
     n_out, n_in = round_up(w.shape[0], 64), w.shape[1] if dtype == F32 else round_up(w.shape[1], 32)
     if dtype == MXFP8:
         return packed_mxfp8(w)
     if dtype == NVFP4:
-        return packed_nvfp4(w, of_matrix)
+        return packed_nvfp4(w, (of_matrix, of_lower or of_matrix))
     full = np.zeros((n_out, n_in), np.float32)
     full[: w.shape[0], : w.shape[1]] = w
     if dtype == F32:
@@ -241,26 +252,32 @@ def nvfp4(w: Floats, of_matrix: tuple[float, bool]) -> tuple[NDArray[np.uint8], 
     return signed.reshape(w.shape).astype(np.uint8), scales.astype(np.uint8)
 
 
-def packed_nvfp4(w: Floats, of_matrix: tuple[float, bool]) -> NDArray[np.uint8]:
+def packed_nvfp4(w: Floats, of_matrix: tuple[tuple[float, bool], ...]) -> NDArray[np.uint8]:
     """The same in NVFP4: by tiles of 16 outputs, codes, their scales, and the matrix's.
 
     A lane's 8 bytes of a step: eight columns of an output and of the one 8 further on, the first
-    code in the low half of a byte. A tile ends in 32 bytes, of which two floats say of_matrix.
+    code in the low half of a byte. A tile ends in 32 bytes, of which two floats say of_matrix for
+    its upper 8 outputs, and two for its lower ones.
     """
     n_steps = -(-w.shape[1] // 32)
     full = np.zeros((round_up(w.shape[0], 64), n_steps * 32), np.float32)
     full[: w.shape[0], : w.shape[1]] = w
-    codes, scales = nvfp4(full, of_matrix)
+    halves = full.reshape(-1, 2, 8, full.shape[1])
+    of_halves = [nvfp4(halves[:, i].reshape(-1, full.shape[1]), of_matrix[i]) for i in range(2)]
+    codes, scales = (
+        np.stack([of[i].reshape(len(halves), 8, -1) for of in of_halves], 1) for i in range(2)
+    )
     parts = codes.reshape(-1, 2, 8, n_steps, 4, 8).transpose(0, 3, 2, 4, 1, 5)
     of_groups = scales.reshape(-1, 2, 8, n_steps, 2).transpose(0, 3, 2, 4, 1)
     n_tiles = len(full) // 16
-    end = np.zeros((n_tiles, 8), np.float32)
-    end[: -(-len(w) // 16), :2] = of_matrix
+    end = np.zeros((n_tiles, 4, 2), np.float32)
+    for i in range(2):
+        end[: -(-(len(w) - 8 * i) // 16), i] = of_matrix[i]
     return np.concatenate(
         [
             (parts[..., ::2] | parts[..., 1::2] << 4).reshape(n_tiles, -1),
             of_groups.reshape(n_tiles, -1),
-            end.view(np.uint8),
+            end.reshape(n_tiles, -1).view(np.uint8),
         ],
         1,
     )

@@ -32,7 +32,7 @@ from ptx.device import Device, both
 TILE_ROWS = 8
 DIVISOR = np.float32(3.5)
 NAMES = {BF16: "bf16", MXFP8: "mxfp8", NVFP4: "nvfp4"}
-TABLE_BYTES = {NVFP4: 128 * 16}  # in front of the sums in shared memory
+TABLE_BYTES = {NVFP4: 2 * 128 * 16}  # in front of the sums in shared memory
 # Of matrices in NVFP4: scales, and whether they divide.
 MATRIX_SCALES = ((-3.0, False), (0.75, False), (0.5, True))
 

@@ -10,7 +10,7 @@ from ctypes import Structure
 
 import numpy as np
 from numpy.typing import NDArray
-from ptx.arguments import CHOICE, ExpertLinear, Floats
+from ptx.arguments import BF16, CHOICE, F32, ExpertLinear, Floats, Rows
 from ptx.device import Device
 
 FIRST, N_EXPERTS, PER_ROW = 2, 7, 2
@@ -42,22 +42,25 @@ def multiply(
     x: Structure,
     n_rows: int,
     pairs_of_x: int,
+    is_gated: bool = False,
 ) -> Floats:
     """Launches a kernel and gives back what it wrote for each of its pairs, and for no other.
 
     matrices: the first of them, and bytes from one to the next. pairs_of_x: that share a row of x.
+    is_gated: activated rows in bfloat16.
     """
     choice = np.zeros((FIRST_ROW + n_rows, PER_ROW), CHOICE)
     choice["expert"] = chosen(n_rows)
-    y = device.out(np.full((choice.size, STRIDE), np.nan, np.float32))
+    y = device.out_rows(choice.size, STRIDE, BF16 if is_gated else F32)
+    none = Rows()
     args = ExpertLinear(
         matrices[0], matrices[1], FIRST, N_EXPERTS, device.put_late(choice), FIRST_ROW, n_rows,
-        PER_ROW, pairs_of_x, x, y, STRIDE,
+        PER_ROW, pairs_of_x, x, 0 if is_gated else y.data, STRIDE, y if is_gated else none,
     )  # fmt: skip
     n_blocks = min(n_rows * PER_ROW, N_EXPERTS)
     room = n_rows * 8 + (n_rows + 1) * 4
     device.launch(kernel, (n_tiles, n_blocks), 256, shared_bytes + room, args)
-    found = device.get(y).astype(np.float32)
+    found = device.read(y)
     others = np.delete(found, pairs(n_rows)[0], 0)
     assert np.isnan(others).all()
     return found[pairs(n_rows)[0]]

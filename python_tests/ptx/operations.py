@@ -106,8 +106,9 @@ def extract(a: Array, begin: Array, length: Array) -> Array:
 
 
 def insert(a: Array, b: Array, begin: Array, length: Array) -> Array:
-    """bfi.b32: the lowest bits of a in place of some of b."""
-    mask = shift_left(shift_left(np.ones_like(a), length & 0xFF) - np.uint32(1), begin & 0xFF)
+    """bfi: the lowest bits of a in place of some of b."""
+    ones = shift_left(np.ones_like(a), length & 0xFF) - a.dtype.type(1)
+    mask = shift_left(ones, begin & 0xFF)
     return (shift_left(a, begin & 0xFF) & mask) | (b & ~mask)
 
 
@@ -248,8 +249,9 @@ def operation(opcode: str) -> Operation:
             return Operation(kind, (kind, "u32", "u32"), extract)
         if opcode == "mul.rn.bf16x2":
             return Operation("u32", ("u32", "u32"), multiply_bfloat16)
-        if opcode == "bfi.b32":
-            return Operation(kind, ("u32",) * 4, insert)
+        if name == "bfi":
+            bits = kind.replace("b", "u")
+            return Operation(kind, (bits, bits, "u32", "u32"), insert)
         if opcode == "prmt.b32":
             return Operation(kind, ("u32",) * 3, permute)
         if name == "selp":

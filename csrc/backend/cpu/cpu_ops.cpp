@@ -136,6 +136,7 @@ void CpuBackend::do_linear(const LinearArgs& args) {
                                args.w.dtype, y.data(), args.divisor});
       }
   });
+  if (args.activated.data != nullptr) do_silu_mul(silu_mul_of(args));
 }
 
 // More vectors share a reading of the keys; in the background lane, which gives way between pieces,

@@ -136,6 +136,7 @@ std::size_t CpuBackend::packed_bytes(std::int64_t n_out, std::int64_t n_in_padde
 // note: `destination` is zeroed memory, so padding needs no writes.
 std::int64_t CpuBackend::pack(const PackSource& source, const PackShape& shape,
                               std::int64_t first_out, void* destination) {
+  check(shape.pair_width == 0, "weights: the CPU packs no gates and ups in pairs");
   const std::int64_t n_in_padded =
       round_up(div_up(shape.n_in, shape.in_group) * shape.in_group_padded, kColumnAlign);
   const auto panel_bytes = static_cast<std::int64_t>(packed_bytes(1, n_in_padded, shape.dtype));

@@ -86,6 +86,34 @@ const std::vector<Fault> kFaults = {
      [](Valid& v) { v.linear.n_parts = 2; }, kLinear},
     {"linear: expected float32 columns for 0 parts", [](Valid& v) { v.linear.n_parts = 0; },
      kLinear},
+    {"linear: device 'cpu' multiplies no float32 gates and ups",
+     [](Valid& v) { v.linear.w.is_paired = true; }, kLinear},
+    {"moe: device 'cpu' multiplies no float32 gates",
+     [](Valid& v) { v.moe.gate_up.is_paired = true; }, kMoe},
+    {"linear: 48 outputs must be gates and ups",
+     [](Valid& v) {
+       v.linear.activated = v.rows;
+       v.linear.w.n_out = 48;
+     },
+     kLinear},
+    {"linear: activated rows have no divisor",
+     [](Valid& v) {
+       v.linear.activated = v.rows;
+       v.linear.divisor = 2.0f;
+     },
+     kLinear},
+    {"linear: activated needs rows of 32",
+     [](Valid& v) {
+       v.linear.activated = v.rows;
+       v.linear.activated.stride = 16;
+     },
+     kLinear},
+    {"moe: gates and ups must lie in pairs in all experts",
+     [](Valid& v) {
+       v.moe.shared_gate_up.first = v.moe.gate_up;
+       v.moe.shared_gate_up.first.is_paired = true;
+     },
+     kMoe},
     {"moe: expected float32 columns for 3 parts", [](Valid& v) { v.moe.n_parts = 3; }, kMoe},
     {"conv_add_norm: expected 1 to 8 parts, found 9", [](Valid& v) { v.conv_add_norm.n_parts = 9; },
      kConvAddNorm},

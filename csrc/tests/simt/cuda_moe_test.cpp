@@ -46,7 +46,8 @@ struct Experts {
     const std::size_t down_bytes = backend.packed_bytes(model, padded, dtype);
     const auto ups = backend.allocate(at(n_all) * up_bytes);
     const auto downs = backend.allocate(at(n_all) * down_bytes);
-    const PackShape from_model{model, model, model_padded, dtype};
+    const bool is_paired = backend.pairs_gate_up(dtype);
+    const PackShape from_model{model, model, model_padded, dtype, is_paired ? padded : 0};
     const PackShape from_expert{config.d_expert, config.d_expert, padded, dtype};
     for (std::int32_t e = 0; e < n_all; ++e) {
       std::byte* const up_of_e = static_cast<std::byte*>(ups->data()) + at(e) * up_bytes;
@@ -67,7 +68,7 @@ struct Experts {
                  .router = memory.pack(router, {model, model, model_padded, DType::kF32}, n_all),
                  .selection_bias = memory.put(bias),
                  .global_scale = kGlobalScale,
-                 .gate_up = {ups->data(), 2 * padded, model_padded, dtype},
+                 .gate_up = {ups->data(), 2 * padded, model_padded, dtype, is_paired},
                  .down = {downs->data(), model, padded, dtype},
                  .gate_up_stride_bytes = static_cast<std::int64_t>(up_bytes),
                  .down_stride_bytes = static_cast<std::int64_t>(down_bytes),

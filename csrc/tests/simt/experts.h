@@ -23,6 +23,9 @@ struct Experts {
         up(random_rows(random, std::int64_t{2} * n_all * of.d_expert, kModel, kModel)),
         down(random_rows(random, std::int64_t{n_all} * kModel, of.d_expert, of.d_expert)) {}
 
+  bool pairs(const Backend& backend, DType of_e) const {
+    return may_pair && backend.pairs_gate_up(of_e);
+  }
   // Routed experts may be in NVFP4, shared ones behind them are in `format`.
   bool is_coded(std::int32_t e) const { return coded_up != nullptr && e < config.n_experts; }
   PackSource rows(std::int32_t e, RowBuffer& plain, const CodedTensor* coded, std::int64_t begin,
@@ -58,7 +61,8 @@ struct Experts {
     const Matrices downs(*this, backend, memory, kModel, padded, n_runs);
     for (std::int32_t e = 0; e < n_all; ++e) {
       const DType of_e = is_coded(e) ? DType::kNvfp4 : format;
-      const PackShape from_model{kModel, kModel, kModelPadded, of_e};
+      const PackShape from_model{kModel, kModel, kModelPadded, of_e,
+                                 pairs(backend, of_e) ? padded : 0};
       const PackShape from_expert{config.d_expert / n_runs, config.d_expert / n_runs,
                                   padded / n_runs, of_e};
       const std::int32_t n = config.d_expert;
@@ -71,6 +75,9 @@ struct Experts {
                      from_expert, 0,
                      downs.at(e) + static_cast<std::size_t>(i) * downs.run_bytes(e));
     }
+    ExpertMatrix first_up = ups.of(0), shared_up = ups.shared();
+    first_up.first.is_paired = pairs(backend, ups.dtype(0));
+    shared_up.first.is_paired = first_up.first.is_paired;
     const std::int64_t y_stride = round_up(kModel, kPanelOutputs);
     return {.config = config,
             .n_rows = n_rows,
@@ -78,7 +85,7 @@ struct Experts {
             .router = memory.pack(router, {kModel, kModel, kModelPadded, DType::kF32}, n_all),
             .selection_bias = memory.put(bias),
             .global_scale = 1.25f,
-            .gate_up = ups.of(0).first,
+            .gate_up = first_up.first,
             .down = downs.of(0).first,
             .gate_up_stride_bytes = ups.of(0).stride_bytes,
             .down_stride_bytes = downs.of(0).stride_bytes,
@@ -88,7 +95,7 @@ struct Experts {
                 memory.zeros(backend.moe_scratch_bytes(config, kModel, n_rows, n_parts))),
             .n_parts = n_parts,
             .y_part_stride = n_rows * y_stride,
-            .shared_gate_up = ups.shared(),
+            .shared_gate_up = shared_up,
             .shared_down = downs.shared()};
   }
 
@@ -133,6 +140,7 @@ struct Experts {
   RowBuffer up, down;
   const CodedTensor* coded_up = nullptr;  // of routed experts, in place of up and down
   const CodedTensor* coded_down = nullptr;
+  bool may_pair = true;  // gates and ups, where the backend wants them so
 };
 
 }  // namespace duplex::simt_tests

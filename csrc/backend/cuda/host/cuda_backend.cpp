@@ -319,12 +319,15 @@ void* CudaBackend::quantised(std::size_t bytes) {
 void CudaBackend::do_linear(const LinearArgs& args) {
   for (std::int32_t p = 0; p < args.n_parts; ++p) {
     LinearArgs part = args;
+    if (!args.w.is_paired) part.activated = {};
     part.w = part_of(args.w, args.n_parts, p);
     part.x = launch_quantise_rows(stream(), columns_from(args.x, p * part.w.n_in), args.n_rows,
                                   part.w, quantised(quantised_rows_bytes(args.n_rows, part.w)));
     part.y += p * args.y_part_stride;
     launch_linear(stream(), part);
   }
+  if (args.activated.data != nullptr && !args.w.is_paired)
+    launch_silu_mul(stream(), silu_mul_of(args));
 }
 
 void CudaBackend::do_kv_append(const KvAppendArgs& args) {

@@ -45,6 +45,7 @@ class CudaBackend final : public Backend {
   std::size_t moe_scratch_bytes(const MoeConfig& config, std::int64_t d_model,
                                 std::int64_t max_rows, std::int32_t n_parts = 1) const override;
   bool packs_parts_apart() const override { return true; }
+  bool pairs_gate_up(DType dtype) const override { return dtype != DType::kF32; }
   void connect(std::shared_ptr<Rendezvous> ranks, const ExchangeOptions& options) override;
   std::string transport() const override;
   std::unique_ptr<Exchange> create_exchange(std::unique_ptr<SlabExchange> hosts) override;

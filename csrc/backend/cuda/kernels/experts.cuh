@@ -15,6 +15,10 @@ constexpr std::int32_t expert_blocks(const ExpertLinearArgs& args) {
   return has_block_for_pair(args) ? args.n_rows * args.per_row : args.n_experts;
 }
 
+inline Grid tile_grid(const ExpertLinearArgs& args) {
+  return {tiles_of(args.w), expert_blocks(args)};
+}
+
 // Of shared memory, behind the product's own: a place and a pair for each row, and the number of
 // places. For kExpertRows these are 3 KiB; more rows take several launches.
 inline constexpr std::int32_t kExpertRows = 256;
@@ -69,7 +73,8 @@ DUPLEX_DEVICE Job job_of(const ExpertLinearArgs& args, std::byte* room) {
           end,
           args.y,
           args.y_stride,
-          1.0f};
+          1.0f,
+          args.activated};
 }
 
 }  // namespace duplex::cuda

@@ -91,6 +91,7 @@ struct ExpertLinearArgs {
   Rows x;
   float* y;
   std::int64_t y_stride;
+  Rows activated;  // as in LinearArgs; no data where w is not paired
 };
 void launch_expert_linear(Runtime& runtime, const ExpertLinearArgs& args);
 

@@ -84,12 +84,20 @@ DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t
     }
   sync_block();
   for (int i = thread_index(); i < kSums; i += n_threads()) {
+    const int output = i % kTileOutputs;
     const std::int32_t place = first + i / kTileOutputs;
-    if (place >= job.end) break;
+    if (place - lane / kTileOutputs >= job.end) break;  // a warp has two rows
     float sum = sums[i];
     for (int other = 1; other < kWarps; ++other) sum += sums[other * kSums + i];
+    if (job.activated.data != nullptr) {
+      const float up = shuffle_down(sum, kTilePairs, kTileOutputs);
+      if (place < job.end && output < kTilePairs)
+        store_activated(job.activated, job.out_row(place), tile * kTilePairs + output, sum, up);
+      continue;
+    }
+    if (place >= job.end) break;
     if (job.divisor != 1.0f) sum /= job.divisor;
-    job.out(place)[tile * kTileOutputs + i % kTileOutputs] = sum;
+    job.out(place)[tile * kTileOutputs + output] = sum;
   }
 }
 
@@ -127,11 +135,7 @@ void with_tiles(std::int32_t n_rows, const Launch& launch) {
 
 template <int kTiles>
 Grid tile_grid(const LinearArgs& args) {
-  return {round_up(args.w.n_out, kPanelOutputs) / kTileOutputs,
-          div_up(args.n_rows, kTiles * kTileRows)};
-}
-inline Grid tile_grid(const ExpertLinearArgs& args) {
-  return {round_up(args.w.n_out, kPanelOutputs) / kTileOutputs, expert_blocks(args)};
+  return {tiles_of(args.w), div_up(args.n_rows, kTiles * kTileRows)};
 }
 template <class Round>
 constexpr std::size_t kExpertRoomAt = Round::kSharedBytes + tile_bytes<2>();

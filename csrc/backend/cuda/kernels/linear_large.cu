@@ -33,7 +33,7 @@ struct Square {
   const LinearArgs& args;
   std::int32_t first_output;
   std::int32_t first_row;
-  std::int32_t n_outputs;  // of the matrix, padded
+  std::int32_t n_outputs;  // of the matrix, of whole tiles
   std::int32_t n_steps;
 
   // Where a thread's pieces of 16 bytes come from: of step 0.
@@ -111,17 +111,22 @@ struct Square {
   DUPLEX_DEVICE void store(const float* sums) const {
     const int lane = thread_index() % kWarp, warp = thread_index() / kWarp;
     for (int t = 0; t < kWarpTiles; ++t) {
-      const std::int32_t output =
-          first_output + (warp % 2 * kWarpTiles + t) * kTileOutputs + lane / 4;
-      if (output >= n_outputs) break;
+      const std::int32_t tile = first_output / kTileOutputs + warp % 2 * kWarpTiles + t;
+      if (tile * kTileOutputs >= n_outputs) break;
       for (int r = 0; r < kWarpRows; ++r)
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < 2; ++i) {
           const std::int32_t row =
-              first_row + (warp / 2 * kWarpRows + r) * kTileRows + lane % 4 * 2 + i % 2;
+              first_row + (warp / 2 * kWarpRows + r) * kTileRows + lane % 4 * 2 + i;
           if (row >= args.n_rows) continue;
-          float value = sums[((t * kWarpRows + r) * 4 + i) * kThreads + thread_index()];
-          if (args.divisor != 1.0f) value /= args.divisor;
-          args.y[row * args.y_stride + output + i / 2 * 8] = value;
+          const float* const at = sums + ((t * kWarpRows + r) * 4 + i) * kThreads + thread_index();
+          const float value = at[0], other = at[2 * kThreads];  // of 8 outputs further on
+          if (args.activated.data != nullptr) {
+            store_activated(args.activated, row, tile * kTilePairs + lane / 4, value, other);
+            continue;
+          }
+          float* const y = args.y + row * args.y_stride + tile * kTileOutputs + lane / 4;
+          y[0] = args.divisor == 1.0f ? value : value / args.divisor;
+          y[kTilePairs] = args.divisor == 1.0f ? other : other / args.divisor;
         }
     }
   }
@@ -146,7 +151,7 @@ linear_large_kernel(LinearArgs args) {
   wait_for_previous_grid();
   using S = Square<kSide>;
   const S square{args, block_x() * kSide, block_y() * kSide,
-                 static_cast<std::int32_t>(round_up(args.w.n_out, kPanelOutputs)),
+                 static_cast<std::int32_t>(tiles_of(args.w) * kTileOutputs),
                  (args.w.n_in + kStep - 1) / kStep};
   std::byte* const ring = shared_memory();
   const auto stage = [&](std::int32_t i) { return ring + i % kStages * 2 * S::kHalfBytes; };

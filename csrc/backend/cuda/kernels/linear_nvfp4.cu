@@ -5,12 +5,13 @@
 // matrix of the same values.
 //
 // Bytes of a matrix per weight: 1/2 + 1/16; of each 16 outputs, 32 more. Sizes made: 1024 for each
-// thread block, four a thread.
+// thread block, four a thread; of gates and ups with different scales, twice as many.
 #include "kernels/linear_bf16.cuh"
 
 namespace duplex::cuda {
 namespace {
 
+constexpr int kThreads = kWarps * kWarp;
 constexpr int kScales = 128;  // an E4M3 scale without its sign
 
 // The sizes of the eight codes under one scale: their upper bytes, their lower bytes.
@@ -23,31 +24,38 @@ DUPLEX_DEVICE const std::byte* tile_of(const Job& job, std::int32_t tile, std::i
   return static_cast<const std::byte*>(job.w) + tile * nvfp4_tile_bytes(n_steps);
 }
 
-// The table of a thread block, which multiplies one tile.
+// The tables of a thread block, which multiplies one tile: of its upper and of its lower 8 outputs,
+// which are of different matrices where gates and ups are paired.
 DUPLEX_DEVICE void make_sizes(const Job& job, std::int32_t tile) {
   const std::int64_t n_steps = (job.n_in + kBf16Step - 1) / kBf16Step;
   const auto* const at =
       reinterpret_cast<const float*>(tile_of(job, tile, n_steps) + nvfp4_matrix_scale_at(n_steps));
-  const MatrixScale of_matrix{at[0], at[1] != 0.0f};
   auto* const sizes = reinterpret_cast<Sizes*>(shared_memory());
+  const bool is_one = at[0] == at[2] && at[1] == at[3];
   for (int i = thread_index(); i < 2 * kScales; i += n_threads()) {
     const int scale = i / 2, half = i % 2;
     std::uint32_t upper = 0, lower = 0;
-    for (int code = 0; code < 4; ++code) {
-      const std::uint32_t size =
-          float_to_bf16(nvfp4_size(static_cast<std::uint32_t>(half * 4 + code),
-                                   static_cast<std::uint32_t>(scale), of_matrix));
-      upper |= (size >> 8) << 8 * code;
-      lower |= (size & 0xffu) << 8 * code;
+    for (int table = 0; table < 2; ++table) {
+      if (table == 0 || !is_one) {
+        const MatrixScale of_matrix{at[2 * table], at[2 * table + 1] != 0.0f};
+        upper = lower = 0;
+        for (int code = 0; code < 4; ++code) {
+          const std::uint32_t size =
+              float_to_bf16(nvfp4_size(static_cast<std::uint32_t>(half * 4 + code),
+                                       static_cast<std::uint32_t>(scale), of_matrix));
+          upper |= (size >> 8) << 8 * code;
+          lower |= (size & 0xffu) << 8 * code;
+        }
+      }
+      sizes[table * kScales + scale].upper[half] = upper;
+      sizes[table * kScales + scale].lower[half] = lower;
     }
-    sizes[scale].upper[half] = upper;
-    sizes[scale].lower[half] = lower;
   }
   sync_block();
 }
 
 struct Nvfp4Round {
-  static constexpr int kSharedBytes = kScales * sizeof(Sizes);
+  static constexpr int kSharedBytes = 2 * kScales * sizeof(Sizes);
   static constexpr std::int64_t kStepBytes = nvfp4_codes_at(1, 0);
   static constexpr std::int64_t tile_bytes(std::int64_t n_steps) {
     return nvfp4_tile_bytes(n_steps);
@@ -71,7 +79,8 @@ struct Nvfp4Round {
   // A word has the codes of both instructions, of the upper or the lower 8 outputs.
   DUPLEX_DEVICE void operands(int i, Words (&a)[2]) const {
     for (int half = 0; half < 2; ++half) {
-      const Sizes sizes = reinterpret_cast<const Sizes*>(shared_memory())[scales[i].v[half]];
+      const Sizes sizes =
+          reinterpret_cast<const Sizes*>(shared_memory())[half * kScales + scales[i].v[half]];
       for (int f = 0; f < 2; ++f) {
         const std::uint32_t four = codes[i].v[half] >> 16 * f, sizes_of = four & 0x7777u;
         // The sign of each code in the highest bit of a byte.
@@ -93,7 +102,8 @@ DUPLEX_KERNEL linear_nvfp4_kernel(LinearArgs args) {
   multiply_tile<Nvfp4Round, kTiles>(job, block_x(), block_y() * kTiles * kTileRows, block_y() == 0);
 }
 
-DUPLEX_KERNEL expert_nvfp4_kernel(ExpertLinearArgs args) {
+// Three on a multiprocessor, as in the other formats.
+DUPLEX_KERNEL_OF(kThreads, 3) expert_nvfp4_kernel(ExpertLinearArgs args) {
   let_next_grid_begin();
   wait_for_previous_grid();
   const Job job = job_of(args, shared_memory() + kExpertRoomAt<Nvfp4Round>);
@@ -106,13 +116,13 @@ DUPLEX_KERNEL expert_nvfp4_kernel(ExpertLinearArgs args) {
 
 void launch_linear_nvfp4(Runtime& runtime, const LinearArgs& args) {
   with_tiles(args.n_rows, [&]<int kTiles>() {
-    runtime.launch_early(linear_nvfp4_kernel<kTiles>, tile_grid<kTiles>(args), kWarps * kWarp,
+    runtime.launch_early(linear_nvfp4_kernel<kTiles>, tile_grid<kTiles>(args), kThreads,
                          Nvfp4Round::kSharedBytes + tile_bytes<kTiles>(), args);
   });
 }
 
 void launch_expert_nvfp4(Runtime& runtime, const ExpertLinearArgs& args) {
-  runtime.launch_early(expert_nvfp4_kernel, tile_grid(args), kWarps * kWarp,
+  runtime.launch_early(expert_nvfp4_kernel, tile_grid(args), kThreads,
                        kExpertRoomAt<Nvfp4Round> + expert_room_bytes(args), args);
 }
 

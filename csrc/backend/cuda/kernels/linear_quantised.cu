@@ -154,6 +154,22 @@ DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t
     w = next;
   }
   const int output = thread_index() % kTileSums / kTileRows;
+  if (job.activated.data != nullptr) {  // the up of a gate is another warp's
+#pragma unroll
+    for (int batch = 0; batch < kBatches; ++batch)
+      parts[batch * kThreads + thread_index()] = sums[batch];
+    sync_block();
+    if (output >= kTilePairs) return;
+#pragma unroll 1
+    for (int batch = 0; batch < kBatches; ++batch) {
+      const std::int32_t place = place_of(first, batch);
+      if (place >= job.end) break;
+      const float* const gate = parts + batch * kThreads + thread_index();
+      store_activated(job.activated, job.out_row(place), tile * kTilePairs + output, gate[0],
+                      gate[kTilePairs * kTileRows]);
+    }
+    return;
+  }
 #pragma unroll
   for (int batch = 0; batch < kBatches; ++batch) {
     const std::int32_t place = place_of(first, batch);
@@ -177,23 +193,23 @@ DUPLEX_KERNEL expert_quantised_kernel(ExpertLinearArgs args) {
   let_next_grid_begin();
   wait_for_previous_grid();
   const Job job = job_of(args, shared_memory() + shared_bytes<kBits>());
-  for (std::int32_t first = job.begin; first < job.end; first += kMaxRows)
+  for (std::int32_t first = job.begin; first < job.end; first += kMaxRows) {
+    if (first > job.begin) sync_block();  // ups may be read yet
     multiply_tile<kBits>(job, block_x(), first);
+  }
 }
 
 template <int kBits>
 void launch_linear_of(Runtime& runtime, const LinearArgs& args) {
-  runtime.launch_early(
-      linear_quantised_kernel<kBits>,
-      {round_up(args.w.n_out, kPanelOutputs) / kTileOutputs, div_up(args.n_rows, kMaxRows)},
-      kThreads, shared_bytes<kBits>(), args);
+  runtime.launch_early(linear_quantised_kernel<kBits>,
+                       {tiles_of(args.w), div_up(args.n_rows, kMaxRows)}, kThreads,
+                       shared_bytes<kBits>(), args);
 }
 
 template <int kBits>
 void launch_expert_of(Runtime& runtime, const ExpertLinearArgs& args) {
-  runtime.launch_early(expert_quantised_kernel<kBits>,
-                       {round_up(args.w.n_out, kPanelOutputs) / kTileOutputs, expert_blocks(args)},
-                       kThreads, shared_bytes<kBits>() + expert_room_bytes(args), args);
+  runtime.launch_early(expert_quantised_kernel<kBits>, tile_grid(args), kThreads,
+                       shared_bytes<kBits>() + expert_room_bytes(args), args);
 }
 
 // ---- rows

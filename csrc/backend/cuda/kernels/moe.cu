@@ -87,21 +87,35 @@ void launch_moe(Runtime& runtime, const MoeArgs& args, void* quantised) {
   const auto n_pairs = static_cast<std::int32_t>(s.n_pairs());
   const auto per_row = static_cast<std::int32_t>(s.per_row);
   const Rows x = launch_quantise_rows(runtime, args.x, args.n_rows, args.gate_up, quantised);
-  multiply(runtime, args,
-           {args.gate_up, args.gate_up_stride_bytes, 0, n_all, scratch.choices, 0, args.n_rows,
-            per_row, per_row, x, scratch.gate_up, s.gate_up_stride()},
-           args.shared_gate_up);
   const Rows activated{scratch.activated, s.d_expert_padded, args.x.dtype};
-  launch_silu_mul(
-      runtime, {scratch.gate_up, s.gate_up_stride(), static_cast<std::int32_t>(s.d_expert_padded),
-                s.d_expert_padded, n_pairs, activated});
+  const bool is_paired = args.gate_up.is_paired;
+  multiply(
+      runtime, args,
+      {args.gate_up, args.gate_up_stride_bytes, 0, n_all, scratch.choices, 0, args.n_rows, per_row,
+       per_row, x, scratch.gate_up, s.gate_up_stride(), is_paired ? activated : Rows{}},
+      args.shared_gate_up);
+  if (!is_paired)
+    launch_silu_mul(
+        runtime, {scratch.gate_up, s.gate_up_stride(), static_cast<std::int32_t>(s.d_expert_padded),
+                  s.d_expert_padded, n_pairs, activated});
   for (std::int32_t p = 0; p < args.n_parts; ++p) {
     const PackedMatrix down = part_of(args.down, args.n_parts, p);
     const Rows pairs = launch_quantise_rows(runtime, columns_from(activated, p * down.n_in),
                                             n_pairs, down, quantised);
     multiply(runtime, args,
-             {down, args.down_stride_bytes, 0, n_all, scratch.choices, 0, args.n_rows, per_row, 1,
-              pairs, scratch.down, s.down_stride()},
+             {down,
+              args.down_stride_bytes,
+              0,
+              n_all,
+              scratch.choices,
+              0,
+              args.n_rows,
+              per_row,
+              1,
+              pairs,
+              scratch.down,
+              s.down_stride(),
+              {}},
              {part_of(args.shared_down.first, args.n_parts, p), args.shared_down.stride_bytes});
     runtime.launch_early(combine_kernel, {s.n_rows}, kThreads, 0,
                          CombineArgs{scratch.choices, per_row, scratch.down, s.down_stride(),

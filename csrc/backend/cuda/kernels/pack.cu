@@ -6,12 +6,21 @@ namespace {
 
 constexpr int kThreads = 128;
 
+// Of a source row. Gates and ups that are paired lie in runs of kTilePairs, by turns.
+DUPLEX_DEVICE std::int64_t output_of(const PackArgs& args) {
+  const std::int64_t output = args.first_out + block_x(), width = args.shape.pair_width;
+  if (width == 0) return output;
+  const bool is_up = output >= width;
+  const std::int64_t column = is_up ? output - width : output;
+  return (column / kTilePairs * 2 + is_up) * kTilePairs + column % kTilePairs;
+}
+
 // One thread an element.
 DUPLEX_KERNEL pack_kernel(PackArgs args) {
   constexpr std::int64_t kPanel = kPanelOutputs, kStep = kBf16Step;
   const std::int64_t column = std::int64_t{block_y()} * n_threads() + thread_index();
   if (column >= args.shape.n_in) return;
-  const std::int64_t output = args.first_out + block_x();
+  const std::int64_t output = output_of(args);
   const std::int64_t k =
       column / args.shape.in_group * args.shape.in_group_padded + column % args.shape.in_group;
   const float value = load(args.source, args.source_dtype, block_x() * args.row_stride + column);
@@ -72,7 +81,7 @@ DUPLEX_KERNEL pack_quantised_kernel(PackArgs args) {
   const std::int64_t block = std::int64_t{block_y()} * n_threads() + thread_index();
   const std::int64_t begin = block * kBlock, n_in = args.n_in_padded;
   if (begin >= n_in) return;
-  const std::int64_t output = args.first_out + block_x(), g = output % 8;
+  const std::int64_t output = output_of(args), g = output % 8;
   const std::int64_t half = output % kTileOutputs / 8;
   const std::int64_t tile = output / kTileOutputs, chunk = begin / kChunk, pair = block % 2;
   std::byte* const at =
@@ -113,7 +122,7 @@ DUPLEX_KERNEL pack_quantised_kernel(PackArgs args) {
 DUPLEX_KERNEL pack_mxfp8_kernel(PackArgs args) {
   const std::int64_t step = std::int64_t{block_y()} * n_threads() + thread_index();
   if (step * kBf16Step >= args.n_in_padded) return;
-  const std::int64_t output = args.first_out + block_x(), g = output % 8;
+  const std::int64_t output = output_of(args), g = output % 8;
   const std::int64_t half = output % kTileOutputs / 8;
   const std::int64_t n_steps = div_up(args.n_in_padded, kBf16Step);
   std::byte* const tile =
@@ -141,13 +150,14 @@ DUPLEX_KERNEL pack_mxfp8_kernel(PackArgs args) {
 DUPLEX_KERNEL pack_nvfp4_kernel(PackArgs args) {
   const std::int64_t group = std::int64_t{block_y()} * n_threads() + thread_index();
   if (group * kNvfp4Group >= args.n_in_padded) return;
-  const std::int64_t output = args.first_out + block_x(), g = output % 8;
+  const std::int64_t output = output_of(args), g = output % 8;
   const std::int64_t half = output % kTileOutputs / 8, step = group / 2;
   const std::int64_t n_steps = div_up(args.n_in_padded, kBf16Step);
   std::byte* const tile =
       static_cast<std::byte*>(args.destination) + output / kTileOutputs * nvfp4_tile_bytes(n_steps);
-  if (group == 0 && output % kTileOutputs == 0) {
-    auto* const of_matrix = reinterpret_cast<float*>(tile + nvfp4_matrix_scale_at(n_steps));
+  if (group == 0 && g == 0) {
+    auto* const of_matrix =
+        reinterpret_cast<float*>(tile + nvfp4_matrix_scale_at(n_steps)) + 2 * half;
     of_matrix[0] = args.matrix_scale.value;
     of_matrix[1] = args.matrix_scale.is_divisor ? 1.0f : 0.0f;
   }
