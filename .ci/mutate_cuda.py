@@ -188,6 +188,7 @@ def stems_of(host: HostBuild, path: str) -> list[str]:
     # A header of some files alone.
     users = {
         "attention": ["attention", "attention_bf16", "attention_int8"],
+        "attention_walk": ["attention", "attention_bf16", "attention_int8"],
         "attention_parts": ["attention_bf16", "attention_int8"],
         "attention_bias": ["attention_bf16", "attention_int8"],
         "conv": ["append"],
