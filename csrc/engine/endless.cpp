@@ -66,8 +66,9 @@ PositionRange Endless::to_forget(const Sequence& sequence, std::int64_t n_rows) 
   const PositionRange hole = middle_hole(sequence.forgotten(), head);
   const std::int64_t seen = sequence.length() - (hole.end - hole.begin);
   if (layout.global.is_inert() || seen + n_rows <= max_positions) return {};
-  check<CapacityError>(n_rows <= room(sequence), "reserve: ", n_rows, " rows wanted, ",
-                       room(sequence), " can be had of max_positions = ", max_positions,
+  const std::int64_t most = room(sequence);
+  check<CapacityError>(n_rows <= most, "reserve: ", n_rows, " rows wanted, ", most,
+                       " can be had of max_positions = ", max_positions,
                        " beside the head and the windows; append fewer at once or open with more");
   const std::int64_t wanted = round_down(sequence.length() - recent, kBlockPositions);
   const std::int64_t needed = hole.end + round_up(seen + n_rows - max_positions, kBlockPositions);
