@@ -49,12 +49,16 @@ DUPLEX_DEVICE void store_word_system(std::uint32_t* address, std::uint32_t word)
   asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(address), "r"(word) : "memory");
 }
 
+// The own memory has an address of its own and one in the multicast object: what was stored through
+// either is seen through the other behind this.
+DUPLEX_DEVICE void fence_addresses() { asm volatile("fence.proxy.alias;" ::: "memory"); }
+
 // One more on the counter of every rank, after all that this thread has stored, or knows of; the
 // own one may be read by its own address behind it.
 DUPLEX_DEVICE void multicast_count_release(std::uint32_t* counter) {
   asm volatile("multimem.red.release.sys.global.add.u32 [%0], %1;" ::"l"(counter), "r"(1)
                : "memory");
-  asm volatile("fence.proxy.alias;" ::: "memory");
+  fence_addresses();
 }
 // What is read after it is what was stored before the count.
 DUPLEX_DEVICE std::uint32_t load_word_acquire(const std::uint32_t* address) {
@@ -64,10 +68,6 @@ DUPLEX_DEVICE std::uint32_t load_word_acquire(const std::uint32_t* address) {
 }
 // What this thread has stored, everyone sees before what it stores next.
 DUPLEX_DEVICE void fence_system() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
-
-// The own memory has an address of its own and one in the multicast object: what was stored through
-// either is seen through the other behind this.
-DUPLEX_DEVICE void fence_addresses() { asm volatile("fence.proxy.alias;" ::: "memory"); }
 
 // Of this GPU alone: the counter before one was added. Nothing else is ordered by it.
 DUPLEX_DEVICE std::uint32_t count_up(std::uint32_t* counter) {

@@ -228,10 +228,8 @@ std::int64_t attention_reach(const Segments& segments) {
   for (std::int32_t i = 0; i < segments.count; ++i) {
     const Segment& segment = segments.data[i];
     const std::int64_t last = segment.position + segment.n_rows - 1;
-    std::int64_t n_parts = 0;
-    for_runs(segment.forgotten, segment.n_forgotten, 0, last / kPartPositions,
-             [&](std::int64_t begin, std::int64_t end) { n_parts += end - begin; });
-    most = std::max(most, n_parts);
+    most = std::max(most,
+                    count_parts(segment.forgotten, segment.n_forgotten, 0, last / kPartPositions));
   }
   return static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(most)));
 }

@@ -39,6 +39,14 @@ constexpr void for_runs(const PositionRange* forgotten, std::int32_t n, std::int
   if (first <= last) visit(first, last + 1);
 }
 
+constexpr std::int64_t count_parts(const PositionRange* forgotten, std::int32_t n,
+                                   std::int64_t first, std::int64_t last) {
+  std::int64_t count = 0;
+  for_runs(forgotten, n, first, last,
+           [&](std::int64_t begin, std::int64_t end) { count += end - begin; });
+  return count;
+}
+
 // One launch: groups of tiles from `first_group` on.
 struct Launch {
   AttentionArgs args;

@@ -221,9 +221,7 @@ struct Left {
   const float* max;  // kVectors behind it the sum of weights
 
   DUPLEX_DEVICE std::int64_t count() const {
-    std::int64_t n = 0;
-    walk.for_runs(first, last, [&](std::int64_t begin, std::int64_t end) { n += end - begin; });
-    return n;
+    return count_parts(walk.segment.forgotten, walk.n_holes(), first, last);
   }
 
   // The larger of `largest` and the maxima of parts at `index`, index + step, ...

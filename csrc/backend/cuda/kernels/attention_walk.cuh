@@ -45,23 +45,20 @@ struct Walk {
     return tape.block(block) + args.layer_offset_bytes +
            2 * kv_head * kv_panel_bytes(kv_dtype, args.d_head_padded);
   }
-  DUPLEX_DEVICE bool is_forgotten(std::int64_t block) const {
-    if (args.is_local) return false;
-    for (std::int32_t i = 0; i < segment.n_forgotten; ++i)
-      if (block * kBlock >= segment.forgotten[i].begin && block * kBlock < segment.forgotten[i].end)
-        return true;
-    return false;
-  }
   // The first block from `block` on that is not forgotten; `end` if there is none before.
   DUPLEX_DEVICE std::int64_t next(std::int64_t block, std::int64_t end) const {
-    for (std::int32_t i = 0; !args.is_local && i < segment.n_forgotten; ++i)
+    for (std::int32_t i = 0; i < n_holes(); ++i)
       if (block * kBlock >= segment.forgotten[i].begin && block * kBlock < segment.forgotten[i].end)
         block = segment.forgotten[i].end / kBlock;
     return block < end ? block : end;
   }
+  DUPLEX_DEVICE bool is_forgotten(std::int64_t block) const {
+    return next(block, block + 1) > block;
+  }
+  DUPLEX_DEVICE std::int32_t n_holes() const { return args.is_local ? 0 : segment.n_forgotten; }
   template <class Visit>
   DUPLEX_DEVICE void for_runs(std::int64_t from, std::int64_t last, const Visit& visit) const {
-    cuda::for_runs(segment.forgotten, args.is_local ? 0 : segment.n_forgotten, from, last, visit);
+    cuda::for_runs(segment.forgotten, n_holes(), from, last, visit);
   }
   // The part that is the ordinal-th these vectors look at; -1: there are not so many.
   DUPLEX_DEVICE std::int64_t part(std::int64_t ordinal) const {
