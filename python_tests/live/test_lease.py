@@ -66,6 +66,22 @@ def test_detach_and_resume_go_on_with_the_same_stream(engine: Engine) -> None:
             scene.live.resume(token)  # a token is good once
 
 
+def test_who_comes_back_has_a_whole_lease_and_a_whole_period(engine: Engine) -> None:
+    scene = Scene(engine, lease_s=2)
+    with scene.live.open() as session:
+        token = session.detach()
+        scene.run(1900)
+        scene.live.resume(token)
+        scene.run(290)  # a period, and the patience for its sound
+        assert drain(session) == []
+        scene.run(20)
+        assert len(drain(session)) == 1  # what it missed is no backlog
+        scene.run(1600)
+        assert session.attached
+        scene.run(200)
+        assert not session.attached
+
+
 @pytest.mark.parametrize("token", [[], "", "../../etc/passwd", "a" * 23, 5, None, "a/b" + "c" * 19])
 def test_what_is_no_token_is_refused(engine: Engine, token: object) -> None:
     scene = Scene(engine)
@@ -83,5 +99,14 @@ def test_a_detached_session_whose_lease_ends_is_gone(engine: Engine) -> None:
     assert session.ended is None
     scene.run(200)
     assert session.ended == "lease"
+    with pytest.raises(SessionClosed):
+        scene.live.resume(token)
+
+
+def test_a_session_that_was_closed_while_its_client_was_away_is_gone(engine: Engine) -> None:
+    scene = Scene(engine)
+    session = scene.live.open()
+    token = session.detach()
+    session.close()
     with pytest.raises(SessionClosed):
         scene.live.resume(token)
