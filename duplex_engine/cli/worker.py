@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated
 
 import typer
@@ -49,5 +50,6 @@ def worker(
         request["options"]["n_threads"] = threads
     if gpu is not None:
         request["gpus"][rank] = gpu
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C, while no Python runs
     serve_remote(connection, request)
     console.print(f"rank {rank}: the engine was closed")
