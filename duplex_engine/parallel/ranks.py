@@ -185,8 +185,9 @@ class Ranks:
             if self._watcher is not threading.current_thread():
                 self._watcher.join()
             self.core.stop()
+            deadline = time.monotonic() + patience_s  # of all together
             for worker in self._workers:
-                worker.end(patience_s)
+                worker.end(max(deadline - time.monotonic(), 0))
             for descriptor in (self._wake_read, self._wake_write):
                 os.close(descriptor)
             if self._transport is not None:
@@ -344,9 +345,11 @@ def start_workers(inherited: Sequence[Mapping[str, int]]) -> list[Process]:
     try:
         for rank, descriptors in enumerate(inherited, 1):
             workers.append(Process(rank, descriptors))
-    except OSError as error:
+    except BaseException as error:
         for worker in workers:
             worker.end(0)
+        if not isinstance(error, OSError):  # Ctrl-C
+            raise
         raise BackendUnavailable(
             f"tensor_parallel: expected {len(inherited)} worker processes, found: {error}"
         ) from error

@@ -45,13 +45,15 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Whatever else prints does not meet what is said to rank 0.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
-    answers.write(b"\n")  # ends what was printed before
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    request = json.loads(sys.stdin.buffer.readline())
+    words = sys.stdin.buffer.readline()
+    if not words:  # rank 0 has gone
+        sys.exit(1)
+    request = json.loads(words)
     threading.Thread(target=_end_with, args=(request["leader"],), daemon=True).start()
 
     def say(**answer: Any) -> None:
-        answers.write(line(answer))
+        answers.write(b"\n" + line(answer))  # behind what was printed before
 
     try:
         _serve(request, say)

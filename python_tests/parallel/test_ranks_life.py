@@ -130,6 +130,18 @@ def test_two_threads_that_close_both_wait_for_the_workers() -> None:
         assert list(pool.map(close, range(2))) == [True, True]
 
 
+def test_workers_that_hang_are_waited_for_together() -> None:
+    engine = start(tensor_parallel=4)
+    assert engine._ranks is not None
+    for pid in workers(engine):
+        os.kill(pid, signal.SIGSTOP)
+    began_s = time.monotonic()
+    engine._ranks.close(patience_s=0.7)
+    assert time.monotonic() - began_s < 1.4
+    assert gone(workers(engine), 0)
+    engine.close()
+
+
 def test_an_engine_that_is_dropped_takes_its_workers_along() -> None:
     engine = start()
     pids = workers(engine)
