@@ -174,6 +174,14 @@ def test_workers_go_when_rank_0_goes(end: str) -> None:
     assert gone(pids, 10)
 
 
+def test_a_worker_that_finds_rank_0_gone_ends_without_a_word() -> None:
+    command = [sys.executable, "-m", "duplex_engine.parallel.worker"]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_an_idle_group_costs_less_than_a_hundredth_of_a_core(load: Load) -> None:
     engine = load("reference", tensor_parallel=2)
     with engine.open_session() as session:
