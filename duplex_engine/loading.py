@@ -91,12 +91,10 @@ def load_engine(
         | rows
         | {key: options[key] for key in ("device", "n_threads", "isa", "kv_dtype")},
         "torch": None,
-        "checkpoint": None,
+        "checkpoint": fingerprint(checkpoint, layout_digest(sizes), of_machine=False),
     }
     limits = kinds | rows | {"n_ranks": group.n_ranks}
     if group.transport == REMOTE:
-        if group.address is not None:
-            request["checkpoint"] = fingerprint(checkpoint, layout_digest(sizes), of_machine=False)
         leader, ranks = _ranks_apart(group, sizes, limits, request, progress)
     else:
         leader = _core.RankLeader(sizes, **limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated
 
 import typer
@@ -49,5 +50,7 @@ def worker(
         request["options"]["n_threads"] = threads
     if gpu is not None:
         request["gpus"][rank] = gpu
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it is not ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # from here on hardly any Python runs
     serve_remote(connection, request)
     console.print(f"rank {rank}: the engine was closed")

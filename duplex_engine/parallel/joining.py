@@ -104,8 +104,10 @@ class RemoteWorker:
         """It was told to end."""
         deadline = time.monotonic() + patience_s
         lines = Lines(self.answers)
+        poll = select.poll()  # descriptors may be many
+        poll.register(self.answers, select.POLLIN)
         while not lines.is_at_end and (left := deadline - time.monotonic()) > 0:
-            select.select([self.answers], [], [], left)
+            poll.poll(left * 1000)
             lines.take()
         self.cut()
         self._connection.close()
@@ -323,6 +325,8 @@ def _keep_alive(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_S)
+    # The same where words are on their way to it, after which nobody asks.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 2000 * KEEPALIVE_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 

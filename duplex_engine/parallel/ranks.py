@@ -9,12 +9,12 @@ in it ends with RankFailed at once.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import queue
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,14 @@ from selectors import EVENT_READ, DefaultSelector
 from typing import Any, Protocol
 
 from duplex_engine import _core, errors
-from duplex_engine.errors import BackendUnavailable, CapacityError, DuplexError, RankFailed
+from duplex_engine.errors import (
+    BackendUnavailable,
+    CapacityError,
+    CheckpointError,
+    DuplexError,
+    RankFailed,
+)
+from duplex_engine.json_input import parse_json_object
 from duplex_engine.parallel.lines import Lines, line
 
 __all__ = ["Ranks", "Worker", "start_workers"]
@@ -83,6 +90,7 @@ class Ranks:
         self._workers = workers
         self._transport: _core.TorchTransport | None = None
         self._is_closing = threading.Event()
+        self._close_lock = threading.RLock()  # a signal may come in the middle, and its handler too
         self._wake_read, self._wake_write = os.pipe()
         self._watcher = threading.Thread(target=self._watch, name="duplex_ranks", daemon=True)
         for worker in workers:
@@ -165,20 +173,25 @@ class Ranks:
                 raise _error(rank, *answer["error"])
 
     def close(self, patience_s: float = GOODBYE_S) -> None:
-        """Ends the workers: those that do not go by themselves are killed. Can be called twice."""
-        if self._is_closing.is_set() or os.getpid() != self._owner:
+        """Ends the workers: those that do not go by themselves are killed. Can be called twice, by
+        two threads at once too: both return when the workers have gone."""
+        if os.getpid() != self._owner:
             return
-        self._is_closing.set()
-        os.write(self._wake_write, b".")
-        if self._watcher is not threading.current_thread():
-            self._watcher.join()
-        self.core.stop()
-        for worker in self._workers:
-            worker.end(patience_s)
-        for descriptor in (self._wake_read, self._wake_write):
-            os.close(descriptor)
-        if self._transport is not None:
-            self._transport.close()
+        with self._close_lock:
+            if self._is_closing.is_set():
+                return
+            self._is_closing.set()
+            os.write(self._wake_write, b".")
+            if self._watcher is not threading.current_thread():
+                self._watcher.join()
+            self.core.stop()
+            deadline = time.monotonic() + patience_s  # of all together
+            for worker in self._workers:
+                worker.end(max(deadline - time.monotonic(), 0))
+            for descriptor in (self._wake_read, self._wake_write):
+                os.close(descriptor)
+            if self._transport is not None:
+                self._transport.close()
 
     @property
     def pids(self) -> list[int]:
@@ -229,15 +242,22 @@ class Ranks:
                         return
                     if lines is not None:
                         for words in lines.take():
-                            self._hear(rank, json.loads(words))
+                            self._hear(rank, words)
                     if lines is None or lines.is_at_end:
                         selector.unregister(key.fileobj)
                         if lines is None or self._workers[rank - 1].watched is None:
                             self._report_end(rank)
 
-    def _hear(self, rank: int, answer: dict[str, Any]) -> None:
+    def _hear(self, rank: int, words: bytes) -> None:
+        try:
+            answer = parse_json_object(words, "answer")
+        except CheckpointError:  # printed before the worker began, by what Python runs first
+            return
         if "failed" in answer:  # what it cannot say in shared memory
             self.core.fail(*answer["failed"])
+        if "error" in answer:  # its end is no more than the consequence
+            reason = ": ".join(answer["error"]).encode("ascii", "backslashreplace")
+            self.core.fail(rank, reason.decode())  # a long one is cut between two bytes
         self._answers.put((rank, answer))
 
     def _report_end(self, rank: int) -> None:
@@ -257,7 +277,9 @@ class Process:
             self._start(rank, {name: _copy(fd, stack) for name, fd in inherited.items()})
 
     def _start(self, rank: int, inherited: Mapping[str, int]) -> None:
-        paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        # This very package, but its folder may hold backports of modules of the standard library.
+        paths = [sysconfig.get_path("stdlib"), str(PACKAGE.parent)]
+        paths += filter(None, [os.environ.get("PYTHONPATH")])
         self._here = {**inherited, "rank": rank, "leader": os.getpid()}
         self._rank = rank
         self._process = subprocess.Popen(
@@ -323,9 +345,11 @@ def start_workers(inherited: Sequence[Mapping[str, int]]) -> list[Process]:
     try:
         for rank, descriptors in enumerate(inherited, 1):
             workers.append(Process(rank, descriptors))
-    except OSError as error:
+    except BaseException as error:
         for worker in workers:
             worker.end(0)
+        if not isinstance(error, OSError):  # Ctrl-C
+            raise
         raise BackendUnavailable(
             f"tensor_parallel: expected {len(inherited)} worker processes, found: {error}"
         ) from error

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -40,14 +41,19 @@ Say = Callable[..., None]
 
 def main() -> None:
     """The program that rank 0 starts."""
+    # Who ends a service, or a job, says so to every process of it: rank 0 decides.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Whatever else prints does not meet what is said to rank 0.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    request = json.loads(sys.stdin.buffer.readline())
+    words = sys.stdin.buffer.readline()
+    if not words:  # rank 0 has gone
+        sys.exit(1)
+    request = json.loads(words)
     threading.Thread(target=_end_with, args=(request["leader"],), daemon=True).start()
 
     def say(**answer: Any) -> None:
-        answers.write(line(answer))
+        answers.write(b"\n" + line(answer))  # behind what was printed before
 
     try:
         _serve(request, say)
@@ -152,10 +158,9 @@ def _connect(request: dict[str, Any], say: Say) -> _core.TorchTransport:
     return transport
 
 
-def _check_same(checkpoint: Checkpoint, sizes: dict[str, Any], expected: str | None) -> None:
-    """Raises CheckpointError unless this is the checkpoint of rank 0; None: it is its folder."""
-    if expected is None:
-        return
+def _check_same(checkpoint: Checkpoint, sizes: dict[str, Any], expected: str) -> None:
+    """Raises CheckpointError unless this is the checkpoint of rank 0: on another machine it may be
+    another one, and in the same folder it may have been replaced."""
     if expected != fingerprint(checkpoint, layout_digest(sizes), of_machine=False):
         raise CheckpointError(
             f"{checkpoint.path}: expected the checkpoint that rank 0 has loaded, found another: "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -85,7 +87,26 @@ def test_all_ranks_come_in_any_order_and_get_the_request(joins: Join) -> None:
             worker.ask({"path": "somewhere"})
         assert [answer.result()[1]["rank"] for answer in answers] == [3, 1, 2]
         assert {worker.host for worker in workers} == {"127.0.0.1"}
+        for connection in (answer.result()[0] for answer in answers):  # a silent machine
+            options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+            found_s = [connection.getsockopt(socket.IPPROTO_TCP, option) for option in options]
+            assert found_s == [5, 5, 10_000]
         assert "rank 2 at 127.0.0.1:" in workers[1].how_it_ended()
+
+
+def test_a_process_of_many_descriptors_waits_for_a_worker_to_end() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip("this user may have no more than 1,024 descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+    try:
+        here, there = socket.socketpair()
+        with here, there:
+            high = socket.socket(fileno=fcntl.fcntl(here, fcntl.F_DUPFD_CLOEXEC, 1024))
+            there.shutdown(socket.SHUT_RDWR)
+            RemoteWorker(1, high, "10.0.0.2:500").end(5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_rank_outside_the_group_is_refused_and_the_wait_goes_on(joins: Join) -> None:

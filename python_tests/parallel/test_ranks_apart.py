@@ -205,13 +205,14 @@ def test_a_worker_of_another_machine_computes_the_same(load: Load, address: str)
     assert "the engine was closed" in said
 
 
-def test_a_worker_of_another_machine_that_is_killed(address: str) -> None:
+def test_ctrl_c_ends_a_worker_of_another_machine(address: str) -> None:
     with worker("reference", 1, address) as process:
         engine = Engine.load("reference", tensor_parallel=2, address=address, threads=2)
         session = engine.open_session()
         session.step(text=words(3))
-        process.kill()
+        process.send_signal(signal.SIGINT)
         killed_s = time.monotonic()
+        assert process.wait(5) == -signal.SIGINT
         error = None
         while error is None:
             try:

@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 from random_models import TURN, sound, words
 
-from duplex_engine import Engine, RankFailed, SessionClosed
+from duplex_engine import Engine, RankFailed, SessionClosed, _core
 from duplex_engine.live import CostModel, LiveEngine
 from duplex_engine.live.simulation import Simulation, drain
 
@@ -66,6 +67,40 @@ def test_a_process_without_the_standard_streams_has_workers(closed: str) -> None
     assert done.returncode == 0, done.stderr
 
 
+def in_a_folder_of_packages(tmp_path: Path, name: str, code: str, **variables: str) -> str:
+    """What an engine says of itself whose package lies in one folder with another module."""
+    package = tmp_path / "duplex_engine"
+    package.mkdir()
+    for path in (*(ROOT / "duplex_engine").iterdir(), *Path(_core.__file__).parent.glob("*.so")):
+        (package / path.name).unlink(missing_ok=True)
+        (package / path.name).symlink_to(path)
+    (tmp_path / f"{name}.py").write_text(code)
+    program = (
+        "import dataclasses, sys; sys.path.insert(0, sys.argv[1]); sys.meta_path[:] = "
+        "[m for m in sys.meta_path if 'editable' not in type(m).__module__]\n"
+        "from duplex_engine import Engine\n"
+        "with Engine.load('reference', tensor_parallel=2, threads=1, memory='96MiB') as engine:\n"
+        "    print(engine.description)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    environment = os.environ | variables
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, timeout=30
+    ).stdout
+
+
+def test_modules_of_the_standard_library_come_from_there(tmp_path: Path) -> None:
+    backport = "raise ImportError('a dataclasses for Python 3.6')"
+    assert "2 ranks" in in_a_folder_of_packages(tmp_path, "dataclasses", backport)
+
+
+def test_what_is_printed_before_a_worker_begins_is_not_its_answer(tmp_path: Path) -> None:
+    said = in_a_folder_of_packages(
+        tmp_path, "sitecustomize", "print('{}\\nhello', end='')", PYTHONUNBUFFERED="1"
+    )
+    assert "2 ranks" in said
+
+
 def test_close_ends_the_workers_and_later_calls_say_so() -> None:
     engine = start(tensor_parallel=4)
     pids = workers(engine)
@@ -78,6 +113,32 @@ def test_close_ends_the_workers_and_later_calls_say_so() -> None:
         session.step(text=words(3))
     with pytest.raises(SessionClosed):
         engine.open_session()
+    engine.close()
+
+
+def test_two_threads_that_close_both_wait_for_the_workers() -> None:
+    engine = start()
+    pids = workers(engine)
+    both = threading.Barrier(2)
+
+    def close(_: int) -> bool:
+        both.wait()
+        engine.close()
+        return gone(pids, 0)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(close, range(2))) == [True, True]
+
+
+def test_workers_that_hang_are_waited_for_together() -> None:
+    engine = start(tensor_parallel=4)
+    assert engine._ranks is not None
+    for pid in workers(engine):
+        os.kill(pid, signal.SIGSTOP)
+    began_s = time.monotonic()
+    engine._ranks.close(patience_s=0.8)
+    assert time.monotonic() - began_s < 2.0
+    assert gone(workers(engine), 0)
     engine.close()
 
 
@@ -111,6 +172,14 @@ def test_workers_go_when_rank_0_goes(end: str) -> None:
     leader.communicate("\n", timeout=10)
     assert leader.returncode == (-signal.SIGKILL if end == "kill" else 0)
     assert gone(pids, 10)
+
+
+def test_a_worker_that_finds_rank_0_gone_ends_without_a_word() -> None:
+    command = [sys.executable, "-m", "duplex_engine.parallel.worker"]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_an_idle_group_costs_less_than_a_hundredth_of_a_core(load: Load) -> None:
@@ -197,6 +266,14 @@ def test_ctrl_c_in_a_terminal_reaches_rank_0_alone() -> None:
     with start() as engine:
         (pid,) = workers(engine)
         assert os.getpgid(pid) == pid != os.getpgrp()
+
+
+def test_a_signal_to_every_process_of_a_service_is_left_to_rank_0() -> None:
+    with start() as engine, engine.open_session() as session:
+        session.step(text=words(3))
+        os.kill(workers(engine)[0], signal.SIGTERM)
+        time.sleep(0.1)
+        session.step(text=words(3))
 
 
 def test_a_live_session_says_why_it_ended() -> None:

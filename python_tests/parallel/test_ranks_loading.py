@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import queue
 import re
 import shutil
 from collections.abc import Callable
@@ -15,9 +17,11 @@ import pytest
 from random_models import words
 from safetensors.numpy import load_file, save_file
 
-from duplex_engine import BackendUnavailable, CheckpointError, Engine, InvalidArgument
+from duplex_engine import BackendUnavailable, CheckpointError, Engine, InvalidArgument, loading
 from duplex_engine.convert import convert
-from duplex_engine.parallel.ranks import Ranks
+from duplex_engine.models.random import write_random_checkpoint
+from duplex_engine.parallel.lines import line
+from duplex_engine.parallel.ranks import Process, Ranks
 from duplex_engine.parallel.transports import TRANSPORTS, choose_group
 
 pytestmark = [pytest.mark.core, pytest.mark.cpu]
@@ -167,3 +171,26 @@ def test_damage_in_the_share_of_one_rank_is_reported_with_its_number(
     with pytest.raises(CheckpointError, match=name) as found:
         Engine.load(folder, tensor_parallel=2, threads=1, memory="32MiB")
     assert str(found.value).startswith("rank 1: ") == (rank == 1)
+
+
+def test_a_checkpoint_that_is_replaced_while_ranks_load_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, other = (write_random_checkpoint(tmp_path / f"{seed}", seed=seed) for seed in (1, 2))
+    start = loading.start_workers
+
+    def start_later(*arguments: Any) -> list[Process]:
+        os.replace(other / "model.safetensors", folder / "model.safetensors")  # noqa: PTH105
+        return start(*arguments)
+
+    monkeypatch.setattr(loading, "start_workers", start_later)
+    with pytest.raises(CheckpointError, match=r"^rank 1: .*expected the checkpoint that"):
+        Engine.load(folder, tensor_parallel=2, threads=1, memory="64MiB")
+
+
+def test_the_error_of_a_worker_that_was_loaded_is_the_reason() -> None:
+    heard: list[tuple[int, str]] = []
+    core = SimpleNamespace(fail=lambda *what: heard.append(what))
+    ranks: Any = SimpleNamespace(core=core, _answers=queue.SimpleQueue())
+    Ranks._hear(ranks, 3, line({"error": ["MemoryError", "no room in /tmp/\u00e4"]}))
+    assert heard == [(3, "MemoryError: no room in /tmp/\\xe4")]
