@@ -4,9 +4,9 @@
 PYTHON ?= python3
 CXX ?= g++
 
+BIN := .venv/bin
 # Absolute, so that CMake finds the same tools from every folder.
-BIN := $(CURDIR)/.venv/bin
-export PATH := $(BIN):$(PATH)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip install -qq
 INSTALL := $(PIP) --no-build-isolation -e
@@ -26,6 +26,14 @@ PYTHON_FILES := duplex_engine python_tests .ci $(wildcard bench docs/examples)
 CPP_FILES := $(shell find csrc bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 WITH_TESTS := -Ccmake.define.DUPLEX_TESTS=ON
 CPP_TESTS := ctest --no-tests=error --output-on-failure --test-dir
+
+# Makes a virtual environment; one without pip was begun by a Python that lacks ensurepip.
+TOO_OLD := f"expected Python 3.11 or newer, found {sys.version.split()[0]}: make PYTHON=python3.12 ..."
+define MAKE_VENV
+@test -x $(1)/bin/pip || { \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and $(TOO_OLD))' && \
+	$(PYTHON) -m venv $(1); }
+endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -83,7 +91,7 @@ asan: $(TEST) ## run the C++ tests and the core Python tests under AddressSaniti
 tsan: $(TEST) ## run the C++ tests of threads under ThreadSanitizer
 	@echo 'build: ThreadSanitizer'
 	@cmake -G Ninja -S . -B build/tsan -DCMAKE_BUILD_TYPE=Debug -DDUPLEX_SANITIZE=thread \
-		-DDUPLEX_MODULE=OFF -DDUPLEX_TESTS=ON -DPython_EXECUTABLE=$(BIN)/python >/dev/null
+		-DDUPLEX_MODULE=OFF -DDUPLEX_TESTS=ON -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" >/dev/null
 	@ninja --quiet -C build/tsan
 	@build/tsan/duplex_tests --warn NoTests "[threads]"
 
@@ -111,8 +119,8 @@ help: ## list these targets
 
 $(TOOLS): pyproject.toml
 	@echo 'install: build tools'
-	@test -d .venv || $(PYTHON) -m venv .venv
-	@$(PIP) 'scikit-build-core>=1.1' 'pybind11>=3' 'cmake>=3.25' ninja
+	$(call MAKE_VENV,.venv)
+	@$(PIP) 'scikit-build-core>=1.1' 'pybind11>=3' 'cmake>=3.25.2' ninja
 	@touch $@
 
 $(RUN): $(TOOLS) $(SOURCES)
@@ -136,7 +144,7 @@ $(SASS_TOOLS): $(TOOLS)
 
 $(PEERS): bench/peers/requirements.txt
 	@echo 'install: other engines (llama.cpp is compiled, which takes minutes)'
-	@test -d .venv-peers || $(PYTHON) -m venv .venv-peers
+	$(call MAKE_VENV,.venv-peers)
 	@.venv-peers/bin/python -m pip install -qq -r bench/peers/requirements.txt
 	@touch $@
 

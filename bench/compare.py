@@ -25,7 +25,7 @@ from bench.results import Row, Summary, read_rows, summarize
 
 def load(path: Path) -> list[Row]:
     """The rows of a file of either kind."""
-    if not path.exists():
+    if not path.is_file():
         raise typer.BadParameter(f"expected a file of results at {path}, found none")
     text = path.read_text()
     if not text.startswith("{\n") and '"benchmarks":' not in text[:2000]:
@@ -82,7 +82,10 @@ def main(
     n_flagged = 0
     if after is not None:
         old, rows = summarize(rows), load(after)
-        n_flagged = print_comparison(old, summarize(rows), threshold, console)
+        new = summarize(rows)
+        if not old.keys() & new.keys():
+            raise typer.BadParameter("expected two files with cases in common, found none")
+        n_flagged = print_comparison(old, new, threshold, console)
     drawn = (
         plot_distributions(rows, out / "distributions.png"),
         plot_contexts(rows, out / "contexts.png"),

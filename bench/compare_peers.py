@@ -24,7 +24,7 @@ from __future__ import annotations
 import fcntl
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -36,11 +36,11 @@ from rich.table import Table
 
 from bench.native import NativeError, Reader
 from bench.peers.client import PeerError, Worker
-from bench.peers.table import ENTRIES, FLOOR, FLOOR_KV8, OURS, OURS_KV8, Entry, of_same_kv
+from bench.peers.table import ALL_BITS, ENTRIES, FLOOR, FLOOR_KV8, OURS, OURS_KV8, Entry, of_same_kv
 from bench.peers.worker import Job, Task
 from bench.plots import plot_engines
 from bench.results import MIN_CLEAN, Row, Summary, machine, summarize, write_rows
-from bench.shapes import DEFAULT_CACHE, SHAPES, Shape
+from bench.shapes import DEFAULT_CACHE, SHAPES, Shape, ShapeName
 
 TASKS = {
     "decode 1": Task("decode", 0, 1),
@@ -107,15 +107,20 @@ def job_of(shape: Shape, bits: str, kv: str, context: int, threads: int, cache: 
     )
 
 
-def choose(engines: str, shape: Shape) -> list[Entry]:
-    """The entries named, in the order of the table."""
-    names = list(ENTRIES) if engines == "all" else engines.split(",")
-    unknown = sorted(set(names) - set(ENTRIES))
+def listed(option: str, given: str, known: Collection[str]) -> list[str]:
+    """What was given by commas, all of it known."""
+    names = given.split(",")
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise typer.BadParameter(
-            f"--engines: expected names among {', '.join(ENTRIES)}, or all; found "
-            f"{', '.join(unknown)}"
+            f"{option}: expected names among {', '.join(known)}; found {', '.join(unknown)}"
         )
+    return names
+
+
+def choose(engines: str, shape: Shape) -> list[Entry]:
+    """The entries named, in the order of the table."""
+    names = list(ENTRIES) if engines == "all" else listed("--engines", engines, ENTRIES)
     return [
         entry for entry in ENTRIES.values() if entry.name in names and shape.name in entry.shapes
     ]
@@ -225,7 +230,7 @@ def print_tables(rows: list[Row], console: Console) -> None:
 
 
 def main(
-    shape: Annotated[str, typer.Option(help="S (26 M), M (Qwen3-0.6B's) or MOE.")] = "S",
+    shape: Annotated[ShapeName, typer.Option(help="S is 26 M, M Qwen3-0.6B's.")] = "S",
     bits: Annotated[str, typer.Option(help="Weight formats, by commas.")] = "bf16,int8,int4",
     contexts: Annotated[str, typer.Option(help="Rows in the cache, by commas.")] = "1024",
     engines: Annotated[
@@ -247,9 +252,8 @@ def main(
     ] = None,
 ) -> None:
     """Loads the engines, measures them round by round, writes rows, prints tables, draws."""
-    if shape not in SHAPES:
-        raise typer.BadParameter(f"--shape: expected {', '.join(SHAPES)}, found {shape}")
-    chosen_bits, chosen_contexts = bits.split(","), [int(part) for part in contexts.split(",")]
+    chosen_bits = listed("--bits", bits, ALL_BITS)
+    chosen_contexts = [int(part) for part in contexts.split(",")]
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
     run = Run(SHAPES[shape], console, lock)
@@ -262,6 +266,9 @@ def main(
                     own = Path(sys.executable)
                     python = own if entry.own_environment else peers_python.absolute()
                     run.load(stack, entry, job, python, out)
+        if not run.workers:
+            console.print("nothing to measure: none of these engines could be loaded", style="red")
+            raise typer.Exit(1)
         reader: Reader | None = None
         try:
             reader = stack.enter_context(Reader(LIMIT_BYTES, threads))

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.bench_micro_turn import SPARE_ROWS, ids
-from bench.shapes import DEFAULT_CACHE, SHAPES
+from bench.shapes import DEFAULT_CACHE, SHAPES, ShapeName
 from duplex_engine import Engine, Session
 
 KINDS: tuple[Literal["auto", "int8"], ...] = ("auto", "int8")
@@ -64,7 +64,7 @@ def milliseconds(session: Session, context: int, work: Callable[[Session], objec
 
 
 def main(
-    shape: Annotated[str, typer.Option(help="S, M or MOE (bench/shapes.py).")] = "S",
+    shape: Annotated[ShapeName, typer.Option(help="See bench/shapes.py.")] = "S",
     weights: Annotated[
         Literal["auto", "int8", "int4"], typer.Option(help="Their format.")
     ] = "auto",

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import typer
@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench.native import Kernel
-from bench.shapes import DEFAULT_CACHE, SHAPES
+from bench.native import Bits, Kernel
+from bench.shapes import DEFAULT_CACHE, SHAPES, ShapeName
 from duplex_engine import DuplexError, Engine, Session
 
 PERIOD_S = 0.2
@@ -97,7 +97,7 @@ def micro_turns(session: Session, n: int, name: str) -> tuple[NDArray[np.float64
     return times, time.perf_counter() - start
 
 
-def park(shape: str, bits: str, n: int) -> Table:
+def park(shape: str, bits: Bits, n: int) -> Table:
     """How much longer the first matrix of a pass takes beside each background operation."""
     p = SHAPES[shape].preset
     heads = {"n_heads": p.heads[0], "n_kv_heads": p.heads[1], "d_head": p.d_head}
@@ -127,8 +127,8 @@ def park(shape: str, bits: str, n: int) -> Table:
 
 
 def main(
-    shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}, reference.")] = "M",
-    bits: Annotated[str, typer.Option(help="bf16, int8 or int4.")] = "int8",
+    shape: Annotated[Literal[ShapeName, "reference"], typer.Option(help="Of the model.")] = "M",
+    bits: Annotated[Bits, typer.Option(help="Format of the weights.")] = "int8",
     n: Annotated[int, typer.Option("--turns", help="Micro-turns of each kind.")] = 150,
     cache: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = DEFAULT_CACHE,
     is_parking: Annotated[bool, typer.Option("--park", help="Measure parking instead.")] = False,

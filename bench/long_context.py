@@ -27,7 +27,7 @@ from rich.table import Table
 from bench.bench_micro_turn import SPARE_ROWS, ids
 from bench.kv import TASKS, milliseconds
 from bench.native import Bits
-from bench.shapes import DEFAULT_CACHE, SHAPES
+from bench.shapes import DEFAULT_CACHE, SHAPES, ShapeName
 from duplex_engine import Engine, Session
 from duplex_engine.snapshot import BEGIN, CHECKSUM, MAGIC, PREAMBLE, VERSION
 
@@ -132,9 +132,7 @@ def open_at(engine: Engine, seed: Seed, context: int, folder: Path) -> Session:
 
 
 def main(
-    shape: Annotated[
-        str, typer.Option(help="MOE has the published mix of layers; or S, M.")
-    ] = "MOE",
+    shape: Annotated[ShapeName, typer.Option(help="MOE has the published mix of layers.")] = "MOE",
     bits: Annotated[Bits, typer.Option(help="Format of the weights.")] = "bf16",
     contexts: Annotated[
         str, typer.Option(help="Rows, by commas; many are rounded up to whole pages.")

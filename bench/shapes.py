@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from bench.native import Bits, FloorOp
 from duplex_engine.models.random import Preset, write_random_checkpoint
 
 DEFAULT_CACHE = Path("out/bench")
+ShapeName: TypeAlias = Literal["S", "M", "MOE"]  # the keys of SHAPES
 BYTES_PER_WEIGHT: dict[Bits, float] = {"bf16": 2, "int8": 1, "int4": 0.5}  # without scales
 KV_BYTES = 2  # of one key or value: bfloat16
 KV_SCALE_BYTES = 2  # int8: beside the d_head bytes of a key or value

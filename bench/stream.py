@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -84,7 +84,7 @@ def picture(runs: dict[str, list[dict[str, float]]], title: str, path: Path) -> 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for stream.jsonl and stream.png.")],
-    preset: Annotated[str, typer.Option(help="tiny, small or moe.")] = "small",
+    preset: Annotated[Literal["tiny", "small", "moe"], typer.Option(help="The model.")] = "small",
     dtype: Annotated[Dtype, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
     turns: Annotated[int, typer.Option(help="Micro-turns of 200 ms.")] = 3000,
 ) -> None:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench.native import Bits
 from bench.shapes import DEFAULT_CACHE, SHAPES
 from duplex_engine import Engine, Session
 
@@ -54,7 +55,7 @@ def turn_ms(session: Session) -> float:
     return 1e3 * (time.perf_counter() - begin)
 
 
-def measure(name: str, bits: str, turns: int, cache: Path) -> Table:
+def measure(name: str, bits: Bits, turns: int, cache: Path) -> Table:
     """All kinds of engine of one shape."""
     shape = SHAPES[name]
     path = shape.checkpoint(cache)
@@ -91,7 +92,7 @@ def measure(name: str, bits: str, turns: int, cache: Path) -> Table:
 
 def main(
     shape: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SHAPES)}.")] = None,
-    bits: Annotated[str, typer.Option(help="bf16, int8 or int4.")] = "bf16",
+    bits: Annotated[Bits, typer.Option(help="Format of the weights.")] = "bf16",
     turns: Annotated[int, typer.Option(help="Of each engine.")] = 20,
     cache: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = DEFAULT_CACHE,
 ) -> None:

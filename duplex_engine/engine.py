@@ -136,8 +136,8 @@ class Engine:
                 half the memory of bfloat16, and on the CPU less time the longer the context.
             mtp_layers: of the checkpoint's multi-token-prediction layers, how many to load: each
                 guesses one token more, for sessions opened with `speculate`. 0 loads none.
-            threads: worker threads of the CPU; None takes one per processor core, with `address`
-                on every machine.
+            threads: worker threads of the CPU; None takes one per processor core that the process
+                may use, with `address` on every machine.
             memory: bytes for the sequences of all sessions, or a string like "512MiB". Weights are
                 not counted. None takes 1 GiB, or with `beside` the memory of that engine, for both
                 together.

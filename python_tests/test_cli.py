@@ -202,6 +202,19 @@ def test_errors_are_one_line_and_status_2(
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    "given", [["nowhere.wav"], ["RECORDING", "--image", "nowhere.png"], ["--mic"]]
+)
+def test_input_that_cannot_be_read_is_refused_before_the_weights_are_loaded(
+    recording: Path, given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    monkeypatch.setattr(Engine, "load", None)
+    result = invoke("run", *(str(recording) if name == "RECORDING" else name for name in given))
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: "), result.stderr
+
+
 @pytest.mark.parametrize("command", [("demo", "--picture"), ("gpu-check", "--out")])
 @pytest.mark.parametrize("place", ["/proc/x/y.png", "FOLDER", "FOLDER/file/y.png"])
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(

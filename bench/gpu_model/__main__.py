@@ -121,6 +121,7 @@ def main(
         if plot is not None:
             plot_split(found, context_shown, plot, title)
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

@@ -53,7 +53,8 @@ def inspect(
     """Show the sizes of a checkpoint, its memory plan, and the floor of a micro-turn here.
 
     The floor is what reading the weights and the cache once per pass, or computing on them, takes
-    at the speeds measured now: the engine cannot be faster, and says with `run` how close it is.
+    at the speeds measured now: of memory, and in float32. `run` says how close the engine is; a
+    model that fits the processor's cache, or computes in a narrower type, may be below.
 
     Examples:
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.cli.live import JsonView, LineView, View
 from duplex_engine.cli.stream import file_sound, fitted_image, microphone_sound, stream
 from duplex_engine.config import FRAME_MS, ModelConfig
@@ -106,6 +107,12 @@ def run(
         raise InvalidArgument(
             "run: expected a sound file or --mic, found " + ("neither" if audio is None else "both")
         )
+    with Checkpoint.open(checkpoint) as opened:
+        config = opened.config
+    turn_ms = turn_duration_ms(config)
+    view: View = JsonView() if json else LineView(turn_ms)
+    sound = microphone_sound(turn_ms) if audio is None else file_sound(audio, turn_ms)
+    images = [fitted_image(path, config, view) for path in image or ()]
     with (
         Engine.load(
             checkpoint,
@@ -119,10 +126,6 @@ def run(
         ) as engine,
         engine.open_session(temperature=temperature, seed=seed) as session,
     ):
-        turn_ms = turn_duration_ms(engine.config)
-        view: View = JsonView() if json else LineView(turn_ms)
-        sound = microphone_sound(turn_ms) if audio is None else file_sound(audio, turn_ms)
-        images = [fitted_image(path, engine.config, view) for path in image or ()]
         try:
             stream(session, sound, view, turn_ms, images=images, text=text, realtime=realtime)
         finally:

@@ -1,5 +1,7 @@
 // Cuts each operation into pieces for the threads. Pieces write disjoint outputs, so it never
 // matters which thread runs which.
+#include <sched.h>
+
 #include <algorithm>
 #include <array>
 #include <thread>
@@ -18,6 +20,8 @@ int thread_count(int wanted) {
   check(wanted >= 0 && wanted <= 1024, "n_threads: expected 0 (one per core) to 1024, found ",
         wanted);
   if (wanted > 0) return wanted;
+  cpu_set_t allowed;  // by taskset or a container: the standard library counts all there are
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 

@@ -33,8 +33,9 @@ const CpuKernels& choose_kernels(const std::string& isa) {
   const bool known = isa == "avx2" || isa == "avx512";
   check(known, "isa: expected 'avx512', 'avx2' or 'portable', found '", isa, "'");
   const CpuKernels* wanted = isa == "avx2" ? avx2 : avx512;
-  check<BackendUnavailable>(wanted != nullptr, "isa '", isa,
-                            "' is not available on this machine; leave it out to use the best");
+  check<BackendUnavailable>(wanted != nullptr, "isa '", isa, "' is not available on this machine",
+                            isa == "avx512" ? ", or not with VNNI and BF16" : "",
+                            "; leave it out to use the best");
   return *wanted;
 }
 

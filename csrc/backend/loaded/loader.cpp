@@ -38,7 +38,9 @@ std::unique_ptr<Backend> create_cuda_host_backend(const BackendOptions& options)
 
 std::unique_ptr<Backend> create_cuda_backend(const BackendOptions& options) {
   return create_from("libduplex_cuda.so",
-                     "backend 'cuda': this build has no CUDA backend; use device=\"cpu\"", options);
+                     "backend 'cuda': expected a build with CUDA, found one without; install it "
+                     "where nvcc 13 is on the PATH, or use device=\"cpu\"",
+                     options);
 }
 
 // The CUDA backend's own kernels, run thread by thread on the host: for tests (docs/GPU.md).

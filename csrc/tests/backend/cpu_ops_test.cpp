@@ -1,5 +1,9 @@
 // How the CPU backend cuts operations for its threads (cpu_ops.cpp): any number of threads gives
 // the same bytes. Also the gather of pixels, and the memory that the backend hands out.
+#include <sched.h>
+
+#include <thread>
+
 #include "tests/backend/fixtures.h"
 
 namespace duplex::backend_tests {
@@ -159,6 +163,19 @@ TEST_CASE("the backend says what it is") {
   CHECK(CpuBackend({0, ""}).n_threads() >= 1);
   CHECK_THROWS_AS(CpuBackend({-1, ""}), InvalidArgument);
   CHECK_THROWS_AS(CpuBackend({4000, ""}), InvalidArgument);
+}
+
+TEST_CASE("there are as many threads as processors that the caller may use") {
+  std::thread([] {
+    cpu_set_t allowed;
+    REQUIRE(sched_getaffinity(0, sizeof allowed, &allowed) == 0);
+    CHECK(CpuBackend({0, ""}).n_threads() == CPU_COUNT(&allowed));
+    const unsigned first = static_cast<unsigned>(sched_getcpu());
+    CPU_ZERO(&allowed);
+    CPU_SET(first, &allowed);
+    REQUIRE(sched_setaffinity(0, sizeof allowed, &allowed) == 0);
+    CHECK(CpuBackend({0, ""}).n_threads() == 1);
+  }).join();
 }
 
 TEST_CASE("memory comes zeroed and aligned, in any size") {
