@@ -297,7 +297,7 @@ def copy_session(session: Session, engine: Engine) -> Session:
     """
     A session of `engine` that goes on where another engine's session is.
     """
-def dmel_bins(samples: numpy.ndarray, n_mels: typing.SupportsInt | typing.SupportsIndex = 80, n_levels: typing.SupportsInt | typing.SupportsIndex = 16) -> numpy.typing.NDArray[numpy.uint8]:
+def dmel_bins(samples: numpy.ndarray, n_mels: typing.SupportsInt | typing.SupportsIndex = 80) -> numpy.typing.NDArray[numpy.uint8]:
     """
     dMel bins of a whole 16 kHz recording: (frames, n_mels) uint8.
     """

@@ -332,6 +332,7 @@ class ModelConfig(_Block):
     image_bos_token_id: TokenId = 200005
     audio_bos_token_id: TokenId = 200020
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    eos_token_ids: TokenIds = Field((), validation_alias="eos_token_id")
 
     @model_validator(mode="before")
     @classmethod
@@ -340,6 +341,14 @@ class ModelConfig(_Block):
         if values.get("dtype") is None and "torch_dtype" in values:
             return {**values, "dtype": values["torch_dtype"]}
         return values
+
+    @model_validator(mode="after")
+    def _resolve_end_tokens(self) -> Self:
+        # Published configs say it here; the decoder's own, which has a default, then do not count.
+        if not self.eos_token_ids:
+            return self
+        text = self.text.model_copy(update={"eos_token_ids": self.eos_token_ids})
+        return self.model_copy(update={"text": text, "eos_token_ids": ()})
 
     @property
     def mtp_is_local(self) -> tuple[bool, ...]:

@@ -114,7 +114,8 @@ CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
         num_key_value_heads=2,
         head_dim=24,
     ),
-    "odd_sizes": _config("ld gm ld", **_ODD, swa_num_attention_heads=3, swa_num_key_value_heads=3),
+    "odd_sizes": _config("ld gm ld", **_ODD, swa_num_attention_heads=3, swa_num_key_value_heads=3)
+    | {"audio_config": {"mel_vocab_size": 24}},
     "odd_sizes_moe": _config(
         "gm lm",
         {"n_layers": 4},

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from typer.testing import CliRunner, Result
 
 from duplex_engine.checkpoint import Checkpoint
@@ -122,6 +122,25 @@ def test_pictures_and_text_enter(checkpoint: Path, recording: Path, tmp_path: Pa
 
     result = invoke("run", recording, "-c", checkpoint, *["--image", small] * 7)
     assert "2 pictures were not shown" in result.stdout
+
+
+def test_a_picture_stands_as_its_camera_was_held(
+    checkpoint: Path, recording: Path, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 40, 3), dtype=np.uint8)
+    upright, turned = tmp_path / "upright.png", tmp_path / "turned.png"
+    Image.fromarray(pixels).save(upright)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned to the right by whoever shows it
+    Image.fromarray(np.rot90(pixels)).save(turned, exif=exif)
+    seen = [
+        [(turn["input"]["rows"], turn["token_ids"]) for turn in objects(result)]  # type: ignore[index]
+        for result in (
+            invoke("run", recording, "-c", checkpoint, "--json", "--image", path)
+            for path in (upright, turned)
+        )
+    ]
+    assert seen[0] == seen[1]
 
 
 def test_a_short_last_piece_is_reported(checkpoint: Path, tmp_path: Path) -> None:

@@ -294,7 +294,21 @@ def test_dtype_spellings(keys: dict[str, Any], expected: str | None) -> None:
     assert ModelConfig.from_dict(INKLING_SMALL | keys).dtype == expected
 
 
-def test_several_end_tokens() -> None:
+@pytest.mark.parametrize("inner", [{}, {"eos_token_id": 5}, {"eos_token_id": None}])
+@pytest.mark.parametrize("outer", [{}, {"eos_token_id": 6}, {"eos_token_id": [6, 7]}])
+def test_output_ends_where_generate_ends_it(outer: dict[str, Any], inner: dict[str, Any]) -> None:
+    """Published configs have the token beside `text_config`."""
+    from transformers import GenerationConfig, InklingConfig
+
+    theirs = InklingConfig(**outer, text_config={"num_hidden_layers": 1, **inner})
+    values = changed(INKLING_SMALL) | outer
+    values["text_config"] |= inner
+    ends = GenerationConfig.from_model_config(theirs).eos_token_id
+    expected = () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
+    assert ModelConfig.from_dict(values).text.eos_token_ids == expected
+
+
+def test_several_end_tokens_of_the_decoder() -> None:
     config = ModelConfig.from_dict(changed(INKLING_SMALL, text_config__eos_token_id=[2, 7]))
     assert config.text.eos_token_ids == (2, 7)
 
@@ -399,6 +413,12 @@ def test_a_block_is_an_object(block: str) -> None:
     assert problems(INKLING_SMALL | {block: [1]}) == [f"{block}: expected an object, found [1]"]
 
 
+def test_the_outer_end_token_is_named_as_it_stands() -> None:
+    assert problems(INKLING_SMALL | {"eos_token_id": "x"}) == [
+        "eos_token_id.0: expected a token id, found 'x'"
+    ]
+
+
 def test_nested_layout_needs_a_text_block() -> None:
     assert problems({"model_type": "inkling_mm_model"}) == [
         "text_config: expected a value, found nothing"
@@ -451,25 +471,6 @@ def test_read_names_the_file(tmp_path: Path) -> None:
         ModelConfig.read(path)
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
         ModelConfig.read(tmp_path / "other.json")
-
-
-@pytest.mark.parametrize(
-    ("raw", "problem"),
-    [
-        (b"", "Expecting value"),
-        (b'{"a": 1, "b": 2, "a": 3}', "the key 'a' twice"),
-        (b'{"a": NaN}', "NaN, which JSON does not have"),
-        (b'{"a": ' + b"[" * 100_000, "recursion"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "4300 digits"),
-        (b'\xff{"a": 1}', "utf-8"),
-        (b"[1]", r"a JSON object, found \[1\]"),
-    ],
-)
-def test_refuses_bad_json(tmp_path: Path, raw: bytes, problem: str) -> None:
-    path = tmp_path / "config.json"
-    path.write_bytes(raw)
-    with pytest.raises(CheckpointError, match=problem):
-        ModelConfig.read(path)
 
 
 # Any text that JSON can spell, lone surrogates included.

@@ -100,9 +100,8 @@ py::array_t<float> embed(Engine& engine, const std::string& kind, const py::obje
 }
 
 // The dMel bins of a whole recording: (frames, n_mels).
-py::array_t<std::uint8_t> dmel_bins(const py::array& samples, std::int32_t n_mels,
-                                    std::int32_t n_levels) {
-  const DmelAnalyzer analyzer({n_mels, n_levels});
+py::array_t<std::uint8_t> dmel_bins(const py::array& samples, std::int32_t n_mels) {
+  const DmelAnalyzer analyzer({.n_mels = n_mels});
   DmelStream stream(analyzer);
   stream.push(Samples(samples).span());
   stream.pad_to_frame();
@@ -344,7 +343,7 @@ py::typing::Dict<py::str, py::int_> stats_dict(const Engine& engine) {
 void bind_engine(py::module_& m) {
   using Gil = py::call_guard<py::gil_scoped_release>;
   m.def("dmel_bins", &dmel_bins, py::arg("samples"), py::arg("n_mels") = 80,
-        py::arg("n_levels") = 16, "dMel bins of a whole 16 kHz recording: (frames, n_mels) uint8.");
+        "dMel bins of a whole 16 kHz recording: (frames, n_mels) uint8.");
   bind_turn(m);
   bind_session(m);
   EngineClass engine_class(m, "Engine", py::release_gil_before_calling_cpp_dtor(),

@@ -41,7 +41,7 @@ struct MoeConfig {
 
 struct AudioConfig {
   std::int32_t n_mels = 80;
-  std::int32_t n_levels = 16;
+  std::int32_t n_levels = 16;  // rows of the table for each mel
 };
 
 struct HmlpStage {

@@ -39,20 +39,20 @@ std::vector<double> triangle_corners_hz(std::int32_t n_mels) {
   return corners;
 }
 
-// Nearest of n_levels centres spread evenly from kLogMelMin to kLogMelMax, ties to the lower.
-std::uint8_t quantise(double log_mel, std::int32_t n_levels) {
-  const double step = (kLogMelMax - kLogMelMin) / (n_levels - 1);
-  const double level = std::ceil((log_mel - kLogMelMin) / step - 0.5);
-  return static_cast<std::uint8_t>(std::clamp(level, 0.0, n_levels - 1.0));
+// Nearest of kDmelLevels centres spread evenly from kLogMelMin to kLogMelMax, ties to the lower.
+std::uint8_t quantise(double log_mel) {
+  constexpr double kStep = (kLogMelMax - kLogMelMin) / (kDmelLevels - 1);
+  const double level = std::ceil((log_mel - kLogMelMin) / kStep - 0.5);
+  return static_cast<std::uint8_t>(std::clamp(level, 0.0, kDmelLevels - 1.0));
 }
 
 }  // namespace
 
-DmelAnalyzer::DmelAnalyzer(const AudioConfig& config) : n_levels_(config.n_levels) {
+DmelAnalyzer::DmelAnalyzer(const AudioConfig& config) {
   check(config.n_mels >= 1 && config.n_mels < RealFft::kBins, "dmel: n_mels: expected 1 to ",
         RealFft::kBins - 1, ", found ", config.n_mels, "; check audio_config in config.json");
-  check(config.n_levels >= 2 && config.n_levels <= 256,
-        "dmel: n_levels: expected 2 to 256 (a bin is one byte), found ", config.n_levels,
+  check(config.n_levels >= kDmelLevels, "dmel: n_levels: expected at least ", kDmelLevels,
+        " rows of the table for each mel, found ", config.n_levels,
         "; check audio_config in config.json");
   for (std::int32_t n = 0; n < kWindowSamples; ++n) {
     window_.push_back(0.5 - 0.5 * std::cos(2.0 * std::numbers::pi * n / kWindowSamples));
@@ -96,7 +96,7 @@ void DmelAnalyzer::frame(const float* samples, std::uint8_t* bins) const {
   Spectrum spectrum;
   magnitudes(samples, spectrum);
   for (const Filter& filter : filters_) {
-    *bins++ = quantise(log_mel_value(filter, spectrum), n_levels_);
+    *bins++ = quantise(log_mel_value(filter, spectrum));
   }
 }
 
@@ -185,10 +185,10 @@ void DmelStream::restore(const DmelState& state, std::span<const std::uint8_t> w
   check(std::all_of(state.samples.begin(), state.samples.end(),
                     [](float sample) { return std::isfinite(sample); }),
         "audio state: expected finite samples, found a NaN or infinity");
-  const std::int32_t n_mels = analyzer_->n_mels(), n_levels = analyzer_->n_levels();
+  const std::int32_t n_mels = analyzer_->n_mels();
   check(waiting.size() % static_cast<std::size_t>(n_mels) == 0 &&
-            std::all_of(waiting.begin(), waiting.end(), [&](int bin) { return bin < n_levels; }),
-        "audio state: waiting frames: expected frames of ", n_mels, " bins below ", n_levels,
+            std::all_of(waiting.begin(), waiting.end(), [](int bin) { return bin < kDmelLevels; }),
+        "audio state: waiting frames: expected frames of ", n_mels, " bins below ", kDmelLevels,
         ", found ", waiting.size(), " bytes that are not; was it saved with another model?");
   state_ = state;
   queue_.assign(waiting.begin(), waiting.end());

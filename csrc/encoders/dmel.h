@@ -21,6 +21,7 @@ namespace duplex {
 inline constexpr std::int32_t kSampleRateHz = 16000;
 inline constexpr std::int32_t kHopSamples = 800;
 inline constexpr std::int32_t kWindowSamples = 1600;
+inline constexpr std::int32_t kDmelLevels = 16;  // values of a bin; a table may have more rows
 static_assert(kWindowSamples == RealFft::kPoints && kWindowSamples == 2 * kHopSamples);
 
 // Immutable after construction, so any number of threads may use one.
@@ -29,10 +30,9 @@ class DmelAnalyzer {
   explicit DmelAnalyzer(const AudioConfig& config);
 
   std::int32_t n_mels() const { return static_cast<std::int32_t>(filters_.size()); }
-  std::int32_t n_levels() const { return n_levels_; }
 
   void frame(const float* samples,       // (kWindowSamples)
-             std::uint8_t* bins) const;  // (n_mels), each 0 to n_levels - 1
+             std::uint8_t* bins) const;  // (n_mels), each below kDmelLevels
   void log_mel(const float* samples,     // (kWindowSamples)
                double* out) const;       // (n_mels), log10 of magnitude, not clamped
 
@@ -47,7 +47,6 @@ class DmelAnalyzer {
   void magnitudes(const float* samples, Spectrum& out) const;
   double log_mel_value(const Filter& filter, const Spectrum& magnitudes) const;
 
-  std::int32_t n_levels_;
   RealFft fft_;
   std::vector<double> window_;  // (kWindowSamples)
   std::vector<Filter> filters_;

@@ -84,7 +84,7 @@ bool matches(const std::string& name, const std::string& pattern, std::string& n
 // The endings that name what accompanies a tensor "x.weight" or "x": of_module ones follow "x",
 // the others the whole name. Published weights say ".scale", ModelOpt "weight_scale_2",
 // compressed-tensors "weight_packed" and "weight_global_scale", fine-grained FP8
-// "weight_scale_inv", which multiplies in spite of its name.
+// "weight_scale_inv" or, of experts, "down_proj_scale_inv", which multiply in spite of their names.
 struct CompanionSpelling {
   Companion companion;
   bool of_module;
@@ -95,8 +95,8 @@ constexpr std::array kCompanions = {
     CompanionSpelling{Companion::kCodes, true, ".weight_packed"},
     CompanionSpelling{Companion::kBlockScale, false, ".scale"},
     CompanionSpelling{Companion::kBlockScale, true, ".weight_scale"},
-    CompanionSpelling{Companion::kBlockScale, true, ".weight_scale_inv"},
     CompanionSpelling{Companion::kBlockScale, true, "_scale"},
+    CompanionSpelling{Companion::kBlockScale, false, "_scale_inv"},
     CompanionSpelling{Companion::kMultiplier, false, ".scale2"},
     CompanionSpelling{Companion::kMultiplier, true, ".weight_scale_2"},
     CompanionSpelling{Companion::kMultiplier, true, "_scale_2"},

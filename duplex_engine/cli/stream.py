@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from duplex_engine.arrays import SAMPLE_RATE
 from duplex_engine.cli.live import View
@@ -104,7 +104,7 @@ def fitted_image(path: Path, config: ModelConfig, view: View) -> NDArray[np.uint
         raise InvalidArgument(f"{path}: expected a checkpoint that sees, found no vision_config")
     try:
         with Image.open(path) as file:
-            picture = file.convert("RGB")
+            picture = ImageOps.exif_transpose(file).convert("RGB")  # as the camera was held
     except Exception as error:  # Pillow raises nothing narrower for all kinds of damage
         raise InvalidArgument(f"{path}: expected a picture, found: {error}") from error
     if config.interaction is not None:

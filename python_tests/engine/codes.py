@@ -175,7 +175,7 @@ FORMS = {
     "fp8-tensor": Form(lambda values: fp8(values, "tensor"), "{module}.weight_scale",
                        unused=("{module}.input_scale",)),
     "fp8-row": Form(lambda values: fp8(values, "row"), "{module}.weight_scale"),
-    "fp8-block": Form(lambda values: fp8(values, "block"), "{module}.weight_scale_inv"),
+    "fp8-block": Form(lambda values: fp8(values, "block"), "{name}_scale_inv"),
 }  # fmt: skip
 
 # Of two spellings: routed and shared experts, dense MLP, attention, embeddings, towers.
