@@ -398,7 +398,7 @@ class Session:
     def endless(self) -> Window | None:
         """What is kept when the session is full; None where it ends then."""
         window = self._core.endless
-        return None if window is None else Window(*window)
+        return None if window is None else Window(*window[:2])
 
     @property
     def marks(self) -> list[int]:

@@ -29,6 +29,7 @@ Session::Session(std::shared_ptr<Engine> engine, Lane& lane, Sequence sequence,
     : engine_(std::move(engine)),
       lane_(lane),
       sequence_(std::move(sequence)),
+      endless_(options.endless),
       sampling_(options.sampling),
       max_drafts_(options.max_drafts),
       n_drafts_(options.max_drafts),
@@ -204,8 +205,7 @@ std::shared_ptr<Session> Session::fork(std::int64_t max_positions, LaneKind lane
   // A child that cannot be finished closes itself, under the lock of its lane.
   lock.unlock();
   auto child = engine_->adopt(std::move(*sequence), std::move(drafter),
-                              {max_positions, sampling_, max_drafts_, lane, {}});
-  child->endless_ = endless;
+                              {max_positions, sampling_, max_drafts_, lane, endless});
   child->untold_ = untold_;
   child->audio_ = audio_;
   child->turn_ = turn_;

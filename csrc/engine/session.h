@@ -47,7 +47,7 @@ struct SessionOptions {
   SamplingParams sampling;
   std::int32_t max_drafts = 0;  // tokens guessed ahead in one pass; 0 = no speculation
   LaneKind lane = LaneKind::kInteraction;
-  EndlessOptions endless = {};
+  std::optional<Endless> endless = {};  // open_session gives it the limit
 };
 
 class Session {
