@@ -67,14 +67,6 @@ void Session::check_open() const {
   check<SessionClosed>(!is_closed_.load(), "session: it is closed; open a new one");
 }
 
-void Session::check_room(std::int64_t n_rows) {
-  if (n_rows <= 0) return;
-  n_rows += pending_token_ != kNoToken ? 1 : 0;
-  make_room(n_rows);
-  if (sequence_->backed() < sequence_->length() + n_rows)
-    lane_.run_aside([&] { lane_.back(*this, n_rows); });
-}
-
 // ---- input from any thread
 
 void Session::feed_audio(std::span<const float> samples) {
