@@ -159,9 +159,9 @@ class Session:
     def closed(self) -> bool:
         ...
     @property
-    def endless(self) -> tuple[int, int] | None:
+    def endless(self) -> tuple[int, int, bool] | None:
         """
-        (head, recent) in positions
+        (head, recent) in positions, and whether they follow from max_positions
         """
     @property
     def epoch(self) -> int:
@@ -233,9 +233,6 @@ class RankLeader:
         """
     @property
     def n_ranks(self) -> int:
-        ...
-    @property
-    def region_bytes(self) -> int:
         ...
     @property
     def sizes(self) -> dict[str, int]:

@@ -154,11 +154,6 @@ class Resampler:
         self._waiting = np.zeros(self._most_held_back(), dtype=np.float32)
         self._filter.clear()
 
-    @property
-    def delay_ms(self) -> float:
-        """By how much the output lags the input."""
-        return self._lead * 1000 / SAMPLE_RATE
-
     def push(self, samples: Samples) -> NDArray[np.float32]:
         """Takes (n,) samples at `sample_rate`; returns the samples at 16 kHz that are now due."""
         floats = samples.astype(np.float32, copy=False)
@@ -180,8 +175,7 @@ class Resampler:
             n_in += len(piece)
             lag = max(lag, n_in * SAMPLE_RATE / self.sample_rate - n_out)
         # The lag was looked at once per piece: in between it can be one piece larger.
-        self._lead = int(lag + len(piece) * SAMPLE_RATE / self.sample_rate) + 1
-        return self._lead
+        return int(lag + len(piece) * SAMPLE_RATE / self.sample_rate) + 1
 
 
 def _as_array(value: object, name: str, expected: str, remedy: str) -> NDArray[Any]:

@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -98,6 +97,11 @@ class Checkpoint:
 
     The files stay mapped while any `TensorEntry.data` lives, so they must not be shortened or
     rewritten in place meanwhile. Replacing a file by renaming another onto it is harmless.
+
+    Attributes:
+        path: the folder.
+        config: the validated `config.json`.
+        packed: the packed weights of a folder that `duplex-engine convert` wrote, else None.
     """
 
     def __init__(
@@ -107,13 +111,10 @@ class Checkpoint:
         files: Iterable[WeightFile],
         packed: PackedFile | None = None,
     ) -> None:
-        self._path = path
-        self._config = config
+        self.path = path
+        self.config = config
+        self.packed = packed
         self._files: tuple[WeightFile, ...] | None = tuple(files)
-        self._packed = packed
-        self._total_bytes = (
-            packed.n_bytes if packed else sum(entry.data.nbytes for entry in self.tensors)
-        )
 
     @classmethod
     def open(cls, directory: str | Path) -> Self:
@@ -148,19 +149,9 @@ class Checkpoint:
             raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
     @property
-    def path(self) -> Path:
-        """The folder."""
-        return self._path
-
-    @property
-    def config(self) -> ModelConfig:
-        """The validated `config.json`."""
-        return self._config
-
-    @property
     def tokenizer_path(self) -> Path | None:
         """The folder's `tokenizer.json`, or None if it has none."""
-        path = self._path / "tokenizer.json"
+        path = self.path / "tokenizer.json"
         return path if path.is_file() else None
 
     @property
@@ -171,7 +162,7 @@ class Checkpoint:
             InvalidArgument: the checkpoint is closed.
         """
         if self._files is None:
-            raise InvalidArgument(f"{self._path}: expected an open checkpoint, found a closed one")
+            raise InvalidArgument(f"{self.path}: expected an open checkpoint, found a closed one")
         return self._files
 
     @property
@@ -182,11 +173,6 @@ class Checkpoint:
             InvalidArgument: the checkpoint is closed.
         """
         return tuple(entry for file in self.files for entry in file.tensors)
-
-    @property
-    def packed(self) -> PackedFile | None:
-        """The packed weights of a folder that `duplex-engine convert` wrote, else None."""
-        return self._packed
 
     def is_unchanged(self) -> bool:
         """Whether the files have the length and modification time that they were opened with."""
@@ -199,11 +185,6 @@ class Checkpoint:
                 return False
         return True
 
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all tensors together, or of the packed weights."""
-        return self._total_bytes
-
     def close(self) -> None:
         """Drops the tensors; the mappings end with the last `data` somebody still holds."""
         self._files = None
@@ -211,12 +192,7 @@ class Checkpoint:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -35,7 +36,6 @@ from duplex_engine.config_fields import (
     Size,
     TokenId,
     TokenIds,
-    spelled,
 )
 from duplex_engine.errors import CheckpointError
 from duplex_engine.json_input import found, read_json_object
@@ -58,7 +58,8 @@ GROUP_SIZES = (16, 32)
 
 
 class _Block(BaseModel):
-    """One object of `config.json`. Unknown keys are ignored: published configs carry many."""
+    """One object of `config.json`. Unknown keys are ignored: published configs carry many. Where
+    a file has two spellings of one key, the first `AliasChoices` counts, as in transformers."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -97,10 +98,10 @@ class TextConfig(_Block):
     num_hidden_layers: LayerCount = 66
     rms_norm_eps: PositiveFloat = 1e-6
     logits_mup_width_multiplier: PositiveFloat = Field(
-        24.0, validation_alias=spelled("embedding_multiplier", "logits_mup_width_multiplier")
+        24.0, validation_alias=AliasChoices("embedding_multiplier", "logits_mup_width_multiplier")
     )
     max_position_embeddings: Size = Field(
-        131072, validation_alias=spelled("model_max_length", "max_position_embeddings")
+        131072, validation_alias=AliasChoices("model_max_length", "max_position_embeddings")
     )
     bos_token_id: TokenId | None = 1
     eos_token_ids: TokenIds = Field((2,), validation_alias="eos_token_id")
@@ -113,14 +114,14 @@ class TextConfig(_Block):
     swa_num_key_value_heads: Size = 16
     swa_head_dim: Size = 128
     sliding_window_size: Size = Field(
-        512, validation_alias=spelled("sliding_window", "sliding_window_size")
+        512, validation_alias=AliasChoices("sliding_window", "sliding_window_size")
     )
     d_rel: Size = 16
     rel_extent: Size = 1024
     log_scaling_n_floor: Size | None = None
     log_scaling_alpha: FiniteFloat = 0.1
     conv_kernel_size: Size = Field(
-        4, validation_alias=spelled("sconv_kernel_size", "conv_kernel_size")
+        4, validation_alias=AliasChoices("sconv_kernel_size", "conv_kernel_size")
     )
     local_layer_ids: LayerIndices | None = None
     layer_types: LayerTypes | None = None
@@ -132,7 +133,7 @@ class TextConfig(_Block):
     mlp_layer_types: MlpLayerTypes | None = None
     moe_intermediate_size: Size = 3072
     n_routed_experts: Size = Field(
-        256, validation_alias=spelled("num_local_experts", "n_routed_experts")
+        256, validation_alias=AliasChoices("num_local_experts", "n_routed_experts")
     )
     num_experts_per_tok: Size = 6
     n_shared_experts: Count = 2
@@ -240,9 +241,9 @@ class AudioConfig(_Block):
         "dmel_max_value": 2.0,
     }
 
-    n_mel_bins: Size = Field(80, validation_alias=spelled("num_codebooks", "n_mel_bins"))
+    n_mel_bins: Size = Field(80, validation_alias=AliasChoices("num_codebooks", "n_mel_bins"))
     mel_vocab_size: LevelCount = Field(
-        256, validation_alias=spelled("codebook_size", "mel_vocab_size")
+        256, validation_alias=AliasChoices("codebook_size", "mel_vocab_size")
     )
 
 
@@ -258,7 +259,7 @@ class VisionConfig(_Block):
     temporal_patch_size: Size = 2
     num_channels: Size = 3
     num_hidden_layers: LayerCount = Field(
-        24, validation_alias=spelled("n_layers", "num_hidden_layers")
+        24, validation_alias=AliasChoices("n_layers", "num_hidden_layers")
     )
 
 

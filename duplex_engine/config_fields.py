@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, WrapValidator
+from pydantic import BeforeValidator, Field, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 
 MAX_SIZE = 2**31 - 1  # the core counts dimensions in 32-bit integers
@@ -62,8 +62,3 @@ TokenIds = Annotated[
     Field(strict=False),
     BeforeValidator(_as_list),
 ]
-
-
-def spelled(alias: str, name: str) -> AliasChoices:
-    """Two spellings of one key; where a file has both, the alias wins, as in transformers."""
-    return AliasChoices(alias, name)

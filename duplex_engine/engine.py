@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 
 from duplex_engine import _core
@@ -62,30 +61,24 @@ class Engine:
         core: _core.Engine,
         config: ModelConfig,
         tokenizer: Tokenizer | None,
+        sizes: dict[str, Any],
         options: dict[str, Any],
-        mtp_layers: int,
         ranks: Ranks | None,
     ) -> None:
-        """For `load`; `options` are those of the core."""
+        """For `load`; `sizes` and `options` are those of the core, with the `mtp_layers`."""
         self._core = core
         self._ranks = ranks
         self._reduction: str = options["reduction"]
         self._device: str = options["device"]
         self._rewind_rows: int = options["rewind_rows"]
-        self._mtp_layers = mtp_layers
         self._dtype: Dtype = options["dtype"]
         self._weights: Weights = options["weights"]
         self._kv_dtype: KvDtype = options["kv_dtype"]
         self._config = config
         self._tokenizer = tokenizer
-        sizes = core_config(config, mtp_layers)
-        identity: dict[str, str | int] = {
-            "dtype": self._dtype,
-            "weights": self._weights,
-            "kv_dtype": self._kv_dtype,
-            "mtp_layers": mtp_layers,
-            "reduction": self._reduction,
-        }
+        self._sizes = sizes
+        names = ("dtype", "weights", "kv_dtype", "mtp_layers", "reduction")
+        identity: dict[str, str | int] = {name: options[name] for name in names}
         hashes = [] if ranks is None else ranks.weights_hashes
         self._model = ModelIdentity(core, sizes, identity, hashes)
 
@@ -255,7 +248,7 @@ class Engine:
                 group=group,
                 progress=progress or None,
             )
-        return cls(core, config, tokenizer, options, mtp_layers, ranks)
+        return cls(core, config, tokenizer, sizes, options | {"mtp_layers": mtp_layers}, ranks)
 
     def write_weights(
         self, path: str | Path, *, progress: Callable[[int, int], None] | None = None
@@ -276,7 +269,7 @@ class Engine:
             self._core,
             dtype=self._dtype,
             weights=self._weights,
-            layout=layout_digest(core_config(self._config, self._mtp_layers)),
+            layout=layout_digest(self._sizes),
             source="",
             progress=progress,
         )
@@ -462,12 +455,7 @@ class Engine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -160,7 +160,7 @@ class PackedFile:
 
 
 def layout_digest(core_config: dict[str, Any]) -> str:
-    """Names all of a config that the weights depend on. core_config: `engine.core_config`."""
+    """Names all of a config that the weights depend on. core_config: `core_config.core_config`."""
     values = {key: value for key, value in core_config.items() if key not in CONFIG_ONLY}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
@@ -40,10 +39,9 @@ from duplex_engine.types import MicroTurn, Window
 if TYPE_CHECKING:
     from duplex_engine.engine import Engine
 
-__all__ = ["DEFAULT_MAX_TOKENS", "Session"]
+__all__ = ["Session"]
 
 MAX_READERS = 64  # kept for `truncate`: more than the core keeps marks
-DEFAULT_MAX_TOKENS = 16  # tokens per step of a checkpoint that does not end its own output
 
 
 class Session:
@@ -398,7 +396,7 @@ class Session:
     def endless(self) -> Window | None:
         """What is kept when the session is full; None where it ends then."""
         window = self._core.endless
-        return None if window is None else Window(*window)
+        return None if window is None else Window(*window[:2])
 
     @property
     def marks(self) -> list[int]:
@@ -427,12 +425,7 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _ids(self, text: object, name: str) -> list[int]:
@@ -486,12 +479,6 @@ class Session:
             integer(length, "length"): self._reader.restored(state)
             for length, state in carried["readers"]
         }
-
-    def _token_limit(self, max_tokens: int | None) -> int:
-        """The core's spelling: negative for the checkpoint's own limit."""
-        if max_tokens is None:
-            return DEFAULT_MAX_TOKENS if self._config.interaction is None else -1
-        return integer(max_tokens, "max_tokens", high=MAX_INT32)
 
     def _finish(self, turn: _core.Turn) -> MicroTurn:
         """Reads what the core's turn means."""

@@ -63,7 +63,7 @@ class ModelIdentity:
             **self._options,
             "page_bytes": self._core.stats()["page_bytes"],
             "instruction set": self._core.description().partition(",")[0],
-            "packed weights": "+".join([f"{self._core_hash():016x}", *self._hashes]),
+            "packed weights": "+".join([f"{_core.weights_hash(self._core):016x}", *self._hashes]),
         }
 
     def check(self, other: dict[str, Any], what: str) -> None:
@@ -76,9 +76,6 @@ class ModelIdentity:
                     f"found {found(other.get(name))}; load the engine that it was made with: "
                     "the same checkpoint, options and kind of machine"
                 )
-
-    def _core_hash(self) -> int:
-        return _core.weights_hash(self._core)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +150,7 @@ def open_snapshot(path: str | Path) -> Iterator[Snapshot]:
         raise CheckpointError(f"{path}: expected a snapshot, found: {error}") from error
     with file:
         try:
-            preamble = _preamble(file, path)
-            yield _read_head(file, path, *preamble)
+            yield _read_head(file, path)
         except OSError as error:
             raise CheckpointError(f"{path}: expected a snapshot, found: {error}") from error
 
@@ -185,15 +181,8 @@ def _preamble(file: BinaryIO, path: Path) -> tuple[int, int, int, int, int]:
     return n_header, n_state, n_blocks, state_crc, blocks_crc
 
 
-def _read_head(
-    file: BinaryIO,
-    path: Path,
-    n_header: int,
-    n_state: int,
-    n_blocks: int,
-    state_crc: int,
-    blocks_crc: int,
-) -> Snapshot:
+def _read_head(file: BinaryIO, path: Path) -> Snapshot:
+    n_header, n_state, n_blocks, state_crc, blocks_crc = _preamble(file, path)
     header, state = file.read(n_header), file.read(n_state)
     _check_crc(path, state_crc, zlib.crc32(state, zlib.crc32(header)))
     values = parse_json_object(header, f"{path}: header")

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from duplex_engine import _core
+from duplex_engine.arguments import MAX_INT32, integer
 from duplex_engine.errors import DuplexError, InvalidArgument
 from duplex_engine.json_input import found
 from duplex_engine.types import MicroTurn, StepInput
@@ -17,7 +18,7 @@ from duplex_engine.types import MicroTurn, StepInput
 if TYPE_CHECKING:
     from duplex_engine.session import Session
 
-__all__ = ["feed_from", "step_input", "step_together"]
+__all__ = ["step_input", "step_together"]
 
 
 def step_together(
@@ -44,13 +45,14 @@ def step_together(
         )
     answers: dict[Session, MicroTurn | Exception] = {}
     ready: list[Session] = []
-    limits: list[int] = []
+    limits: list[int] = []  # -1: that of the checkpoint
     with ExitStack() as stack:
         for session, inputs in requests:
             try:
-                limit = session._token_limit(inputs.get("max_tokens"))
+                wanted = inputs.get("max_tokens")
+                limit = -1 if wanted is None else integer(wanted, "max_tokens", high=MAX_INT32)
                 stack.enter_context(session._exclusive)
-                feed_from(session, inputs)
+                _feed(session, inputs)
             except Exception as error:  # also of code that its input brings; the others are fed
                 answers[session] = error
             else:
@@ -68,7 +70,7 @@ def step_together(
     return [answers[session] for session, _ in requests]
 
 
-def feed_from(session: Session, inputs: StepInput) -> None:
+def _feed(session: Session, inputs: StepInput) -> None:
     """Feeds what a `StepInput` holds; raises as `Session.feed`."""
     if unknown := inputs.keys() - StepInput.__annotations__.keys():
         raise InvalidArgument(

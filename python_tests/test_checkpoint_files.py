@@ -84,7 +84,6 @@ def test_tensors_are_the_bytes_of_the_file(folder: Path) -> None:
             assert not entry.data.flags.writeable
             assert entry.data.tobytes() == array.tobytes()
         assert {entry.dtype for entry in entries.values()} == {"F32", "F16", "I64"}
-        assert checkpoint.total_bytes == sum(array.nbytes for array in ARRAYS.values())
         assert checkpoint.path == folder
         assert checkpoint.config.text.hidden_size == 6144
 
@@ -105,7 +104,6 @@ def test_data_outlives_close(folder: Path) -> None:
         entry = next(e for e in checkpoint.tensors if e.name == "model.llm.embed.weight")
     with pytest.raises(InvalidArgument, match="found a closed one"):
         _ = checkpoint.tensors
-    assert checkpoint.total_bytes > 0
     gc.collect()
     assert entry.data.tobytes() == ARRAYS[entry.name].tobytes()
 
@@ -124,7 +122,6 @@ def test_shards_follow_each_other(folder: Path) -> None:
     write_shards(folder, weight_map, s1=first, s2=second)
     checkpoint = Checkpoint.open(str(folder))
     assert [entry.name for entry in checkpoint.tensors] == ["b", "a", "c"]
-    assert checkpoint.total_bytes == 36
 
 
 # --- folders that are not checkpoints -----------------------------------------------------------

@@ -1,4 +1,4 @@
-// ModelConfig from a dict of plain values (duplex_engine/engine.py writes it).
+// ModelConfig from a dict of plain values (duplex_engine/core_config.py writes it).
 #include <tuple>
 
 #include "bindings/bindings.h"

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -135,13 +136,14 @@ py::object append(Session& session, const std::string& kind, const py::object& d
   return rows_array(std::move(values), session.engine().config().unpadded_vocab_size);
 }
 
-using EndlessChoiceName = std::optional<std::variant<bool, std::pair<std::int64_t, std::int64_t>>>;
+using EndlessChoice = std::optional<std::variant<bool, std::pair<std::int64_t, std::int64_t>>>;
 
-EndlessOptions endless_from(const EndlessChoiceName& choice) {
-  if (!choice) return {};
+std::optional<Endless> endless_from(const EndlessChoice& choice) {
+  if (!choice) return std::nullopt;
   if (const auto* window = std::get_if<std::pair<std::int64_t, std::int64_t>>(&*choice))
-    return {EndlessChoice::kWindow, window->first, window->second};
-  return {std::get<bool>(*choice) ? EndlessChoice::kAutomatic : EndlessChoice::kNone, 0, 0};
+    return Endless{window->first, window->second};
+  if (!std::get<bool>(*choice)) return std::nullopt;
+  return Endless{.is_automatic = true};
 }
 
 std::pair<std::int64_t, std::int64_t> pair_from(const PositionRange& range) {
@@ -172,14 +174,12 @@ py::typing::List<py::object> turn_list(std::vector<Turn> turns) {
     }
     try {
       std::rethrow_exception(turn.error);
-    } catch (const SessionClosed& e) {
-      list.append(py::module_::import("duplex_engine._core").attr("SessionClosed")(e.what()));
-    } catch (const CapacityError& e) {
-      list.append(py::module_::import("duplex_engine._core").attr("CapacityError")(e.what()));
-    } catch (const RankFailed& e) {
-      list.append(py::module_::import("duplex_engine._core").attr("RankFailed")(e.what()));
     } catch (const Error& e) {
-      list.append(py::module_::import("duplex_engine._core").attr("InvalidArgument")(e.what()));
+      const char* const name = dynamic_cast<const SessionClosed*>(&e)   ? "SessionClosed"
+                               : dynamic_cast<const CapacityError*>(&e) ? "CapacityError"
+                               : dynamic_cast<const RankFailed*>(&e)    ? "RankFailed"
+                                                                        : "InvalidArgument";
+      list.append(py::module_::import("duplex_engine._core").attr(name)(e.what()));
     }
   }
   return list;
@@ -272,11 +272,12 @@ void bind_session(py::module_& m) {
           Gil())
       .def_property_readonly(
           "endless",
-          [](const Session& s) -> std::optional<std::pair<std::int64_t, std::int64_t>> {
-            if (!s.endless()) return std::nullopt;
-            return std::pair{s.endless()->head, s.endless()->recent};
+          [](const Session& s) -> std::optional<std::tuple<std::int64_t, std::int64_t, bool>> {
+            const std::optional<Endless>& endless = s.endless();
+            if (!endless) return std::nullopt;
+            return std::tuple{endless->head, endless->recent, endless->is_automatic};
           },
-          "(head, recent) in positions")
+          "(head, recent) in positions, and whether they follow from max_positions")
       .def("marks", &Session::marks, Gil())
       .def(
           "draft_logits",
@@ -354,7 +355,7 @@ void bind_engine(py::module_& m) {
           "open_session",
           [](Engine& engine, std::optional<std::int64_t> max_positions, std::uint64_t seed,
              float temperature, std::int32_t top_k, float top_p, std::int32_t speculate,
-             bool background, const EndlessChoiceName& endless) {
+             bool background, const EndlessChoice& endless) {
             check(!max_positions || *max_positions > 0,
                   "max_positions: expected a positive number, found ", max_positions.value_or(0));
             return engine.open_session({max_positions.value_or(0),

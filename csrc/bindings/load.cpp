@@ -177,8 +177,6 @@ void bind_leader(py::module_& m) {
           "Of the memory that the ranks share; a worker inherits it.")
       .def("worker_socket", &RankLeader::worker_socket, py::arg("rank"),
            "The end that the worker inherits of the socket between it and this process.")
-      .def_property_readonly("region_bytes",
-                             [](const RankLeader& r) { return r.group().region_bytes(); })
       .def_property_readonly(
           "n_channels", [](const RankLeader& r) { return r.group().n_channels(); },
           "Lanes, and page memory.")

@@ -21,17 +21,6 @@ PositionRange middle_hole(std::span<const PositionRange> holes, std::int64_t hea
 
 }  // namespace
 
-std::optional<Endless> Endless::automatic(std::int64_t max_positions,
-                                          const SequenceLayout& layout) {
-  const Endless endless{max_positions / 8, max_positions / 2, max_positions, true};
-  try {
-    endless.validate(layout);
-  } catch (const InvalidArgument&) {
-    return std::nullopt;
-  }
-  return endless;
-}
-
 void Endless::validate(const SequenceLayout& layout) const {
   check(head >= 0, "endless: head: expected 0 positions or more, found ", head);
   check(recent >= layout.longest_window(), "endless: recent: expected at least ",
@@ -44,12 +33,15 @@ void Endless::validate(const SequenceLayout& layout) const {
         "; ask for less or open with more");
 }
 
-std::optional<Endless> Endless::with_limit(std::int64_t other_max_positions,
-                                           const SequenceLayout& layout) const {
-  if (is_automatic) return automatic(other_max_positions, layout);
-  Endless other = *this;
-  other.max_positions = other_max_positions;
-  other.validate(layout);
+std::optional<Endless> Endless::with_limit(std::int64_t limit, const SequenceLayout& layout) const {
+  const Endless other = is_automatic ? Endless{limit / 8, limit / 2, limit, true}
+                                     : Endless{head, recent, limit, false};
+  try {
+    other.validate(layout);
+  } catch (const InvalidArgument&) {
+    if (!is_automatic) throw;
+    return std::nullopt;
+  }
   return other;
 }
 
@@ -97,13 +89,6 @@ void Endless::check_forget(const Sequence& sequence, std::int64_t begin, std::in
         "forget: expected at most ", ForgottenRanges::kMaxHoles - 1,
         " separate holes in an endless session, which needs one itself, found one more at ", begin,
         " to ", end);
-}
-
-std::optional<Endless> EndlessOptions::resolve(std::int64_t max_positions,
-                                               const SequenceLayout& layout) const {
-  if (choice == EndlessChoice::kNone) return std::nullopt;
-  if (choice == EndlessChoice::kAutomatic) return Endless::automatic(max_positions, layout);
-  return Endless{head, recent}.with_limit(max_positions, layout);
 }
 
 // The hole grows at its end, so what no turn has told is one range.

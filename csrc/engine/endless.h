@@ -19,15 +19,13 @@ struct Endless {
   std::int64_t head = 0;           // positions that stay from the beginning
   std::int64_t recent = 0;         // newest positions that stay
   std::int64_t max_positions = 0;  // seen at once, at most
-  bool is_automatic = false;       // head and recent follow from max_positions
+  bool is_automatic = false;       // head and recent: an eighth and a half of max_positions
 
-  // An eighth and a half of max_positions. Nothing where the windows leave no room for that.
-  static std::optional<Endless> automatic(std::int64_t max_positions, const SequenceLayout& layout);
   // Throws InvalidArgument where a sequence of this layout cannot forget so.
   void validate(const SequenceLayout& layout) const;
-  // The policy of a session that goes on with another limit. Throws as validate does.
-  std::optional<Endless> with_limit(std::int64_t other_max_positions,
-                                    const SequenceLayout& layout) const;
+  // The same policy for another limit. Throws as validate does; one that is automatic is none
+  // where the windows leave no room for it.
+  std::optional<Endless> with_limit(std::int64_t limit, const SequenceLayout& layout) const;
   // What a sequence is opened with.
   std::int64_t held_positions(const SequenceLayout& layout) const;
   // What goes before `n_rows` rows more; empty where they fit. Throws CapacityError where nothing
@@ -37,17 +35,6 @@ struct Endless {
   std::int64_t room(const Sequence& sequence) const;
   // Throws InvalidArgument where [begin, end) would take the hole that this policy needs.
   void check_forget(const Sequence& sequence, std::int64_t begin, std::int64_t end) const;
-};
-
-// The policy that a session asks for.
-enum class EndlessChoice : std::uint8_t { kNone, kAutomatic, kWindow };
-struct EndlessOptions {
-  EndlessChoice choice = EndlessChoice::kNone;
-  std::int64_t head = 0;  // of kWindow
-  std::int64_t recent = 0;
-
-  // Throws InvalidArgument.
-  std::optional<Endless> resolve(std::int64_t max_positions, const SequenceLayout& layout) const;
 };
 
 }  // namespace duplex

@@ -159,24 +159,22 @@ Lane& Engine::lane(LaneKind kind) {
   return *background_;
 }
 
-std::shared_ptr<Session> Engine::open_session(const SessionOptions& options) {
+std::shared_ptr<Session> Engine::open_session(SessionOptions options) {
   interaction_->owner().check_here();  // before memory is asked for: in a fork it is the parent's
   options.sampling.validate();
   check(options.max_positions >= 0, "max_positions: expected a positive number, found ",
         options.max_positions);
   check(options.max_drafts >= 0 && options.max_drafts <= kMaxDrafts,
         "speculate: expected 0 (off) to ", kMaxDrafts, " tokens, found ", options.max_drafts);
-  const std::int64_t max_positions =
-      options.max_positions > 0 ? options.max_positions : model_.options.max_positions;
+  if (options.max_positions == 0) options.max_positions = model_.options.max_positions;
   const SequenceLayout& layout = model_.layout;
-  const std::optional<Endless> endless = options.endless.resolve(max_positions, layout);
-  Sequence sequence =
-      Sequence::open(*pool_, layout, endless ? endless->held_positions(layout) : max_positions);
+  std::optional<Endless>& endless = options.endless;
+  if (endless) endless = endless->with_limit(options.max_positions, layout);
+  Sequence sequence = Sequence::open(
+      *pool_, layout, endless ? endless->held_positions(layout) : options.max_positions);
   std::optional<Drafter> drafter;
-  if (options.max_drafts > 0) drafter = interaction_->make_drafter(*pool_, max_positions);
-  auto session = adopt(std::move(sequence), std::move(drafter), options);
-  session->endless_ = endless;
-  return session;
+  if (options.max_drafts > 0) drafter = interaction_->make_drafter(*pool_, options.max_positions);
+  return adopt(std::move(sequence), std::move(drafter), options);
 }
 
 std::shared_ptr<Session> Engine::adopt(Sequence sequence, std::optional<Drafter> drafter,

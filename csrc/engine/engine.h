@@ -31,7 +31,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  std::shared_ptr<Session> open_session(const SessionOptions& options);
+  std::shared_ptr<Session> open_session(SessionOptions options);
   // One micro-turn for each session, all of one lane. Errors of one session are in its Turn.
   std::vector<Turn> step(std::span<const StepRequest> requests);
   // The rows as they would enter a sequence: (rows, d_model). Sound is padded to whole frames.

@@ -27,7 +27,6 @@ std::unique_ptr<Inkling> make_model(LaneKind kind, const LoadedModel& model, Bac
 Lane::Lane(LaneKind kind, const LoadedModel& model, std::unique_ptr<Backend> backend,
            std::int32_t max_rows)
     : kind_(kind),
-      loaded_(model),
       config_(model.config),
       backend_(std::move(backend)),
       model_(make_model(kind, model, *backend_, max_rows)),
@@ -137,14 +136,15 @@ std::vector<float> Lane::append_image(Session& session, Image image, LogitsWante
                       make_ready(session, std::ssize(session.input_.rows), wanted));
 }
 
-// Room for rows, and for their logits: what can fail comes first.
-std::vector<float> Lane::make_ready(Session& session, std::int64_t n_rows,
-                                    LogitsWanted wanted) const {
-  session.check_room(n_rows);
+// Room for rows, the token that waits, and their logits: what can fail comes first.
+std::vector<float> Lane::make_ready(Session& session, std::int64_t n_rows, LogitsWanted wanted) {
   std::vector<float> logits;
   if (n_rows == 0) return logits;
-  const std::int64_t n_waiting = session.pending_token_ != kNoToken ? 1 : 0;
-  const std::int64_t n_logits = wanted == LogitsWanted::kAll    ? n_rows + n_waiting
+  if (session.pending_token_ != kNoToken) ++n_rows;
+  session.make_room(n_rows);
+  if (session.sequence_->backed() < session.sequence_->length() + n_rows)
+    run_aside([&] { back(session, n_rows); });
+  const std::int64_t n_logits = wanted == LogitsWanted::kAll    ? n_rows
                                 : wanted == LogitsWanted::kLast ? 1
                                                                 : 0;
   logits.reserve(static_cast<std::size_t>(n_logits * config_.unpadded_vocab_size));

@@ -47,9 +47,9 @@ class Lane {
                                   bool is_end_of_audio, LogitsWanted wanted);
   std::vector<float> append_image(Session& session, Image image, LogitsWanted wanted);
   std::vector<float> embed(const InputRows& input);
-  // Up to n tokens; a token of `stop` ends it and is the last one returned.
+  // Up to n tokens; a token of `stops` ends it and is the last one returned.
   std::vector<std::int32_t> decode(Session& session, std::int32_t n,
-                                   std::span<const std::int32_t> stop);
+                                   std::span<const std::int32_t> stops);
   std::vector<float> draft_logits(Session& session);  // behind the pending token, for tests
   Backend& backend() const { return *backend_; }
   std::size_t head_row_bytes() const { return model_->head_row_bytes(); }
@@ -75,21 +75,21 @@ class Lane {
     std::lock_guard<std::mutex> lock;
   };
   void check_open() const;
-  std::vector<float> make_ready(Session& session, std::int64_t n_rows, LogitsWanted wanted) const;
+  std::vector<float> make_ready(Session& session, std::int64_t n_rows, LogitsWanted wanted);
   std::vector<float> append_input(Session& session, LogitsWanted wanted, std::vector<float> logits);
   // ---- micro_turn.cpp
   InputPlan plan_input(const Session& session, std::int64_t n_output) const;
   void compose_input(Session& session, const InputPlan& plan, Inbox inbox);
   void run_turns(std::span<const StepRequest> requests, std::span<Turn> turns);
-  void begin_turn(const StepRequest& request, Turn& turn);
-  void decode_turns(std::span<const StepRequest> requests, std::span<Turn> turns, bool has_said);
-  // Samples for as long as the tokens were drafted; true when one of them ends the turn.
-  bool take_tokens(const StepRequest& request, Turn& turn);
+  void begin_turn(Session& session, std::int32_t limit, Turn& turn);
   std::int32_t token_limit(std::int32_t max_tokens) const;
-  void decode_tokens(Session& session, std::int32_t n, std::span<const std::int32_t> stop,
-                     std::vector<std::int32_t>& tokens);
-  // Whether the token ends its turn; notes why.
-  bool is_last(std::int32_t token, const StepRequest& request, Turn& turn) const;
+  void set_active();
+  // Until none of speakers_ has more to say. `has_said`: their first tokens are sampled already.
+  void decode_turns(std::span<const std::int32_t> stops, bool has_said);
+  // Appends their pending tokens, and guesses behind them. True: the next tokens are sampled.
+  bool append_output(std::span<const std::int32_t> stops);
+  // Samples for as long as the tokens were drafted. Whether one of them ends the turn; notes why.
+  bool take_tokens(const Speaker& speaker, std::span<const std::int32_t> stops);
 
   // ---- batch.cpp
   // Appends session->input_ of every session, in as many passes as that takes; also `logits` of
@@ -123,7 +123,6 @@ class Lane {
 
   LaneKind kind_;
   OwnerProcess owner_;
-  const LoadedModel& loaded_;
   const ModelConfig& config_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Inkling> model_;
@@ -137,8 +136,9 @@ class Lane {
   PassInput placed_;
   std::vector<std::int32_t> wanted_rows_;  // of the pass, whose head rows are read
   std::vector<std::byte> new_head_rows_;
-  std::vector<Session*> active_;
-  std::vector<std::int32_t> limits_;  // tokens that each of these may say
+  std::vector<Speaker> speakers_;
+  std::vector<Session*> active_;      // of these, the sessions
+  std::vector<std::int32_t> limits_;  // tokens that each of them may say
   std::vector<const void*> head_rows_;
   std::vector<SampleRow> sample_rows_;
   std::vector<std::int32_t> tokens_;  // of the rows that were scored

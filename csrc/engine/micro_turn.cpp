@@ -57,13 +57,12 @@ void Lane::run_turns(std::span<const StepRequest> requests, std::span<Turn> turn
   Stopwatch watch;
 
   // What each session heard, saw and was told since its last turn becomes rows.
-  active_.clear();
-  limits_.clear();
+  speakers_.clear();
   for (std::size_t i = 0; i < requests.size(); ++i) {
+    const std::int32_t limit = token_limit(requests[i].max_tokens);
     try {
-      begin_turn(requests[i], turns[i]);
-      active_.push_back(requests[i].session);
-      limits_.push_back(token_limit(requests[i].max_tokens));
+      begin_turn(*requests[i].session, limit, turns[i]);
+      speakers_.push_back({requests[i].session, &turns[i], limit});
     } catch (const Error&) {
       turns[i].error = std::current_exception();
     }
@@ -71,12 +70,14 @@ void Lane::run_turns(std::span<const StepRequest> requests, std::span<Turn> turn
   timing.encode_us = watch.lap_us();
 
   // The rows of all sessions go through the model together. A device may go on with what they say.
-  const bool has_said = run_on_device(active_, turn_stops(config_));
+  const std::span<const std::int32_t> stops = turn_stops(config_);
+  set_active();
+  const bool has_said = run_on_device(active_, stops);
   if (!has_said) run_rows(active_);
   timing.append_us = watch.lap_us();
 
   // Every session that has more to say says it, one token a pass, or several where drafts hold.
-  decode_turns(requests, turns, has_said);
+  decode_turns(stops, has_said);
   timing.decode_us = watch.lap_us();
   timing.total_us = timing.encode_us + timing.append_us + timing.decode_us;
 
@@ -97,10 +98,8 @@ std::int32_t Lane::token_limit(std::int32_t max_tokens) const {
   return config_.interaction ? std::max(config_.interaction->max_output_tokens, 1) : kDefaultTokens;
 }
 
-void Lane::begin_turn(const StepRequest& request, Turn& turn) {
-  Session& session = *request.session;
+void Lane::begin_turn(Session& session, std::int32_t limit, Turn& turn) {
   session.check_open();
-  const std::int32_t limit = token_limit(request.max_tokens);
   // In one piece: what another thread feeds from here on belongs to the next turn.
   std::unique_lock inbox_lock(session.inbox_mutex_);
   const InputPlan plan = plan_input(session, std::max(limit - 1, 0));
@@ -119,7 +118,6 @@ void Lane::begin_turn(const StepRequest& request, Turn& turn) {
   turn.n_rows = plan.n_rows;
   turn.merged_turns = std::max<std::int64_t>(plan.n_turns - 1, 0);
   turn.missing_samples = plan.missing_samples;
-  turn.stopped = StopReason::kLimit;
 }
 
 // Of an endless session, sound beyond what there is room for, with `n_output` rows more, waits for
@@ -195,100 +193,81 @@ void Lane::compose_input(Session& session, const InputPlan& plan, Inbox inbox) {
   add_frames(newest, plan.n_frames);
 }
 
-bool Lane::is_last(std::int32_t token, const StepRequest& request, Turn& turn) const {
-  const std::span<const std::int32_t> stops = turn_stops(config_);
-  if (std::find(stops.begin(), stops.end(), token) != stops.end())
-    turn.stopped = config_.interaction ? StopReason::kListen : StopReason::kEndOfText;
-  // What a device has said by itself, it had said before anyone could look.
-  const bool may_stop = turn.stopped == StopReason::kLimit && request.session->n_ahead_ == 0;
-  if (may_stop && request.session->is_interrupted()) turn.stopped = StopReason::kInterrupted;
-  return turn.stopped != StopReason::kLimit ||
-         static_cast<std::int32_t>(turn.token_ids.size()) >= token_limit(request.max_tokens);
-}
-
-// `has_said`: the first tokens are sampled already.
-void Lane::decode_turns(std::span<const StepRequest> requests, std::span<Turn> turns,
-                        bool has_said) {
-  std::vector<std::size_t> speaking;
-  for (std::size_t i = 0; i < requests.size(); ++i)
-    if (!turns[i].error && token_limit(requests[i].max_tokens) > 0) speaking.push_back(i);
-  while (!speaking.empty()) {
-    active_.clear();
-    for (const std::size_t i : speaking) active_.push_back(requests[i].session);
-    if (!has_said) score(active_);
-    std::erase_if(speaking, [&](std::size_t i) { return take_tokens(requests[i], turns[i]); });
-    active_.clear();
-    limits_.clear();
-    for (const std::size_t i : speaking) {
-      Session& session = *requests[i].session;
-      const auto n_left = static_cast<std::int32_t>(token_limit(requests[i].max_tokens) -
-                                                    std::ssize(turns[i].token_ids));
-      // The token behind the last draft must fit into the turn, and all rows into one pass.
-      continue_output(session, std::min<std::int64_t>(
-                                   n_left - 1, model_->max_rows() / std::ssize(speaking) - 1));
-      active_.push_back(&session);
-      limits_.push_back(n_left);
-    }
-    if (drafts_ != nullptr) drafts_->draft(active_);
-    for (const std::size_t i : speaking)
-      turns[i].n_drafted += static_cast<std::int64_t>(requests[i].session->input_.n_drafts);
-    has_said = run_on_device(active_, turn_stops(config_));
-    if (!has_said) run_rows(active_);
+// Of those that still speak, with the tokens that they have left.
+void Lane::set_active() {
+  active_.clear();
+  limits_.clear();
+  for (const Speaker& speaker : speakers_) {
+    active_.push_back(speaker.session);
+    limits_.push_back(
+        static_cast<std::int32_t>(speaker.limit - std::ssize(speaker.turn->token_ids)));
   }
 }
 
-bool Lane::take_tokens(const StepRequest& request, Turn& turn) {
+void Lane::decode_turns(std::span<const std::int32_t> stops, bool has_said) {
+  std::erase_if(speakers_, [](const Speaker& speaker) { return speaker.limit == 0; });
+  set_active();
+  while (!speakers_.empty()) {
+    if (!has_said) score(active_);
+    std::erase_if(speakers_, [&](const Speaker& speaker) { return take_tokens(speaker, stops); });
+    has_said = append_output(stops);
+  }
+}
+
+bool Lane::append_output(std::span<const std::int32_t> stops) {
+  set_active();
+  for (std::size_t i = 0; i < active_.size(); ++i)
+    // The token behind the last draft must fit into the turn, and all rows into one pass.
+    continue_output(*active_[i], std::min<std::int64_t>(
+                                     limits_[i] - 1, model_->max_rows() / std::ssize(active_) - 1));
+  if (drafts_ != nullptr) drafts_->draft(active_);
+  for (const Speaker& speaker : speakers_)
+    speaker.turn->n_drafted += static_cast<std::int64_t>(speaker.session->input_.n_drafts);
+  const bool has_said = run_on_device(active_, stops);
+  if (!has_said) run_rows(active_);
+  return has_said;
+}
+
+bool Lane::take_tokens(const Speaker& speaker, std::span<const std::int32_t> stops) {
+  Session& session = *speaker.session;
+  Turn& turn = *speaker.turn;
   for (;;) {
-    turn.token_ids.push_back(take_sampled(*request.session));
-    if (is_last(turn.token_ids.back(), request, turn)) return true;
-    if (follow_up(*request.session)) continue;
-    if (!accept_draft(*request.session)) return false;
+    turn.token_ids.push_back(take_sampled(session));
+    if (std::find(stops.begin(), stops.end(), turn.token_ids.back()) != stops.end())
+      turn.stopped = config_.interaction ? StopReason::kListen : StopReason::kEndOfText;
+    else if (session.is_interrupted() && session.n_ahead_ == 0)
+      // What a device has said by itself, it had said before anyone could look.
+      turn.stopped = StopReason::kInterrupted;
+    if (turn.stopped != StopReason::kLimit || std::ssize(turn.token_ids) >= speaker.limit)
+      return true;
+    if (follow_up(session)) continue;
+    if (!accept_draft(session)) return false;
     ++turn.n_accepted;
   }
 }
 
+// As the output of a turn, behind the token that waits, if one does.
 std::vector<std::int32_t> Lane::decode(Session& session, std::int32_t n,
-                                       std::span<const std::int32_t> stop) {
+                                       std::span<const std::int32_t> stops) {
   check(n >= 0, "decode: expected 0 tokens or more, found ", n);
   const Call call(*this, session);
-  check(n == 0 || !session.head_row_.empty() || session.pending_token_ != kNoToken,
+  const bool has_pending = session.pending_token_ != kNoToken;
+  check(n == 0 || !session.head_row_.empty() || has_pending,
         "decode: the session is empty; append something first");
-  // The last token waits for the next input, as one may be waiting now.
-  const std::int32_t n_rows = session.pending_token_ == kNoToken ? std::max(n - 1, 0) : n;
+  const std::int32_t n_rows = has_pending ? n : std::max(n - 1, 0);  // the last token waits too
   session.make_room(n_rows);
-  std::vector<std::int32_t> tokens;
+  Turn turn;
   const auto run = [&] {
     back(session, n_rows);
-    decode_tokens(session, n, stop, tokens);
+    session.input_.clear();
+    speakers_.assign(1, {&session, &turn, n});
+    const bool has_said = has_pending && n > 0 && append_output(stops);
+    decode_turns(stops, has_said);
+    session.set_mark();
+    back_ahead(session, n);
   };
   backend_->run_awake(std::ref(run));
-  return tokens;
-}
-
-void Lane::decode_tokens(Session& session, std::int32_t n, std::span<const std::int32_t> stop,
-                         std::vector<std::int32_t>& tokens) {
-  Session* const only[] = {&session};
-  session.input_.clear();
-  for (bool is_done = n == 0; !is_done;) {
-    bool has_said = false;
-    if (session.pending_token_ != kNoToken) {
-      const auto n_left = static_cast<std::int32_t>(n - std::ssize(tokens));
-      back_ahead(session, n_left);
-      continue_output(session, std::min(n_left, model_->max_rows()) - 1);
-      if (drafts_ != nullptr) drafts_->draft(only);
-      limits_.assign(1, n_left);
-      has_said = run_on_device(only, stop);
-      if (!has_said) run_rows(only);
-    }
-    if (!has_said) score(only);
-    do {
-      tokens.push_back(take_sampled(session));
-      is_done = std::ssize(tokens) == n || (session.is_interrupted() && session.n_ahead_ == 0) ||
-                std::find(stop.begin(), stop.end(), tokens.back()) != stop.end();
-    } while (!is_done && (follow_up(session) || accept_draft(session)));
-  }
-  session.set_mark();
-  back_ahead(session, n);
+  return std::move(turn.token_ids);
 }
 
 }  // namespace duplex

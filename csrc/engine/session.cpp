@@ -29,6 +29,7 @@ Session::Session(std::shared_ptr<Engine> engine, Lane& lane, Sequence sequence,
     : engine_(std::move(engine)),
       lane_(lane),
       sequence_(std::move(sequence)),
+      endless_(options.endless),
       sampling_(options.sampling),
       max_drafts_(options.max_drafts),
       n_drafts_(options.max_drafts),
@@ -64,14 +65,6 @@ void Session::interrupt() {
 void Session::check_open() const {
   lane_.owner().check_here();
   check<SessionClosed>(!is_closed_.load(), "session: it is closed; open a new one");
-}
-
-void Session::check_room(std::int64_t n_rows) {
-  if (n_rows <= 0) return;
-  n_rows += pending_token_ != kNoToken ? 1 : 0;
-  make_room(n_rows);
-  if (sequence_->backed() < sequence_->length() + n_rows)
-    lane_.run_aside([&] { lane_.back(*this, n_rows); });
 }
 
 // ---- input from any thread
@@ -204,8 +197,7 @@ std::shared_ptr<Session> Session::fork(std::int64_t max_positions, LaneKind lane
   // A child that cannot be finished closes itself, under the lock of its lane.
   lock.unlock();
   auto child = engine_->adopt(std::move(*sequence), std::move(drafter),
-                              {max_positions, sampling_, max_drafts_, lane, {}});
-  child->endless_ = endless;
+                              {max_positions, sampling_, max_drafts_, lane, endless});
   child->untold_ = untold_;
   child->audio_ = audio_;
   child->turn_ = turn_;

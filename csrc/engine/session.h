@@ -1,8 +1,8 @@
 // One user's stream: its sequence, what waits to enter it, and where it can be rewound to.
 //
-// A session does not compute; the engine moves its rows through the model (engine.h,
-// micro_turn.cpp). feed_* may be called from any thread at any time; everything else belongs to
-// the one caller that holds the session busy.
+// A session does not compute; its lane moves its rows through the model (lane.h, micro_turn.cpp).
+// feed_* may be called from any thread at any time; everything else belongs to the one caller that
+// holds the session busy.
 #pragma once
 
 #include <atomic>
@@ -47,7 +47,7 @@ struct SessionOptions {
   SamplingParams sampling;
   std::int32_t max_drafts = 0;  // tokens guessed ahead in one pass; 0 = no speculation
   LaneKind lane = LaneKind::kInteraction;
-  EndlessOptions endless = {};
+  std::optional<Endless> endless = {};  // open_session gives it the limit
 };
 
 class Session {
@@ -98,8 +98,6 @@ class Session {
 
   void check_open() const;
   bool is_interrupted() const { return epoch_.load() != call_epoch_; }
-  // For `n_rows` and the token that waits; no rows need no room. Also maps what their pass needs.
-  void check_room(std::int64_t n_rows);
   // Throws CapacityError unless `n_rows` fit. An endless session forgets for them.
   void make_room(std::int64_t n_rows);
   // Forgets, and lets drafts begin anew: what they remember has a hole too.

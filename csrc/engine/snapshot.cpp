@@ -299,10 +299,8 @@ std::shared_ptr<Session> SessionState::Arrival::become_session(ByteReader& from)
   if (drafter) drafter->start_at(sequence_->length());
   Sequence sequence = std::move(*sequence_);
   sequence_.reset();
-  auto session =
-      engine_.adopt(std::move(sequence), std::move(drafter), {0, sampling, max_drafts, lane, {}});
-  session->endless_ = endless_;
-  return session;
+  return engine_.adopt(std::move(sequence), std::move(drafter),
+                       {0, sampling, max_drafts, lane, endless_});
 }
 
 void SessionState::write(const Session& session, ByteWriter& to) {

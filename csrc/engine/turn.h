@@ -58,12 +58,19 @@ struct Turn {
   std::int64_t merged_turns = 0;
   std::int64_t missing_samples = 0;
   PositionRange forgotten;  // before the turn, for its rows
-  StopReason stopped = StopReason::kListen;
+  StopReason stopped = StopReason::kLimit;
   TurnTiming timing;  // of the whole step: sessions of one step share it
   std::int64_t kv_bytes = 0;
   std::int64_t n_drafted = 0;   // tokens that were guessed and computed ahead
   std::int64_t n_accepted = 0;  // of those, the ones that were then sampled
   std::exception_ptr error;     // set: nothing else is, and the session is as it was
+};
+
+// A session whose output is being decoded.
+struct Speaker {
+  Session* session;
+  Turn* turn;
+  std::int32_t limit;  // tokens of the turn
 };
 
 enum class LogitsWanted : std::uint8_t { kNone, kLast, kAll };

@@ -6,11 +6,10 @@ What was forgotten does not count, and an endless session makes room by forgetti
 from __future__ import annotations
 
 from duplex_engine.session import Session
-from duplex_engine.types import Window
 
-__all__ = ["fork_limit", "room_left"]
+__all__ = ["BLOCK", "fork_limit", "room_left"]
 
-BLOCK = 64  # positions; sessions forget whole blocks
+BLOCK = 64  # positions; holes begin and end on them
 SMALL = 2_048  # positions, of which half are more than any window: less is not worth saving
 
 
@@ -32,18 +31,18 @@ def fork_limit(session: Session, extra: int) -> int:
     Where a smaller window than the session's would make the fork forget at once, it is the
     session's own limit.
     """
-    length, limit, window = session.length, session.max_positions, session.endless
-    if window is None:
+    length, limit, endless = session.length, session.max_positions, session._core.endless
+    if endless is None:
         return min(length, limit) + extra  # at most `limit` are held, with parts of pages
     # A window that was asked for has to fit; one that follows from the limit grows with it.
-    is_automatic = window == Window(limit // 8, limit // 2)
-    least = window.head + window.recent + 3 * BLOCK
+    head, recent, is_automatic = endless
+    least = head + recent + 3 * BLOCK
     if is_automatic:
         least = min(limit, SMALL) if session.forgotten else 0
     for begin, end in session.forgotten:
         needed = max(length - (end - begin) + extra, least)
-        head = _whole_blocks(needed // 8 if is_automatic else window.head)
-        if begin <= head <= end:  # the fork too forgets from there on, and so does not see the hole
+        first = _whole_blocks(needed // 8 if is_automatic else head)
+        if begin <= first <= end:  # the fork too forgets from there on, so does not see the hole
             return needed
     needed = max(length + extra, least)
     return min(needed, limit) if session.forgotten else needed

@@ -6,7 +6,7 @@ Owns the two numbers of the model (a pass, a row) and the budget. A step is time
 
 from __future__ import annotations
 
-from duplex_engine.config import ModelConfig
+from duplex_engine.config import InteractionConfig
 from duplex_engine.engine import Engine
 from duplex_engine.errors import CapacityError
 
@@ -55,9 +55,9 @@ class CostModel:
             pass_us, row_us = 0.0, self._ry / self._rr
         self.pass_us, self.row_us = pass_us, row_us
 
-    def measure(self, engine: Engine) -> None:
+    def measure(self, engine: Engine, layout: InteractionConfig) -> None:
         """Steps a session of its own through short and long input."""
-        rows = self.turn_rows(engine.config) + 64
+        rows = self.turn_rows(layout) + 64
         with engine.open_session(max_positions=MEASURED_STEPS * rows) as session:
             for n in range(MEASURED_STEPS):
                 turn = session.step(text=[0] * (16 * (n % 3)) or None)
@@ -65,37 +65,34 @@ class CostModel:
                 if n > 0:  # the first touches memory for the first time
                     self.observe(len(turn.token_ids), rows, turn.timing.total_us)
 
-    def check(self, config: ModelConfig, n_sessions: int) -> None:
+    def check(self, layout: InteractionConfig, n_sessions: int) -> None:
         """Raises CapacityError if so many sessions are too much for this machine."""
-        estimate, budget = self.step_us(config, n_sessions), self.budget_us(config)
+        estimate, budget = self.step_us(layout, n_sessions), self.budget_us(layout)
         if estimate > budget:
             raise CapacityError(
                 f"open: a step of {n_sessions} sessions is estimated at {estimate / 1000:.1f} ms, "
                 f"expected at most {budget / 1000:.0f} ms, half a micro-turn; "
-                f"{self.most_sessions(config)} would fit on this machine: close one first, or take "
+                f"{self.most_sessions(layout)} would fit on this machine: close one first, or take "
                 "a smaller model or quantised weights"
             )
 
-    def turn_rows(self, config: ModelConfig) -> int:
+    def turn_rows(self, layout: InteractionConfig) -> int:
         """Rows of one session's micro-turn with all the output that the checkpoint allows."""
-        layout = config.interaction
-        return 0 if layout is None else layout.audio_frames + max(layout.max_output_tokens, 1)
+        return layout.audio_frames + layout.max_output_tokens
 
-    def step_us(self, config: ModelConfig, n_sessions: int) -> float:
+    def step_us(self, layout: InteractionConfig, n_sessions: int) -> float:
         """A step of `n_sessions` that all say as much as they may."""
-        layout = config.interaction
-        n_passes = 1 if layout is None else max(layout.max_output_tokens, 1)
-        return n_passes * self.pass_us + n_sessions * self.turn_rows(config) * self.row_us
+        rows_us = n_sessions * self.turn_rows(layout) * self.row_us
+        return layout.max_output_tokens * self.pass_us + rows_us
 
-    def budget_us(self, config: ModelConfig) -> float:
+    def budget_us(self, layout: InteractionConfig) -> float:
         """The most that such a step may take."""
-        layout = config.interaction
-        return 0.0 if layout is None else layout.micro_turn_ms * 1000 * SHARE
+        return layout.micro_turn_ms * 1000 * SHARE
 
-    def most_sessions(self, config: ModelConfig) -> int | None:
+    def most_sessions(self, layout: InteractionConfig) -> int | None:
         """How many sessions fit; None if rows cost nothing, so that time is no limit."""
-        fixed = self.step_us(config, 0)
-        if fixed > self.budget_us(config):
+        fixed = self.step_us(layout, 0)
+        if fixed > self.budget_us(layout):
             return 0
-        each = self.turn_rows(config) * self.row_us
-        return None if each <= 0 else int((self.budget_us(config) - fixed) / each)
+        each = self.turn_rows(layout) * self.row_us
+        return None if each <= 0 else int((self.budget_us(layout) - fixed) / each)

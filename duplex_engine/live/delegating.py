@@ -27,8 +27,6 @@ __all__ = [
     "begin",
     "note_request",
     "note_result",
-    "stop",
-    "take_back",
 ]
 
 MakeDelegations: TypeAlias = Callable[[Session], Delegations]
@@ -92,25 +90,13 @@ def note_request(session: LiveSession) -> None:
     live = session._live
     live._count("delegations")
     key = f"{session.id}-{live.counters['delegations']}"
-    session._delegations.append(key)
+    session._requests.append(key)
     live.trace.delegation(session.id, key, live.now_us(), begins=True)
 
 
 def note_result(session: LiveSession) -> None:
     """For the trace: a result has come, of the oldest that is open."""
     live = session._live
-    if session._delegations:
-        key = session._delegations.popleft()
+    if session._requests:
+        key = session._requests.popleft()
         live.trace.delegation(session.id, key, live.now_us(), begins=False)
-
-
-def take_back(session: LiveSession, first: int) -> None:
-    """Cancels what was delegated from micro-turn `first` on: that output is out of the context."""
-    if session.delegations is not None:
-        session.delegations.take_back(first)
-
-
-def stop(session: LiveSession) -> None:
-    """Cancels everything, and waits for nobody."""
-    if session.delegations is not None:
-        session.delegations.cancel_all()

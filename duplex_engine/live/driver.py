@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from duplex_engine import _core
@@ -25,12 +24,12 @@ from duplex_engine.errors import CapacityError, InvalidArgument, SessionClosed
 from duplex_engine.json_input import found
 from duplex_engine.live.background import Background, Slices
 from duplex_engine.live.cost import CostModel
-from duplex_engine.live.delegating import MakeDelegations, begin, stop
+from duplex_engine.live.delegating import MakeDelegations, begin
 from duplex_engine.live.journal import Entry
 from duplex_engine.live.lease import Leases
 from duplex_engine.live.metrics import Metrics
 from duplex_engine.live.session import LiveSession
-from duplex_engine.live.summary import Summary, begin_summary
+from duplex_engine.live.summary import Summary
 from duplex_engine.live.trace import Trace
 from duplex_engine.live.turns import run_jobs, run_turns
 from duplex_engine.live.types import BackgroundFailed, EndReason
@@ -92,6 +91,7 @@ class LiveEngine:
         if journal is not None:
             check_callable(journal, "journal")
         self.engine = engine
+        self._layout = config.interaction
         self.cost = CostModel() if cost is None else cost
         self.trace = Trace()
         self.counters: Counter[str] = Counter()
@@ -111,7 +111,7 @@ class LiveEngine:
         self.error: BaseException | None = None  # what ended the driver, and with it all sessions
         self._is_closed = False
         if cost is None:
-            self.cost.measure(engine)
+            self.cost.measure(engine, self._layout)
         if metrics is not None:
             metrics.watch(self)
 
@@ -313,12 +313,7 @@ class LiveEngine:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def now_us(self) -> int:
@@ -339,11 +334,9 @@ class LiveEngine:
 
     def _next_action(self, now_us: int) -> _core.Action:
         """The scheduler's answer to how things are now."""
-        layout = self.engine.config.interaction
-        assert layout is not None
-        turn_rows = self.cost.turn_rows(self.engine.config)
+        turn_rows = self.cost.turn_rows(self._layout)
         loads = [
-            (number, s._due_us, s._intake.n_whole, turn_rows + s._waiting_rows(layout))
+            (number, s._due_us, s._intake.n_whole, turn_rows + s._waiting_rows())
             for number, s in self._sessions.items()
             if s.attached
         ]
@@ -351,9 +344,9 @@ class LiveEngine:
             now_us,
             loads,
             self._background.loads(),
-            period_us=layout.micro_turn_ms * 1000,
+            period_us=self._layout.micro_turn_ms * 1000,
             patience_us=self._patience_us,
-            pass_us=int(self.cost.step_us(self.engine.config, 0)),
+            pass_us=int(self.cost.step_us(self._layout, 0)),
             row_ns=int(self.cost.row_us * 1000),
             max_wait_us=MAX_BACKGROUND_WAIT_US,
             forced_us=self._background.forced_us,
@@ -385,7 +378,7 @@ class LiveEngine:
         """Raises CapacityError if one session more could not be served when it is due."""
         n_sessions = sum(session.attached for session in self._sessions.values()) + 1
         try:
-            self.cost.check(self.engine.config, n_sessions)
+            self.cost.check(self._layout, n_sessions)
         except CapacityError:
             self._count("refused_time")
             raise
@@ -412,7 +405,8 @@ class LiveEngine:
             session._outbox.close()
             self._count(f"ended_{reason.replace(' ', '_')}")
             self._wake.set()
-        stop(session)
+        if session.delegations is not None:
+            session.delegations.cancel_all()  # waits for nobody
         for future in jobs:
             if future.set_running_or_notify_cancel():
                 future.set_exception(SessionClosed(f"session {session.id}: it ended ({reason})"))
@@ -426,10 +420,6 @@ class LiveEngine:
         elif isinstance(error, SessionClosed):
             reason = "engine closed" if session._inner._engine.closed else "closed"
         self._end(session, reason, error)
-
-    def _after_turn(self, session: LiveSession) -> None:
-        if session._summary is not None:
-            begin_summary(self, session, session._summary)
 
     def _journal(self, session: LiveSession, entry: Entry) -> None:
         if self._on_journal is None:

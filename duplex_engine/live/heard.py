@@ -1,7 +1,7 @@
 """What the last micro-turns were given and said, so that unheard output can be taken back.
 
 Owns the small ring of inputs and the choice of where to rewind to. Does not rewind: see
-`driver.py`.
+`turns.py`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns the order of numbered sound, the silence in place of what never comes, the memory of op ids,
 and the caps on what may wait. Knows no engine and no clock: times are given. Read `session.py` for
-who pushes, `driver.py` for who takes.
+who pushes, `turns.py` for who takes.
 """
 
 from __future__ import annotations

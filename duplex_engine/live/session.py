@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
@@ -21,7 +20,6 @@ import numpy as np
 from duplex_engine.arguments import MAX_INT32, check_callable, integer, wait_seconds
 from duplex_engine.arguments import text as checked_text
 from duplex_engine.arrays import INT16_SCALE, SAMPLE_RATE, rgb_image, samples_1d
-from duplex_engine.config import InteractionConfig
 from duplex_engine.errors import CapacityError, InvalidArgument, SessionClosed
 from duplex_engine.live.delegating import MakeDelegations, note_result
 from duplex_engine.live.heard import Heard
@@ -75,8 +73,7 @@ class LiveSession:
     def __init__(
         self, live: LiveEngine, number: int, inner: Session, lease_s: float, summary: Summary | None
     ) -> None:
-        layout = inner._config.interaction
-        assert layout is not None  # LiveEngine takes no other model
+        turn_ms = live._layout.micro_turn_ms
         self.id = f"s{number}"
         self.lease_s = lease_s
         self.delegations: Delegations | None = None
@@ -91,15 +88,15 @@ class LiveSession:
         self._is_attached = True
         self._is_leaving = False  # its file is being written, and takes nothing more
         self._token = new_token()
-        self._period_us = layout.micro_turn_ms * 1000
+        self._period_us = turn_ms * 1000
         self._due_us = live.now_us() + self._period_us
         self._touched_us = live.now_us()
-        self._intake = AudioIntake(layout.micro_turn_ms)
+        self._intake = AudioIntake(turn_ms)
         self._mailbox = Mailbox()
         self._heard = Heard()
         self._events: deque[LiveEvent] = deque(maxlen=MAX_EVENTS)
         self._jobs: deque[tuple[Callable[[Session], Any], Future[Any]]] = deque()
-        self._delegations: deque[str] = deque(maxlen=MAX_EVENTS)  # open ones, for the trace
+        self._requests: deque[str] = deque(maxlen=MAX_EVENTS)  # open ones, for the trace
         self._is_summarising = False
         self._outbox = Outbox()
         self._ended: EndReason | None = None
@@ -158,15 +155,15 @@ class LiveSession:
         """Queues a picture, (height, width, 3) uint8 RGB; one enters each micro-turn."""
         op_id = _checked(op_id)
         picture = rgb_image(image).copy()
-        vision, layout = self._inner._config.vision, self._inner._config.interaction
-        if vision is None or layout is None:
+        vision, most = self._inner._config.vision, self._live._layout.max_image_patches
+        if vision is None:
             raise InvalidArgument("image: this checkpoint has no vision tower (no vision_config)")
         height, width, _ = picture.shape
         n_patches = -(-height // vision.patch_size) * (width // vision.patch_size + 1)
-        if 0 < layout.max_image_patches < n_patches:
+        if 0 < most < n_patches:
             raise InvalidArgument(
-                f"image: expected at most {layout.max_image_patches} patches, found {n_patches} "
-                f"in {height}x{width}; scale it down"
+                f"image: expected at most {most} patches, found {n_patches} in "
+                f"{height}x{width}; scale it down"
             )
         with self._live._lock:
             self._check_open()
@@ -319,12 +316,7 @@ class LiveSession:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # ---- for the driver, under its lock
@@ -338,8 +330,9 @@ class LiveSession:
             status = self._mailbox.push_ids(kind, ids, op_id)
             return self._receipt(status, f"{kind} {op_id or ''}")
 
-    def _waiting_rows(self, layout: InteractionConfig) -> int:
+    def _waiting_rows(self) -> int:
         """Rows of the next step beyond those of one micro-turn, for the scheduler."""
+        layout = self._live._layout
         late = max(self._intake.n_whole - 1, 0) * (layout.audio_frames + 1)
         pictures = min(self._mailbox.n_images, 1) * layout.max_image_patches
         return late + self._mailbox.n_ids + pictures

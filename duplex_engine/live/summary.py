@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from duplex_engine.arguments import MAX_INT32, check_callable, integer
 from duplex_engine.arrays import token_ids
-from duplex_engine.background.positions import fork_limit
+from duplex_engine.background.positions import BLOCK, fork_limit
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.live.background import Slices
 from duplex_engine.live.journal import Entry
@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from duplex_engine.live.driver import LiveEngine
     from duplex_engine.live.session import LiveSession
 
-__all__ = ["Summary"]
+__all__ = ["Summary", "begin_summary"]
 
-BLOCK = 64  # positions; holes begin and end on them
 SLACK = 64  # positions of a fork beyond what it needs
 
 
@@ -109,11 +108,10 @@ def begin_summary(live: LiveEngine, session: LiveSession, policy: Summary) -> No
             return
         end = length - policy.recent(live.engine)
         session._is_summarising = True
-        ids = inner._ids(policy.prompt, "prompt")
-        extra = len(ids) + policy.max_tokens + SLACK
+        extra = len(policy.prompt) + policy.max_tokens + SLACK
         fork = inner.fork(fork_limit(inner, extra), background=True)
-        slices = _write(live, session, policy, fork, ids, end)
-        live.background(session, slices, gives_way=fork.background)
+        slices = _write(live, session, policy, fork, end)
+        live.background(session, slices, gives_way=True)
     except Exception as error:  # of this session alone: the driver goes on
         if fork is not None:
             fork.close()
@@ -121,19 +119,14 @@ def begin_summary(live: LiveEngine, session: LiveSession, policy: Summary) -> No
 
 
 def _write(
-    live: LiveEngine,
-    session: LiveSession,
-    policy: Summary,
-    fork: Session,
-    prompt: list[int],
-    end: int,
+    live: LiveEngine, session: LiveSession, policy: Summary, fork: Session, end: int
 ) -> Slices:
     """The task: slices until the summary is written."""
     summary: list[int] = []
     failure: BaseException | None = None
     with fork:
         try:
-            pieces = _decode(fork, policy, prompt) if policy.write is None else policy.write(fork)
+            pieces = _decode(live, fork, policy) if policy.write is None else policy.write(fork)
             for piece in pieces:
                 if piece is not None:
                     summary += fork._ids(piece, "summary")
@@ -148,14 +141,11 @@ def _write(
         live._wake.set()
 
 
-def _decode(fork: Session, policy: Summary, prompt: list[int]) -> Iterable[list[int] | None]:
+def _decode(live: LiveEngine, fork: Session, policy: Summary) -> Iterable[list[int] | None]:
     """Reads the prompt and writes up to `max_tokens`, a token a slice."""
-    config = fork._config
-    stop = set(config.text.eos_token_ids)
-    if config.interaction is not None:
-        stop.add(config.interaction.listen)
-    if prompt:
-        fork.append(text=prompt)
+    stop = {live._layout.listen, *fork.config.text.eos_token_ids}
+    if policy.prompt:
+        fork.append(text=policy.prompt)
         yield None
     for _ in range(policy.max_tokens):
         token = fork.decode(1)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from duplex_engine.errors import SessionClosed
-from duplex_engine.live.delegating import after_step, before_step, note_request, take_back
+from duplex_engine.live.delegating import after_step, before_step, note_request
 from duplex_engine.live.heard import Record, merge_inputs, truncated_to
 from duplex_engine.live.journal import Entry
 from duplex_engine.live.session import LiveSession
+from duplex_engine.live.summary import begin_summary
 from duplex_engine.live.types import LiveTurn, NotRewound, Rewound, TurnInput
 from duplex_engine.types import Delegation, MicroTurn, StepInput
 
@@ -156,7 +157,8 @@ def _rewind(live: LiveEngine, session: LiveSession) -> TurnInput | None:
         again, results = session._heard.take_back(len(records))
         session._mailbox.take_back(first, results)
         session._events.append(Rewound(first, again.n_turns))
-    take_back(session, first)
+    if session.delegations is not None:
+        session.delegations.take_back(first)
     live._count("rewound")
     return again
 
@@ -178,10 +180,8 @@ def _finish(live: LiveEngine, part: _Part, answer: MicroTurn, begin_us: int) -> 
     live._journal(session, Entry("step", inputs))
     after_step(session, answer, inputs)
     turn = dataclasses.replace(answer, epoch=part.epoch)
-    layout = live.engine.config.interaction
-    assert layout is not None
     with live._lock:
-        spoke = any(token != layout.listen for token in turn.token_ids)
+        spoke = any(token != live._layout.listen for token in turn.token_ids)
         session._heard.add(Record(turn.index, part.begin, part.given, spoke))
         live.trace.turn(session.id, begin_us, turn, part.late_us)
         for event in turn.events:
@@ -195,4 +195,5 @@ def _finish(live: LiveEngine, part: _Part, answer: MicroTurn, begin_us: int) -> 
         session._events.clear()
         out = LiveTurn(session.id, part.epoch, turn, events, part.late_us)
         live._count("output_lost", session._outbox.put(out))
-    live._after_turn(session)
+    if session._summary is not None:
+        begin_summary(live, session, session._summary)

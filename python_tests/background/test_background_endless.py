@@ -92,9 +92,10 @@ def test_a_fork_of_an_old_session_is_no_dearer_and_sees_as_much(tiny: Engine, en
         assert seen[1] == seen[0] == session.forgotten
 
 
-def test_a_young_session_with_a_large_window_is_forked(tiny: Engine) -> None:
+@pytest.mark.parametrize("window", [Window(100, 600), Window(128, 512)])  # the automatic one's too
+def test_a_young_session_with_a_large_window_is_forked(tiny: Engine, window: Window) -> None:
     with (
-        tiny.open_session(max_positions=1024, endless=Window(100, 600)) as session,
+        tiny.open_session(max_positions=1024, endless=window) as session,
         Delegations(session, ForkWorker("hi", fork_positions=64, max_tokens=2)) as background,
     ):
         session.step(SILENCE)
