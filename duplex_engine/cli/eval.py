@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ from duplex_engine.evaluation import full_duplex_bench, harmbench, report, windo
 from duplex_engine.evaluation.held_out import (
     Plan,
     System,
+    check_fit,
     engine_system,
     harness_system,
     held_out_streams,
@@ -40,6 +42,8 @@ from duplex_engine.evaluation.quiet import quiet_alarms
 from duplex_engine.evaluation.silero import SpeechProbability, speech_segments
 from duplex_engine.evaluation.streams import Agent, Audio, StreamLog, run_stream
 from duplex_engine.evaluation.tools import (
+    Expected,
+    ToolAgent,
     ToolScore,
     load_agent,
     read_examples,
@@ -149,9 +153,12 @@ def evaluate(
     if (tools is None) != (agent is None):
         raise InvalidArgument("eval: expected --tools and --agent together, found one of them")
     check_output(out / FIGURES, "--out")
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {"checkpoint": Path(checkpoint).name}
+    # All inputs are read before the first part runs, and what a part found is written at once: an
+    # error must not cost the figures of hours.
+    parts: dict[str, Callable[[], Any]] = {}
     with Engine.load(
         checkpoint,
         device=device,
@@ -164,6 +171,7 @@ def evaluate(
     ) as engine:
         run = _runner(engine, realtime)
         if bank is not None:
+            check_fit(engine)
             plan = Plan(
                 tasks=tuple(tasks.split(",")) if tasks else tuple(TASKS),
                 n_streams=streams,
@@ -175,33 +183,28 @@ def evaluate(
             systems = {"engine": engine_system(engine, realtime=realtime)}
             if baseline:
                 systems["harness"] = harness_system(engine)
-            opened = open_bank(bank).select(voices)
             groups = group or ["held"]
-            figures["held_out"] = _held_out(console, systems, opened, groups, plan, out)
+            opened = open_bank(bank, groups, voices)
+            parts["held_out"] = partial(_held_out, console, systems, opened, groups, plan, out)
             if quiet:
-                figures["quiet"] = _quiet(console, engine, opened, groups, quiet, plan)
+                parts["quiet"] = partial(_quiet, console, engine, opened, groups, quiet, plan)
         if fdb is not None:
-            detector = SpeechProbability()
-            n_runs = full_duplex_bench.run_bench(fdb, out / "fdb", run)
-            sets = full_duplex_bench.score(
-                fdb, out / "fdb", lambda audio: speech_segments(detector.of(audio))
-            )
-            report.print_bench(console, sets)
-            average = full_duplex_bench.v15_average(sets)
-            figures["fdb"] = {"runs": n_runs, "sets": sets, "v1.5 average": average}
+            full_duplex_bench.find_sets(fdb)
+            parts["fdb"] = partial(_fdb, console, run, SpeechProbability(), fdb, out / "fdb")
         if window_file is not None:
-            score = windows.score_windows(windows.read_windows(window_file), run)
-            report.print_windows(console, score)
-            figures["windows"] = score
+            listed = windows.read_windows(window_file)
+            parts["windows"] = partial(_windows, console, run, listed)
         if tools is not None and agent is not None:
-            figures["tools"] = _tools(console, run, tools, agent)
+            loaded = load_agent(agent)
+            parts["tools"] = partial(_tools, console, run, read_examples(tools), *loaded)
         if behaviours is not None:
-            listed = harmbench.read_behaviours(behaviours)
-            refusals = harmbench.score(listed, harmbench.complete(engine, template))
-            report.print_refusals(console, refusals)
-            figures["behaviours"] = refusals
-    report.write_json(out / FIGURES, figures)
-    console.print(f"written to {out}: {FIGURES} and what belongs to it", markup=False)
+            asked = harmbench.read_behaviours(behaviours)
+            answer = harmbench.complete(engine, template)
+            parts["behaviours"] = partial(_behaviours, console, answer, asked)
+        for name, part in parts.items():
+            figures[name] = part()
+            report.write_json(out / FIGURES, figures)
+    console.print(f"written to {out}: {FIGURES} and what belongs to it")
 
 
 def _runner(engine: Engine, realtime: bool) -> Callable[..., StreamLog]:
@@ -229,13 +232,49 @@ def _quiet(
     return figures
 
 
+def _fdb(
+    console: Console,
+    run: Callable[[Audio], StreamLog],
+    detector: SpeechProbability,
+    root: Path,
+    out: Path,
+) -> dict[str, Any]:
+    """Runs and scores Full-Duplex-Bench; prints and returns the figures."""
+    n_runs = full_duplex_bench.run_bench(root, out, run)
+    sets = full_duplex_bench.score(root, out, lambda audio: speech_segments(detector.of(audio)))
+    report.print_bench(console, sets)
+    average = full_duplex_bench.v15_average(sets)
+    return {"runs": n_runs, "sets": sets, "v1.5 average": average}
+
+
+def _windows(
+    console: Console, run: Callable[[Audio], StreamLog], listed: Sequence[windows.Window]
+) -> windows.WindowScore:
+    """Runs the recordings with time windows; prints and returns the figures."""
+    score = windows.score_windows(listed, run)
+    report.print_windows(console, score)
+    return score
+
+
 def _tools(
-    console: Console, run: Callable[[Audio, Agent], StreamLog], root: Path, file: Path
+    console: Console,
+    run: Callable[[Audio, Agent], StreamLog],
+    examples: Sequence[Expected],
+    agent: ToolAgent,
+    tools: Mapping[str, Callable[..., Any]],
 ) -> ToolScore:
-    """Runs the examples with the agent of a Python file; prints and returns the figures."""
-    agent, tools = load_agent(file)
-    score = score_tools([run_example(e, agent, tools, run) for e in read_examples(root)])
+    """Runs the examples with an agent; prints and returns the figures."""
+    score = score_tools([run_example(e, agent, tools, run) for e in examples])
     report.print_tools(console, score)
+    return score
+
+
+def _behaviours(
+    console: Console, answer: Callable[[str], str], listed: Sequence[harmbench.Behaviour]
+) -> harmbench.RefusalScore:
+    """Asks for every behaviour; prints and returns the figures."""
+    score = harmbench.score(listed, answer)
+    report.print_refusals(console, score)
     return score
 
 
@@ -277,7 +316,7 @@ def _held_out(
                 by_task[stream.task].append(stream.score)
             by_system[name] = [score for scores in by_task.values() for score in scores]
             reports.append(report.group_report(name, group, by_task))
+            report.print_groups(console, reports[-1:])
         if draws:
             plot_latencies(out / f"latency_{group}.png", by_system)
-    report.print_groups(console, reports)
     return reports

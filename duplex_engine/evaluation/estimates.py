@@ -25,7 +25,8 @@ ZERO_EVENTS_HIGH = 3.0  # upper 95 % limit of a Poisson mean after counting none
 class Estimate:
     """A figure, the limits of its 95 % interval, and the number of cases it rests on.
 
-    All three are NaN where there were no cases.
+    All three are NaN where there were no cases, the limits where one stream alone says nothing of
+    how others would differ.
     """
 
     value: float
@@ -88,7 +89,10 @@ def bootstrap(n_streams: int, statistic: Callable[[NDArray[np.int64]], float], n
 
     statistic: of the streams with these indices (any number of times each).
     """
+    value = statistic(np.arange(n_streams))
+    if n_streams == 1:
+        return Estimate(value, math.nan, math.nan, n)
     rng = np.random.default_rng(SEED)
     draws = [statistic(rng.integers(0, n_streams, n_streams)) for _ in range(N_ROUNDS)]
     low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(statistic(np.arange(n_streams)), float(low), float(high), n)
+    return Estimate(value, float(low), float(high), n)

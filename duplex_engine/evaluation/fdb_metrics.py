@@ -197,8 +197,8 @@ def behaviour(
 
 
 def words_per_minute(words: Sequence[TimedWord]) -> float | None:
-    """Words over the time from the first to the last; None below two words."""
-    if len(words) < 2:
+    """Words over the time from the first to the last; None below two words, or without a time."""
+    if len(words) < 2 or words[-1].end_s <= words[0].start_s:
         return None
     return len(words) / (words[-1].end_s - words[0].start_s) * 60
 

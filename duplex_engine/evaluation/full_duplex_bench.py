@@ -28,10 +28,19 @@ from duplex_engine.arrays import SAMPLE_RATE
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.evaluation import fdb_metrics as metrics
 from duplex_engine.evaluation.estimates import Estimate, mean, quantile, share
-from duplex_engine.evaluation.silero import Segment
+from duplex_engine.evaluation.silero import Segment, VadOptions
 from duplex_engine.evaluation.streams import Audio, StreamLog, TimedWord, read_audio
 
-__all__ = ["SETS", "Activity", "Figures", "run_bench", "score", "score_set", "v15_average"]
+__all__ = [
+    "SETS",
+    "Activity",
+    "Figures",
+    "find_sets",
+    "run_bench",
+    "score",
+    "score_set",
+    "v15_average",
+]
 
 Activity: TypeAlias = Callable[[Audio], Sequence[Segment]]  # samples at 16 kHz to speech
 Run: TypeAlias = Callable[[Audio], StreamLog]
@@ -74,11 +83,16 @@ class _Sample:
 
     @property
     def model_segments(self) -> Sequence[Segment]:
-        """When the model speaks: in its sound where it has one, else when its words come."""
+        """When the model speaks: in its sound where it has one, else when its words come.
+
+        Words are one run until a silence that a detector would hear, not until the engine was some
+        milliseconds slower than a micro-turn before.
+        """
         sound = self.output / "output.wav"
         if sound.exists():
             return self.activity(read_audio(sound))
-        return metrics.merged([(w.start_s, w.end_s) for w in self.words], 0.0)
+        spoken = [(w.start_s, w.end_s) for w in self.words]
+        return metrics.merged(spoken, VadOptions().min_silence_s)
 
     @property
     def user_segments(self) -> Sequence[Segment]:
@@ -156,6 +170,20 @@ DESIRED: Mapping[str, str] = {
 }
 
 
+def find_sets(root: Path) -> list[str]:
+    """The known sets below `root`.
+
+    Raises:
+        InvalidArgument: there is none.
+    """
+    names = [name for name in SETS if (root / name).is_dir()]
+    if not names:
+        raise InvalidArgument(
+            f"{root}: expected a folder of Full-Duplex-Bench sets ({', '.join(SETS)}), found none"
+        )
+    return names
+
+
 def run_bench(root: Path, out: Path, run: Run) -> int:
     """Runs every recording of every known set below `root`; returns how many.
 
@@ -168,7 +196,7 @@ def run_bench(root: Path, out: Path, run: Run) -> int:
         InvalidArgument: there is no known set, or a file is damaged.
     """
     n_runs = 0
-    for name in _sets(root):
+    for name in find_sets(root):
         for folder in _folders(root / name):
             for heard, said in OUTPUT_OF.items():
                 if (folder / heard).exists():
@@ -190,7 +218,7 @@ def score(root: Path, out: Path, activity: Activity) -> dict[str, Figures]:
     Raises:
         InvalidArgument: there is no known set, or a file is missing or damaged.
     """
-    return {name: score_set(root / name, out / name, activity) for name in _sets(root)}
+    return {name: score_set(root / name, out / name, activity) for name in find_sets(root)}
 
 
 def score_set(data: Path, out: Path, activity: Activity) -> Figures:
@@ -268,15 +296,6 @@ def _ground_truth(folder: Path) -> NDArray[np.float64] | None:
         raise InvalidArgument(
             f"{path}: expected a list of numbers under '{folder.name}', found: {error}"
         ) from error
-
-
-def _sets(root: Path) -> list[str]:
-    names = [name for name in SETS if (root / name).is_dir()]
-    if not names:
-        raise InvalidArgument(
-            f"{root}: expected a folder of Full-Duplex-Bench sets ({', '.join(SETS)}), found none"
-        )
-    return names
 
 
 def _folders(data: Path) -> Iterator[Path]:

@@ -66,7 +66,7 @@ def read_behaviours(path: Path) -> list[Behaviour]:
         InvalidArgument: it cannot be read, or has no column `Behavior`.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel's begins with a mark
             rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
         raise InvalidArgument(f"{path}: expected a CSV file, found: {error}") from error

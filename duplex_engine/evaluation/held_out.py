@@ -8,7 +8,7 @@ same streams, so systems are compared on the same sound.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -25,12 +25,13 @@ from duplex_engine.training.augment import augment
 from duplex_engine.training.bank import Bank
 from duplex_engine.training.episodes import MIX, TASKS, compose
 from duplex_engine.training.stage import FRAMES_PER_TURN, REACTION_S, TURN_S, Episode
-from duplex_engine.training.vocabulary import TOKENS, decode
+from duplex_engine.training.vocabulary import CONTROL_TOKENS, LISTEN, TOKENS, decode
 
 __all__ = [
     "HeldOutStream",
     "Plan",
     "System",
+    "check_fit",
     "engine_system",
     "harness_system",
     "held_out_streams",
@@ -130,16 +131,46 @@ def harness_system(engine: Engine, options: HarnessOptions | None = None) -> Sys
     return run
 
 
-def open_bank(folder: Path) -> Bank:
+def open_bank(folder: Path, groups: Sequence[str] = (), voices: str = "*") -> Bank:
     """Opens a speech bank.
 
+    Args:
+        folder: of the bank.
+        groups: that must have a voice.
+        voices: pattern of the names of voices.
+
     Raises:
-        InvalidArgument: there is none; the message tells how to make one.
+        InvalidArgument: there is no bank, and the message tells how to make one; or no such voice.
     """
     try:
-        return Bank.open(folder)
+        bank = Bank.open(folder).select(voices)
     except FileNotFoundError as error:
         raise InvalidArgument(str(error)) from error
+    for group in groups:
+        if not bank.voices(group):
+            raise InvalidArgument(f"bank: expected voices of group '{group}', found none")
+    return bank
+
+
+def check_fit(engine: Engine) -> None:
+    """Finds out whether a checkpoint's tokens and micro-turns are those of the streams.
+
+    Raises:
+        InvalidArgument: they are not, so nothing that it says could be right.
+    """
+    layout, tokenizer = engine.config.interaction, engine.tokenizer
+    words = " ".join(TOKENS[len(CONTROL_TOKENS) :])
+    ids = [] if tokenizer is None else tokenizer.encode(words)
+    if (
+        layout is None
+        or (layout.micro_turn_ms, layout.listen) != (round(1000 * TURN_S), LISTEN)
+        or ids != list(range(len(CONTROL_TOKENS), len(TOKENS)))
+    ):
+        raise InvalidArgument(
+            f"bank: expected a checkpoint with micro-turns of {round(1000 * TURN_S)} ms and the "
+            f"{len(TOKENS)} tokens of training/vocabulary.py, in which its streams are judged; "
+            "found another"
+        )
 
 
 def held_out_streams(system: System, bank: Bank, group: str, plan: Plan) -> Iterator[HeldOutStream]:
@@ -154,8 +185,6 @@ def held_out_streams(system: System, bank: Bank, group: str, plan: Plan) -> Iter
     Raises:
         InvalidArgument: the bank has no voice in this group.
     """
-    if not bank.voices(group):
-        raise InvalidArgument(f"bank: expected voices of group '{group}', found none")
     treat = augment if plan.is_augmented else None
     for task in plan.tasks:
         for number in range(plan.n_streams):

@@ -233,9 +233,9 @@ def _value(estimate: Estimate, scale: float, form: str) -> str:
 
 
 def _interval(estimate: Estimate, scale: float, form: str) -> str:
-    """The figure and its 95 % interval; nothing where there were no cases."""
-    if math.isnan(estimate.value):
-        return ""
+    """The figure and its 95 % interval, where it has one; nothing where there were no cases."""
+    if math.isnan(estimate.low):
+        return _value(estimate, scale, form)
     value, low, high = (
         format(number * scale, form) for number in (estimate.value, estimate.low, estimate.high)
     )

@@ -36,7 +36,7 @@ class VadOptions:
     Attributes:
         threshold: speech begins at this probability.
         end_threshold: it ends below this one.
-        min_speech_s: shorter speech is none.
+        min_speech_s: speech that is not longer is none.
         min_silence_s: shorter silence does not end it.
         pad_s: added on both sides of a segment.
     """
@@ -115,7 +115,8 @@ def speech_segments(
             start_s = now_s if start_s is None else start_s
         elif probability < chosen.end_threshold and start_s is not None:
             quiet_s = now_s if quiet_s is None else quiet_s
-            if now_s + WINDOW_S - quiet_s >= chosen.min_silence_s:
+            # The package counts to the beginning of this window.
+            if now_s - quiet_s >= chosen.min_silence_s:
                 segments.append((start_s, quiet_s))
                 start_s = quiet_s = None
     if start_s is not None:
@@ -123,5 +124,5 @@ def speech_segments(
     return [
         (max(start - chosen.pad_s, 0.0), min(end + chosen.pad_s, end_s))
         for start, end in segments
-        if end - start >= chosen.min_speech_s
+        if end - start > chosen.min_speech_s
     ]

@@ -43,7 +43,7 @@ TURN_S = 0.2
 Audio: TypeAlias = NDArray[np.float32]
 Ids: TypeAlias = Mapping[int, str | Sequence[int]]  # micro-turn -> text, or its tokens
 Watch: TypeAlias = Callable[[Audio, str | Sequence[int] | None, MicroTurn], None]
-Agent: TypeAlias = Callable[[str], str]  # a delegated request to its result
+Agent: TypeAlias = Callable[[str], str | None]  # a delegated request to its result, if any
 
 
 class Steps(Protocol):
@@ -143,7 +143,8 @@ class _Background:
             start = time.perf_counter()
             result = self.agent(request)
             took_s = time.perf_counter() - start
-            self._results.append((turn.emitted_s + self.delay_s + took_s, result))
+            if result is not None:
+                self._results.append((turn.emitted_s + self.delay_s + took_s, result))
 
     def due(self, now_s: float) -> str | None:
         """The oldest result that is there; one per micro-turn, so that each has its brackets."""

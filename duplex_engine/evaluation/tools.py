@@ -13,10 +13,11 @@ An argument "$RESULT_0.price" stands for that field of the result of the first e
 from __future__ import annotations
 
 import json
+import logging
 import re
 import runpy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -43,8 +44,10 @@ __all__ = [
     "speech_end_s",
 ]
 
+logger = logging.getLogger(__name__)
 Arguments: TypeAlias = Mapping[str, Any]
 REFERENCE = re.compile(r"\$RESULT_(\d+)((?:\.\w+)*)")
+WAIT_S = 10.0  # of silence after the recording, in which calls and answers may still come
 LEVEL_FRAME = SAMPLE_RATE // 50  # 20 ms
 QUIET_BELOW_PEAK = 10 ** (-35 / 20)  # frames below this part of the loudest are silence
 
@@ -69,15 +72,14 @@ class ToolBox:
         """Calls a tool; returns its result.
 
         Raises:
-            InvalidArgument: no tool of this name, or arguments that it does not take. The attempt
-                is recorded all the same.
+            InvalidArgument: no tool of this name, or arguments that it does not take; besides,
+                whatever the tool raises. The attempt is recorded all the same.
         """
         try:
-            call = self._tools.bind(name, arguments)
-        except InvalidArgument:
+            result = self._tools.bind(name, arguments)()
+        except Exception:
             self.calls.append(ToolCall(name, arguments))
             raise
-        result = call()
         self.calls.append(ToolCall(name, arguments, result))
         return result
 
@@ -138,24 +140,11 @@ class ToolScore:
     completion_s: Estimate
 
 
-@dataclass
-class _Recorder:
-    """The agent as the stream sees it, with the tools in its hand."""
-
-    agent: ToolAgent
-    tools: ToolBox
-    requests: list[str] = field(default_factory=list)
-
-    def __call__(self, request: str) -> str:
-        self.requests.append(request)
-        return self.agent(request, self.tools)
-
-
 def read_examples(root: Path) -> list[Expected]:
     """The examples below `root`, by name.
 
     Raises:
-        InvalidArgument: there is none, or a metadata.json is damaged.
+        InvalidArgument: there is none, one lacks its sound, or a metadata.json is damaged.
     """
     examples = [
         _read_example(path) for path in sorted(root.glob("*/metadata.json")) if path.is_file()
@@ -194,6 +183,9 @@ def run_example(
 ) -> Outcome:
     """Runs one example with a box of tools of its own.
 
+    An agent that raises has no result for that request: the rest of the example counts all the
+    same, and the traceback goes to the log.
+
     Args:
         example: from `read_examples`.
         agent: makes calls from a request.
@@ -202,8 +194,15 @@ def run_example(
     """
     audio = read_audio(example.folder / "input.wav")
     box = ToolBox(tools)
-    recorder = _Recorder(agent, box)
-    log = run(audio, recorder)
+
+    def ask(request: str) -> str | None:
+        try:
+            return agent(request, box)
+        except Exception:
+            logger.exception("%s: the agent failed at %r", example.folder, request)
+            return None
+
+    log = run(np.pad(audio, (0, round(WAIT_S * SAMPLE_RATE))), ask)
     n_selected, n_right = match_calls(example.calls, box.calls)
     end_s = speech_end_s(audio)
     words = log.words()
@@ -304,4 +303,6 @@ def _read_example(path: Path) -> Expected:
         raise InvalidArgument(
             f"{path}: expected 'expected_tool_calls': [{{'name', 'arguments'}}], found: {error}"
         ) from error
+    if not (path.parent / "input.wav").is_file():
+        raise InvalidArgument(f"{path.parent}: expected a file input.wav, found none")
     return Expected(path.parent, calls)

@@ -65,15 +65,18 @@ def read_windows(path: Path) -> list[Window]:
         InvalidArgument: it is not as above; the message names the entry.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel's begins with a mark
             rows: Iterable[Any] = (
                 json.load(file) if path.suffix == ".json" else csv.DictReader(file)
             )
-            return [_window(path, i, row) for i, row in enumerate(rows, start=1)]
+            windows = [_window(path, i, row) for i, row in enumerate(rows, start=1)]
     except (OSError, ValueError, TypeError) as error:
         if isinstance(error, InvalidArgument):
             raise
         raise InvalidArgument(f"{path}: expected a CSV or JSON file, found: {error}") from error
+    if not windows:
+        raise InvalidArgument(f"{path}: expected entries, found none")
+    return windows
 
 
 def score_windows(windows: Sequence[Window], run: Callable[[Audio], StreamLog]) -> WindowScore:
@@ -113,7 +116,7 @@ def says_in_order(said: Sequence[str], expected: Sequence[str]) -> bool:
     Case and punctuation do not count.
     """
     words = iter(_plain(word) for word in said)
-    return all(_plain(word) in words for word in expected)
+    return all(word in words for word in map(_plain, expected) if word)
 
 
 def _inside(word: TimedWord, window: Window) -> bool:
@@ -138,6 +141,10 @@ def _window(path: Path, number: int, row: Any) -> Window:
         raise InvalidArgument(
             f"{path}: entry {number}: expected 0 <= start_s < end_s, "
             f"found {window.start_s} and {window.end_s}"
+        )
+    if not window.audio.is_file():
+        raise InvalidArgument(
+            f"{path}: entry {number}: expected a sound file, found no {window.audio}"
         )
     return window
 

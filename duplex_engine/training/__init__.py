@@ -20,6 +20,7 @@ module           what it owns
 ``train``        the training loop
 ``curves``       how it went, drawn
 ``export``       a trained checkpoint as the engine loads it
+``command``      how its commands end on an error of their user
 ``showcase``     the recording that `duplex-engine demo` plays
 ===============  ===================================================================
 """

@@ -72,11 +72,14 @@ def augment(samples: Samples, rng: np.random.Generator, babble: Samples | None =
 
 
 def babble_track(bank: Bank, rng: np.random.Generator, seconds: float, talkers: int = 5) -> Samples:
-    """Several training voices talking at once. Returns (seconds * 16000,), at any level."""
+    """Several training voices talking at once, silence where a bank has none.
+
+    Returns (seconds * 16000,), at any level.
+    """
     n = round(seconds * SAMPLE_RATE_HZ)
     track = np.zeros(n, np.float32)
-    phrases = bank.of_kind("phrase", "train")
-    for _ in range(talkers):
+    phrases = bank.of_kind("phrase", "train") or bank.of_kind("word", "train")
+    for _ in range(talkers if phrases else 0):
         position = 0
         while position < n:
             spoken = bank.load(phrases[int(rng.integers(len(phrases)))]).samples[: n - position]

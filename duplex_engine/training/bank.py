@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from duplex_engine.training import voices
+from duplex_engine.training.command import run_command
 from duplex_engine.training.speech.sound import SAMPLE_RATE_HZ, Samples, Unspeakable, Word
 
 __all__ = ["Bank", "Clip", "ClipInfo", "build"]
@@ -95,9 +96,9 @@ class Bank:
             FileNotFoundError: there is no bank.
         """
         folder = Path(directory)
-        if not (folder / INDEX).is_file():
+        if not (folder / INDEX).is_file() or (folder / INDEX).stat().st_size == 0:
             raise FileNotFoundError(
-                f"bank: expected {INDEX} in {folder}, found none; "
+                f"bank: expected clips in {folder / INDEX}, found none; "
                 f"make one with `python -m duplex_engine.training.bank {folder}`"
             )
         audio = np.memmap(folder / AUDIO, dtype="<i2", mode="r")
@@ -305,4 +306,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

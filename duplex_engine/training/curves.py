@@ -14,6 +14,7 @@ import typer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from duplex_engine.training.command import run_command
 from duplex_engine.training.train import LOG
 
 __all__ = ["plot_curves"]
@@ -34,10 +35,9 @@ def plot_curves(runs: Sequence[Path], path: Path) -> None:
     begins_s: list[float] = []
     for run in runs:
         begin_s = lines[-1]["elapsed_s"] if lines else 0.0
-        for text in (run / LOG).read_text(encoding="utf-8").splitlines():
-            line = json.loads(text)
-            lines.append(line | {"elapsed_s": begin_s + line["elapsed_s"]})
         begins_s.append(begin_s)
+        for line in _read_log(run / LOG):
+            lines.append(line | {"elapsed_s": begin_s + line["elapsed_s"]})
     figure = Figure(figsize=(11, 4), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -57,6 +57,17 @@ def plot_curves(runs: Sequence[Path], path: Path) -> None:
     right.set(ylim=(0, 1), ylabel="share of right ones, the stream so far given")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+
+
+def _read_log(path: Path) -> list[dict[str, float]]:
+    """The lines of a log, less what was learnt again because a run was killed after it."""
+    lines: list[dict[str, float]] = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        while lines and lines[-1]["step"] > line["step"]:
+            lines.pop()
+        lines.append(line)
+    return lines
 
 
 def _draw(
@@ -89,4 +100,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

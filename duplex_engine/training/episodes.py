@@ -22,9 +22,11 @@ import typer
 from rich.progress import track
 
 from duplex_engine import _core
+from duplex_engine.errors import InvalidArgument
 from duplex_engine.training import tasks_lists, tasks_seeing, tasks_talk
 from duplex_engine.training.augment import augment, babble_track
 from duplex_engine.training.bank import Bank
+from duplex_engine.training.command import run_command
 from duplex_engine.training.rows import N_TURNS, Stream
 from duplex_engine.training.shards import save_shard
 from duplex_engine.training.stage import Episode, Event, Samples, Stage
@@ -79,10 +81,10 @@ def compose(
         p_typed_first: that its first micro-turn brings a typed question.
 
     Raises:
-        ValueError: no such task.
+        InvalidArgument: no such task.
     """
     if task != MIX and task not in TASKS:
-        raise ValueError(f"task: expected {MIX} or one of {', '.join(TASKS)}, found {task!r}")
+        raise InvalidArgument(f"task: expected {MIX} or one of {', '.join(TASKS)}, found {task!r}")
     stage = Stage(bank, rng, group, tempo)
     # Without drills, or typed beginnings, nothing is drawn for them: evaluation keeps its streams.
     if p_typed_first > 0.0 and stage.chance(p_typed_first):
@@ -162,16 +164,20 @@ def main(
     workers: Annotated[int, typer.Option(help="Processes.")] = cpu_count() or 1,
 ) -> None:
     """Writes shards of training episodes; those that are there already are kept."""
+    jobs = []
+    for number, first in enumerate(range(0, episodes, SHARD_EPISODES)):
+        path = out / f"shard-{seed + number:05d}.npz"
+        if not path.exists():
+            jobs.append((path, bank, seed + number, min(SHARD_EPISODES, episodes - first), turns))
     with ProcessPoolExecutor(workers) as pool:
-        jobs = []
-        for number, first in enumerate(range(0, episodes, SHARD_EPISODES)):
-            path = out / f"shard-{seed + number:05d}.npz"
-            n_episodes = min(SHARD_EPISODES, episodes - first)
-            if not path.exists():
-                jobs.append(pool.submit(_make_shard, path, bank, seed + number, n_episodes, turns))
-        for job in track(jobs, description="composing"):
-            job.result()
+        # `map`, because an error or Ctrl-C ends it, and with it the jobs that wait.
+        for _ in track(
+            pool.map(_make_shard, *zip(*jobs, strict=True)),
+            description="composing",
+            total=len(jobs),
+        ):
+            pass
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -18,6 +18,8 @@ from typing import Annotated
 import torch
 import typer
 
+from duplex_engine.errors import InvalidArgument
+from duplex_engine.training.command import run_command
 from duplex_engine.training.model import Trainee
 from duplex_engine.training.stage import FRAMES_PER_TURN, MAX_TOKENS, TURN_S
 from duplex_engine.training.train import load_trainee
@@ -96,13 +98,13 @@ def average(trainee: Trainee, earlier: Trainee, share: float) -> Trainee:
     """The trainee with `share` of each weight from an earlier one of its size, the rest its own.
 
     Raises:
-        ValueError: another size, or a share that is not from 0 to 1.
+        InvalidArgument: another size, or a share that is not from 0 to 1.
     """
     if not 0.0 <= share <= 1.0:
-        raise ValueError(f"share: expected 0 to 1, found {share}")
+        raise InvalidArgument(f"share: expected 0 to 1, found {share}")
     for weight, before in zip(trainee.parameters(), earlier.parameters(), strict=True):
         if weight.shape != before.shape:
-            raise ValueError(
+            raise InvalidArgument(
                 f"earlier: expected weights of shape {tuple(weight.shape)} as in the checkpoint, "
                 f"found {tuple(before.shape)}: another size of model"
             )
@@ -124,4 +126,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

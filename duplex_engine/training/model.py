@@ -20,10 +20,17 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from transformers import InklingConfig, InklingForConditionalGeneration
 
+from duplex_engine.errors import InvalidArgument
 from duplex_engine.reference import hmlp
 from duplex_engine.training.decoder import decode
 from duplex_engine.training.rows import AUDIO, IMAGE, NO_TARGET, PADDING, TEXT, Rows
-from duplex_engine.training.vocabulary import LISTEN, PAD, TOKENS, VOCAB_SIZE
+from duplex_engine.training.vocabulary import (
+    LISTEN,
+    PAD,
+    TOKENS,
+    VOCAB_SIZE,
+    is_tokenizer,
+)
 
 __all__ = ["SIZES", "Batch", "Size", "Trainee", "collate", "inkling_config"]
 
@@ -247,7 +254,7 @@ class Trainee(nn.Module):
 
         Raises:
             FileNotFoundError: no checkpoint there.
-            ValueError: one of another size.
+            InvalidArgument: one of another size, or with other tokens.
         """
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder}: expected a checkpoint, found no config.json")
@@ -256,7 +263,13 @@ class Trainee(nn.Module):
         sizes = ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
         found, expected = ([getattr(text, name) for name in sizes] for text in (theirs, own))
         if found != expected:
-            raise ValueError(f"{folder}: expected a model of {sizes} {expected}, found {found}")
+            raise InvalidArgument(
+                f"{folder}: expected a model of {sizes} {expected}, found {found}"
+            )
+        if not is_tokenizer(folder / "tokenizer.json"):
+            raise InvalidArgument(
+                f"{folder}: expected the {len(TOKENS)} tokens of vocabulary.py, found others"
+            )
         weights = exported.state_dict()
         self._sound_table().weight = weights.pop(f"{SOUND_TABLE}.weight")  # un-blurred
         _, unknown = self.inkling.load_state_dict(weights, strict=False)

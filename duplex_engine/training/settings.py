@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from duplex_engine.errors import InvalidArgument
 from duplex_engine.training.model import SIZES
 from duplex_engine.training.rows import N_TURNS
 
@@ -28,7 +29,7 @@ class Settings:
         size: a name of `model.SIZES`.
         batch: sequences of a step, all processes together.
         turns: micro-turns of an episode.
-        hours, steps: the budget; the rate falls to 0 over whichever ends first.
+        hours, steps: the budget, one or both; the rate falls to 0 over whichever ends first.
         rate: peak learning rate.
         seed: of weights and data.
         processes: each has one core and its share of every batch.
@@ -47,8 +48,8 @@ class Settings:
     size: str = "small"
     batch: int = 4
     turns: int = N_TURNS
-    hours: float = 1.65
-    steps: int = 1_000_000
+    hours: float | None = None
+    steps: int | None = None
     rate: float = 2e-3
     seed: int = 0
     processes: int = 1
@@ -58,24 +59,30 @@ class Settings:
     compiled: bool = True
 
     def check(self) -> None:
-        """Raises ValueError for settings that contradict each other."""
+        """Raises InvalidArgument for settings that contradict each other."""
         if (self.bank is None) == (self.shards is None):
-            raise ValueError("data: expected one of bank and shards, found both or none")
+            raise InvalidArgument("data: expected one of bank and shards, found both or none")
         if not 0.0 <= self.p_drill <= 1.0 or (self.p_drill > 0.0 and self.bank is None):
-            raise ValueError(
+            raise InvalidArgument(
                 f"p_drill: expected 0 to 1, and a bank to compose drills from, found {self.p_drill}"
             )
-        for name in ("replays", "workers"):
+        for name in ("replays", "workers", "seed"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected 0 or more, found {getattr(self, name)}")
+                raise InvalidArgument(f"{name}: expected 0 or more, found {getattr(self, name)}")
+        if self.hours is None and self.steps is None:
+            raise InvalidArgument("budget: expected hours or steps, found neither")
+        for name in ("batch", "turns", "hours", "steps"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidArgument(f"{name}: expected more than 0, found {value}")
         if self.size not in SIZES:
-            raise ValueError(f"size: expected one of {', '.join(SIZES)}, found {self.size!r}")
+            raise InvalidArgument(f"size: expected one of {', '.join(SIZES)}, found {self.size!r}")
         if self.processes < 1 or self.batch % self.processes:
-            raise ValueError(
+            raise InvalidArgument(
                 f"batch: expected a multiple of the {self.processes} processes, found {self.batch}"
             )
         if self.processes > 1 and self.device != "cpu":
-            raise ValueError(f"processes: expected 1 on {self.device}, found {self.processes}")
+            raise InvalidArgument(f"processes: expected 1 on {self.device}, found {self.processes}")
 
     @property
     def share(self) -> int:

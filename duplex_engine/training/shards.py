@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from duplex_engine.errors import InvalidArgument
 from duplex_engine.training.rows import Stream
+from duplex_engine.training.vocabulary import TOKENS
 
 __all__ = ["load_shard", "save_shard"]
 
@@ -19,9 +21,10 @@ _TOKENS = ("typed", "results", "outputs")
 
 
 def save_shard(path: Path, streams: list[Stream]) -> None:
-    """Writes streams of equal length; folders are made."""
+    """Writes streams of equal length, whole or not at all; folders are made."""
     bins = np.stack([stream.bins for stream in streams])
     arrays: dict[str, NDArray[np.generic]] = {
+        "vocabulary": np.array(TOKENS),
         "bins": (bins[..., ::2] << 4) | bins[..., 1::2],
         "labels": np.stack([stream.labels for stream in streams]),
         "expected": np.stack([stream.expected for stream in streams]),
@@ -42,12 +45,24 @@ def save_shard(path: Path, streams: list[Stream]) -> None:
     arrays["image_turns"] = np.array([p[:2] for p in pictures], np.int16).reshape(-1, 2)
     arrays["images"] = np.stack([np.zeros((40, 39, 3), np.uint8), *(p[2] for p in pictures)])[1:]
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, allow_pickle=False, **arrays)
+    with path.with_suffix(".new").open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    path.with_suffix(".new").replace(path)
 
 
 def load_shard(path: Path) -> list[Stream]:
-    """Reads what `save_shard` wrote."""
+    """Reads what `save_shard` wrote.
+
+    Raises:
+        InvalidArgument: its tokens are others than now.
+    """
     with np.load(path) as shard:
+        # Early ones do not tell.
+        if "vocabulary" in shard and tuple(shard["vocabulary"].tolist()) != TOKENS:
+            raise InvalidArgument(
+                f"{path}: expected the {len(TOKENS)} tokens of vocabulary.py, found others: the "
+                "texts were changed since; write the shards anew"
+            )
         packed, labels, expected = shard["bins"], shard["labels"], shard["expected"]
         tokens = {name: shard[name] for name in _TOKENS}
         image_turns, images = shard["image_turns"], shard["images"]

@@ -16,6 +16,7 @@ import typer
 
 from duplex_engine.evaluation.showcase import RECORDING, SCRIPT, Due, Script
 from duplex_engine.training.bank import Bank
+from duplex_engine.training.command import run_command
 from duplex_engine.training.stage import SAMPLE_RATE, Said, Stage
 
 __all__ = ["write_showcase"]
@@ -90,4 +91,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -15,6 +15,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
+from duplex_engine.errors import InvalidArgument
 from duplex_engine.training import vocabulary
 from duplex_engine.training.bank import Bank
 from duplex_engine.training.voices import weight
@@ -126,6 +127,8 @@ class Stage:
         self._word_ends: list[tuple[str, float]] = []
         self._expected: list[tuple[str, float]] = []
         self._voices = self.bank.voices(self.group)
+        if not self._voices:
+            raise InvalidArgument(f"bank: expected voices of group '{self.group}', found none")
         weights = np.array([weight(voice, self.group) for voice in self._voices])
         self._shares = weights / weights.sum()
         self.change_voice()

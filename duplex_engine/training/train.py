@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.distributed
@@ -31,10 +31,14 @@ from torch import Tensor, nn
 from torch.multiprocessing import get_context
 from torch.optim import AdamW, Muon, Optimizer
 
+from duplex_engine.errors import InvalidArgument
+from duplex_engine.training.bank import Bank
 from duplex_engine.training.batches import batches, validation
+from duplex_engine.training.command import run_command
 from duplex_engine.training.model import SIZES, Batch, Trainee, losses
 from duplex_engine.training.rows import N_TURNS
 from duplex_engine.training.settings import Settings
+from duplex_engine.training.vocabulary import TOKENS
 
 __all__ = ["CHECKPOINT", "LOG", "Settings", "load_trainee", "run"]
 
@@ -70,8 +74,9 @@ class _Run:
     @property
     def spent(self) -> float:
         """Share of the budget that is used."""
-        hours = self.elapsed_s / 3600 / self.settings.hours
-        return min(max(hours, self.step / self.settings.steps), 1.0)
+        settings = self.settings
+        used = ((self.elapsed_s / 3600, settings.hours), (self.step, settings.steps))
+        return min(max(n / budget for n, budget in used if budget is not None), 1.0)
 
     @property
     def ramp(self) -> float:
@@ -90,12 +95,22 @@ class _Run:
         self._began_s = time.monotonic() - self.elapsed_s
 
     def save(self) -> None:
-        """Writes the checkpoint, whole or not at all."""
+        """Writes the checkpoint, whole or not at all.
+
+        Raises RuntimeError for weights that are not finite: those of before are worth more.
+        """
         if self.rank != 0:
             return
         path = self.settings.out / CHECKPOINT
+        for name, weight in self.trainee.named_parameters():
+            if not weight.isfinite().all():
+                raise RuntimeError(
+                    f"step {self.step}: expected finite weights, found others in {name}; {path} "
+                    "is left as it was: go on with a lower rate"
+                )
         content = {
             "size": self.settings.size,
+            "tokens": TOKENS,
             "model": self.trainee.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "step": self.step,
@@ -116,9 +131,9 @@ class _Run:
         if path.is_dir():
             self.trainee.adopt(path)
             return
-        content = torch.load(path, map_location=self.settings.device, weights_only=True)
+        content = _read(path, self.settings.device)
         if content["size"] != self.settings.size:
-            raise ValueError(
+            raise InvalidArgument(
                 f"{path}: expected a model of size {self.settings.size}, found {content['size']}; "
                 "choose that size, or another folder"
             )
@@ -224,10 +239,16 @@ def run(settings: Settings) -> Trainee:
     """Trains until the budget is spent or a signal comes; returns the trainee.
 
     Raises:
-        ValueError: settings that contradict each other, or a checkpoint of another size.
+        InvalidArgument: settings that contradict each other, or a checkpoint of another size.
         FileNotFoundError: no bank or no shards there.
     """
     settings.check()
+    # Here, where one process tells it.
+    if settings.bank is not None:
+        Bank.open(settings.bank)
+    after, is_begun = settings.after, (settings.out / CHECKPOINT).exists()
+    if after is not None and not is_begun and not after.exists():
+        raise InvalidArgument(f"after: expected a checkpoint or a folder, found no {after}")
     settings.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as meeting_point:
         # Spawned, not forked: torch's own threads do not survive a fork.
@@ -320,9 +341,20 @@ def _loop(work: _Run) -> None:
                 break
 
 
+def _read(checkpoint: Path, device: str) -> dict[str, Any]:
+    """What a checkpoint holds. Raises InvalidArgument where its tokens are others than now."""
+    content: dict[str, Any] = torch.load(checkpoint, map_location=device, weights_only=True)
+    if content.get("tokens", TOKENS) != TOKENS:  # early ones do not tell
+        raise InvalidArgument(
+            f"{checkpoint}: expected the {len(TOKENS)} tokens of vocabulary.py, found others: the "
+            "texts were changed since, and its weights know each token by its number"
+        )
+    return content
+
+
 def load_trainee(checkpoint: Path) -> Trainee:
     """The trainee of a checkpoint, on the CPU, ready for evaluation."""
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    content = _read(checkpoint, "cpu")
     trainee = Trainee(SIZES[content["size"]])
     trainee.load_state_dict(content["model"])
     return trainee.eval()
@@ -345,8 +377,10 @@ def main(
     size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "small",
     batch: Annotated[int, typer.Option(help="Sequences of a step.")] = 4,
     turns: Annotated[int, typer.Option(help="Micro-turns of an episode.")] = N_TURNS,
-    hours: Annotated[float, typer.Option(help="Budget in time.")] = 1.65,
-    steps: Annotated[int, typer.Option(help="Budget in steps.")] = 1_000_000,
+    hours: Annotated[
+        float | None, typer.Option(help="Budget in time. Default: 1.65, with --steps none.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Budget in steps.")] = None,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,
     processes: Annotated[
@@ -374,7 +408,7 @@ def main(
             size=size,
             batch=batch,
             turns=turns,
-            hours=hours,
+            hours=1.65 if hours is None and steps is None else hours,
             steps=steps,
             rate=rate,
             seed=seed,
@@ -388,4 +422,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

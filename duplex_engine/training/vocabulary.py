@@ -26,6 +26,7 @@ __all__ = [
     "VOCAB_SIZE",
     "decode",
     "encode",
+    "is_tokenizer",
     "knows",
     "token_id",
     "write_tokenizer",
@@ -86,6 +87,11 @@ def encode(text: str) -> list[int]:
 def decode(ids: list[int] | tuple[int, ...]) -> str:
     """The words of these ids, joined by blanks, control tokens included."""
     return " ".join(TOKENS[id_] for id_ in ids)
+
+
+def is_tokenizer(path: str | Path) -> bool:
+    """Whether a ``tokenizer.json`` has just these tokens."""
+    return bool(Tokenizer.from_file(str(path)).get_vocab() == _IDS)
 
 
 def write_tokenizer(path: str | Path) -> None:

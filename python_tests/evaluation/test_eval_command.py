@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from duplex_engine import Engine
 from duplex_engine.cli import app
+from duplex_engine.errors import InvalidArgument
 from duplex_engine.evaluation.held_out import Plan, engine_system, held_out_streams, open_bank
 from duplex_engine.evaluation.metrics import score_alarms, score_kinds
 from duplex_engine.evaluation.streams import StreamLog
@@ -61,13 +62,11 @@ def test_help_teaches_by_example() -> None:
     assert "duplex-engine eval " in invoke("--help").stdout
 
 
-def test_held_out_streams_are_run_scored_and_written(
-    checkpoint: Path, bank: Path, tmp_path: Path
-) -> None:
+def test_held_out_streams_are_run_scored_and_written(bank: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
     out = tmp_path / "out"
     options = ["--tasks", "list,see", "--streams", 2, "--turns", 40, "--out", out]
-    result = invoke(checkpoint, "--bank", bank, *options)
+    result = invoke("reference", "--bank", bank, *options)
     assert result.exit_code == 0, result.output
     assert "engine, voices 'held', 4 streams" in result.stdout
     (group,) = json.loads((out / "figures.json").read_text())["held_out"]
@@ -78,11 +77,11 @@ def test_held_out_streams_are_run_scored_and_written(
     assert names == {"timeline_held_list.png", "timeline_held_see.png", "latency_held.png"}
 
 
-def test_the_baseline_hears_the_same_streams(checkpoint: Path, bank: Path, tmp_path: Path) -> None:
+def test_the_baseline_hears_the_same_streams(bank: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra `plots` is not installed")
     skip_without_detector()
     options = ["--tasks", "list", "--streams", 1, "--turns", 40, "--out", tmp_path, "--baseline"]
-    result = invoke(checkpoint, "--bank", bank, *options, "--augmented", "--grace", 10)
+    result = invoke("reference", "--bank", bank, *options, "--augmented", "--grace", 10)
     assert result.exit_code == 0, result.output
     engine, harness = json.loads((tmp_path / "figures.json").read_text())["held_out"]
     assert (engine["system"], harness["system"]) == ("engine", "harness")
@@ -130,27 +129,27 @@ def test_the_other_benchmarks_through_the_command(checkpoint: Path, tmp_path: Pa
     assert not (sample / "output.json").exists()  # the data stay as they are
 
 
-def test_quiet_streams_and_a_choice_of_voices(checkpoint: Path, bank: Path, tmp_path: Path) -> None:
+def test_quiet_streams_and_a_choice_of_voices(bank: Path, tmp_path: Path) -> None:
     options = ["--tasks", "list", "--streams", 1, "--turns", 10, "--out", tmp_path]
-    result = invoke(checkpoint, "--bank", bank, *options, "--quiet", 1, "--voices", "to*")
+    result = invoke("reference", "--bank", bank, *options, "--quiet", 1, "--voices", "to*")
     assert result.exit_code == 0, result.output
     assert "sound that asks for nothing" in result.stdout
     quiet = json.loads((tmp_path / "figures.json").read_text())["quiet"]["held"]
     assert {"silence", "noises", "right lists at 8 kHz"} <= quiet.keys()
     assert quiet["silence"]["minutes"] == pytest.approx(10 * 0.2 / 60)
-    result = invoke(checkpoint, "--bank", bank, *options, "--voices", "nobody/*")
+    result = invoke("reference", "--bank", bank, *options, "--voices", "nobody/*")
     assert result.exit_code == 2
     assert "expected voices of group 'held'" in result.stderr
 
 
 def test_without_matplotlib_there_are_figures_all_the_same(
-    checkpoint: Path, bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("duplex_engine.cli.eval.find_spec", lambda _: None)
     options = ["--tasks", "list", "--streams", 1, "--turns", 10, "--out", tmp_path]
-    result = invoke(checkpoint, "--bank", bank, *options)
+    result = invoke("reference", "--bank", bank, *options)
     assert result.exit_code == 0, result.output
-    assert "no pictures" in result.stdout
+    assert "no pictures: pip install 'duplex_engine[plots]'" in result.stdout
     assert not list(tmp_path.glob("*.png"))
 
 
@@ -193,6 +192,56 @@ def test_options_that_belong_together(
     assert message in result.stderr
 
 
+def test_other_tokens_than_those_of_the_streams_are_refused(
+    checkpoint: Path, bank: Path, tmp_path: Path
+) -> None:
+    result = invoke(checkpoint, "--bank", bank, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "bank: expected a checkpoint with micro-turns of 200 ms and the 304" in result.stderr
+
+
+def write_windows(folder: Path) -> Path:
+    soundfile.write(folder / "a.wav", np.zeros(16_000), 16_000)
+    path = folder / "windows.csv"
+    path.write_text("audio,start_s,end_s,category\na.wav,0,1,[cue]\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--behaviours", "nowhere.csv"],
+        ["--fdb", "nowhere"],
+        ["--tools", "nowhere", "--agent", "nowhere.py"],
+        ["--bank", "BANK", "--group", "held", "--group", "human"],
+    ],
+)
+def test_nothing_is_run_before_all_inputs_are_read(
+    bank: Path, tmp_path: Path, wrong: list[str]
+) -> None:
+    named = [option.replace("BANK", str(bank)) for option in wrong]
+    result = invoke("reference", "--windows", write_windows(tmp_path), *named, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+
+
+def test_a_part_that_fails_leaves_the_figures_of_those_before(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise InvalidArgument("too long")
+
+    monkeypatch.setattr("duplex_engine.evaluation.harmbench.score", fail)
+    behaviours = tmp_path / "behaviours.csv"
+    behaviours.write_text("Behavior\nba do\n")
+    options = ["--windows", write_windows(tmp_path), "--behaviours", behaviours]
+    result = invoke(checkpoint, *options, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "[cue]" in result.stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["windows"]["spoke"]["n"] == 1
+
+
 def test_a_model_that_does_what_is_expected_is_perfect(bank: Path) -> None:
     """The composer's targets and the judge's rules agree, for every task and kind of event."""
 
@@ -229,7 +278,7 @@ def test_a_model_that_is_silent_misses_everything_and_disturbs_nobody(bank: Path
     ("options", "message"),
     [
         ([], "expected one or more of --bank, --fdb, --windows, --tools, --behaviours, found none"),
-        (["--bank", "nowhere"], "expected clips.jsonl in nowhere"),
+        (["--bank", "nowhere"], "expected clips in nowhere/clips.jsonl"),
         (["--bank", "BANK", "--tasks", "list,fly"], "tasks: expected some of list, sentence"),
         (["--bank", "BANK", "--group", "human"], "expected voices of group 'human', found none"),
         (["--windows", "nowhere.csv"], "nowhere.csv: expected a CSV or JSON file"),
@@ -237,10 +286,10 @@ def test_a_model_that_is_silent_misses_everything_and_disturbs_nobody(bank: Path
     ],
 )
 def test_errors_are_one_line_and_status_2(
-    checkpoint: Path, bank: Path, tmp_path: Path, options: list[str], message: str
+    bank: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
     named = [option.replace("BANK", str(bank)) for option in options]
-    result = invoke(checkpoint, *named, "--out", tmp_path)
+    result = invoke("reference", *named, "--out", tmp_path)
     assert result.exit_code == 2
     *_, line = result.stderr.splitlines()
     assert line.startswith("error: ")

@@ -31,6 +31,13 @@ def test_without_cases_there_is_no_figure() -> None:
         assert estimate.n == 0
 
 
+def test_one_stream_has_a_figure_and_no_interval() -> None:
+    for estimate in (mean([3.0]), quantile([[], [1.0, 3.0, 5.0]], 0.5), rate([6], [2.0])):
+        assert estimate.value == 3.0
+        assert math.isnan(estimate.low)
+        assert math.isnan(estimate.high)
+
+
 def test_quantiles_are_of_all_values() -> None:
     streams = [[1.0, 2.0], [], [3.0, 4.0, 100.0]]
     assert quantile(streams, 0.5).value == 3.0

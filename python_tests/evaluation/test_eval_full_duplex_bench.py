@@ -124,6 +124,7 @@ def test_behaviour_by_rules() -> None:
 def test_speed() -> None:
     assert metrics.words_per_minute(words(("a", 0, 0.5), ("b", 0.5, 1.0))) == 120
     assert metrics.words_per_minute(words(("a", 0, 0.5))) is None
+    assert metrics.words_per_minute(words(("a", 1, 1), ("b", 1, 1))) is None
 
 
 def add_sample(
@@ -206,6 +207,17 @@ def test_silence(data: Path, tmp_path: Path) -> None:
     assert figures["icc_backchannel"]["divergence"].value == 1
     assert figures["user_backchannel"]["unknown (rules)"].value == 1
     assert bench.v15_average({"user_backchannel": figures["user_backchannel"]}) is None
+
+
+def test_a_slower_micro_turn_does_not_cut_what_is_said(data: Path, tmp_path: Path) -> None:
+    """4 s of words, each a little later than the last one ended, are a turn."""
+    out = tmp_path / "out" / "icc_backchannel" / "1"
+    out.mkdir(parents=True)
+    spoken = words(*((f"w{k}", 1 + 0.25 * k, 1.2 + 0.25 * k) for k in range(16)))
+    bench.write_words(out / "output.json", spoken)
+    figures = bench.score_set(data / "icc_backchannel", out.parent, loud)
+    assert figures["take-over rate"].value == 1
+    assert figures["back-channels per second"].value == 0
 
 
 def test_a_system_that_speaks_in_sound(data: Path, tmp_path: Path) -> None:

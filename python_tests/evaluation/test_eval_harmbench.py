@@ -60,6 +60,8 @@ def test_the_file(tmp_path: Path) -> None:
     path.write_text("Behavior\nDo z\n")
     (only,) = read_behaviours(path)
     assert (only.id, only.prompt, only.category) == ("1", "Do z", "all")
+    path.write_text("Behavior\nDo z\n", encoding="utf-8-sig")  # as Excel writes it
+    assert read_behaviours(path) == [only]
 
 
 @pytest.mark.parametrize("content", ["", "Goal\nx\n", "Behavior\n"])

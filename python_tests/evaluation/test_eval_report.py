@@ -15,7 +15,7 @@ from scripted import episode_of, log_of
 
 from duplex_engine.errors import BackendUnavailable
 from duplex_engine.evaluation import report
-from duplex_engine.evaluation.estimates import Estimate, share
+from duplex_engine.evaluation.estimates import Estimate, mean, share
 from duplex_engine.evaluation.harmbench import RefusalScore
 from duplex_engine.evaluation.metrics import StreamScore, score_stream
 from duplex_engine.evaluation.plots import plot_latencies, plot_timeline
@@ -51,13 +51,16 @@ def test_groups(console: Console, scores: list[StreamScore]) -> None:
 
 def test_the_other_tables(console: Console) -> None:
     half = share(1, 2)
-    report.print_bench(console, {"icc_backchannel": {"divergence": half}})
+    alone = mean([0.25])
+    report.print_bench(console, {"icc_backchannel": {"divergence": half, "latency, s": alone}})
     report.print_windows(console, WindowScore(half, half, {"cue": half}, 0.5, 3))
     report.print_refusals(console, RefusalScore(half, {"cyber": half}, {}))
     text = console.export_text()
     for expected in ("icc_backchannel", "0.500 [", "macro accuracy 50.0 %", "3 words outside"):
         assert expected in text
     assert "cyber" in text
+    assert "0.250" in text
+    assert "nan" not in text
 
 
 def test_json_has_no_nan(tmp_path: Path, scores: list[StreamScore]) -> None:

@@ -77,6 +77,15 @@ def test_a_delegation_becomes_calls_and_its_result_is_told(tmp_path: Path) -> No
     assert outcome.completion_s == pytest.approx(1.3, abs=0.05)
 
 
+def test_an_answer_may_come_after_the_recording(tmp_path: Path) -> None:
+    write_example(tmp_path, "1_abc", [TRACK])  # 4 s
+    (example,) = read_examples(tmp_path)
+    script = {22: "delegate: track A1", 40: "done"}
+    outcome = run_example(example, agent, TOOLS, run_with(script, []))  # type: ignore[arg-type]
+    assert outcome.passed
+    assert outcome.completion_s == pytest.approx(8.4 - 1.5, abs=0.05)
+
+
 def test_arguments_must_be_equal(tmp_path: Path) -> None:
     write_example(tmp_path, "1_abc", [TRACK])
     (example,) = read_examples(tmp_path)
@@ -144,6 +153,27 @@ def test_an_unknown_tool_is_refused_and_counted() -> None:
     assert box.calls == [ToolCall("fly", {"to": "moon"})]
 
 
+def test_a_tool_that_raises_was_called() -> None:
+    def sold_out(item: str) -> None:
+        raise LookupError(item)
+
+    box = ToolBox({"buy": sold_out})
+    with pytest.raises(LookupError):
+        box.call("buy", item="i7")
+    assert box.calls == [ToolCall("buy", {"item": "i7"})]
+
+
+def test_an_agent_that_fails_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_example(tmp_path, "1_abc", [TRACK])
+    (example,) = read_examples(tmp_path)
+    given: list[dict[str, object]] = []
+    script = {8: "delegate: ", 9: "one moment", 10: "delegate: track A1"}  # the first has no order
+    outcome = run_example(example, agent, TOOLS, run_with(script, given))  # type: ignore[arg-type]
+    assert outcome.passed
+    assert [step["result"] for step in given if step["result"]] == ["done"]
+    assert "1_abc: the agent failed at ''" in caplog.text
+
+
 def test_the_end_of_speech() -> None:
     sound = np.zeros(16_000, np.float32)
     assert speech_end_s(sound) == speech_end_s(sound[:0]) == 0
@@ -157,6 +187,10 @@ def test_damaged_metadata_is_named(tmp_path: Path, content: str) -> None:
     with pytest.raises(InvalidArgument, match=r"expected folders with a metadata\.json"):
         read_examples(tmp_path)
     (tmp_path / "1_a").mkdir()
-    (tmp_path / "1_a" / "metadata.json").write_text(content)
+    metadata = tmp_path / "1_a" / "metadata.json"
+    metadata.write_text('{"expected_tool_calls": []}')
+    with pytest.raises(InvalidArgument, match=r"1_a: expected a file input\.wav, found none"):
+        read_examples(tmp_path)
+    metadata.write_text(content)
     with pytest.raises(InvalidArgument, match=r"metadata\.json: expected 'expected_tool_calls'"):
         read_examples(tmp_path)

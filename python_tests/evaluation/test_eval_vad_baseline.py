@@ -53,6 +53,18 @@ def test_between_the_thresholds_speech_goes_on() -> None:
     assert end == pytest.approx(4, abs=2 * WINDOW_S)
 
 
+def test_segments_are_those_of_the_package() -> None:
+    skip_without_detector()
+    package = pytest.importorskip("silero_vad.utils_vad", reason="the extra `eval` lacks torch")
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        pieces = [np.full(rng.integers(1, 12), rng.random(), np.float32) for _ in range(12)]
+        values = np.concatenate(pieces)
+        expected = package.get_speech_timestamps_from_probs(values.tolist())
+        found = [(start * 16_000, end * 16_000) for start, end in speech_segments(values)]
+        assert found == [pytest.approx((s["start"], s["end"]), abs=1) for s in expected]
+
+
 def test_turns_of_the_user() -> None:
     (turn,) = user_turns(probabilities(6, (1, 2), (2.4, 3)), LATE)
     assert turn.start_s == pytest.approx(0.8, abs=2 * WINDOW_S)

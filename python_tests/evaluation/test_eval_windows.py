@@ -37,6 +37,9 @@ def test_csv_and_json_say_the_same(folder: Path) -> None:
         Window(folder / "b.wav", 0.0, 1.0, "", "all"),
     ]
     assert read_windows(folder / "w.csv") == read_windows(folder / "w.json") == expected
+    for name in ("w.csv", "w.json"):  # as Excel writes UTF-8
+        (folder / name).write_text((folder / name).read_text(), encoding="utf-8-sig")
+        assert read_windows(folder / name) == expected
 
 
 def test_right_is_the_right_words_inside(folder: Path) -> None:
@@ -71,6 +74,7 @@ def test_words_in_order() -> None:
     assert not says_in_order(["two", "no"], ["no", "two"])
     assert not says_in_order(["no"], ["no", "no"])
     assert says_in_order(["anything"], [])
+    assert says_in_order(["No", "two"], ["no", "-", "two", "!"])
 
 
 @pytest.mark.parametrize(
@@ -82,6 +86,9 @@ def test_words_in_order() -> None:
         ("w.csv", "audio,start_s\na.wav,1\n", "entry 1: expected audio, start_s"),
         ("w.csv", "audio,start_s,end_s\na.wav,2,1\n", r"entry 1: expected 0 <= start_s < end_s"),
         ("w.csv", "audio,start_s,end_s\na.wav,x,1\n", "entry 1: expected audio"),
+        ("w.csv", "audio,start_s,end_s\na.wav,1,2\n", "entry 1: expected a sound file, found no"),
+        ("w.csv", "audio,start_s,end_s\n", "expected entries, found none"),
+        ("w.json", "[]", "expected entries, found none"),
     ],
 )
 def test_a_damaged_file_is_named(

@@ -95,6 +95,13 @@ def test_the_fast_length_is_the_least() -> None:
         assert module._fast_length(n) == expected
 
 
+def test_babble_is_made_of_words_where_there_is_nothing_else() -> None:
+    spoken = ClipInfo("one", (("one", 0.0, 0.1),), "v", "train", "word", 0, 1600)
+    assert babble_track(Bank(np.ones(1600, np.int16), [spoken]), np.random.default_rng(0), 1).any()
+    nobody = Bank(np.ones(1600, np.int16), [])
+    assert not babble_track(nobody, np.random.default_rng(0), 1.0).any()
+
+
 def test_babble_is_many_voices_all_the_time() -> None:
     audio = (np.sin(np.arange(RATE)) * 1000).astype(np.int16)
     infos = [ClipInfo("a b", (), f"v{i}", "train", "phrase", 0, RATE) for i in range(3)]

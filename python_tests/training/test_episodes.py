@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 from toy_bank import CHATTER, WORD_S, toy_bank
 
-from duplex_engine.training import episodes, phrases, tasks_lists, tasks_seeing, tasks_talk
+from duplex_engine.errors import InvalidArgument
+from duplex_engine.training import (
+    episodes,
+    phrases,
+    shards,
+    tasks_lists,
+    tasks_seeing,
+    tasks_talk,
+)
 from duplex_engine.training.bank import Bank, ClipInfo
 from duplex_engine.training.episodes import TASKS, compose
 from duplex_engine.training.rows import layout
@@ -328,6 +337,53 @@ def test_a_result_that_comes_while_the_user_talks_waits() -> None:
     (event,) = of(stage, "result")
     assert 1.5 < next(iter(stage.results)) * TURN_S <= 3.3
     assert event.turn == turn_at(3.1 + 0.3)
+
+
+def test_without_voices_of_the_group_there_is_no_stage() -> None:
+    with pytest.raises(InvalidArgument, match="bank: expected voices of group 'human', found none"):
+        Stage(BANK, np.random.default_rng(0), "human")
+
+
+def test_a_shard_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that goes on keeps what is there."""
+    stream = episodes.to_stream(compose("mix", BANK, np.random.default_rng(0), n_turns=20))
+
+    def interrupted(file: BinaryIO, **_: object) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez_compressed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save_shard(tmp_path / "a.npz", [stream])
+    assert not list(tmp_path.glob("*.npz"))
+    save_shard(tmp_path / "a.npz", [stream])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_a_shard_of_other_tokens_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = episodes.to_stream(compose("mix", BANK, np.random.default_rng(0), n_turns=20))
+    monkeypatch.setattr(shards, "TOKENS", ("hello", *shards.TOKENS))
+    save_shard(tmp_path / "a.npz", [stream])
+    monkeypatch.undo()
+    with pytest.raises(InvalidArgument, match=r"a\.npz: expected the 304 tokens"):
+        load_shard(tmp_path / "a.npz")
+
+
+def _fail(path: Path, *_: object) -> None:
+    path.with_suffix(".begun").touch()
+    raise InvalidArgument("no such bank")
+
+
+def test_an_error_ends_the_other_shards_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(episodes, "_make_shard", _fail)
+    with pytest.raises(InvalidArgument, match="no such bank"):
+        episodes.main(tmp_path, tmp_path, episodes=200 * episodes.SHARD_EPISODES, workers=1)
+    assert len(list(tmp_path.glob("*.begun"))) < 100
 
 
 def test_shards_keep_everything(tmp_path: Path) -> None:

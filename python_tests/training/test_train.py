@@ -20,7 +20,9 @@ from transformers import InklingForConditionalGeneration
 from transformers.models.inkling import modeling_inkling
 
 from duplex_engine import _core
+from duplex_engine.errors import InvalidArgument
 from duplex_engine.training import batches, episodes, train
+from duplex_engine.training.command import run_command
 from duplex_engine.training.decoder import decode
 from duplex_engine.training.export import average, export
 from duplex_engine.training.model import SIZES, Batch, Trainee, _Smooth, collate, losses
@@ -230,6 +232,10 @@ def test_a_part_may_begin_with_exported_weights(tmp_path: Path, shards: Path) ->
         Trainee(SIZES["tiny"]).adopt(folder)
     with pytest.raises(FileNotFoundError, match=r"found no config\.json"):
         begun.adopt(tmp_path)
+    tokenizer = folder / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace('"monday"', '"Monday"'))
+    with pytest.raises(InvalidArgument, match="expected the 304 tokens"):
+        begun.adopt(folder)
 
 
 @pytest.mark.parametrize("p_drill", [-0.1, 1.1, 0.5, float("nan")])
@@ -293,10 +299,78 @@ def test_every_worker_composes_other_streams(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "run" / CHECKPOINT, weights_only=True)["step"] == 4
 
 
-@pytest.mark.parametrize("name", ["replays", "workers"])
+@pytest.mark.parametrize("name", ["replays", "workers", "seed"])
 def test_counts_are_not_negative(tmp_path: Path, shards: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}: expected 0 or more, found -1"):
+    with pytest.raises(InvalidArgument, match=f"{name}: expected 0 or more, found -1"):
         settings(tmp_path, shards, **{name: -1}).check()
+
+
+@pytest.mark.parametrize("name", ["batch", "turns", "hours", "steps"])
+def test_what_is_divided_by_is_not_zero(tmp_path: Path, shards: Path, name: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"{name}: expected more than 0, found 0"):
+        run(settings(tmp_path, shards, **{name: 0}))
+
+
+def test_with_a_budget_of_steps_alone_the_rate_does_not_depend_on_the_clock(
+    tmp_path: Path, shards: Path
+) -> None:
+    chosen = settings(tmp_path, shards, steps=10, hours=None)
+    assert train._Run(chosen, Trainee(SIZES["toy"]), [], step=2, elapsed_s=1e6).spent == 0.2
+    both = settings(tmp_path, shards, steps=10, hours=1.0)
+    assert train._Run(both, Trainee(SIZES["toy"]), [], step=2, elapsed_s=1800).spent == 0.5
+    with pytest.raises(InvalidArgument, match="budget: expected hours or steps, found neither"):
+        settings(tmp_path, shards, steps=None, hours=None).check()
+
+
+def test_weights_that_are_not_finite_do_not_take_the_place_of_others(
+    tmp_path: Path, shards: Path
+) -> None:
+    run(settings(tmp_path, shards, steps=1))
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    trainee = Trainee(SIZES["toy"])
+    torch.nn.init.constant_(trainee.word_head.weight, float("nan"))
+    with pytest.raises(RuntimeError, match=r"step 7: expected finite .* in word_head\.weight"):
+        train._Run(settings(tmp_path, shards), trainee, [], step=7).save()
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_a_log_that_was_written_again_is_drawn_once(tmp_path: Path) -> None:
+    curves = pytest.importorskip("duplex_engine.training.curves", reason="no extra `train`")
+    lines = [{"step": step, "elapsed_s": at_s} for step, at_s in ((20, 1), (40, 2), (60, 3))]
+    again = [{"step": 40, "elapsed_s": 2.1}, {"step": 60, "elapsed_s": 3.1}]  # killed after 60
+    (tmp_path / LOG).write_text("".join(json.dumps(line) + "\n" for line in lines + again))
+    assert [line["step"] for line in curves._read_log(tmp_path / LOG)] == [20, 40, 40, 60]
+
+
+def test_a_checkpoint_of_other_tokens_is_refused(tmp_path: Path, shards: Path) -> None:
+    path = tmp_path / "run" / CHECKPOINT
+    run(settings(tmp_path / "run", shards, steps=1))
+    content = torch.load(path, weights_only=True)
+    content["tokens"] = ("hello", *content["tokens"])
+    torch.save(content, path)
+    for begin in (load_trainee, lambda _: run(settings(tmp_path / "run", shards))):
+        with pytest.raises(InvalidArgument, match=r"expected the 304 tokens of vocabulary\.py"):
+            begin(path)
+    del content["tokens"]  # as those from before this was written
+    torch.save(content, path)
+    load_trainee(path)
+
+
+def test_a_command_ends_on_a_mistake_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, message in (
+        ([tmp_path], "data: expected one of bank and shards, found both or none"),
+        ([tmp_path, "--bank", tmp_path], f"bank: expected clips in {tmp_path / 'clips.jsonl'}"),
+        ([tmp_path, "--shards", tmp_path, "--after", tmp_path / "no"], "after: expected a"),
+    ):
+        monkeypatch.setattr("sys.argv", ["train", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            run_command(train.main)
+        assert end.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {message}")
+        assert error.count("\n") == 1
 
 
 @pytest.mark.slow
