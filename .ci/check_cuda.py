@@ -140,7 +140,7 @@ KERNELS = {
     "linear/expert_f32_kernel": Rule({"FFMA": 16, BARRIER: 2}),
     "linear/linear_f32_kernel": Rule({"FFMA": 16}),
     "linear_bf16/expert_bf16_kernel": Rule(
-        {"HMMA.16816.F32.BF16": 24, WEIGHTS: 16, "LDG.E.128": 12, BARRIER: 6},
+        {"HMMA.16816.F32.BF16": 24, WEIGHTS: 16, AHEAD: 1, "LDG.E.128": 12, BARRIER: 6},
         registers=80,
         must_not=(DOUBLE,),
     ),
@@ -165,7 +165,14 @@ KERNELS = {
     ),
     # As bfloat16, with half the weights to load; codes become numbers two at a time.
     "linear_mxfp8/expert_mxfp8_kernel": Rule(
-        {"HMMA.16816.F32.BF16": 24, WEIGHTS: 8, "HMUL2.BF16": 16, "LDG.E.128": 12, BARRIER: 6},
+        {
+            "HMMA.16816.F32.BF16": 24,
+            WEIGHTS: 8,
+            AHEAD: 1,
+            "HMUL2.BF16": 16,
+            "LDG.E.128": 12,
+            BARRIER: 6,
+        },
         registers=80,
         must_not=(DOUBLE,),
     ),
@@ -187,6 +194,7 @@ KERNELS = {
         {
             "HMMA.16816.F32.BF16": 24,
             WEIGHTS_OF_8: 8,
+            AHEAD: 1,
             "LDS.128": 16,
             "PRMT": 160,
             "LDG.E.128": 12,
@@ -215,7 +223,8 @@ KERNELS = {
     ),
     "linear_quantised/linear_quantised_kernel": QUANTISED,
     "linear_quantised/quantise_rows_kernel": Rule({EXCHANGE: 4, "STG.E.U16": 1}),
-    "moe/combine_kernel": Rule({"FFMA": 1}),
+    # Eight experts of four columns on their way.
+    "moe/combine_kernel": Rule({"FFMA": 32, FOUR: 8, STORE_FOUR: 1}),
     "pack/pack_kernel": Rule({"STG.E.U16": 1}),
     "pack/pack_mxfp8_kernel": Rule({"STG.E.U8": 2}),
     "pack/pack_nvfp4_kernel": Rule({"STG.E.U8": 1}),

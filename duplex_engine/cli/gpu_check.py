@@ -18,6 +18,7 @@ from duplex_engine.cli.run import DeviceOption
 from duplex_engine.engine import Engine
 from duplex_engine.errors import BackendUnavailable, InvalidArgument
 from duplex_engine.evaluation import gpu_check as suite
+from duplex_engine.evaluation.gpu_prompts import prompt_checks
 from duplex_engine.evaluation.prediction_tables import cases, turn_table
 from duplex_engine.evaluation.work import INKLING_SMALL
 
@@ -109,6 +110,7 @@ def _all_checks(device: str, checkpoint: str, turns: int) -> Iterator[suite.Chec
     if device != "cpu":  # which takes no weights in these formats
         for coded in suite.CODED:
             yield from suite.coded_checks(device, coded, turns)
+        yield from prompt_checks(device)
 
 
 def _time(console: Console, device: str, shapes: list[str]) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ def route(device: Device) -> None:
         global_scale, choices,
     )  # fmt: skip
     shared_bytes = n * (2 * 8 + 4) + (n_experts + n_all) * 4
-    device.launch("router/route_kernel", (n_rows,), 256, shared_bytes, args)
+    device.launch("router/route_kernel", (n_rows,), 64, shared_bytes, args)
     found = device.get(choices)
     wide = (parts[0] + parts[1] + parts[2]).astype(np.float64)[:-1]
     with np.errstate(over="ignore"):
@@ -87,7 +87,7 @@ def combine(device: Device) -> None:
     choice["weight"] = random.random((n_rows, per_row))
     y = device.out(np.full((n_rows, width + 64), np.nan, np.float32))
     args = Combine(device.put_late(choice), per_row, device.put_late(down), width, y, width + 64)
-    device.launch("moe/combine_kernel", (n_rows,), 256, 0, args)
+    device.launch("moe/combine_kernel", (n_rows, 2), 64, 0, args)
     terms = choice["weight"][..., None].astype(np.float64) * down.reshape(n_rows, per_row, width)
     bound = 2 * per_row * UNIT * np.abs(terms).sum(1)
     check_close(device.get(y)[:, :width], terms.sum(1), bound)

@@ -40,7 +40,7 @@ DUPLEX_KERNEL linear_bf16_kernel(LinearArgs args) {
 DUPLEX_KERNEL expert_bf16_kernel(ExpertLinearArgs args) {
   let_next_grid_begin();
   wait_for_previous_grid();
-  multiply_expert<Bf16Round>(job_of(args, shared_memory() + kExpertRoomAt<Bf16Round>), block_x());
+  multiply_expert<Bf16Round>(expert_job<Bf16Round>(args), block_x());
 }
 
 }  // namespace

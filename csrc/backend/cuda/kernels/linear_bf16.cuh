@@ -13,15 +13,13 @@ namespace duplex::cuda {
 inline constexpr int kWarps = 8;
 inline constexpr int kAhead = 4;  // steps whose weights are in flight
 
-// Asks for the weights of a tile that no warp has on its way at first, so that they come from the
-// second-level cache later. Nothing is waited for.
+// Asks for the bytes of a tile from `first` on, into the second-level cache. Nothing is waited for.
 template <class Round>
-DUPLEX_DEVICE void prefetch_tile(const Job& job, std::int32_t tile) {
+DUPLEX_DEVICE void prefetch_tile(const Job& job, std::int32_t tile, std::int64_t first) {
   constexpr std::int64_t kPiece = 4096;
   const std::int64_t bytes = Round::tile_bytes((job.n_in + kBf16Step - 1) / kBf16Step);
   const auto* const at = static_cast<const std::byte*>(job.w) + tile * bytes;
-  constexpr std::int64_t kFirst = kWarps * kAhead * Round::kStepBytes;
-  for (std::int64_t i = kFirst + thread_index() * kPiece; i < bytes; i += n_threads() * kPiece)
+  for (std::int64_t i = first + thread_index() * kPiece; i < bytes; i += n_threads() * kPiece)
     prefetch(at + i, static_cast<std::uint32_t>(bytes - i < kPiece ? bytes - i : kPiece));
 }
 
@@ -50,7 +48,7 @@ DUPLEX_DEVICE void multiply_tile(const Job& job, std::int32_t tile, std::int32_t
   float acc[kTiles][4] = {};
   Round round{};
   if (warp < n_steps) round.load(job, tile, warp, n_steps);
-  if (asks_ahead) prefetch_tile<Round>(job, tile);
+  if (asks_ahead) prefetch_tile<Round>(job, tile, kWarps * kAhead * Round::kStepBytes);
   wait_for_previous_grid();
   // Few rows come some steps ahead, of many there are registers for one step.
   constexpr int kRowsAhead = kTiles == 1 ? kAhead : kTiles <= 4 ? 2 : 0;
@@ -139,5 +137,14 @@ Grid tile_grid(const LinearArgs& args) {
 }
 template <class Round>
 constexpr std::size_t kExpertRoomAt = Round::kSharedBytes + tile_bytes<2>();
+
+// The job of a thread block of an expert. All of its tile is asked for, as the rounds of its warps
+// have few bytes on their way.
+template <class Round>
+DUPLEX_DEVICE Job expert_job(const ExpertLinearArgs& args) {
+  const Job job = job_of(args, shared_memory() + kExpertRoomAt<Round>);
+  if (job.begin < job.end) prefetch_tile<Round>(job, block_x(), 0);
+  return job;
+}
 
 }  // namespace duplex::cuda

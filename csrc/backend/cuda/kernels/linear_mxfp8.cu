@@ -68,7 +68,7 @@ DUPLEX_KERNEL linear_mxfp8_kernel(LinearArgs args) {
 DUPLEX_KERNEL expert_mxfp8_kernel(ExpertLinearArgs args) {
   let_next_grid_begin();
   wait_for_previous_grid();
-  multiply_expert<Mxfp8Round>(job_of(args, shared_memory() + kExpertRoomAt<Mxfp8Round>), block_x());
+  multiply_expert<Mxfp8Round>(expert_job<Mxfp8Round>(args), block_x());
 }
 
 }  // namespace

@@ -106,7 +106,7 @@ DUPLEX_KERNEL linear_nvfp4_kernel(LinearArgs args) {
 DUPLEX_KERNEL_OF(kThreads, 3) expert_nvfp4_kernel(ExpertLinearArgs args) {
   let_next_grid_begin();
   wait_for_previous_grid();
-  const Job job = job_of(args, shared_memory() + kExpertRoomAt<Nvfp4Round>);
+  const Job job = expert_job<Nvfp4Round>(args);
   if (job.end == 0) return;
   make_sizes(job, block_x());
   multiply_expert<Nvfp4Round>(job, block_x());

@@ -9,7 +9,8 @@
 namespace duplex::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+// Few, so that the bytes of a row come into many multiprocessors.
+constexpr int kThreads = 64;
 
 // The scratch buffer.
 struct CudaMoeScratch : MoeScratch {
@@ -33,18 +34,23 @@ struct CombineArgs {
   std::int64_t y_stride;
 };
 
+// Four columns of a row, the numbers of all its experts on their way at once.
 DUPLEX_KERNEL combine_kernel(CombineArgs args) {
   let_next_grid_begin();
   wait_for_previous_grid();
+  const std::int64_t column = (std::int64_t{block_y()} * n_threads() + thread_index()) * kFour;
+  if (column >= args.down_stride) return;
   const std::int64_t pair = block_x() * args.per_row;
   const MoeChoice* const choices = args.choices + pair;
-  const float* const down = args.down + pair * args.down_stride;
-  for (std::int64_t c = thread_index(); c < args.down_stride; c += n_threads()) {
-    float sum = 0.0f;
-    for (std::int32_t i = 0; i < args.per_row; ++i)
-      sum = fmaf(down[i * args.down_stride + c], choices[i].weight, sum);
-    args.y[block_x() * args.y_stride + c] = sum;
+  const float* const down = args.down + pair * args.down_stride + column;
+  Four sum{};
+#pragma unroll 8
+  for (std::int32_t i = 0; i < args.per_row; ++i) {
+    const Four x = load_four(down + i * args.down_stride);
+    const float weight = choices[i].weight;
+    for (int c = 0; c < kFour; ++c) sum.v[c] = fmaf(x.v[c], weight, sum.v[c]);
   }
+  store_four(args.y + block_x() * args.y_stride + column, sum);
 }
 
 // One of the experts' matrices; shared experts of another format have a launch of their own.
@@ -117,7 +123,8 @@ void launch_moe(Runtime& runtime, const MoeArgs& args, void* quantised) {
               s.down_stride(),
               {}},
              {part_of(args.shared_down.first, args.n_parts, p), args.shared_down.stride_bytes});
-    runtime.launch_early(combine_kernel, {s.n_rows}, kThreads, 0,
+    runtime.launch_early(combine_kernel, {s.n_rows, div_up(s.down_stride(), kThreads * kFour)},
+                         kThreads, 0,
                          CombineArgs{scratch.choices, per_row, scratch.down, s.down_stride(),
                                      args.y + p * args.y_part_stride, args.y_stride});
   }

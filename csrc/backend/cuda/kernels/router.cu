@@ -102,7 +102,11 @@ DUPLEX_KERNEL router_kernel(RouterArgs args) {
 
 // ---- the choice
 
-constexpr int kRouteThreads = 256;
+// A thread for each expert, up to the most that there may be.
+int route_threads(const MoeConfig& config) {
+  return static_cast<int>(
+      std::min<std::int64_t>(round_up(config.n_experts + config.n_shared, kWarp), 1024));
+}
 
 struct RouteArgs {
   MoeConfig config;
@@ -244,7 +248,8 @@ std::int32_t launch_router(Runtime& runtime, const MoeArgs& args, float* parts,
 void launch_route(Runtime& runtime, const MoeArgs& args, float* logits, MoeChoice* choices) {
   const std::int64_t stride = moe_sizes(args.config, args.down.n_out, args.n_rows).router_stride();
   const std::int32_t n_slices = launch_router(runtime, args, logits, stride);
-  runtime.launch_early(route_kernel, {args.n_rows}, kRouteThreads, route_room_bytes(args.config),
+  runtime.launch_early(route_kernel, {args.n_rows}, route_threads(args.config),
+                       route_room_bytes(args.config),
                        RouteArgs{args.config, logits, n_slices, args.n_rows * stride, stride,
                                  args.selection_bias, args.global_scale, choices});
 }
