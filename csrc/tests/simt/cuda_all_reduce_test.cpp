@@ -82,11 +82,11 @@ TEST_CASE("cuda: all_reduce of two lanes at once", "[simt]") {
 }
 
 // Longer than what one thread block adds alone, and than its threads are many; with more rows than
-// blocks.
+// blocks, and more taps than sums that are waited for together.
 TEST_CASE("cuda: all_reduce of long rows", "[simt]") {
   if (!has_fused_cpu()) return;
   World world =
-      world_of({{2, 4128, 4, {1, 0}, {9, 0}, DType::kBF16}, {2, 2100, 1, {5, 0}, {0, 0}}});
+      world_of({{2, 4128, 4, {1, 0}, {9, 0}, DType::kBF16}, {2, 2100, 6, {5, 0}, {0, 0}}});
   Lane lane(2, largest_buffer(world.scenes), true, 2);
   const std::vector<Step> steps = {
       {0, Way::kOneShot}, {1, Way::kOneShot}, {0, Way::kTwoShot}, {1, Way::kTwoShot}};

@@ -11,7 +11,7 @@
 namespace duplex::cuda {
 namespace {
 
-constexpr int kMaxWorkers = 480;
+constexpr int kMaxWorkers = 448;  // with another warp: each may have 136 registers
 
 // One short row: its parts come into one multiprocessor sooner than sums come from others.
 constexpr bool is_direct_sum(std::int64_t n_ranks, std::int64_t n_rows, std::int64_t n_words) {
@@ -19,12 +19,20 @@ constexpr bool is_direct_sum(std::int64_t n_ranks, std::int64_t n_rows, std::int
   return n_rows == 1 && n_ranks * n_words * kWordBytes <= kMostBytes;
 }
 
+// A word of some rows: as many as a convolution has taps.
+constexpr int kRowsAtOnce = 4;
+using SomeRows = Four[kRowsAtOnce];
+DUPLEX_DEVICE std::int32_t up_to(std::int32_t last, std::int32_t row) {
+  return row < last ? row : last;
+}
+
 // Four columns of the sums, convolved, plus the sums themselves; these are left on the tape.
-// sum_at(row, word) waits for a word of a row of the batch. Older rows come from the tape, and
-// first, while the others are on their way.
-template <class SumAt>
+// sums_at(first, word, sums) waits for a word of kRowsAtOnce rows of the batch, the last once more
+// where there are fewer. Older rows come from the tape, and first, while the others are on their
+// way.
+template <class SumsAt>
 DUPLEX_DEVICE Four convolve(const ConvAddNormArgs& op, const Segment& segment, std::int32_t row,
-                            std::int64_t word, const SumAt& sum_at) {
+                            std::int64_t word, const SumsAt& sums_at) {
   const std::int32_t in_segment = row - segment.row_begin;
   const auto tape = [&](std::int64_t at) {
     return reinterpret_cast<float*>(segment.conv.block(at) + op.conv.offset_bytes);
@@ -44,33 +52,50 @@ DUPLEX_DEVICE Four convolve(const ConvAddNormArgs& op, const Segment& segment, s
     x = at < 0 ? Four{} : load_word(tape(at), word);
     add(weight(back));
   }
-  for (; back >= 0; --back) {
-    const Four by = weight(back);
-    x = sum_at(row - back, word);
-    for (float& value : x.v) value *= op.scale;
-    add(by);
+  for (; back >= 0; back -= kRowsAtOnce) {
+    SomeRows by = {}, sums = {};
+#pragma unroll
+    for (int i = 0; i < kRowsAtOnce; ++i)
+      if (i <= back) by[i] = weight(back - i);
+    sums_at(row - back, word, sums);
+#pragma unroll
+    for (int i = 0; i < kRowsAtOnce; ++i) {
+      if (i > back) break;
+      for (int c = 0; c < 4; ++c) x.v[c] = sums[i].v[c] * op.scale;
+      add(by[i]);
+    }
   }
   store_word(tape(segment.position + in_segment), word, x);
   for (int i = 0; i < 4; ++i) sum.v[i] += x.v[i];
   return sum;
 }
 
-template <int kRanks, class SumAt>
+template <int kRanks, class SumsAt>
 DUPLEX_DEVICE void add_and_norm(const Call<kRanks>& call, const ConvAddNormArgs& op,
-                                std::int32_t row, const SumAt& sum_at) {
+                                std::int32_t row, const SumsAt& sums_at) {
   const NormRow sums = begin_norm(op.norm, op.width);
   const Segment& segment =
       segment_of(op.segments, row, reinterpret_cast<std::int32_t*>(sums.slot + kFour));
   float* const hidden = op.hidden + row * op.hidden_stride;
   for (std::int64_t w = thread_index(); call.is_worker() && w < sums.n / 4; w += call.n_workers) {
     Four sum = load_word(hidden, w);
-    const Four x = convolve(op, segment, row, w, sum_at);
+    const Four x = convolve(op, segment, row, w, sums_at);
     for (int i = 0; i < 4; ++i) sum.v[i] += x.v[i];
     store_word(hidden, w, sum);
     store_word(sums.x, w, sum);
   }
   finish_norm(sums, op.eps, [&](std::int32_t i, const Four& y) { store_four(op.out, row, i, y); });
   sync_block();  // the next row's sums go to the same place
+}
+
+// Asks for the weights of the convolution, while parts are on their way: by the last warp of a
+// block that has a row.
+template <int kRanks>
+DUPLEX_DEVICE void ask_for_weights(const Call<kRanks>& call, const ConvAddNormArgs& op) {
+  const std::int32_t tap = thread_index() - call.n_workers;
+  if (tap >= 0 && tap < op.kernel && block_x() < op.segments.n_rows)
+    prefetch(op.conv.weight + tap * std::int64_t{op.conv.channels},
+             static_cast<std::uint32_t>(op.conv.channels) * sizeof(float));
 }
 
 // fn(row) for the rows of this block, for the threads that send.
@@ -86,7 +111,9 @@ DUPLEX_DEVICE void for_rows(const Call<kRanks>& call, const ConvAddNormArgs& op,
 // them, on the own GPU.
 template <int kRanks>
 DUPLEX_KERNEL one_shot_kernel(AllReduceArgs args) {
+  wait_for_previous_grid();
   const Call<kRanks> call = begin_call<kRanks>(args.group, args.next);
+  ask_for_weights(call, args.op);
   const std::int32_t n_rows = args.op.segments.n_rows;
   const auto n_words = static_cast<std::int32_t>(round_up(args.op.width, kColumnAlign) / 4);
   const std::int32_t of_rank = n_rows * n_words, sums = kRanks * of_rank;
@@ -99,8 +126,12 @@ DUPLEX_KERNEL one_shot_kernel(AllReduceArgs args) {
   for (std::int32_t i = call.first(); i < of_rank && call.is_worker(); i += call.step())
     if (!is_direct) store_system(args.group.own + call.at(sums + i), to_send(call.sum(i, of_rank)));
   for (std::int32_t row = block_x(); row < n_rows; row += args.group.n_blocks)
-    add_and_norm(call, args.op, row, [&](std::int32_t of, std::int64_t w) {
-      return is_direct ? call.sum(w, of_rank) : call.one(sums + of * n_words + w, args.group.rank);
+    add_and_norm(call, args.op, row, [&](std::int32_t first, std::int64_t w, SomeRows& to) {
+      if (is_direct)
+        to[0] = call.sum(w, of_rank);
+      else
+        call.sums(
+            to, [&](int i) { return sums + up_to(row, first + i) * n_words + w; }, args.group.rank);
     });
   end_call(call, is_direct ? sums : sums + of_rank, false);
 }
@@ -131,15 +162,19 @@ template <int kRanks>
 DUPLEX_DEVICE void finish_two_shot(const Call<kRanks>& call, const AllReduceArgs& args,
                                    const TwoShot<kRanks>& place, bool has_met) {
   for (std::int32_t row = block_x(); row < place.n_rows; row += args.group.n_blocks)
-    add_and_norm(call, args.op, row, [&](std::int32_t of, std::int64_t w) {
-      return call.one(place.sum(of, w), static_cast<int>(w / place.owned));
+    add_and_norm(call, args.op, row, [&](std::int32_t first, std::int64_t w, SomeRows& to) {
+      call.sums(
+          to, [&](int i) { return place.sum(up_to(row, first + i), w); },
+          static_cast<int>(w / place.owned));
     });
   end_call(call, place.sum(static_cast<std::int32_t>(place.n_rows), 0), has_met);
 }
 
 template <int kRanks>
 DUPLEX_KERNEL two_shot_kernel(AllReduceArgs args) {
+  wait_for_previous_grid();
   const Call<kRanks> call = begin_call<kRanks>(args.group, args.next);
+  ask_for_weights(call, args.op);
   const TwoShot<kRanks> place(args.op);
   const int rank = args.group.rank;
   for_rows(call, args.op, [&](std::int32_t row) {
@@ -163,7 +198,9 @@ DUPLEX_KERNEL two_shot_kernel(AllReduceArgs args) {
 
 template <int kRanks>
 DUPLEX_KERNEL switch_kernel(AllReduceArgs args) {
+  wait_for_previous_grid();
   const Call<kRanks> call = begin_call<kRanks>(args.group, args.next);
+  ask_for_weights(call, args.op);
   const TwoShot<kRanks> place(args.op);
   const int rank = args.group.rank;
   for_rows(call, args.op, [&](std::int32_t row) {
@@ -183,6 +220,7 @@ DUPLEX_KERNEL switch_kernel(AllReduceArgs args) {
 
 template <int kRanks>
 DUPLEX_KERNEL reduce_scatter_kernel(ShareArgs args) {
+  wait_for_previous_grid();
   const Call<kRanks> call = begin_call<kRanks>(args.group, args.next);
   const std::int64_t share = div_up(args.n_words, kRanks), rank = args.group.rank;
   const std::int64_t first = call.first(), step = call.step();
@@ -199,13 +237,17 @@ DUPLEX_KERNEL reduce_scatter_kernel(ShareArgs args) {
 
 template <int kRanks>
 DUPLEX_KERNEL all_gather_kernel(ShareArgs args) {
+  wait_for_previous_grid();
   const Call<kRanks> call = begin_call<kRanks>(args.group, args.next);
   const std::int64_t share = div_up(args.n_words, kRanks), rank = args.group.rank;
   const std::int64_t first = call.first(), step = call.step();
   for (std::int64_t i = first; i < share && call.is_worker(); i += step)
     if (rank * share + i < args.n_words) call.broadcast(rank * share + i, load_word(args.in, i));
-  for (std::int64_t i = first; i < args.n_words && call.is_worker(); i += step)
-    store_word(args.out, i, call.one(i, static_cast<int>(i / share)));
+  for (std::int64_t i = first; i < args.n_words && call.is_worker(); i += step) {
+    Four word[1];
+    call.sums(word, [&](int) { return i; }, static_cast<int>(i / share));
+    store_word(args.out, i, word[0]);
+  }
   end_call(call, args.n_words, false);
 }
 
@@ -234,11 +276,13 @@ int threads_for(std::int64_t n_words) {
 }
 
 // The kernel for as many ranks as there are.
+// note: none of them lets the next grid begin. Its blocks would hold places while these wait for
+// other ranks, whose other lane may wait for ours, and that for these places.
 template <class Args>
 void launch_for(Runtime& runtime, void (*two)(Args), void (*four)(Args), void (*eight)(Args),
                 int n_threads, std::size_t shared_bytes, const Args& args) {
   const auto kernel = args.group.n_ranks == 2 ? two : args.group.n_ranks == 4 ? four : eight;
-  runtime.launch(kernel, {args.group.n_blocks}, n_threads, shared_bytes, args);
+  runtime.launch_early(kernel, {args.group.n_blocks}, n_threads, shared_bytes, args);
 }
 
 // note: a rank without a share would be waited for by nobody, and could be overtaken.

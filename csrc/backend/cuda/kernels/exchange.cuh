@@ -29,29 +29,28 @@ struct Call {
     for (int peer = 0; peer < kRanks; ++peer) store_system(group.peers[peer] + at(word), words);
   }
 
-  // What the ranks have put at first, first + step, ... : the ranks' parts, or one sum of `owner`.
-  template <int kCount>
-  DUPLEX_DEVICE void wait(Words (&words)[kCount], std::int64_t first, std::int64_t step,
-                          Phase phase, int owner) const {
+  // What the ranks have put at the words at(0), at(1), ... : the ranks' parts, or sums of `owner`.
+  template <int kCount, class At>
+  DUPLEX_DEVICE void wait(Words (&words)[kCount], const At& word_at, Phase phase, int owner) const {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) words[i] = load_system(group.own + at(first + i * step));
+    for (int i = 0; i < kCount; ++i) words[i] = load_system(group.own + at(word_at(i)));
     for (std::uint64_t begin = 0; begin != kIsOver;) {
       int missing = -1;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         if (has_arrived(words[i])) continue;
         missing = i;
-        words[i] = load_system(group.own + at(first + i * step));
+        words[i] = load_system(group.own + at(word_at(i)));
       }
       if (missing < 0) return;
-      begin = keep_waiting(begin, phase, owner + missing);
+      begin = keep_waiting(begin, phase, owner + (phase == Phase::kParts ? missing : 0));
     }
     for (Words& word : words) word = {};
   }
   // The parts of one word, added by ascending rank.
   DUPLEX_DEVICE Four sum(std::int64_t first, std::int64_t step) const {
     Words words[kRanks];
-    wait(words, first, step, Phase::kParts, 0);
+    wait(words, [&](int peer) { return first + peer * step; }, Phase::kParts, 0);
     Four sum = received(words[0]);
 #pragma unroll
     for (int peer = 1; peer < kRanks; ++peer) {
@@ -60,10 +59,11 @@ struct Call {
     }
     return sum;
   }
-  DUPLEX_DEVICE Four one(std::int64_t word, int owner) const {
-    Words words[1];
-    wait(words, word, 0, Phase::kSums, owner);
-    return received(words[0]);
+  template <int kCount, class At>
+  DUPLEX_DEVICE void sums(Four (&to)[kCount], const At& word_at, int owner) const {
+    Words words[kCount];
+    wait(words, word_at, Phase::kSums, owner);
+    for (int i = 0; i < kCount; ++i) to[i] = received(words[i]);
   }
 
   // Every rank's block of this number has come here, with all that it stored.

@@ -34,7 +34,7 @@ struct CombineArgs {
   std::int64_t y_stride;
 };
 
-// Four columns of a row, the numbers of all its experts on their way at once.
+// Four columns of a row, the numbers of up to eight experts on their way at once.
 DUPLEX_KERNEL combine_kernel(CombineArgs args) {
   let_next_grid_begin();
   wait_for_previous_grid();
@@ -43,12 +43,22 @@ DUPLEX_KERNEL combine_kernel(CombineArgs args) {
   const std::int64_t pair = block_x() * args.per_row;
   const MoeChoice* const choices = args.choices + pair;
   const float* const down = args.down + pair * args.down_stride + column;
+  constexpr int kAtOnce = 8;
   Four sum{};
-#pragma unroll 8
-  for (std::int32_t i = 0; i < args.per_row; ++i) {
-    const Four x = load_four(down + i * args.down_stride);
-    const float weight = choices[i].weight;
-    for (int c = 0; c < kFour; ++c) sum.v[c] = fmaf(x.v[c], weight, sum.v[c]);
+  for (std::int32_t first = 0; first < args.per_row; first += kAtOnce) {
+    Four x[kAtOnce];
+    float weights[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i >= args.per_row) break;
+      x[i] = load_four(down + (first + i) * args.down_stride);
+      weights[i] = choices[first + i].weight;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i >= args.per_row) break;
+      for (int c = 0; c < kFour; ++c) sum.v[c] = fmaf(x[i].v[c], weights[i], sum.v[c]);
+    }
   }
   store_four(args.y + block_x() * args.y_stride + column, sum);
 }
