@@ -28,7 +28,7 @@ inline ModelConfig tiny_config() {
   config.moe = {4, 2, 2, 12, 1.5f};
   config.layers = {{true, false}, {false, true}, {true, true}};
   config.eos_ids = {1};
-  config.audio = AudioConfig{8, 4};
+  config.audio = AudioConfig{8, 16};
   config.vision = VisionConfig{4, 2, 3, {{1, 2, 12, 8}, {2, 2, 64, 20}}};
   return config;
 }
