@@ -247,6 +247,9 @@ def _read_shards(index: Path) -> list[WeightFile]:
             )
         expected_names.setdefault(shard, set()).add(name)
 
+    mtp = index.parent / MTP_FILE
+    if not mtp.is_file():
+        expected_names.pop(MTP_FILE, None)
     absent = [shard for shard in sorted(expected_names) if not (index.parent / shard).is_file()]
     if absent:
         raise CheckpointError(
@@ -254,7 +257,6 @@ def _read_shards(index: Path) -> list[WeightFile]:
             f"found no {', '.join(absent)}; the download may be incomplete"
         )
     files: list[WeightFile] = []
-    mtp = index.parent / MTP_FILE
     if MTP_FILE not in expected_names and mtp.is_file():
         files.append(_read_file(mtp))
     for shard, names in sorted(expected_names.items()):

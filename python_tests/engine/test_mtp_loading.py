@@ -86,7 +86,7 @@ def test_a_config_without_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_named", [True, False])
 def test_beside_shards(tmp_path: Path, is_named: bool) -> None:
-    """An index may name the file or leave it out."""
+    """An index may name the file or leave it out; it need not be there."""
     write(tmp_path, "dense", mtp_layers=1)
     (tmp_path / "model.safetensors").rename(tmp_path / "shard-1.safetensors")
     files = ["shard-1.safetensors"] + ["mtp.safetensors"] * is_named
@@ -97,6 +97,10 @@ def test_beside_shards(tmp_path: Path, is_named: bool) -> None:
         session.append(text=words(5))
         session.decode(8)
         assert engine.stats["drafted"] > 0
+    (tmp_path / "mtp.safetensors").unlink()
+    load(tmp_path).close()
+    with pytest.raises(CheckpointError, match=r"hidden_norm.weight' is missing"):
+        load(tmp_path, mtp_layers=1)
 
 
 @pytest.mark.parametrize("mtp_layers", [-1, 1.5, "1", None, True])
