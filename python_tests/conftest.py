@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,9 @@ os.environ |= {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+
+# Some tests press Ctrl-C; whatever a shell starts in the background is deaf to it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if DEVICE != "cpu":
     from duplex_engine import Engine
