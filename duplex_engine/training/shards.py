@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.training.rows import Stream
 from duplex_engine.training.vocabulary import TOKENS
+from duplex_engine.whole_file import whole_file
 
 __all__ = ["load_shard", "save_shard"]
 
@@ -45,9 +46,8 @@ def save_shard(path: Path, streams: list[Stream]) -> None:
     arrays["image_turns"] = np.array([p[:2] for p in pictures], np.int16).reshape(-1, 2)
     arrays["images"] = np.stack([np.zeros((40, 39, 3), np.uint8), *(p[2] for p in pictures)])[1:]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".new").open("wb") as file:
+    with whole_file(path) as unfinished, unfinished.open("xb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    path.with_suffix(".new").replace(path)
 
 
 def load_shard(path: Path) -> list[Stream]:

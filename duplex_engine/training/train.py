@@ -39,6 +39,7 @@ from duplex_engine.training.model import SIZES, Batch, Trainee, losses
 from duplex_engine.training.rows import N_TURNS
 from duplex_engine.training.settings import Settings
 from duplex_engine.training.vocabulary import TOKENS
+from duplex_engine.whole_file import whole_file
 
 __all__ = ["CHECKPOINT", "LOG", "Settings", "load_trainee", "run"]
 
@@ -116,8 +117,8 @@ class _Run:
             "step": self.step,
             "elapsed_s": self.elapsed_s,
         }
-        torch.save(content, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
+        with whole_file(path) as unfinished:
+            torch.save(content, unfinished)
 
     def resume(self) -> None:
         """Goes on from the checkpoint in the folder, if there is one, or begins after another.
