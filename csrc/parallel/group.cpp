@@ -1,7 +1,5 @@
 #include "parallel/group.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <cstring>
 #include <new>
@@ -9,6 +7,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/processors.h"
 #include "parallel/layout.h"
 #include "parallel/waiting.h"
 
@@ -25,13 +24,6 @@ constexpr std::chrono::milliseconds kNewsPatience{500};
 constexpr std::int64_t kHeaderBytes = 4096;
 constexpr std::int64_t kMinRingBytes = 64 << 10;
 static_assert(sizeof(GroupHeader) <= kHeaderBytes);
-
-int available_cores() {
-  cpu_set_t cores;
-  CPU_ZERO(&cores);
-  if (::sched_getaffinity(0, sizeof(cores), &cores) != 0) return 1;
-  return CPU_COUNT(&cores);
-}
 
 std::int64_t ring_bytes(const GroupHeader& header) {
   // Twice the longest command always has room for one, wherever in the ring it must start.
@@ -73,7 +65,8 @@ void check_options(const GroupOptions& options) {
 Group Group::create(const GroupOptions& options) {
   check_options(options);
   auto spin = options.spin;
-  if (spin.count() < 0) spin = available_cores() >= options.n_ranks ? kSpin : kSpinOfTooFewCores;
+  if (spin.count() < 0)
+    spin = std::max(available_processors(), 1) >= options.n_ranks ? kSpin : kSpinOfTooFewCores;
   GroupHeader sizes{};
   sizes.n_ranks = options.n_ranks;
   sizes.n_lanes = options.n_lanes;

@@ -1,7 +1,5 @@
 // Cuts each operation into pieces for the threads. Pieces write disjoint outputs, so it never
 // matters which thread runs which.
-#include <sched.h>
-
 #include <algorithm>
 #include <array>
 #include <thread>
@@ -10,6 +8,7 @@
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/isa.h"
 #include "core/error.h"
+#include "core/processors.h"
 
 namespace duplex {
 namespace {
@@ -20,8 +19,7 @@ int thread_count(int wanted) {
   check(wanted >= 0 && wanted <= 1024, "n_threads: expected 0 (one per core) to 1024, found ",
         wanted);
   if (wanted > 0) return wanted;
-  cpu_set_t allowed;  // by taskset or a container: the standard library counts all there are
-  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
+  if (const int n = available_processors(); n > 0) return n;
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
