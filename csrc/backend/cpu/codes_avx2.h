@@ -13,9 +13,6 @@ struct I16 {
 struct Bytes {  // 16 outputs x 4 codes
   __m256i lo, hi;
 };
-struct Nibbles {
-  Bytes low, high;
-};
 inline I16 splat(std::int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 inline F16 to_float(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 // int8 codes become signed on loading, so there is nothing to correct.
@@ -29,12 +26,13 @@ inline Bytes load_bytes(const std::uint8_t* p) {
   const __m256i flip = _mm256_set1_epi8(-128);
   return {_mm256_xor_si256(raw.lo, flip), _mm256_xor_si256(raw.hi, flip)};
 }
-inline Nibbles load_nibbles(const std::uint8_t* p) {
+template <int kHalf>
+inline Bytes load_nibbles(const std::uint8_t* p) {
   const Bytes both = load_raw(p);
-  const __m256i mask = _mm256_set1_epi8(15);
-  return {{_mm256_and_si256(both.lo, mask), _mm256_and_si256(both.hi, mask)},
-          {_mm256_and_si256(_mm256_srli_epi16(both.lo, 4), mask),
-           _mm256_and_si256(_mm256_srli_epi16(both.hi, 4), mask)}};
+  const auto half = [](__m256i v) {
+    return _mm256_and_si256(kHalf == 0 ? v : _mm256_srli_epi16(v, 4), _mm256_set1_epi8(15));
+  };
+  return {half(both.lo), half(both.hi)};
 }
 inline __m256i broadcast_quad(const std::int8_t* x) {
   std::int32_t quad;

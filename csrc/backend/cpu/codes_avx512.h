@@ -15,18 +15,16 @@ struct I16 {
 };
 inline I16 as_lanes(__m512i v) { return {reinterpret_cast<I16::Lanes>(v)}; }
 using Bytes = __m512i;  // 16 outputs x 4 codes
-struct Nibbles {
-  Bytes low, high;
-};
 inline I16 splat(std::int32_t x) { return as_lanes(_mm512_set1_epi32(x)); }
 inline F16 to_float(I16 a) { return {_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(a.v))}; }
 // Panel codes stay as they are stored, unsigned; the correction takes off what was added to them.
 inline I16 start_bytes(std::int32_t correction) { return splat(correction); }
 inline Bytes load_bytes(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
-inline Nibbles load_nibbles(const std::uint8_t* p) {
+// The lower (0) or upper (1) four bits of each byte.
+template <int kHalf>
+inline Bytes load_nibbles(const std::uint8_t* p) {
   const __m512i both = _mm512_loadu_si512(p);
-  const __m512i mask = _mm512_set1_epi8(15);
-  return {_mm512_and_si512(both, mask), _mm512_and_si512(_mm512_srli_epi16(both, 4), mask)};
+  return _mm512_and_si512(kHalf == 0 ? both : _mm512_srli_epi16(both, 4), _mm512_set1_epi8(15));
 }
 // acc[i] += sum over j < 4 of w[4 i + j] * x[j]
 inline I16 dot_bytes(I16 acc, Bytes w, const std::int8_t* x) {

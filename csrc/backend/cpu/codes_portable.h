@@ -13,9 +13,6 @@ struct I16 {
 struct Bytes {  // 16 outputs x 4 codes, as they are stored
   std::uint8_t v[64];
 };
-struct Nibbles {
-  Bytes low, high;
-};
 inline I16 splat(std::int32_t x) {
   I16 out;
   for (std::int32_t& lane : out.v) lane = x;
@@ -30,12 +27,10 @@ inline Bytes load_bytes(const std::uint8_t* p) {
   __builtin_memcpy(out.v, p, sizeof out.v);
   return out;
 }
-inline Nibbles load_nibbles(const std::uint8_t* p) {
-  Nibbles out;
-  for (int i = 0; i < 64; ++i) {
-    out.low.v[i] = p[i] & 15;
-    out.high.v[i] = p[i] >> 4;
-  }
+template <int kHalf>
+inline Bytes load_nibbles(const std::uint8_t* p) {
+  Bytes out;
+  for (int i = 0; i < 64; ++i) out.v[i] = kHalf == 0 ? p[i] & 15 : p[i] >> 4;
   return out;
 }
 inline I16 dot_bytes(I16 acc, const Bytes& w, const std::int8_t* x) {

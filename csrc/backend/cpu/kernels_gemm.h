@@ -97,7 +97,8 @@ inline void linear_panel_typed(const PanelArgs& args) {
     for (std::int32_t r = 0; r < n_rows; ++r) y[r] = sums + r * kPanelOutputs;
     for (std::int64_t k = 0; k < n_steps; k += kPieceSteps, panel += kPieceSteps * kStep) {
       const std::int64_t n = n_steps - k < kPieceSteps ? n_steps - k : kPieceSteps;
-      const auto* ahead = reinterpret_cast<const std::byte*>(panel + kPieceSteps * kStep);
+      const auto* ahead =
+          reinterpret_cast<const std::byte*>(panel + kPieceSteps * kStep) + kAheadBytes;
       std::int32_t tile = 0;
       for_tiles(n_rows, [&](std::int32_t begin, std::int32_t count) {
         const Element* x[kTileRows] = {};

@@ -14,23 +14,37 @@ namespace duplex::DUPLEX_ISA {
 // What one step of a panel holds for 16 outputs: a vector of int8 codes is one quad of reduction
 // indices, a vector of int4 codes a pair of quads.
 struct Int8Codes {
-  using Vector = Bytes;
   static constexpr std::int64_t kGroup = quantised_group(DType::kInt8);
-  static constexpr std::int64_t kPerStep = 4;
+  static constexpr int kQuads = 1;
   static I16 start(std::int32_t correction) { return start_bytes(correction); }
-  static Vector load(const std::uint8_t* w) { return load_bytes(w); }
-  static I16 step(I16 acc, const Vector& w, const std::int8_t* x) { return dot_bytes(acc, w, x); }
+  template <int kQuad>
+  static Bytes load(const std::uint8_t* w) {
+    return load_bytes(w);
+  }
+  static I16 dot(I16 acc, const Bytes& w, const std::int8_t* x) { return dot_bytes(acc, w, x); }
 };
 struct Int4Codes {
-  using Vector = Nibbles;
   static constexpr std::int64_t kGroup = quantised_group(DType::kInt4);
-  static constexpr std::int64_t kPerStep = 8;
+  static constexpr int kQuads = 2;
   static I16 start(std::int32_t correction) { return splat(correction); }
-  static Vector load(const std::uint8_t* w) { return load_nibbles(w); }
-  static I16 step(I16 acc, const Vector& w, const std::int8_t* x) {
-    return dot_nibbles(dot_nibbles(acc, w.low, x), w.high, x + 4);
+  template <int kQuad>
+  static Bytes load(const std::uint8_t* w) {
+    return load_nibbles<kQuad>(w);
   }
+  static I16 dot(I16 acc, const Bytes& w, const std::int8_t* x) { return dot_nibbles(acc, w, x); }
 };
+
+// acc += one quad of each vector.
+template <class Codes, int kQuad, int R, int C>
+inline void add_quads(I16 (&acc)[C][R], const std::uint8_t* w, const std::int8_t* const (&x)[R],
+                      std::int64_t k) {
+  DUPLEX_UNROLL for (int c = 0; c < C; ++c) {
+    const Bytes codes = Codes::template load<kQuad>(w + c * 64);
+    DUPLEX_UNROLL for (int r = 0; r < R; ++r) {
+      acc[c][r] = Codes::dot(acc[c][r], codes, x[r] + k + 4 * kQuad);
+    }
+  }
+}
 
 // sums += the products of one group: R rows by C vectors of 16 outputs. A function of its own, so
 // that the integer sums have the registers to themselves.
@@ -47,14 +61,10 @@ template <class Codes, int R, int C, int kLines>
     DUPLEX_UNROLL for (int c = 0; c < C; ++c) acc[c][r] = start;
   }
   const auto* w = reinterpret_cast<const std::uint8_t*>(panel + kScalesBytes) + first * 4;
-  for (std::int64_t k = 0; k < n; k += Codes::kPerStep, w += kStepBytes) {
+  for (std::int64_t k = 0; k < n; k += 4 * Codes::kQuads, w += kStepBytes) {
     DUPLEX_FETCH(kLines, ahead)
-    DUPLEX_UNROLL for (int c = 0; c < C; ++c) {
-      const auto codes = Codes::load(w + c * 64);
-      DUPLEX_UNROLL for (int r = 0; r < R; ++r) {
-        acc[c][r] = Codes::step(acc[c][r], codes, x[r] + k);
-      }
-    }
+    add_quads<Codes, 0>(acc, w, x, k);
+    if constexpr (Codes::kQuads == 2) add_quads<Codes, 1>(acc, w, x, k);
   }
   const auto* scales = reinterpret_cast<const std::uint16_t*>(panel) + first;
   DUPLEX_UNROLL for (int c = 0; c < C; ++c) {
@@ -95,8 +105,8 @@ inline void quantised_panel(const PanelArgs& args) {
     const auto* panel = static_cast<const std::byte*>(args.panel);
     for (std::int64_t left = args.n_in; left > 0; left -= Codes::kGroup) {
       const std::int64_t n = left < Codes::kGroup ? left : Codes::kGroup;
-      const std::int64_t bytes = kScalesBytes + n / Codes::kPerStep * kPanelOutputs * 4;
-      const std::byte* ahead = panel + bytes;
+      const std::int64_t bytes = kScalesBytes + n / (4 * Codes::kQuads) * kPanelOutputs * 4;
+      const std::byte* ahead = panel + bytes + kAheadBytes;
       std::int32_t tile = 0;
       for_tiles(n_rows, [&](std::int32_t begin, std::int32_t count) {
         with_lines(tile++, n_tiles, [&]<int kLines>() {
@@ -104,7 +114,7 @@ inline void quantised_panel(const PanelArgs& args) {
             add_group_of_rows<Codes, R, kLines>(groups + begin, panel, n,
                                                 sums + begin * kPanelOutputs, ahead);
           });
-          ahead += n / Codes::kPerStep * 64 * kLines;
+          ahead += n / (4 * Codes::kQuads) * 64 * kLines;
         });
       });
       panel += bytes;

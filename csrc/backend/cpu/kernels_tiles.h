@@ -12,7 +12,9 @@ inline constexpr std::int32_t kBlockRows = 4 * kTileRows;
 // So many that the panel is read again from the second-level cache as fast as it is multiplied.
 inline constexpr std::int32_t kManyRows = 4 * kBlockRows;
 inline constexpr std::int64_t kPieceBytes = 8192;
-inline constexpr std::int64_t kAheadBytes = 4096;  // of a panel that one tile reads through
+// How far behind the next piece, or behind what one tile multiplies, lines are asked for: what a
+// group of int4 codes takes is less than what memory does.
+inline constexpr std::int64_t kAheadBytes = 4096;
 
 // Calls fn(begin, n) for pieces of at most `most` rows, as even as can be: five and five instead of
 // six and four.
