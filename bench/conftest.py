@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,10 +26,20 @@ RESERVE = 1 << 30  # bytes that a suite leaves to others
 NOTES: pytest.StashKey[list[tuple[str, ...]]] = pytest.StashKey()  # rows of the last table
 
 
+def _shapes(names: str) -> list[Shape]:
+    """The shapes of a comma-separated list."""
+    unknown = [name for name in names.split(",") if name not in SHAPES]
+    if unknown:
+        raise ArgumentTypeError(f"expected of {', '.join(SHAPES)}, found {unknown[0]!r}")
+    return [SHAPES[name] for name in names.split(",")]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """What to measure; every option takes several values, by commas."""
     group = parser.getgroup("duplex benchmarks")
-    group.addoption("--shapes", default="S", help="S, M, MOE (bench/shapes.py)")
+    group.addoption(
+        "--shapes", default="S", type=_shapes, help=f"{', '.join(SHAPES)} (bench/shapes.py)"
+    )
     group.addoption("--bits", default="bf16", help="weight formats: bf16, int8, int4")
     group.addoption(
         "--contexts", default="1024,4096", help="rows in the cache before a measurement"
@@ -69,7 +80,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Turns the options into parameters of the tests that ask for them."""
     config = metafunc.config
     options = {
-        "shape": [SHAPES[name] for name in config.getoption("--shapes").split(",")],
+        "shape": config.getoption("--shapes"),
         "bits": config.getoption("--bits").split(","),
         "context": [int(n) for n in config.getoption("--contexts").split(",")],
     }

@@ -97,7 +97,10 @@ def main(
     cache: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = DEFAULT_CACHE,
 ) -> None:
     """Prints a table for each shape."""
-    for name in shape or ["S", "M"]:
+    names = shape or ["S", "M"]
+    if unknown := set(names) - set(SHAPES):
+        raise typer.BadParameter(f"--shape: of {', '.join(SHAPES)}, found {min(unknown)!r}")
+    for name in names:
         Console().print(measure(name, bits, turns, cache))
 
 

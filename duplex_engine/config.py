@@ -23,6 +23,8 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from duplex_engine.config_fields import (
+    BinCount,
+    ChannelCount,
     Count,
     FiniteFloat,
     LayerCount,
@@ -241,7 +243,7 @@ class AudioConfig(_Block):
         "dmel_max_value": 2.0,
     }
 
-    n_mel_bins: Size = Field(80, validation_alias=AliasChoices("num_codebooks", "n_mel_bins"))
+    n_mel_bins: BinCount = Field(80, validation_alias=AliasChoices("num_codebooks", "n_mel_bins"))
     mel_vocab_size: LevelCount = Field(
         256, validation_alias=AliasChoices("codebook_size", "mel_vocab_size")
     )
@@ -257,7 +259,7 @@ class VisionConfig(_Block):
 
     patch_size: Size = 40
     temporal_patch_size: Size = 2
-    num_channels: Size = 3
+    num_channels: ChannelCount = 3
     num_hidden_layers: LayerCount = Field(
         24, validation_alias=AliasChoices("n_layers", "num_hidden_layers")
     )

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 MAX_SIZE = 2**31 - 1  # the core counts dimensions in 32-bit integers
 MAX_LAYERS = 4096
 DMEL_LEVELS = 16  # values that one dMel band can take
+MEL_BINS = 800  # at most: below the bins of the transform of 1,600 samples
 
 T = TypeVar("T")
 
@@ -42,11 +43,13 @@ LayerCount = Annotated[
 MtpLayerCount = Annotated[
     int, Field(ge=0, le=MAX_LAYERS), _expects(f"an integer from 0 to {MAX_LAYERS}")
 ]
+BinCount = Annotated[int, Field(gt=0, le=MEL_BINS), _expects(f"an integer from 1 to {MEL_BINS}")]
 LevelCount = Annotated[
     int,
     Field(ge=DMEL_LEVELS, le=MAX_SIZE),
     _expects(f"an integer of at least {DMEL_LEVELS}, the levels of dMel"),
 ]
+ChannelCount = Annotated[int, Field(ge=3, le=3), _expects("3 (red, green and blue)")]
 TokenId = Annotated[int, Field(ge=0, le=MAX_SIZE), _expects("a token id")]
 LayerIndex = Annotated[int, Field(strict=True), _expects("an integer")]
 PositiveFloat = Annotated[float, Field(gt=0), _expects("a positive number")]

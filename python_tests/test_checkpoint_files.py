@@ -146,6 +146,17 @@ def test_bad_config_names_its_key(folder: Path) -> None:
     assert "config.json: text_config.d_rel: expected a positive integer" in problem(folder)
 
 
+def test_towers_that_the_core_has_not_are_refused_before_any_tensor_is_read(folder: Path) -> None:
+    audio, vision = {"n_mel_bins": 801}, {"num_channels": 1}
+    values = {"model_type": "inkling_mm_model", "text_config": {}}
+    values |= {"audio_config": audio, "vision_config": vision}
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "model.safetensors").unlink()
+    message = problem(folder)
+    assert "audio_config.n_mel_bins: expected an integer from 1 to 800, found 801" in message
+    assert "vision_config.num_channels: expected 3 (red, green and blue), found 1" in message
+
+
 @pytest.mark.parametrize(
     ("file", "advice"),
     [
