@@ -8,6 +8,11 @@
 
 namespace duplex::DUPLEX_ISA {
 
+// note: a loop of its own, which gcc makes vectors of.
+inline void round_to_bf16(const float* x, std::int64_t n, std::uint16_t* out) {
+  for (std::int64_t c = 0; c < n; ++c) out[c] = float_to_bf16(x[c]);
+}
+
 // Key c of position p lies at panel[c][p % 64] (float32) or panel[c / 2][p % 64][c % 2]
 // (bfloat16): the layout of a weight panel with positions as outputs. int8: kernels_kv_int8.h.
 inline void write_key(std::byte* panel, DType dtype, std::int64_t slot, const float* key,
@@ -18,9 +23,11 @@ inline void write_key(std::byte* panel, DType dtype, std::int64_t slot, const fl
   } else if (dtype == DType::kInt8) {
     write_key_int8(panel, slot, key, n);
   } else {
-    auto* p = reinterpret_cast<std::uint16_t*>(panel);
-    for (std::int64_t c = 0; c < n; ++c)
-      p[((c / 2) * kBlockPositions + slot) * 2 + c % 2] = float_to_bf16(key[c]);
+    std::uint16_t rounded[kMaxHeadWidth];
+    round_to_bf16(key, n, rounded);
+    std::byte* pair = panel + slot * 4;
+    for (std::int64_t c = 0; c < n; c += 2, pair += kBlockPositions * 4)
+      __builtin_memcpy(pair, rounded + c, 4);
   }
 }
 
@@ -35,11 +42,12 @@ inline void write_value(std::byte* panel, DType dtype, std::int64_t slot, bool i
   } else if (dtype == DType::kInt8) {
     write_value_int8(panel, slot, value, n);
   } else {
-    auto* p = reinterpret_cast<std::uint16_t*>(panel) + (slot / 2) * n * 2;
-    for (std::int64_t c = 0; c < n; ++c) {
-      p[c * 2 + slot % 2] = float_to_bf16(value[c]);
-      if (is_newest && slot % 2 == 0) p[c * 2 + 1] = 0;
-    }
+    std::uint16_t rounded[kMaxHeadWidth];
+    round_to_bf16(value, n, rounded);
+    auto* p = reinterpret_cast<std::uint16_t*>(panel) + (slot / 2) * n * 2 + slot % 2;
+    for (std::int64_t c = 0; c < n; ++c) p[c * 2] = rounded[c];
+    if (is_newest && slot % 2 == 0)
+      for (std::int64_t c = 0; c < n; ++c) p[c * 2 + 1] = 0;
   }
 }
 
