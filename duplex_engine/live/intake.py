@@ -108,12 +108,14 @@ class AudioIntake:
         if not self._has_time_for(ms, now_us):
             return "too_fast"
         self._rate, self._resampler = sample_rate, resampler
-        if seq is None:
-            self._append(samples)
-        else:
+        if seq is not None:
             status = self._place(samples, seq)
             if status != "queued":
                 return status
+        elif len(samples) > 0:
+            self._close_gaps()  # it follows what came before,
+            self._append(samples)
+            self._origin += len(samples)  # and the next number follows it
         self._level_ms += ms
         return "queued"
 

@@ -105,6 +105,19 @@ def test_a_chunk_far_ahead_is_refused_unless_the_stream_jumped() -> None:
     assert levels(intake.take(1)[0]) == [1, 42, 43, 0]
 
 
+def test_sound_without_a_number_follows_what_came_before() -> None:
+    intake = AudioIntake(200)
+    assert [push(intake, n) for n in (0, 2, 3)] == ["queued"] * 3
+    assert intake.push(piece(99, 0), None, 16_000, 0) == "queued"  # nothing follows nothing
+    assert push(intake, 1) == "queued"
+    assert push(intake, 5) == "queued"
+    assert intake.push(piece(99, 2 * CHUNK), None, 16_000, 0) == "queued"  # 4 will not come
+    assert push(intake, 4) == "late"
+    assert [push(intake, n) for n in (6, 7, 8, 9)] == ["queued"] * 4
+    sound, filled_ms = intake.take(3)
+    assert (levels(sound), filled_ms) == ([1, 2, 3, 4, 0, 6, 100, 100, 7, 8, 9, 10], 50)
+
+
 def test_more_than_real_time_and_a_burst_is_refused() -> None:
     intake = AudioIntake(200)
     n_burst = int(BURST_MS / 50)
