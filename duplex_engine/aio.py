@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 
 from duplex_engine.engine import Engine
 from duplex_engine.errors import InvalidArgument, SessionBusy, SessionClosed
+from duplex_engine.json_input import found
 from duplex_engine.session import Session
 from duplex_engine.step import step_input
 from duplex_engine.types import MicroTurn, StepInput
@@ -41,6 +42,8 @@ class AsyncEngine:
 
     def __init__(self, engine: Engine) -> None:
         """Takes over `engine`: `close` closes it."""
+        if not isinstance(engine, Engine):
+            raise InvalidArgument(f"AsyncEngine: expected an Engine, found {found(engine)}")
         self.engine = engine
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="duplex_engine")
         self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="duplex_background")
@@ -187,6 +190,7 @@ class AsyncEngine:
             )
 
     def _step_all(self, batch: list[_Request]) -> Sequence[MicroTurn | Exception]:
+        batch[:] = [r for r in batch if not r.answer.done()]  # cancelled behind a call of `run`
         try:
             return self.engine.step_many([(request.session, request.inputs) for request in batch])
         except Exception as error:  # nothing that one session did: all callers should know
@@ -253,12 +257,14 @@ class AsyncSession:
         return await self._run(self.sync.forget, begin, end)
 
     async def snapshot(self, path: str | Path) -> None:
-        """Writes the session to a file; see `Session.snapshot`. Steps wait until it is written."""
-        await self._engine.run(self.sync.snapshot, path)
+        """Writes the session to a file; see `Session.snapshot`. Steps of its lane wait."""
+        await self._run(self.sync.snapshot, path)
 
     async def migrate(self, engine: AsyncEngine) -> AsyncSession:
         """Moves the session to another engine; see `Session.migrate`."""
-        return AsyncSession(engine, await self._engine.run(self.sync.migrate, engine.engine))
+        if not isinstance(engine, AsyncEngine):
+            raise InvalidArgument(f"migrate: expected an AsyncEngine, found {found(engine)}")
+        return AsyncSession(engine, await self._run(self.sync.migrate, engine.engine))
 
     @property
     def length(self) -> int:

@@ -350,7 +350,10 @@ class Session:
             CapacityError: its memory cannot hold the session.
         """
         with self._exclusive, self._feeding:
-            engine._model.check(self._model.fields, "migrate")
+            model = getattr(engine, "_model", None)
+            if not isinstance(model, ModelIdentity):
+                raise InvalidArgument(f"migrate: expected an Engine, found {found(engine)}")
+            model.check(self._model.fields, "migrate")
             core = _core.copy_session(self._core, engine._core)
             other = engine._adopt(core, self._carried())
             other._resampler, other._input_rate = self._resampler, self._input_rate

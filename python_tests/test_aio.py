@@ -136,6 +136,65 @@ def test_cancelled_steps(checkpoint: Path) -> None:
     with_engine(checkpoint, test)
 
 
+def test_a_step_cancelled_behind_another_call(checkpoint: Path) -> None:
+    async def test(engine: AsyncEngine) -> None:
+        session = await engine.open_session()
+        piece = sound(0)[0]
+        go_on = threading.Event()
+        held = asyncio.create_task(engine.run(go_on.wait, 30))
+        task = asyncio.create_task(session.step(piece))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go_on.set()
+        assert await held
+        turn = await session.step(piece)
+        assert (turn.index, turn.input.merged_turns) == (0, 0)
+
+    with_engine(checkpoint, test)
+
+
+def test_calls_of_background_sessions_wait_for_each_other(checkpoint: Path, tmp_path: Path) -> None:
+    """Also those that read the whole session; no step of another session waits for them."""
+
+    async def test(engine: AsyncEngine) -> None:
+        session = await engine.open_session(background=True)
+        other = await engine.open_session()
+        begun, go_on = threading.Event(), threading.Event()
+
+        def work() -> None:
+            with session.sync._exclusive:
+                begun.set()
+                assert go_on.wait(30)
+
+        held = asyncio.create_task(engine.run_background(work))
+        assert await asyncio.to_thread(begun.wait, 30)
+        written = asyncio.create_task(session.snapshot(tmp_path / "a"))
+        moved = asyncio.create_task(session.migrate(engine))
+        await other.step(sound(0)[0])
+        assert not written.done()
+        go_on.set()
+        await asyncio.gather(held, written)
+        assert isinstance(await (await moved).step(sound(0)[0]), MicroTurn)
+
+    with_engine(checkpoint, test)
+
+
+def test_what_is_no_engine(checkpoint: Path) -> None:
+    async def test(engine: AsyncEngine) -> None:
+        session = await engine.open_session()
+        with pytest.raises(InvalidArgument, match="migrate: expected an AsyncEngine, found"):
+            await session.migrate(engine.engine)  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match="migrate: expected an Engine, found"):
+            session.sync.migrate(engine)  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match="AsyncEngine: expected an Engine, found"):
+            AsyncEngine("reference")  # type: ignore[arg-type]
+        await session.step(sound(0)[0])
+
+    with_engine(checkpoint, test)
+
+
 def test_one_step_of_a_session_waits(checkpoint: Path) -> None:
     async def test(engine: AsyncEngine) -> None:
         session = await engine.open_session()
