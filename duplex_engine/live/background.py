@@ -101,10 +101,13 @@ class Background:
     def run(self, number: int, *, is_forced: bool) -> None:
         """Runs a slice of a task, or hands it to the worker."""
         self._lent = number
-        if self._worker is None:
-            self._slice(number, is_forced)
-        else:
-            self._worker.submit(self._slice, number, is_forced)
+        if self._worker is not None:
+            try:
+                self._worker.submit(self._slice, number, is_forced)
+                return
+            except RuntimeError:  # the main thread is over: pools take nothing more
+                self._worker = None
+        self._slice(number, is_forced)
 
     def keep(self, owners: Container[int]) -> None:
         """Ends the tasks of all other sessions."""

@@ -8,6 +8,7 @@ is in `poll`, which a test calls with a clock of its own. Read `turns.py` for wh
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections import Counter
@@ -287,8 +288,9 @@ class LiveEngine:
         return max(min(ends) - now_us, 0) / 1e6 if ends else None
 
     def start(self) -> Self:
-        """Starts the driver's thread."""
+        """Starts the driver's thread. A program that ends without `close` closes it."""
         if self._thread is None:
+            atexit.register(self._close_at_exit)
             self._background.start()
             self._leases.start()
             self._thread = threading.Thread(target=self._drive, name="duplex_live", daemon=True)
@@ -309,6 +311,7 @@ class LiveEngine:
         for session in self.sessions:
             self._end(session, "closed")
         self._background.close()
+        atexit.unregister(self._close_at_exit)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -319,6 +322,11 @@ class LiveEngine:
     def now_us(self) -> int:
         """The clock in microseconds."""
         return int(self._clock() * 1e6)
+
+    def _close_at_exit(self) -> None:
+        """No thread may be in the core when Python ends: that ends the process with SIGABRT."""
+        if self._thread is not None and self._thread.is_alive():  # not so in a fork
+            self.close()
 
     def _drive(self) -> None:
         try:

@@ -172,10 +172,13 @@ class Leases:
                     gone.append(self._leave(session))
         for session in gone:
             failure = self._hand_over(session)
-            if self._worker is None:
-                self._park(session, "lease", failure)
-            else:
-                self._worker.submit(self._park, session, "lease", failure)
+            if self._worker is not None:
+                try:
+                    self._worker.submit(self._park, session, "lease", failure)
+                    continue
+                except RuntimeError:  # the main thread is over: pools take nothing more
+                    self._worker = None
+            self._park(session, "lease", failure)
 
     def _leave(self, session: LiveSession) -> LiveSession:
         """Nobody can resume the session or push to it any more until it is parked."""
