@@ -47,7 +47,8 @@ def samples_1d(audio: object) -> Samples:
     Raises:
         InvalidArgument: another type or shape, or a sample that is not finite.
     """
-    array = _as_array(audio, "audio", ARRAY, "pass samples as np.asarray(..., np.float32)")
+    remedy = "pass samples as np.asarray(..., np.float32), bytes as np.frombuffer(..., np.int16)"
+    array = _as_array(audio, "audio", ARRAY, remedy)
     if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
         with np.errstate(over="ignore"):  # what does not fit is refused below
             array = array.astype(np.float32, copy=False)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from duplex_engine.arguments import integer
+from duplex_engine.arrays import rgb_image
 from duplex_engine.text import Tokenizer
 from duplex_engine.types import Delegation, MicroTurn
 
@@ -113,8 +114,8 @@ class Transcript:
                 self._say("result", text, turn.index)
             self._say("user", self._words(inputs.get("text")), turn.index)
             if (image := inputs.get("image")) is not None:
-                shape = getattr(image, "shape", (0, 0))
-                self._append("picture", f"{shape[1]}x{shape[0]}", turn.index)
+                height, width, _ = rgb_image(image).shape
+                self._append("picture", f"{width}x{height}", turn.index)
             if inputs.get("audio") is not None:
                 self._hear(turn.index, turn.index - turn.input.merged_turns - 1)
             self._reply(turn.text, turn.index)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from duplex_engine import (
     Delegation,
@@ -61,6 +62,12 @@ def test_roles_and_times() -> None:
     entry = transcript.entries[2]
     assert (entry.role, entry.first_turn, entry.last_turn) == ("model", 1, 2)
     assert (entry.start_ms, entry.end_ms) == (200, 600)
+
+
+def test_a_picture_of_any_library_has_its_size() -> None:
+    transcript = Transcript()
+    transcript.add({"image": Image.new("RGB", (64, 48))}, turn(0))
+    assert lines(transcript) == ["[0.0-0.2 s] (picture of 64x48)"]
 
 
 def test_a_pause_ends_what_was_said_and_what_was_heard() -> None:
