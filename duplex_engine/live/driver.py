@@ -208,6 +208,7 @@ class LiveEngine:
 
         Raises:
             SessionClosed: its lease ended, and it was not parked.
+            SessionBusy: it is not detached: `LiveSession.detach` it first.
             CapacityError: there is no memory or no time for it now; try again later.
             OSError: the folder cannot be written.
         """

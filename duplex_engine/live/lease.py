@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duplex_engine.arguments import file_path
-from duplex_engine.errors import InvalidArgument, SessionClosed
+from duplex_engine.errors import InvalidArgument, SessionBusy, SessionClosed
 from duplex_engine.json_input import found
 from duplex_engine.live.session import LiveSession, new_token
 from duplex_engine.live.turns import hand_over
@@ -101,11 +101,19 @@ class Leases:
 
         Raises:
             InvalidArgument: not a token.
+            SessionBusy: nobody has detached the session.
         """
         if not isinstance(token, str) or TOKEN.fullmatch(token) is None:
             raise InvalidArgument(f"token: expected that of a session, found {found(token)}")
         session = self._away.pop(token, None)
-        if session is not None:
+        if session is None:
+            held = self._live._sessions.values()
+            if any(one._token == token and one._is_attached for one in held):
+                raise SessionBusy(
+                    "resume: expected a detached session, found it attached, perhaps to a client "
+                    "whose loss nobody noticed; detach it first"
+                )
+        else:
             session._token = new_token()
             session._is_attached = True
             session._intake.restart_numbering()

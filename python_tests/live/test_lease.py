@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from live_scene import Scene, drain, sound, tokens
 
-from duplex_engine import Engine, InvalidArgument, SessionClosed
+from duplex_engine import Engine, InvalidArgument, SessionBusy, SessionClosed
 
 pytestmark = pytest.mark.core
 
@@ -51,6 +51,8 @@ def test_detach_and_resume_go_on_with_the_same_stream(engine: Engine) -> None:
         for n in range(3):
             session.push_audio(sound(n), n)
             scene.run(200)
+        with pytest.raises(SessionBusy, match="detach it first"):
+            scene.live.resume(session.token)
         token = session.detach()
         assert session.detach() == token
         scene.run(5000)  # time stands still for it
