@@ -7,6 +7,7 @@ micro-turn does with what is queued here.
 
 from __future__ import annotations
 
+import inspect
 import secrets
 import threading
 from collections import deque
@@ -21,6 +22,7 @@ from duplex_engine.arguments import MAX_INT32, check_callable, integer, wait_sec
 from duplex_engine.arguments import text as checked_text
 from duplex_engine.arrays import INT16_SCALE, SAMPLE_RATE, rgb_image, samples_1d
 from duplex_engine.errors import CapacityError, InvalidArgument, SessionClosed
+from duplex_engine.json_input import found
 from duplex_engine.live.delegating import MakeDelegations, note_result
 from duplex_engine.live.heard import Heard
 from duplex_engine.live.intake import AudioIntake, Mailbox
@@ -274,6 +276,11 @@ class LiveSession:
         An exception of it ends this session, with the reason "callback".
         """
         check_callable(callback, "on_turn")
+        if inspect.iscoroutinefunction(callback):
+            raise InvalidArgument(
+                f"on_turn: expected a plain function, found {found(callback)}, which is to be "
+                "awaited; read with `async for out in session` there"
+            )
 
         def deliver() -> None:
             try:

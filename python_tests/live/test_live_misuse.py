@@ -12,7 +12,7 @@ from live_scene import Scene
 
 from duplex_engine import Engine, InvalidArgument, SessionClosed
 from duplex_engine.background import Delegations
-from duplex_engine.live import CostModel, LiveEngine
+from duplex_engine.live import CostModel, LiveEngine, LiveTurn
 
 pytestmark = pytest.mark.core
 
@@ -52,6 +52,8 @@ def test_what_is_no_engine_and_what_is_no_session(engine: Engine) -> None:
 
 
 def test_calls_of_a_session_with_wrong_values(engine: Engine) -> None:
+    async def awaited(_: LiveTurn) -> None: ...
+
     picture = np.zeros((16, 16, 3), np.uint8)
     with Scene(engine).live.open() as live_session:
         session: Any = live_session
@@ -67,6 +69,7 @@ def test_calls_of_a_session_with_wrong_values(engine: Engine) -> None:
             (lambda: session.get("soon"), "timeout_s: expected a number"),
             (lambda: session.at_boundary(3), "at_boundary: expected a callable"),
             (lambda: session.on_turn(3), "on_turn: expected a callable"),
+            (lambda: session.on_turn(awaited), "on_turn: expected a plain function, found"),
         ):
             with pytest.raises(InvalidArgument, match=message):
                 call()
