@@ -241,9 +241,16 @@ def _open_folder(folder: str | Path) -> tuple[Path, list[Path]]:
     path = file_path(folder, "folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        return path, sorted(path.glob("*.snapshot"), key=lambda file: file.stat().st_mtime)
+        return path, sorted(path.glob("*.snapshot"), key=_written_s)
     except OSError as error:
         raise InvalidArgument(
             f"folder: expected one that can be made and read, found {found(str(path))}: "
             f"{error.strerror}"
         ) from error
+
+
+def _written_s(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:  # another process has resumed it since the folder was listed
+        return 0.0

@@ -187,6 +187,16 @@ def test_a_process_that_began_before_it_was_parked_finds_it(engine: Engine, tmp_
                 each.live.resume(token)
 
 
+def test_a_file_that_goes_while_the_folder_is_read(engine: Engine, tmp_path: Path) -> None:
+    scene = Scene(engine, lease_s=2, folder=tmp_path)
+    token = scene.live.open().detach()
+    scene.run(2100)
+    gone = "A" * 22  # listed and not there: as one that another process resumes meanwhile
+    (tmp_path / f"{gone}.snapshot").symlink_to(tmp_path / "nothing")
+    later = Scene(engine, folder=tmp_path)
+    later.live.resume(token).close()
+
+
 @pytest.mark.parametrize("is_remembered", [True, False], ids=["here", "elsewhere"])
 def test_a_parked_session_keeps_its_options(
     engine: Engine, tmp_path: Path, is_remembered: bool
