@@ -272,16 +272,16 @@ void Tape::make_private(std::int64_t position, Promise& promise) {
     const std::int64_t slot = index % ring_size();
     there = place(here == place(slot) ? slot + ring_size() : slot);
   }
-  bool is_there = false;
+  bool is_replacing = false;
   try {
     memory.map(aside, copy);
     // All of it: the caller may fail after this call, and then the rows from `position` on stay.
     memory.copy(aside, here, memory.page_bytes());
+    is_replacing = true;
     if (there != nullptr) memory.map(there, copy);
-    is_there = there != nullptr;
     memory.map(here, copy);  // backed already: this takes no memory
   } catch (...) {
-    if (is_there) memory.map(there, held->page);  // it was mapped there, so it can be
+    if (is_replacing) map_again({here, there}, held->page);
     memory.unmap(aside);
     promise.give_back(copy);
     throw;
@@ -289,6 +289,18 @@ void Tape::make_private(std::int64_t position, Promise& promise) {
   memory.unmap(aside);
   if (is_ring()) ring_page(index) = copy;
   promise.give_back(std::exchange(held->page, copy));
+}
+
+// Other ranks and devices may leave nothing at a place that refused a page; the one that was there
+// can be mapped there.
+void Tape::map_again(std::initializer_list<std::byte*> places, PageId page) noexcept {
+  for (std::byte* const each : places) {
+    if (each == nullptr) continue;
+    try {
+      pool_->memory().map(each, page);
+    } catch (const Error&) {  // nothing is lost where it still is
+    }
+  }
 }
 
 void Tape::fork_from(const Tape& source, std::int64_t length, Promise& promise) {
@@ -321,8 +333,8 @@ void Tape::resume(PositionRange range, std::span<const PositionRange> holes, Pro
   const std::int64_t page = layout_.page_positions();
   origin_page_ = first_page_ = end_page_ = range.begin / page;
   for (const PositionRange& hole : holes) {
-    grow_to(std::min(round_up(hole.begin, page), range.end), promise);
-    if (hole.end / page > end_page_) skip_to(hole.end / page);
+    grow_to(hole.begin, promise);
+    skip_to(hole.end / page);
   }
   grow_to(range.end, promise);
 }

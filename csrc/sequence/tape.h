@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <vector>
 
@@ -104,6 +105,7 @@ class Tape {
   void empty(std::int64_t slot) noexcept;
   // Lets go of what the slot held before.
   void hold(std::int64_t slot, PageId page) noexcept;
+  void map_again(std::initializer_list<std::byte*> places, PageId page) noexcept;
   void skip_to(std::int64_t page_index);
   // A longer range; the pages that are held move there.
   void widen(std::int64_t n_pages);

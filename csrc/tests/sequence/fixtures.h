@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -31,27 +32,40 @@ inline SequenceLayout small_layout(RowLimits limits = {10, 130}) {
   return SequenceLayout::make(small_config(), DType::kBF16, 4096, limits);
 }
 
-// Passes everything on to real pages; mapping number `fail_at` throws, once.
+// Passes everything on to real pages, and notes which lie where; mapping number `fail_at` throws,
+// once, and leaves nothing at its address, as it may be with several ranks or on a device.
 class FlakyMemory final : public PageMemory {
  public:
   FlakyMemory(std::size_t page_bytes, std::int64_t n_pages)
       : pages_(create_cpu_page_memory(page_bytes, n_pages)) {}
   std::size_t page_bytes() const override { return pages_->page_bytes(); }
   std::int64_t n_pages() const override { return pages_->n_pages(); }
-  std::byte* reserve_range(std::size_t bytes) override { return pages_->reserve_range(bytes); }
+  std::byte* reserve_range(std::size_t bytes) override {
+    ++n_ranges;
+    return pages_->reserve_range(bytes);
+  }
   void release_range(std::byte* base, std::size_t bytes) noexcept override {
+    --n_ranges;
+    mapped_.erase(mapped_.lower_bound(base), mapped_.lower_bound(base + bytes));
     pages_->release_range(base, bytes);
   }
   void map(std::byte* address, PageId page) override {
-    check<CapacityError>(fail_at < 0 || fail_at-- > 0, "the system refuses");
+    if (fail_at >= 0 && fail_at-- == 0) {
+      unmap(address);
+      fail<CapacityError>("the system refuses");
+    }
     pages_->map(address, page);
+    mapped_[address] = page;
     ++n_maps;
   }
   void share(std::byte* address, PageId page) override {
     ++n_shares;
     map(address, page);
   }
-  void unmap(std::byte* address) noexcept override { pages_->unmap(address); }
+  void unmap(std::byte* address) noexcept override {
+    mapped_.erase(address);
+    pages_->unmap(address);
+  }
   void copy(std::byte* destination, const std::byte* source, std::size_t bytes) override {
     pages_->copy(destination, source, bytes);
   }
@@ -61,14 +75,22 @@ class FlakyMemory final : public PageMemory {
   void write(std::byte* destination, const void* host, std::size_t bytes) override {
     pages_->write(destination, host, bytes);
   }
-  void discard(PageId page) noexcept override { pages_->discard(page); }
+  void discard(PageId page) noexcept override {
+    ++n_discards;
+    for (const auto& [address, there] : mapped_) n_stale += there == page;
+    pages_->discard(page);
+  }
 
   std::int64_t fail_at = -1;  // -1 = never
   std::int64_t n_maps = 0;    // shares included
   std::int64_t n_shares = 0;
+  std::int64_t n_ranges = 0;  // reserved now
+  std::int64_t n_discards = 0;
+  std::int64_t n_stale = 0;  // places where a page that was discarded could still be seen
 
  private:
   std::unique_ptr<PageMemory> pages_;
+  std::map<std::byte*, PageId> mapped_;
 };
 
 struct TestPool {
@@ -91,6 +113,11 @@ inline bool same(const PoolStats& a, const PoolStats& b) {
 
 inline bool is_whole(const PoolStats& stats) {
   return stats.n_used == 0 && stats.n_promised == 0 && stats.n_free == stats.n_pages;
+}
+
+// All sequences are gone, and nothing of them is left.
+inline bool is_whole(const TestPool& pool) {
+  return is_whole(pool.pool->stats()) && pool.memory->n_ranges == 0 && pool.memory->n_stale == 0;
 }
 
 // A row leaves its mark at both ends of what a block gives it, so a copy that is too short shows.
