@@ -119,7 +119,6 @@ void Session::set_mark() {
   mark.pending_token = pending_token_;
   mark.n_looked_up = lookup_ ? lookup_->size() : 0;
   mark.head_row = head_row_;
-  mark.waiting_frames.clear();
   if (!audio_) return;
   mark.audio = audio_->state();
   const auto waiting = audio_->waiting();
@@ -147,7 +146,6 @@ std::vector<std::int64_t> Session::marks() const {
     if (mark.position >= sequence_->lowest_truncation() && mark.position <= sequence_->length())
       positions.push_back(mark.position);
   std::sort(positions.begin(), positions.end());
-  positions.erase(std::unique(positions.begin(), positions.end()), positions.end());
   return positions;
 }
 
