@@ -48,6 +48,9 @@ struct Valid {
               64,
               scratch.data()};
   FoldArgs fold{data, 3, 1, 2, 4, 4, 3, 2, 2, rows};
+  SampleRow place{{}, 0};
+  std::int32_t token = 0;
+  SampleArgs sample{data, 64, 40, 1, &place, &token};
 };
 
 // Spoils one thing; `says` is part of the message.
@@ -67,6 +70,7 @@ const auto kConvAddNorm = [](Backend& b, const Valid& v) { b.conv_add_norm(v.con
 const auto kSiluMul = [](Backend& b, const Valid& v) { b.silu_mul(v.silu_mul); };
 const auto kMoe = [](Backend& b, const Valid& v) { b.moe(v.moe); };
 const auto kFold = [](Backend& b, const Valid& v) { b.fold(v.fold); };
+const auto kSample = [](Backend& b, const Valid& v) { b.sample(v.sample); };
 
 const std::vector<Fault> kFaults = {
     {"embed_text: table and norm", [](Valid& v) { v.embed_text.table = nullptr; }, kEmbedText},
@@ -102,6 +106,13 @@ const std::vector<Fault> kFaults = {
        v.linear.divisor = 2.0f;
      },
      kLinear},
+    {"linear: activated rows have no divisor and no parts",
+     [](Valid& v) {
+       v.linear.activated = v.rows;
+       v.linear.w.n_in = 32;
+       v.linear.n_parts = 2;
+     },
+     kLinear},
     {"linear: activated needs rows of 32",
      [](Valid& v) {
        v.linear.activated = v.rows;
@@ -121,6 +132,7 @@ const std::vector<Fault> kFaults = {
      kKvAppend},
     {"kv_append: qkvr needs rows of 96", [](Valid& v) { v.kv_append.shape.n_heads = 4; },
      kKvAppend},
+    {"kv_append: q needs rows of 16", [](Valid& v) { v.kv_append.q.stride = 8; }, kKvAppend},
     {"kv_append: q must have the dtype", [](Valid& v) { v.kv_append.kv_dtype = DType::kBF16; },
      kKvAppend},
     {"kv_append: device 'cpu' keeps no int4", [](Valid& v) { v.kv_append.kv_dtype = DType::kInt4; },
@@ -129,6 +141,7 @@ const std::vector<Fault> kFaults = {
      kAttention},
     {"attention: segment 0 must start", [](Valid& v) { v.segment.n_rows = 0; }, kAttention},
     {"attention: q needs rows of 80", [](Valid& v) { v.attention.shape.n_heads = 5; }, kAttention},
+    {"attention: out needs rows of 16", [](Valid& v) { v.attention.out.stride = 8; }, kAttention},
     {"attention: q must have the dtype", [](Valid& v) { v.attention.q.dtype = DType::kBF16; },
      kAttention},
     {"attention: the bias bank", [](Valid& v) { v.attention.shape.rel_extent = 17; }, kAttention},
@@ -140,20 +153,39 @@ const std::vector<Fault> kFaults = {
      kAttention},
     {"conv_add_norm: x needs rows of 32", [](Valid& v) { v.conv_add_norm.width = 20; },
      kConvAddNorm},
+    {"conv_add_norm: hidden needs rows of 16", [](Valid& v) { v.conv_add_norm.hidden_stride = 8; },
+     kConvAddNorm},
+    {"conv_add_norm: out needs rows of 16", [](Valid& v) { v.conv_add_norm.out.stride = 8; },
+     kConvAddNorm},
     {"conv_add_norm: 32 channels", [](Valid& v) { v.conv_add_norm.conv.channels = 32; },
      kConvAddNorm},
     {"silu_mul: width 10", [](Valid& v) { v.silu_mul.width = 10; }, kSiluMul},
     {"silu_mul: width 16", [](Valid& v) { v.silu_mul.up_offset = 8; }, kSiluMul},
     {"silu_mul: x needs rows of 96", [](Valid& v) { v.silu_mul.up_offset = 80; }, kSiluMul},
+    {"silu_mul: out needs rows of 16", [](Valid& v) { v.silu_mul.out.stride = 8; }, kSiluMul},
     {"moe: the router is float32", [](Valid& v) { v.moe.router.dtype = DType::kBF16; }, kMoe},
     {"moe: rows are float32, weights are bfloat16",
      [](Valid& v) { v.moe.down.dtype = DType::kBF16; }, kMoe},
+    {"moe: rows are float32, weights are bfloat16",
+     [](Valid& v) { v.moe.gate_up.dtype = DType::kBF16; }, kMoe},
+    {"moe: rows are float32, weights are bfloat16",
+     [](Valid& v) {
+       v.moe.shared_down.first = v.moe.down;
+       v.moe.shared_down.first.dtype = DType::kBF16;
+     },
+     kMoe},
+    {"moe: x needs rows of 80", [](Valid& v) { v.moe.gate_up.n_in = 80; }, kMoe},
     {"moe: rows are bfloat16", [](Valid& v) { v.moe.x.dtype = DType::kBF16; }, kMoe},
     {"moe: y needs rows of 128", [](Valid& v) { v.moe.down.n_out = 80; }, kMoe},
     {"moe: no scratch", [](Valid& v) { v.moe.scratch = nullptr; }, kMoe},
+    {"fold: 3x4x4 cells do not divide", [](Valid& v) { v.fold.t = 3; }, kFold},
+    {"fold: 2x4x5 cells do not divide", [](Valid& v) { v.fold.w = 5; }, kFold},
     {"fold: 2x4x4 cells do not divide", [](Valid& v) { v.fold.hw_fold = 3; }, kFold},
     {"fold: x needs rows of 4", [](Valid& v) { v.fold.c = 4; }, kFold},
     {"fold: out needs rows of 96", [](Valid& v) { v.fold.hw_fold = 4; }, kFold},
+    {"sample: expected 1 to", [](Valid& v) { v.sample.n_vocab = 0; }, kSample},
+    {"sample: logits needs rows of 65", [](Valid& v) { v.sample.n_vocab = 65; }, kSample},
+    {"sample: rows and tokens", [](Valid& v) { v.sample.tokens = nullptr; }, kSample},
 };
 
 TEST_CASE("arguments that do not fit are refused by name") {
@@ -181,6 +213,7 @@ TEST_CASE("operations on no rows do nothing, whatever else they are given") {
   CHECK_NOTHROW(backend.silu_mul({}));
   CHECK_NOTHROW(backend.moe({}));
   CHECK_NOTHROW(backend.fold({}));
+  CHECK_NOTHROW(backend.sample({}));
 }
 
 TEST_CASE("backends are found by name") {

@@ -61,6 +61,7 @@ TEST_CASE("each impossible value is named") {
   const std::vector<std::pair<const char*, std::function<void(ModelConfig&)>>> faults = {
       {"vocab_size", [](ModelConfig& c) { c.vocab_size = 0; }},
       {"unpadded_vocab_size", [](ModelConfig& c) { c.unpadded_vocab_size = 51; }},
+      {"unpadded_vocab_size", [](ModelConfig& c) { c.unpadded_vocab_size = 0; }},
       {"d_model", [](ModelConfig& c) { c.d_model = -1; }},
       {"d_rel", [](ModelConfig& c) { c.d_rel = 0; }},
       {"d_ff", [](ModelConfig& c) { c.d_ff = 0; }},
@@ -79,6 +80,12 @@ TEST_CASE("each impossible value is named") {
       {"n_shared", [](ModelConfig& c) { c.moe.n_shared = 0; }},
       {"top_k", [](ModelConfig& c) { c.moe.top_k = 5; }},
       {"d_expert", [](ModelConfig& c) { c.moe.d_expert = 0; }},
+      {"n_experts",
+       [](ModelConfig& c) {
+         c.moe.n_experts = 0;
+         c.layers = {{false, false}};
+         c.mtp.layers = {{false, true}};
+       }},
       {"vision.stages", [](ModelConfig& c) { c.vision->stages.clear(); }},
       {"interaction.listen", [](ModelConfig& c) { c.interaction->listen = -1; }},
       {"interaction.user_text_end", [](ModelConfig& c) { c.interaction->user_text_end = 50; }},

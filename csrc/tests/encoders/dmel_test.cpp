@@ -182,6 +182,7 @@ TEST_CASE("dmel: bins are levels of the logarithm", "[encoders]") {
 
 TEST_CASE("dmel: impossible configurations are refused", "[encoders]") {
   CHECK_THROWS_AS(DmelAnalyzer(AudioConfig{.n_mels = 0, .n_levels = 16}), InvalidArgument);
+  CHECK_THROWS_AS(DmelAnalyzer(AudioConfig{.n_mels = 801, .n_levels = 16}), InvalidArgument);
   CHECK_THROWS_AS(DmelAnalyzer(AudioConfig{.n_mels = 80, .n_levels = 15}), InvalidArgument);
 }
 

@@ -299,6 +299,16 @@ TEST_CASE("hmlp: shapes that do not fit together are refused", "[encoders]") {
   wrong = config;
   wrong.stages[1].d_in = 79;
   CHECK_THROWS_WITH(build(wrong, weights.packed), Catch::Contains("stage 1"));
+  const auto refuses = [&](auto spoil, const char* says) {
+    VisionConfig vision = config;
+    spoil(vision);
+    CHECK_THROWS_WITH(build(vision, weights.packed), Catch::Contains(says));
+  };
+  refuses([](VisionConfig& v) { v.n_channels = 4; }, "n_channels: expected 3");
+  refuses([](VisionConfig& v) { v.patch_size += 1; }, "stage 0: expected folds that divide");
+  refuses([](VisionConfig& v) { v.temporal_patch_size *= 2; }, "fold a patch into one cell");
+  refuses([](VisionConfig& v) { v.stages.back().d_out = 0; }, "a positive d_out");
+  refuses([](VisionConfig& v) { v.stages.clear(); }, "after the last of 0");
   HmlpWeights missing = weights.packed;
   missing.norm.pop_back();
   CHECK_THROWS_AS(build(config, missing), InvalidArgument);

@@ -4,6 +4,7 @@
 
 #include <catch2/catch.hpp>
 
+#include "engine/snapshot.h"
 #include "tests/engine/fixtures.h"
 
 namespace duplex::engine_tests {
@@ -85,7 +86,9 @@ TEST_CASE("logits do not depend on how rows are cut") {
 }
 
 TEST_CASE("guesses change no turn, alone or with others") {
-  const auto engine = make_engine();
+  ModelConfig config = streaming_config();
+  config.mtp.layers.resize(GENERATE(0, 3), {true, false});
+  const auto engine = make_engine(config);
   const auto open = [&](std::int32_t max_drafts) {
     return engine->open_session({0, {1, 0.6f, 3, 1.0f}, max_drafts});
   };
@@ -104,11 +107,11 @@ TEST_CASE("guesses change no turn, alone or with others") {
       session->feed_audio(sound(kTurnSamples, turn));
       requests.push_back({session.get(), 12});
     }
-    for (const Turn& found : engine->step(requests)) {
+    for (std::size_t i = 0; const Turn& found : engine->step(requests)) {
       REQUIRE(found.error == nullptr);
       CHECK(found.token_ids == expected.token_ids);
       CHECK(found.position == expected.position);
-      CHECK(found.kv_bytes == expected.kv_bytes);
+      CHECK(found.kv_bytes == expected.kv_bytes + guessing[i++]->draft_bytes());
       CHECK(found.n_accepted <= found.n_drafted);
       n_accepted += found.n_accepted;
     }
@@ -133,6 +136,56 @@ TEST_CASE("the error of one session is in its own turn") {
   CHECK(turns[1].error == nullptr);
   CHECK(turns[1].token_ids == step_one(*reference).token_ids);
   CHECK((other->digests() == reference->digests()));
+}
+
+// A call that cannot have its rows takes nothing, not even the token that waits.
+TEST_CASE("sessions are filled to the last position and no further") {
+  const auto engine = make_engine();
+  const auto open = [&](std::int64_t max_positions) {
+    return engine->open_session({max_positions, {}});
+  };
+  const auto text = [](Session& session, std::size_t n) {
+    session.lane().append_text(session, std::vector<std::int32_t>(n, 9), LogitsWanted::kNone);
+  };
+  const auto full = open(10);
+  text(*full, 7);
+  full->lane().decode(*full, 1, {});  // it waits
+  CHECK(throws<CapacityError>([&] { text(*full, 3); }));
+  CHECK(throws<CapacityError>([&] { full->lane().decode(*full, 4, {}); }));
+  text(*full, 2);
+  CHECK(full->length() == 10);
+  const auto said = open(10);
+  text(*said, 8);
+  CHECK(throws<CapacityError>([&] { said->lane().decode(*said, 4, {}); }));
+  CHECK(said->lane().decode(*said, 3, {}).size() == 3);
+  CHECK(said->length() == 10);
+  CHECK(throws<CapacityError>([&] { said->lane().decode(*said, 1, {}); }));
+
+  const auto turns = open(6);
+  turns->feed_audio(sound(kTurnSamples));
+  CHECK(holds<CapacityError>(step_one(*turns, 4).error));
+  const Turn turn = step_one(*turns, 3);
+  CHECK(turn.error == nullptr);
+  CHECK(turn.n_rows == 4);
+  const auto passes = open(30);  // more rows than a pass has
+  passes->feed_text(std::vector<std::int32_t>(30, 9));
+  CHECK(holds<CapacityError>(step_one(*passes).error));
+  CHECK(passes->length() == 0);
+}
+
+TEST_CASE("sound that has no room is not taken") {
+  const auto engine = make_engine();
+  const auto full = engine->open_session({4, {}});
+  const auto append = [](Session& session, std::int64_t n_samples, bool is_end) {
+    return session.lane().append_audio(session, sound(n_samples), is_end, LogitsWanted::kLast);
+  };
+  const std::int64_t hop = kTurnSamples / 4;
+  append(*full, 5 * hop - 1, false);
+  CHECK(throws<CapacityError>([&] { append(*full, 1, false); }));
+  CHECK(throws<CapacityError>([&] { append(*full, 0, true); }));
+  const auto other = engine->open_session({});
+  append(*other, 5 * hop - 1, false);
+  CHECK((append(*full->fork(5), 1, false) == append(*other, 1, false)));
 }
 
 TEST_CASE("forks share a past and part ways") {
@@ -174,6 +227,7 @@ TEST_CASE("a closed session answers nothing and gives its memory back") {
   CHECK(is_empty(engine->stats()));
   const std::vector<std::int32_t> ids = {1};
   CHECK(holds<SessionClosed>(step_one(*session).error));
+  CHECK(throws<SessionClosed>([&] { session->interrupt(); }));
   CHECK(throws<SessionClosed>([&] { session->feed_audio({}); }));
   CHECK(throws<SessionClosed>([&] { session->feed_text(ids); }));
   CHECK(throws<SessionClosed>([&] { session->feed_result(ids); }));
@@ -189,6 +243,22 @@ TEST_CASE("a closed session answers nothing and gives its memory back") {
   CHECK(throws<SessionClosed>(
       [&] { session->lane().append_text(*session, ids, LogitsWanted::kNone); }));
   CHECK(throws<SessionClosed>([&] { session->lane().decode(*session, 1, {}); }));
+}
+
+TEST_CASE("a session that drafts gives back the memory of both, closed or moved") {
+  ModelConfig config = streaming_config();
+  config.mtp.layers = {{true, false}};
+  const auto engine = make_engine(config), other = make_engine(config);
+  const auto session = engine->open_session({0, {}, 4});
+  for (int turn = 0; turn < 9; ++turn) hear(*session, turn);
+  CHECK(session->draft_bytes() > 0);
+  const auto moved = copy_session(*session, *other);
+  for (int turn = 9; turn < 30; ++turn)
+    CHECK(hear(*moved, turn).token_ids == hear(*session, turn).token_ids);
+  session->close();
+  moved->close();
+  CHECK(is_empty(engine->stats()));
+  CHECK(is_empty(other->stats()));
 }
 
 TEST_CASE("closing the engine closes its sessions") {

@@ -281,6 +281,17 @@ TEST_CASE("a sum is told the matrix that reads its rows") {
   });
 }
 
+TEST_CASE("a slab has room for the sums of a pass and for logits, whichever are more") {
+  ModelConfig config = cases().front().config;
+  for (const std::int32_t vocabulary : {4, 40'000}) {
+    config.vocab_size = config.unpadded_vocab_size = vocabulary;
+    const ExchangeOptions options = Inkling::exchange_options(config, {0, 2, 2}, kMaxRows);
+    const auto n_floats = static_cast<std::int64_t>(options.slab_bytes / sizeof(float));
+    CHECK(n_floats >= 2 * options.part_stride);
+    CHECK(n_floats >= Inkling::kHeadRows * options.gather_stride);
+  }
+}
+
 TEST_CASE("an exchange of another group, or too small a one, is refused") {
   const Case of = cases().front();
   const std::vector<OwnTensor> tensors = RandomCheckpoint(of.config, 1).tensors();

@@ -180,6 +180,15 @@ TEST_CASE("scales that are missing or do not fit are named") {
   CHECK_THAT(problem({fp8, wrong}), Catch::Contains("(2, 1) (one a row)") &&
                                         Catch::Contains("(1, 1) (one for 128 x 128)") &&
                                         Catch::Contains("found (2, 3)"));
+  wrong = {"x.weight_scale", FileType::kI64, {}, std::vector<std::uint8_t>(8)};
+  CHECK_THAT(problem({fp8, wrong}), Catch::Contains("F32, BF16 or F16 for the F8_E4M3 codes") &&
+                                        Catch::Contains("found I64"));
+  wrong = {"x.weight_scale_2", FileType::kI64, {}, std::vector<std::uint8_t>(8)};
+  CHECK_THAT(problem({weight, scale, wrong}), Catch::Contains("expected 1 float of 'x.weight'"));
+  // One code has no columns that could share a scale.
+  CHECK_THAT(problem({{"x.weight", FileType::kE4M3, {}, {0x38}},
+                      {"x.weight_scale", FileType::kU8, {2}, {127, 127}}}),
+             Catch::Contains("expected shape (1)"));
   CHECK_THAT(problem({{"x.weight", FileType::kI64, {4}, std::vector<std::uint8_t>(32)}}),
              Catch::Contains("'x.weight': expected elements of F32") && Catch::Contains("I64"));
 }

@@ -1,4 +1,5 @@
 // Page memory of several ranks: addresses as all know them, and what one of them cannot do.
+#include <algorithm>
 #include <array>
 #include <catch2/catch.hpp>
 #include <cstring>
@@ -16,8 +17,8 @@ namespace {
 
 constexpr std::size_t kPage = 4096;
 
-// A worker that maps nothing, notes what it is asked for, and refuses one page. Its end is the
-// first range that is released.
+// A worker that maps nothing, keeps what is written to its first range, notes what it is asked for,
+// and refuses one page. Its end is the first range that is released.
 class FakeWorker {
  public:
   FakeWorker(const Group& group, PageId refused)
@@ -41,7 +42,21 @@ class FakeWorker {
       if (from.get<PageId>() == refused) status = {1, "no memory here"};
       answer(status);
     }
+    if (command == MemoryCommand::kWrite || command == MemoryCommand::kRead)
+      transfer(from, command == MemoryCommand::kRead);
     return command != MemoryCommand::kRelease;
+  }
+  void transfer(ByteReader& from, bool is_read) {
+    from.get<std::int32_t>();  // this rank
+    const std::span<std::byte> place =
+        std::span(content_).subspan(static_cast<std::size_t>(get_address(from).offset));
+    if (!is_read) {
+      std::memcpy(place.data(), from.rest().data(), from.rest().size());
+      return;
+    }
+    const auto n_bytes = static_cast<std::size_t>(from.get<std::uint64_t>());
+    std::memcpy(exchange_.mine(), place.data(), n_bytes);
+    exchange_.meet(n_bytes);
   }
   void answer(const Status& status) {
     std::memcpy(exchange_.mine(), &status, sizeof status);
@@ -49,6 +64,7 @@ class FakeWorker {
   }
 
   SharedExchange exchange_;
+  std::vector<std::byte> content_ = std::vector<std::byte>(1 << 20);
   std::thread thread_;
 };
 
@@ -74,6 +90,24 @@ TEST_CASE("what one rank cannot map is mapped on none", "[ranks][threads]") {
                                     kDiscard, kRelease});
 }
 
+TEST_CASE("bytes of another rank travel in as many pieces as they take", "[ranks][threads]") {
+  const auto leader = std::make_shared<RankLeader>(
+      model_tests::tiny_config(), LeaderOptions{2, Reduction::kRanks, DType::kF32, 16});
+  FakeWorker worker(leader->group(), kNoPage);
+  const auto backend = create_backend("cpu", {1, "portable"});
+  LeaderMemory memory(leader, backend->create_page_memory(kPage, 8));
+  std::byte* const base = memory.reserve_range(1 << 20);
+  std::vector<std::byte> written(2 * leader->group().slab_bytes() + 1000), read(written.size());
+  for (std::size_t i = 0; i < written.size(); ++i) written[i] = static_cast<std::byte>(i * i / 7);
+  memory.write_rank(1, base + 100, written.data(), written.size());
+  memory.read_rank(1, read.data(), base + 100, read.size());
+  CHECK((read == written));
+  memory.release_range(base, 1 << 20);
+  worker.join();
+  CHECK(std::ranges::count(worker.heard, MemoryCommand::kWrite) > 1);
+  CHECK(std::ranges::count(worker.heard, MemoryCommand::kRead) == 3);
+}
+
 TEST_CASE("addresses go to other ranks by range and offset", "[ranks]") {
   std::array<std::byte, 512> here, there;
   AddressRanges ranges, others;
@@ -87,6 +121,7 @@ TEST_CASE("addresses go to other ranks by range and offset", "[ranks]") {
   CHECK(others.address({}) == nullptr);
   CHECK_THROWS_AS(ranges.find(here.data() + 512), InvalidArgument);
   ranges.remove(0);
+  CHECK_FALSE(ranges.has(0));
   CHECK_THROWS_AS(ranges.find(here.data()), InvalidArgument);
 }
 

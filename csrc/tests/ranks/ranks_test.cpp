@@ -85,8 +85,11 @@ TEST_CASE("both lanes at once on several ranks give the bits of each alone", "[r
 }
 
 TEST_CASE("a session moves between groups with the blocks of all ranks", "[ranks][threads]") {
-  const RankedEngine first(streaming_config(), 2, Reduction::kRanks);
-  const RankedEngine second(streaming_config(), 2, Reduction::kRanks);
+  const std::int32_t n_ranks = GENERATE(2, 4);
+  ModelConfig config = model_tests::cut_config();
+  config.interaction = streaming_config().interaction;
+  const RankedEngine first(config, n_ranks, Reduction::kRanks);
+  const RankedEngine second(config, n_ranks, Reduction::kRanks);
   const auto session = first->open_session({});
   for (int turn = 0; turn < 30; ++turn) hear(*session, turn);
   const auto moved = copy_session(*session, *second);

@@ -85,11 +85,22 @@ TEST_CASE("the window promise covers a span that starts anywhere") {
   const SequenceLayout layout = small_layout({10, 130});
   // Local: 210 positions in pages of 64 touch at most 5; conv: 143 in pages of 10 at most 16.
   CHECK(layout.window_pages() == 5 + 16);
+  // 193 touch at most 4, 126 at most 14.
+  CHECK(small_layout({10, 113}).window_pages() == 4 + 14);
   CHECK(layout.growth_pages(192) == 1);
   CHECK(layout.growth_pages(193) == 2);
 }
 
+TEST_CASE("the longest window may be that of the convolutions, which is 1 at least") {
+  ModelConfig config = small_config();
+  config.local.window = 2;
+  CHECK(SequenceLayout::make(config, DType::kF32, 4096, {0, 64}).longest_window() == 3);
+  config.conv_kernel = 1;
+  CHECK(SequenceLayout::make(config, DType::kF32, 4096, {0, 64}).conv.window == 1);
+}
+
 TEST_CASE("limits are checked") {
+  CHECK_THROWS_AS(SequenceLayout::make(small_config(), DType::kF32, 0, {0, 64}), InvalidArgument);
   CHECK_THROWS_AS(small_layout({-1, 10}), InvalidArgument);
   CHECK_THROWS_AS(small_layout({0, 0}), InvalidArgument);
 }

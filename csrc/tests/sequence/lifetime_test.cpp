@@ -72,7 +72,7 @@ TEST_CASE("a sequence goes on past 2^24, 2^31 and 2^32 positions") {
     REQUIRE(reads_back(sequence, begin));
     REQUIRE(sequence.forgotten().size() == 1);
   }
-  CHECK(is_whole(pool->stats()));
+  CHECK(is_whole(pool));
 }
 
 TEST_CASE("windows go round in the same pages, which are mapped once") {
@@ -166,6 +166,8 @@ TEST_CASE("what is left of a lifetime is said, and the end of it") {
   CHECK_THROWS_AS(sequence.reserve(11), CapacityError);
   write_held(sequence, 10);
   CHECK(reads_back(sequence, end - 100));
+  CHECK_THROWS_AS(Sequence::restore(*pool, layout, late_state(layout, end + 100), 2000),
+                  CheckpointError);
 }
 
 }  // namespace

@@ -42,7 +42,7 @@ class Family {
 
   void close_all() {
     twins_.clear();
-    REQUIRE(is_whole(pool_->stats()));
+    REQUIRE(is_whole(pool_));
   }
   std::int64_t n_refused() const { return n_refused_; }
 
