@@ -1,5 +1,7 @@
 // What is between two passes of a turn (backend/op_args.h): the rows that the head takes, and what
 // becomes of the tokens that were chosen.
+#include <algorithm>
+
 #include "device/loop.cuh"
 #include "kernels/common.cuh"
 #include "kernels/launchers.h"
@@ -7,7 +9,7 @@
 namespace duplex::cuda {
 namespace {
 
-constexpr int kGatherThreads = 256;
+constexpr std::int64_t kMostGatherThreads = 1024;
 constexpr int kTakeThreads = 128;
 
 DUPLEX_KERNEL gather_rows_kernel(GatherRowsArgs args) {
@@ -54,14 +56,17 @@ DUPLEX_KERNEL take_tokens_kernel(TakeTokensArgs args) {
   n_open[thread_index()] = own;
   sync_block();
   if (thread_index() != 0 || !args.has_loop) return;
-  for (int i = 1; i < n_threads(); ++i) own += n_open[i];
+  for (int i = 1; i < n_threads() && i < args.turn.count; ++i) own += n_open[i];
   set_loop(args.loop, 2 * own > args.turn.count);
 }
 
 }  // namespace
 
 void launch_gather_rows(Runtime& runtime, std::int32_t n_rows, const GatherRowsArgs& args) {
-  runtime.launch_early(gather_rows_kernel, {n_rows}, kGatherThreads, 0, args);
+  // As many as there are words of a row: their loads are on their way at once.
+  const std::int64_t n_words = div_up(args.row_bytes, std::int64_t{sizeof(Words)});
+  const std::int64_t n_threads = std::min(round_up(n_words, kWarp), kMostGatherThreads);
+  runtime.launch_early(gather_rows_kernel, {n_rows}, static_cast<int>(n_threads), 0, args);
 }
 
 void launch_take_tokens(Runtime& runtime, const TakeTokensArgs& args) {
