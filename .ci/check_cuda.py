@@ -241,8 +241,12 @@ KERNELS = {
     "rows/fold_kernel": Rule({"STG.E": 1}),
     "rows/norm_kernel": Rule(NORM),
     "rows/silu_mul_kernel": Rule({"FFMA": 2}),
-    # Nothing fused: the CPU's compiler does not fuse it either. 1024 threads leave 64 registers.
-    "sample/sample_kernel": Rule({BARRIER: 8, "FMUL": 6, "FADD": 6}),
+    # Four loads of a thread on their way, for the best and for a list; sums in shared memory. What
+    # an id weighs is not fused: the CPU's compiler does not fuse it either. 1024 threads leave 64
+    # registers.
+    "sample/sample_kernel": Rule(
+        {FOUR: 8, "ATOMS.ADD": 8, BARRIER: 8, "FMUL": 6, "FADD": 6, "F2I.U64": 2}
+    ),
     "turn/gather_rows_kernel": Rule({FOUR: 1, STORE_FOUR: 1}),
     # The driver's function that sets the condition of a graph's loop.
     "turn/take_tokens_kernel": Rule({BARRIER: 1, "CALL.ABS": 1}),

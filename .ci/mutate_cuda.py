@@ -122,6 +122,7 @@ IN_PLATFORM = (
     (r"mul\.rn\.bf16x2 %0, %1, %2", "mul.rn.bf16x2 %0, %1, %1", "a square"),
     (r"\{%0, %1\}, \[%2\]", "{%1, %0}, [%2]", "words of a load of two"),
     (r"prmt\.b32 %0, %1, %2, %3", "prmt.b32 %0, %2, %1, %3", "bytes of the other"),
+    (r"atomicAdd_block\(shared, value\)", "(*shared += value) - value", "sums that are split"),
 )
 IN_CHAIN = (
     (r'asm volatile\("griddepcontrol\.wait;" ::: "memory"\);', ";", "no wait for the grid before"),

@@ -201,7 +201,7 @@ struct SampleRow {
 
 // A token for each row of logits, chosen where they lie.
 struct SampleArgs {
-  const float* logits;  // (n_rows, logits_stride)
+  const float* logits;  // (n_rows, logits_stride), whatever lies behind n_vocab
   std::int64_t logits_stride;
   std::int32_t n_vocab;
   std::int32_t n_rows;

@@ -202,7 +202,7 @@ void Backend::sample(const SampleArgs& args) {
   if (args.n_rows == 0) return;
   check(args.n_vocab >= 1 && args.n_vocab <= kMaxSampledIds, "sample: expected 1 to ",
         kMaxSampledIds, " ids, found ", args.n_vocab);
-  check_floats("sample", "logits", args.logits, args.logits_stride, args.n_vocab);
+  check_floats("sample", "logits", args.logits, args.logits_stride, padded(args.n_vocab));
   check(args.rows != nullptr && args.tokens != nullptr, "sample: rows and tokens are needed");
   do_sample(args);
 }

@@ -44,13 +44,13 @@ constexpr std::uint32_t sampling_rank(float logit, float best, float temperature
   return kBestRank - (std::bit_cast<std::uint32_t>(scaled) & kBestRank);
 }
 
-// exp of what the rank stands for, in units of 2^-40: below exp(-27.7) nothing is left. The sum
-// over so many ids has room in 64 bits.
+// exp(-below) in units of 2^-40, for less than kLeastWeighed: from 27.73 on nothing is left. The
+// sum over so many ids has room in 64 bits.
 constexpr int kWeightBits = 40;
 constexpr std::int32_t kMaxSampledIds = 1 << 23;
-constexpr std::uint64_t sampling_weight(std::uint32_t rank) {
-  const float x = -std::bit_cast<float>(kBestRank - rank);
-  if (!(x > -28.0f)) return 0;
+constexpr float kLeastWeighed = 28.0f;
+constexpr std::uint64_t weight_below_best(float below) {
+  const float x = -below;
   const auto n = static_cast<std::int32_t>(x * 1.44269504088896341f - 0.5f);
   const auto whole = static_cast<float>(n);
   const float r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
@@ -63,6 +63,12 @@ constexpr std::uint64_t sampling_weight(std::uint32_t rank) {
   p = (r * r * p + r) + 1.0f;
   const auto exponent = static_cast<std::uint32_t>(n + kWeightBits + 127);
   return static_cast<std::uint64_t>(p * std::bit_cast<float>(exponent << 23));
+}
+
+// Of what the rank stands for.
+constexpr std::uint64_t sampling_weight(std::uint32_t rank) {
+  const auto below = std::bit_cast<float>(kBestRank - rank);
+  return below < kLeastWeighed ? weight_below_best(below) : 0;
 }
 
 // The mass that top-p asks for, of all.

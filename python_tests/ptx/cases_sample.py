@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from ptx.arguments import SAMPLE_ROW, Floats, Sample
 from ptx.device import Case, Device
 
-THREADS = 64  # the kernel takes any power of two
-SHARED_BYTES = 24 * THREADS
+THREADS = 64  # the kernel takes any power of two to 1024
+# The two halves of a histogram, sums, the list, the best of each thread, what was found, a number.
+SHARED_BYTES = 2 * 4 * 8 * 1028 + 2 * 8 * 1024 + 8 * 8192 + 8 * 1024 + 24 + 8
 WEIGHT_BITS = 40
 BEST = 0x7FFFFFFF
 POLYNOMIAL = (
@@ -79,7 +80,7 @@ def sample(device: Device, logits: Floats, ways: list[tuple[float, int, float]])
     rows = np.zeros(len(ways), SAMPLE_ROW)
     for i, (temperature, top_k, top_p) in enumerate(ways):
         rows[i] = (2**63 + i, temperature, top_k, top_p, 0, 1 << 33 | i)
-    stride = logits.size + 3
+    stride = logits.size // 16 * 16 + 16
     padded = np.full((len(ways), stride), 1e30, np.float32)
     padded[:, : logits.size] = logits
     tokens = device.out(np.full(len(ways), -1, np.int32))
@@ -87,6 +88,18 @@ def sample(device: Device, logits: Floats, ways: list[tuple[float, int, float]])
     device.launch("sample/sample_kernel", (len(ways),), THREADS, SHARED_BYTES, args)
     expected = [choose(logits, row) for row in rows]
     assert device.get(tokens).tolist() == expected
+
+
+def flat() -> Floats:
+    """So many that are nearly alike, or alike, that they are not listed."""
+    return np.random.default_rng(7).integers(0, 99, 8400).astype(np.float32) / 64
+
+
+def last() -> Floats:
+    """The last bin of ids ends behind the row, where nothing may be read."""
+    logits = np.full(32785, -20, np.float32)
+    logits[-1] = 0
+    return logits
 
 
 def varied() -> Floats:
@@ -104,4 +117,6 @@ CASES: dict[str, Case] = {
         sample, logits=varied(), ways=[(1.0, 0, 1.0), (3.0, 0, 1.0), (1e-40, 0, 1.0)]
     ),
     "sample-kept": partial(sample, logits=varied(), ways=[(3.0, 2, 1.0), (2.0, 40, 0.6)]),
+    "sample-last": partial(sample, logits=last(), ways=[(1.0, 0, 1.0)]),
+    "sample-not-listed": partial(sample, logits=flat(), ways=[(1.0, 8300, 0.99)]),
 }

@@ -213,15 +213,18 @@ def multimem(m: Machine, instruction: Instruction) -> Step:
 
 def atomic(m: Machine, instruction: Instruction) -> Step:
     """One lane after the other."""
-    if instruction.opcode != "atom.relaxed.gpu.global.add.u32":
+    spaces = {
+        "atom.relaxed.gpu.global.add.u32": "global", "atom.shared.cta.add.u32": "shared",
+    }  # fmt: skip
+    if instruction.opcode not in spaces:
         raise UnsupportedPtx(instruction.text)
     target, address, source = instruction.operands
-    find, read = places(m, address, "global", 4, write=True), m.read(source, "u32")
-    write = m.write(target)
+    find = places(m, address, spaces[instruction.opcode], 4, write=True)
+    read, write = m.read(source, "u32"), m.write(target)
 
     def add(lanes: Lanes) -> None:
-        _, at = find(lanes)
-        words = m.memory.bytes.view(np.uint32)
+        memory, at = find(lanes)
+        words = memory.view(np.uint32)
         counts = np.broadcast_to(read(lanes), lanes.shape)
         for lane, place, count in zip(lanes, at // 4, counts, strict=True):
             before = words[place]

@@ -20,7 +20,7 @@ class Sampler {
   std::int32_t sample(const float* logits, const SamplingParams& params, std::int64_t position) {
     const SampleRow row{params, position};
     std::int32_t token = -1;
-    backend_.sample({logits, n_vocab_, n_vocab_, 1, &row, &token});
+    backend_.sample({logits, round_up(n_vocab_, kColumnAlign), n_vocab_, 1, &row, &token});
     return token;
   }
 

@@ -33,6 +33,12 @@ DUPLEX_DEVICE std::byte* shared_memory() {
   return reinterpret_cast<std::byte*>(bytes);
 }
 
+// The number in shared memory before `value` was added, which other threads' additions do not
+// split.
+DUPLEX_DEVICE std::uint32_t add_shared(std::uint32_t* shared, std::uint32_t value) {
+  return atomicAdd_block(shared, value);
+}
+
 // The value of the lane `delta` further on, inside groups of `width` lanes.
 DUPLEX_DEVICE float shuffle_down(float value, int delta, int width) {
   return __shfl_down_sync(0xffffffffu, value, static_cast<unsigned>(delta), width);

@@ -29,6 +29,12 @@ DUPLEX_DEVICE void sync_block() { simt::sync_block(); }
 // NaN until it is written.
 DUPLEX_DEVICE std::byte* shared_memory() { return simt::here().shared; }
 
+DUPLEX_DEVICE std::uint32_t add_shared(std::uint32_t* shared, std::uint32_t value) {
+  const std::uint32_t before = *shared;
+  *shared += value;
+  return before;
+}
+
 DUPLEX_DEVICE float shuffle_down(float value, int delta, int width) {
   return simt::shuffle(simt::Wait::kShuffleDown, value, delta, width);
 }
