@@ -25,7 +25,8 @@ class PageMemory {
   // Reserves addresses without backing; throws CapacityError when the system refuses.
   virtual std::byte* reserve_range(std::size_t bytes) = 0;
   virtual void release_range(std::byte* base, std::size_t bytes) noexcept = 0;
-  // `address` lies on a page boundary of a reserved range. Touching an unmapped page faults.
+  // `address` lies on a page boundary of a reserved range. Touching an unmapped page faults. Where
+  // it throws, what was mapped there may be gone.
   virtual void map(std::byte* address, PageId page) = 0;
   // As map, for a page that is mapped elsewhere too; its memory may be brought to this address when
   // it is first touched.

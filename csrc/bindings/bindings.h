@@ -23,6 +23,20 @@ void bind_scheduler(py::module_& m);
 using EngineClass = py::class_<Engine, std::shared_ptr<Engine>>;
 void bind_loading(py::module_& m, EngineClass& engine);
 
+// While it lives, other threads may hold the GIL. note: py::gil_scoped_release ends the process
+// where Python, as it ends, unwinds a thread that asks for the GIL; a daemon thread inside a call
+// is one.
+class ReleaseGil {
+ public:
+  ReleaseGil() : state_(PyEval_SaveThread()) {}
+  ~ReleaseGil() noexcept(false) { PyEval_RestoreThread(state_); }
+  ReleaseGil(const ReleaseGil&) = delete;
+  ReleaseGil& operator=(const ReleaseGil&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
 ModelConfig config_from_dict(const py::dict& values);
 
 }  // namespace duplex

@@ -84,15 +84,15 @@ py::array_t<float> embed(Engine& engine, const std::string& kind, const py::obje
   std::vector<float> rows;
   if (kind == "text") {
     const auto ids = data.cast<std::vector<std::int32_t>>();
-    const py::gil_scoped_release release;
+    const ReleaseGil release;
     rows = engine.embed_text(ids);
   } else if (kind == "audio") {
     const Samples samples(data.cast<py::array>());
-    const py::gil_scoped_release release;
+    const ReleaseGil release;
     rows = engine.embed_audio(samples.span());
   } else if (kind == "image") {
     Image image = image_from(data.cast<py::array>());
-    const py::gil_scoped_release release;
+    const ReleaseGil release;
     rows = engine.embed_image(std::move(image));
   } else {
     fail("embed: expected 'text', 'audio' or 'image', found '", kind, "'");
@@ -119,15 +119,15 @@ py::object append(Session& session, const std::string& kind, const py::object& d
   std::vector<float> values;
   if (kind == "text") {
     const auto ids = data.cast<std::vector<std::int32_t>>();
-    const py::gil_scoped_release release;
+    const ReleaseGil release;
     values = lane.append_text(session, ids, wanted);
   } else if (kind == "audio") {
     const Samples samples(data.cast<py::array>());
-    const py::gil_scoped_release release;
+    const ReleaseGil release;
     values = lane.append_audio(session, samples.span(), end_of_audio, wanted);
   } else if (kind == "image") {
     Image image = image_from(data.cast<py::array>());
-    const py::gil_scoped_release release;
+    const ReleaseGil release;
     values = lane.append_image(session, std::move(image), wanted);
   } else {
     fail("append: expected 'text', 'audio' or 'image', found '", kind, "'");
@@ -206,7 +206,7 @@ void bind_turn(py::module_& m) {
 }
 
 void bind_session(py::module_& m) {
-  using Gil = py::call_guard<py::gil_scoped_release>;
+  using Gil = py::call_guard<ReleaseGil>;
   py::class_<Session, std::shared_ptr<Session>>(
       m, "Session", py::release_gil_before_calling_cpp_dtor(), "One user's stream.")
       .def_property_readonly("closed", &Session::is_closed)
@@ -220,7 +220,7 @@ void bind_session(py::module_& m) {
           "feed_audio",
           [](Session& s, const py::array& samples) {
             const Samples converted(samples);
-            const py::gil_scoped_release release;
+            const ReleaseGil release;
             s.feed_audio(converted.span());
           },
           py::arg("samples"))
@@ -228,7 +228,7 @@ void bind_session(py::module_& m) {
           "feed_image",
           [](Session& s, const py::array& array) {
             Image image = image_from(array);
-            const py::gil_scoped_release release;
+            const ReleaseGil release;
             s.feed_image(std::move(image));
           },
           py::arg("image"))
@@ -283,7 +283,7 @@ void bind_session(py::module_& m) {
           "draft_logits",
           [](Session& s) {
             std::vector<float> logits = [&s] {
-              const py::gil_scoped_release release;
+              const ReleaseGil release;
               return s.lane().draft_logits(s);
             }();
             return rows_array(std::move(logits), s.engine().config().unpadded_vocab_size);
@@ -294,7 +294,7 @@ void bind_session(py::module_& m) {
       .def("memory",
            [](Session& s) {
              const auto [usage, draft_bytes] = [&s] {
-               const py::gil_scoped_release release;
+               const ReleaseGil release;
                return std::pair{s.usage(), s.draft_bytes()};
              }();
              py::typing::Dict<py::str, py::int_> memory;
@@ -320,7 +320,7 @@ void bind_session(py::module_& m) {
 
 py::typing::Dict<py::str, py::int_> stats_dict(const Engine& engine) {
   const EngineStats stats = [&] {
-    const py::gil_scoped_release release;
+    const ReleaseGil release;
     return engine.stats();
   }();
   py::typing::Dict<py::str, py::int_> values;
@@ -342,7 +342,7 @@ py::typing::Dict<py::str, py::int_> stats_dict(const Engine& engine) {
 }  // namespace
 
 void bind_engine(py::module_& m) {
-  using Gil = py::call_guard<py::gil_scoped_release>;
+  using Gil = py::call_guard<ReleaseGil>;
   m.def("dmel_bins", &dmel_bins, py::arg("samples"), py::arg("n_mels") = 80,
         "dMel bins of a whole 16 kHz recording: (frames, n_mels) uint8.");
   bind_turn(m);
@@ -382,7 +382,7 @@ void bind_engine(py::module_& m) {
             }
             std::vector<Turn> turns;
             {
-              const py::gil_scoped_release release;
+              const ReleaseGil release;
               turns = engine.step(requests);
             }
             return turn_list(std::move(turns));

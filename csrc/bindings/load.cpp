@@ -109,7 +109,7 @@ std::shared_ptr<Engine> load(const ConfigDict& config, const std::vector<TensorT
   WeightSource source = weight_source(tensors, packed);
   const ModelConfig model = config_from_dict(config);
   const LoadProgress report = load_progress(progress);
-  const py::gil_scoped_release release;
+  const ReleaseGil release;
   return {new Engine(model, std::move(source), options, report, beside.get(), ranks),
           OwnerDelete()};
 }
@@ -143,7 +143,7 @@ Group group_apart(const GroupSizes& sizes, int rank, std::shared_ptr<Transport> 
 }
 
 void bind_leader(py::module_& m) {
-  using Gil = py::call_guard<py::gil_scoped_release>;
+  using Gil = py::call_guard<ReleaseGil>;
   m.def(
       "n_parts",
       [](const ConfigDict& config, std::int32_t n_ranks, const std::string& reduction,
@@ -195,12 +195,12 @@ std::unique_ptr<RankWorker> load_worker(const ConfigDict& config,
   WeightSource source = weight_source(tensors, packed);
   const ModelConfig model = config_from_dict(config);
   const LoadProgress report = load_progress(progress);
-  const py::gil_scoped_release release;
+  const ReleaseGil release;
   return std::make_unique<RankWorker>(model, std::move(source), options, join(), report);
 }
 
 void bind_worker(py::module_& m) {
-  using Gil = py::call_guard<py::gil_scoped_release>;
+  using Gil = py::call_guard<ReleaseGil>;
   py::class_<RankWorker>(m, "RankWorker", "A rank that is not rank 0, loaded.")
       .def(py::init([](const ConfigDict& config, const std::vector<TensorTuple>& tensors, int fd,
                        int socket, int rank, const std::string& device, int gpu, int n_threads,

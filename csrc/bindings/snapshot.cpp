@@ -22,7 +22,7 @@ void write(Session& session, const Begin& begin, const Piece& write_piece) {
         const py::gil_scoped_acquire acquire;
         write_piece(py::memoryview::from_memory(piece.data(), std::ssize(piece)));
       }};
-  const py::gil_scoped_release release;
+  const ReleaseGil release;
   write_snapshot(session, writer);
 }
 
@@ -35,14 +35,14 @@ std::shared_ptr<Session> read(Engine& engine, const py::bytes& state, const Piec
     const py::gil_scoped_acquire acquire;
     read_piece(py::memoryview::from_memory(piece.data(), std::ssize(piece)));
   };
-  const py::gil_scoped_release release;
+  const ReleaseGil release;
   return read_snapshot(engine, bytes, reader, max_positions.value_or(0));
 }
 
 }  // namespace
 
 void bind_snapshot(py::module_& m) {
-  using Gil = py::call_guard<py::gil_scoped_release>;
+  using Gil = py::call_guard<ReleaseGil>;
   m.def("write_snapshot", &write, py::arg("session"), py::arg("begin"), py::arg("write"),
         "Calls begin(state, bytes of blocks), then write with those bytes, piece by piece.");
   m.def("read_snapshot", &read, py::arg("engine"), py::arg("state"), py::arg("read"),

@@ -158,7 +158,7 @@ void bind_transport(py::module_& m) {
             for (py::array& slab : slabs)
               spans.emplace_back(static_cast<std::byte*>(slab.mutable_data()),
                                  static_cast<std::size_t>(slab.nbytes()));
-            const py::gil_scoped_release release;
+            const ReleaseGil release;
             const auto lost = transport.exchange(channel, spans, Transport::kForever);
             check<RankFailed>(!lost, "transport: ", lost ? lost->reason : "");
           },

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -191,3 +193,20 @@ def test_what_a_call_between_turns_forgot_is_told(tmp_path: Path) -> None:
         assert told == Forgot(*hole)
         assert session.step(sound(TURN)).events == ()
         assert engine.restore(tmp_path / "before").step(sound(TURN)).events == (told,)
+
+
+DAEMON = """
+import threading, time
+from duplex_engine import Engine
+session = Engine.load("reference", threads=1).open_session()
+def go():
+    while True:
+        session.append(text=[5] * 100)
+threading.Thread(target=go, daemon=True).start()
+time.sleep(0.1)
+"""
+
+
+def test_a_program_ends_while_a_daemon_thread_is_inside_a_call() -> None:
+    done = subprocess.run([sys.executable, "-c", DAEMON], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

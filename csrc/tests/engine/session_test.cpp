@@ -50,16 +50,17 @@ TEST_CASE("decoding again after a rewind says the same, however far it was guess
 TEST_CASE("a fork takes along what waits, and where it can be rewound to") {
   const auto engine = make_engine();
   const auto session = engine->open_session({});
-  for (int turn = 0; turn < 3; ++turn) hear(*session, turn);
+  for (int i = 0; i < 3; ++i) append(*session, 1);
   session->interrupt();
   session->feed_text(std::vector<std::int32_t>{10, 11});
   const auto fork = session->fork(0);
   CHECK(fork->epoch() == 1);
   const Turn turn = hear(*session, 3), other = hear(*fork, 3);
-  CHECK(other.turn == 4);
+  CHECK(other.turn == 1);
   CHECK(other.n_rows == turn.n_rows);
   CHECK(other.token_ids == turn.token_ids);
   CHECK(fork->marks() == session->marks());
+  CHECK(fork->marks() == Positions{0, 1, 2, 3, fork->length()});
 }
 
 TEST_CASE("sound beyond a turn is the beginning of the next") {

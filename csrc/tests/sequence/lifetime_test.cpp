@@ -112,6 +112,7 @@ TEST_CASE("the range of the global tape grows, and a refusal to grow changes not
   for (; sequence.length() < border + 1000; write_held(sequence, 100)) {
     for (std::int64_t fail_at = 0; fail_at >= 0;) {
       const PoolStats before = pool->stats();
+      const std::int64_t n_ranges = pool.memory->n_ranges;
       pool.memory->fail_at = fail_at++;
       try {
         sequence.reserve(100);
@@ -119,6 +120,7 @@ TEST_CASE("the range of the global tape grows, and a refusal to grow changes not
       } catch (const CapacityError&) {
         ++n_refused;
         REQUIRE(same(pool->stats(), before));
+        REQUIRE(pool.memory->n_ranges == n_ranges);
         REQUIRE(reads_back(sequence, border - 1000));
       }
     }
