@@ -116,8 +116,7 @@ class Backend {
   }
 
   virtual bool has_turns() const { return false; }  // without, passes are asked for one by one
-  // layers(segments) asks for run_layers over the segments that it is given.
-  void turn(const TurnArgs& args, const std::function<void(const Segments&)>& layers);
+  void turn(const TurnArgs& args, const TurnSteps& steps);
 
   // ---- operations
   void embed_text(const EmbedTextArgs& args);
@@ -133,7 +132,7 @@ class Backend {
   void sample(const SampleArgs& args);
 
  protected:
-  virtual void do_turn(const TurnArgs&, const std::function<void(const Segments&)>&) {}
+  virtual void do_turn(const TurnArgs&, const TurnSteps&) {}
   virtual void do_embed_text(const EmbedTextArgs& args) = 0;
   virtual void do_embed_audio(const EmbedAudioArgs& args) = 0;
   virtual void do_norm(const NormArgs& args) = 0;

@@ -48,6 +48,9 @@ class Exchange {
   virtual void add(Backend& backend, const ConvAddNormArgs& args, std::int64_t part_stride,
                    const PackedMatrix& next) = 0;
   virtual void gather(Backend& backend, const GatherArgs& args) = 0;
+  // Whether spread_rows makes rank 0's rows those of every rank; where not, the hosts carry them.
+  virtual bool spreads_rows() const { return false; }
+  virtual void spread_rows(float*, std::int64_t /*n_floats*/) {}  // a multiple of 4
 };
 
 // Slabs that every rank reads as memory of its own backend.
@@ -90,6 +93,7 @@ struct ExchangeOptions {
   std::int32_t n_parts = 1;      // of add, on each rank
   std::int64_t part_stride = 0;  // of add, from a part to the next for max_rows
   std::int64_t gather_stride;    // of gather
+  std::int64_t row_stride = 0;   // of spread_rows, for max_rows
   std::size_t slab_bytes;
 };
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 #include "backend/sampling.h"
 #include "backend/views.h"
@@ -218,18 +219,27 @@ struct TurnArgs {
   EmbedTextArgs text;    // its rows that are text, and how a token becomes a row
   EmbedAudioArgs audio;  // its rows that are sound
   Rows passed;           // what a pass leaves of its rows; the head takes the last of each sequence
-  LinearArgs head;       // its x is not used; n_rows: at most, at once
+  std::int32_t width;    // of these, padded
+  std::int32_t n_head;   // rows that the head takes at once, at most
+  const float* logits;   // (n_head, logits_stride) that it leaves; null on ranks other than 0
+  std::int64_t logits_stride;
   std::int32_t n_vocab;
   const SampleRow* sampling;   // (count) of the token behind the first pass
   const std::int32_t* limits;  // (count) tokens, 0 to max_tokens
   const std::int32_t* stops;   // (n_stops)
   std::int32_t n_stops;
   std::int32_t max_tokens;
-  // Out, of the host. Of a sequence, all tokens but the last have become rows; one row behind these
-  // may be written over, so n_rows + limit rows must be backed.
+  // Out, of the host; null on ranks other than 0. Of a sequence, all tokens but the last have
+  // become rows; one row behind these may be written over, so n_rows + limit rows must be backed.
   std::int32_t* n_tokens;  // (count)
   std::int32_t* tokens;    // (count, max_tokens)
-  std::byte* head_rows;    // (count, w.n_in of the head) in the dtype of `passed`: the newest rows
+  std::byte* head_rows;    // (count, width) in the dtype of `passed`: the newest rows
+};
+
+// What a turn asks of the model.
+struct TurnSteps {
+  std::function<void(const Segments&)> layers;                 // run_layers over these segments
+  std::function<void(const Rows&, std::int32_t n_rows)> head;  // their logits
 };
 
 }  // namespace duplex

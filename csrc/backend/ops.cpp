@@ -71,7 +71,7 @@ void check_activated(const LinearArgs& args) {
 
 }  // namespace
 
-void Backend::turn(const TurnArgs& args, const std::function<void(const Segments&)>& layers) {
+void Backend::turn(const TurnArgs& args, const TurnSteps& steps) {
   check(has_turns(), "turn: device '", name(), "' has none; ask for each pass");
   const Segments& segments = args.segments;
   check(segments.count > 0, "turn: expected a sequence or more, found none");
@@ -80,14 +80,13 @@ void Backend::turn(const TurnArgs& args, const std::function<void(const Segments
           "to ", args.max_tokens, " tokens, found ", args.limits[i]);
   check(args.text.n_rows + args.audio.n_rows <= segments.n_rows, "turn: ", args.text.n_rows,
         " rows of text and ", args.audio.n_rows, " of sound for a pass of ", segments.n_rows);
-  check_rows("turn", "passed", args.passed, args.head.w.n_in);
-  check_meets("turn", args.passed, args.head.w);
-  check(args.head.n_rows > 0, "turn: the head takes no rows");
-  check_floats("turn", "head.y", args.head.y, args.head.y_stride,
-               round_up(args.head.w.n_out, kPanelOutputs));
-  check(args.n_vocab >= 1 && args.n_vocab <= args.head.w.n_out, "turn: expected 1 to ",
-        args.head.w.n_out, " ids, found ", args.n_vocab);
-  do_turn(args, layers);
+  check_rows("turn", "passed", args.passed, args.width);
+  check(args.n_head > 0, "turn: the head takes no rows");
+  check(args.n_vocab >= 1 && args.n_vocab <= kMaxSampledIds, "turn: expected 1 to ", kMaxSampledIds,
+        " ids, found ", args.n_vocab);
+  if (args.logits != nullptr)
+    check_floats("turn", "logits", args.logits, args.logits_stride, args.n_vocab);
+  do_turn(args, steps);
 }
 
 void Backend::embed_text(const EmbedTextArgs& args) {

@@ -67,6 +67,7 @@ ExchangeOptions Inkling::exchange_options(const ModelConfig& config, const Shard
           .n_parts = shard.n_parts,
           .part_stride = part_stride(config, max_rows),
           .gather_stride = logits_stride(config, shard.size),
+          .row_stride = float_stride(config.d_model),
           .slab_bytes = static_cast<std::size_t>(std::max(sums, logits)) * sizeof(float)};
 }
 
@@ -168,7 +169,8 @@ void Inkling::run_blocks(const Segments& segments, std::span<const Block> blocks
 
 void Inkling::run_block(const Segments& segments, std::span<const Block> blocks, std::size_t i,
                         const float* norm) {
-  if (i == 0)
+  if (i == 0) {
+    if (exchange_ != nullptr) exchange_->spread_rows(hidden_, segments.n_rows * hidden_stride_);
     backend_.norm({.x = hidden_,
                    .x_stride = hidden_stride_,
                    .weight = blocks.front().weights->attn_norm,
@@ -177,6 +179,7 @@ void Inkling::run_block(const Segments& segments, std::span<const Block> blocks,
                    .n_rows = segments.n_rows,
                    .activation = Activation::kNone,
                    .out = normed_});
+  }
   attention_half(segments, blocks[i]);
   if (i + 1 < blocks.size()) {
     const LayerWeights& next = *blocks[i + 1].weights;
@@ -320,9 +323,12 @@ void Inkling::multiply_head(std::span<const void* const> head_rows) {
   for (std::size_t i = 0; i < head_rows.size(); ++i)
     std::memcpy(head_input_.data() + i * stride_bytes, head_rows[i], head_row_bytes());
   backend_.write(head_rows_.data, head_input_.data(), head_input_.size());
-  const auto n_rows = static_cast<std::int32_t>(head_rows.size());
+  multiply_head(head_rows_, static_cast<std::int32_t>(head_rows.size()));
+}
+
+void Inkling::multiply_head(const Rows& rows, std::int32_t n_rows) {
   const bool is_alone = exchange_ == nullptr;
-  backend_.linear({weights_.head, head_rows_, n_rows,
+  backend_.linear({weights_.head, rows, n_rows,
                    is_alone ? head_out_ : static_cast<float*>(exchange_->mine()),
                    is_alone ? head_out_stride_ : slab_logits_stride_, config_.logit_divisor});
   if (is_alone) return;
@@ -360,9 +366,13 @@ void Inkling::sample(std::span<const void* const> head_rows, const SampleRow* ro
 
 void Inkling::turn(TurnArgs args) {
   args.passed = normed_;
-  args.head = {weights_.head, {}, kHeadRows, head_out_, head_out_stride_, config_.logit_divisor};
+  args.width = weights_.head.n_in;
+  args.n_head = kHeadRows;
+  args.logits = head_out_;
+  args.logits_stride = head_out_stride_;
   args.n_vocab = config_.unpadded_vocab_size;
-  backend_.turn(args, [&](const Segments& segments) { forward(segments); });
+  backend_.turn(args, {[&](const Segments& segments) { Inkling::forward(segments); },
+                       [&](const Rows& rows, std::int32_t n) { multiply_head(rows, n); }});
 }
 
 }  // namespace duplex

@@ -75,8 +75,8 @@ class Inkling {
 
   // Whether several tokens may be had at once, by turn(), which fills in what is the model's:
   // layers, what they leave and the head.
-  bool has_turns() const { return exchange_ == nullptr && backend_.has_turns(); }
-  void turn(TurnArgs args);
+  bool has_turns() const { return backend_.has_turns(); }
+  virtual void turn(TurnArgs args);
 
   // Working buffers by name, in bytes.
   const std::vector<std::pair<std::string, std::size_t>>& plan() const { return plan_; }
@@ -84,8 +84,11 @@ class Inkling {
  protected:
   // head_out_ = the logits of at most kHeadRows rows. All ranks meet.
   virtual void multiply_head(std::span<const void* const> head_rows);
+  // Whether rows() of a pass are rank 0's by themselves.
+  bool spreads_rows() const { return exchange_ != nullptr && exchange_->spreads_rows(); }
 
  private:
+  void multiply_head(const Rows& rows, std::int32_t n_rows);
   void allocate();
   void check_exchange() const;
   void set_rows(std::int32_t n_rows);  // of the pass that begins

@@ -130,4 +130,33 @@ Segments get_segments(ByteReader& from, const AddressRanges& ranges, SegmentStor
   return segments;
 }
 
+void put_turn(ByteWriter& to, const TurnArgs& turn, const AddressRanges& ranges) {
+  put_segments(to, turn.segments, ranges);
+  to.put(turn.text.n_rows);
+  to.put(turn.audio.n_rows);
+  to.put(turn.audio.n_mels);
+  to.put(turn.max_tokens);
+  to.put(turn.n_stops);
+  for (std::int32_t i = 0; i < turn.n_stops; ++i) to.put(turn.stops[i]);
+  for (std::int32_t i = 0; i < turn.segments.count; ++i) to.put(turn.limits[i]);
+}
+
+TurnArgs get_turn(ByteReader& from, const AddressRanges& ranges, TurnStore& store) {
+  TurnArgs turn{};
+  turn.segments = get_segments(from, ranges, store.segments);
+  turn.text.n_rows = from.get<std::int32_t>();
+  turn.audio.n_rows = from.get<std::int32_t>();
+  turn.audio.n_mels = from.get<std::int32_t>();
+  turn.max_tokens = from.get<std::int32_t>();
+  turn.n_stops = from.get<std::int32_t>();
+  const auto get_all = [&](std::vector<std::int32_t>& values, std::int32_t n) {
+    values.resize(static_cast<std::size_t>(n));
+    for (std::int32_t& value : values) value = from.get<std::int32_t>();
+    return values.data();
+  };
+  turn.stops = get_all(store.stops, turn.n_stops);
+  turn.limits = get_all(store.limits, turn.segments.count);
+  return turn;
+}
+
 }  // namespace duplex

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "backend/views.h"
+#include "backend/op_args.h"
 #include "core/byte_stream.h"
 #include "core/types.h"
 
@@ -36,8 +36,9 @@ enum class MemoryCommand : std::uint8_t {
 // Of the channel of a lane. Every pass answers, by the meetings inside it.
 enum class PassCommand : std::uint8_t {
   kOpen,    // most rows of a pass: the first one
-  kBlocks,  // depth (kModelLayers or one that drafts), segments, then the rows
+  kBlocks,  // depth (kModelLayers or one that drafts), segments, then the rows if hosts carry them
   kLogits,  // how many, then the head rows
+  kTurn,    // put_turn
   kStop,
 };
 inline constexpr std::int32_t kModelLayers = -1;
@@ -83,6 +84,13 @@ struct SegmentStore {
   std::vector<PositionRange> holes;
 };
 Segments get_segments(ByteReader& from, const AddressRanges& ranges, SegmentStore& store);
+// A turn, as far as every rank has to know of it: kinds of rows, but not what they are made of.
+void put_turn(ByteWriter& to, const TurnArgs& turn, const AddressRanges& ranges);
+struct TurnStore {
+  SegmentStore segments;
+  std::vector<std::int32_t> limits, stops;
+};
+TurnArgs get_turn(ByteReader& from, const AddressRanges& ranges, TurnStore& store);
 // Bytes that put_segments writes for one segment, at most.
 inline constexpr std::size_t kSegmentBytes = 320;
 

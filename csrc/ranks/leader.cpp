@@ -116,7 +116,6 @@ LeaderModel::LeaderModel(RankLeader& leader, LaneKind lane, const ModelConfig& c
 void LeaderModel::share(const std::function<void()>& compute) {
   try {
     compute();
-    backend_.finish();
   } catch (const std::exception& error) {
     leader_.fail(0, error.what());
     throw;
@@ -126,19 +125,24 @@ void LeaderModel::share(const std::function<void()>& compute) {
 
 void LeaderModel::send_blocks(const Segments& segments, std::int32_t depth) {
   backend_.give_way();
-  read_rows(segments.n_rows, rows_.data());
   ByteWriter head = command(PassCommand::kBlocks);
   head.put(depth);
   put_segments(head, segments, leader_.ranges_);
-  const auto row_bytes = static_cast<std::size_t>(row_stride()) * sizeof(float);
-  leader_.sender_.send_pass(
-      lane_, {head.bytes(),
-              std::span(rows_).first(static_cast<std::size_t>(segments.n_rows) * row_bytes)});
+  std::span<const std::byte> rows;
+  if (!spreads_rows()) {
+    const auto row_bytes = static_cast<std::size_t>(row_stride()) * sizeof(float);
+    read_rows(segments.n_rows, rows_.data());
+    rows = std::span(rows_).first(static_cast<std::size_t>(segments.n_rows) * row_bytes);
+  }
+  leader_.sender_.send_pass(lane_, {head.bytes(), rows});
 }
 
 void LeaderModel::forward(const Segments& segments) {
   send_blocks(segments, kModelLayers);
-  share([&] { Inkling::forward(segments); });
+  share([&] {
+    Inkling::forward(segments);
+    backend_.finish();
+  });
 }
 
 void LeaderModel::run_blocks(const Segments& segments, std::span<const Block> blocks,
@@ -148,7 +152,10 @@ void LeaderModel::run_blocks(const Segments& segments, std::span<const Block> bl
   for (std::size_t i = 0; i < drafting.size(); ++i)
     if (blocks.front().weights == &drafting[i].block) depth = static_cast<std::int32_t>(i);
   send_blocks(segments, depth);
-  share([&] { Inkling::run_blocks(segments, blocks, norm); });
+  share([&] {
+    Inkling::run_blocks(segments, blocks, norm);
+    backend_.finish();
+  });
 }
 
 void LeaderModel::multiply_head(std::span<const void* const> head_rows) {
@@ -160,7 +167,18 @@ void LeaderModel::multiply_head(std::span<const void* const> head_rows) {
   head.put(static_cast<std::int32_t>(head_rows.size()));
   leader_.sender_.send_pass(
       lane_, {head.bytes(), std::span(gathered_).first(head_rows.size() * head_row_bytes())});
-  share([&] { Inkling::multiply_head(head_rows); });
+  share([&] {
+    Inkling::multiply_head(head_rows);
+    backend_.finish();
+  });
+}
+
+// It ends with what is read of the device.
+void LeaderModel::turn(TurnArgs args) {
+  ByteWriter turn = command(PassCommand::kTurn);
+  put_turn(turn, args, leader_.ranges_);
+  leader_.sender_.send_pass(lane_, {turn.bytes()});
+  share([&] { Inkling::turn(args); });
 }
 
 }  // namespace duplex

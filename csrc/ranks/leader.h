@@ -121,12 +121,13 @@ class LeaderModel final : public Inkling {
   void forward(const Segments& segments) override;
   void run_blocks(const Segments& segments, std::span<const Block> blocks,
                   const float* norm) override;
+  void turn(TurnArgs args) override;
 
  private:
   void multiply_head(std::span<const void* const> head_rows) override;
   // Tells the others.
   void send_blocks(const Segments& segments, std::int32_t depth);
-  // Runs this rank's share of what was sent.
+  // Runs this rank's share of what was sent, to its end on the device.
   void share(const std::function<void()>& compute);
 
   RankLeader& leader_;

@@ -65,6 +65,11 @@ class RankWorker::LaneServer {
       case PassCommand::kLogits:
         logits(from);
         return true;
+      case PassCommand::kTurn: {
+        const TurnArgs turn = get_turn(from, worker_.ranges_, turn_store_);
+        backend_.run_awake([&] { model_->turn(turn); });
+        return true;
+      }
       case PassCommand::kStop:
         break;
     }
@@ -85,7 +90,7 @@ class RankWorker::LaneServer {
     const auto depth = from.get<std::int32_t>();
     const Segments segments = get_segments(from, worker_.ranges_, store_);
     const std::span<const std::byte> rows = from.rest();
-    backend_.write(model_->rows(), rows.data(), rows.size());
+    if (!rows.empty()) backend_.write(model_->rows(), rows.data(), rows.size());
     backend_.run_awake([&] {
       if (depth == kModelLayers)
         model_->forward(segments);
@@ -115,6 +120,7 @@ class RankWorker::LaneServer {
   std::unique_ptr<Inkling> model_;
   std::vector<Block> drafting_;
   SegmentStore store_;
+  TurnStore turn_store_;
   std::vector<const void*> head_rows_;
 };
 

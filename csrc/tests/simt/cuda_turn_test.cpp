@@ -140,7 +140,10 @@ class Model {
                    .text = text(pass),
                    .audio = sound(pass),
                    .passed = passed_,
-                   .head = {head_, {}, kHeadRows, logits_, 2 * kStride, 0.5f},
+                   .width = kWidth,
+                   .n_head = kHeadRows,
+                   .logits = logits_,
+                   .logits_stride = 2 * kStride,
                    .n_vocab = kVocab,
                    .sampling = pass.sampling.data(),
                    .limits = pass.limits.data(),
@@ -150,7 +153,10 @@ class Model {
                    .n_tokens = n_tokens.data(),
                    .tokens = tokens.data(),
                    .head_rows = rows.data()},
-                  [&](const Segments& segments) { layers(segments); });
+                  {[&](const Segments& segments) { layers(segments); },
+                   [&](const Rows& x, std::int32_t n) {
+                     backend_.linear({head_, x, n, logits_, 2 * kStride, 0.5f});
+                   }});
     hand_out(inputs, rows);
     Said said;
     for (std::size_t i = 0; i < inputs.size(); ++i) {

@@ -220,13 +220,6 @@ void Runtime::copy(void* destination, const void* source, std::size_t bytes) {
              "cudaMemcpyAsync on the device");
 }
 
-void Runtime::copy_rows(void* to, std::size_t to_stride_bytes, const void* from,
-                        std::size_t from_stride_bytes, std::size_t row_bytes, std::size_t n_rows) {
-  check_cuda(cudaMemcpy2DAsync(to, to_stride_bytes, from, from_stride_bytes, row_bytes, n_rows,
-                               cudaMemcpyDeviceToDevice, as_stream(behind_chain())),
-             "cudaMemcpy2DAsync on the device");
-}
-
 void* Runtime::stage(const void* host, std::size_t bytes) {
   check<CapacityError>(bytes <= kRingBytes / 2, "cuda: expected at most ", kRingBytes / 2,
                        " bytes of input in one piece, found ", bytes,

@@ -71,8 +71,6 @@ class Runtime {
   void write(void* device, const void* host, std::size_t bytes);
   void read(void* host, const void* device, std::size_t bytes);
   void copy(void* destination, const void* source, std::size_t bytes);
-  void copy_rows(void* to, std::size_t to_stride_bytes, const void* from,
-                 std::size_t from_stride_bytes, std::size_t row_bytes, std::size_t n_rows);
   // A copy on the device of a small piece of host memory, for the kernels launched next: it stays
   // until half as much as the ring holds has been staged behind it.
   void* stage(const void* host, std::size_t bytes);

@@ -59,11 +59,12 @@ class CudaBackend final : public Backend {
   // ---- for exchanges
   void do_conv_add_norm(const ConvAddNormArgs& args) override;
   void all_reduce(const AllReduceArgs& args, Exchanges how);
-  void all_gather(const ShareArgs& args);
-  Runtime& runtime() { return runtime_; }
+  // Where launches go. The background waits here while a pass of the interaction lane is running,
+  // unless devices are connected: see give_way().
+  Runtime& stream();
 
  protected:
-  void do_turn(const TurnArgs& args, const std::function<void(const Segments&)>& layers) override;
+  void do_turn(const TurnArgs& args, const TurnSteps& steps) override;
   void do_embed_text(const EmbedTextArgs& args) override;
   void do_embed_audio(const EmbedAudioArgs& args) override;
   void do_norm(const NormArgs& args) override;
@@ -81,9 +82,6 @@ class CudaBackend final : public Backend {
 
   explicit CudaBackend(CudaBackend& interaction);  // its background lane
 
-  // Where launches go. The background waits here while a pass of the interaction lane is running,
-  // unless devices are connected: see give_way().
-  Runtime& stream();
   // Does what waits for the GPU, and looks whether kernels have waited for other ranks in vain.
   template <class Work>
   void wait(const Work& work);

@@ -28,6 +28,4 @@ void CudaBackend::all_reduce(const AllReduceArgs& args, Exchanges how) {
   launch_all_reduce(stream(), on_device, how);
 }
 
-void CudaBackend::all_gather(const ShareArgs& args) { launch_all_gather(stream(), args); }
-
 }  // namespace duplex::cuda

@@ -40,13 +40,14 @@ class Block {
     bytes_ += round_up(n * static_cast<std::int64_t>(sizeof(T)), 16);
     return at;
   }
-  // What is to lie at such a place, as part of the block's bytes.
+  // What is to lie at such a place, as part of the block's bytes; null: nobody asks.
   template <class T>
   void fill(std::vector<std::byte>& bytes, const T* at, const T* from, std::int64_t n) const {
     bytes.resize(static_cast<std::size_t>(bytes_));
     const auto begin =
         reinterpret_cast<std::uintptr_t>(at) - reinterpret_cast<std::uintptr_t>(there_);
-    if (n > 0) std::memcpy(bytes.data() + begin, from, static_cast<std::size_t>(n) * sizeof(T));
+    if (n > 0 && from != nullptr)
+      std::memcpy(bytes.data() + begin, from, static_cast<std::size_t>(n) * sizeof(T));
   }
   std::int64_t bytes() const { return bytes_; }
 
@@ -83,7 +84,9 @@ std::vector<std::int64_t> kind_of(const TurnArgs& args, const Segments& later) {
 
 }  // namespace
 
-bool CudaBackend::has_turns() const { return lane_ == LaneKind::kInteraction && may_run_turns(); }
+bool CudaBackend::has_turns() const {
+  return lane_ == LaneKind::kInteraction && may_run_turns() && !meets_by_hosts_;
+}
 
 // The block that the host hands over, and its bytes. Holes come last: how many there are is no part
 // of a turn's kind.
@@ -150,29 +153,34 @@ std::size_t CudaBackend::lay_out_results(Turn& turn, std::size_t& n_read) {
 void CudaBackend::pass_of_turn(const Turn& turn, bool is_first, const Loop* loop) {
   const TurnArgs& args = turn.args;
   const EmbedTextArgs& text = is_first ? turn.text : turn.tokens;
-  if (text.n_rows > 0) launch_embed_text(stream(), text);
-  if (is_first && turn.audio.n_rows > 0) launch_embed_audio(stream(), turn.audio);
-  turn.layers(is_first ? args.segments : turn.later_segments());
+  const bool is_leader = args.logits != nullptr;
+  if (is_leader && text.n_rows > 0) launch_embed_text(stream(), text);
+  if (is_leader && is_first && turn.audio.n_rows > 0) launch_embed_audio(stream(), turn.audio);
+  turn.steps.layers(is_first ? args.segments : turn.later_segments());
   launch_gather_rows(stream(), turn.count(),
                      {static_cast<const std::byte*>(args.passed.data), turn.row_bytes(),
                       is_first ? turn.last_rows : turn.later_rows,
                       is_first ? nullptr : turn.places.is_open, turn.head_rows, turn.row_bytes()});
-  LinearArgs head = args.head;
-  for (std::int32_t begin = 0; begin < turn.count(); begin += args.head.n_rows) {
-    head.n_rows = std::min(args.head.n_rows, turn.count() - begin);
-    head.x = {turn.head_rows + begin * turn.row_bytes(), args.passed.stride, args.passed.dtype};
-    do_linear(head);
-    launch_sample(stream(), {head.y, head.y_stride, args.n_vocab, head.n_rows,
-                             turn.places.sampling + begin, turn.places.chosen + begin});
+  for (std::int32_t begin = 0; begin < turn.count(); begin += args.n_head) {
+    const std::int32_t n = std::min(args.n_head, turn.count() - begin);
+    turn.steps.head(
+        {turn.head_rows + begin * turn.row_bytes(), args.passed.stride, args.passed.dtype}, n);
+    if (is_leader)
+      launch_sample(stream(), {args.logits, args.logits_stride, args.n_vocab, n,
+                               turn.places.sampling + begin, turn.places.chosen + begin});
+  }
+  // Each rank takes the tokens by itself, so all decide alike whether the loop goes on.
+  if (group_ != nullptr) {
+    auto* const chosen = reinterpret_cast<float*>(turn.places.chosen);
+    launch_broadcast(stream(), {group_->lane(lane_), chosen, chosen, div_up(turn.count(), 4), {}});
   }
   launch_take_tokens(stream(),
                      {turn.places, is_first, loop != nullptr, loop != nullptr ? *loop : Loop{0}});
 }
 
 // The first turn of its kind is its first pass alone, which finds the buffers' sizes.
-void CudaBackend::do_turn(const TurnArgs& args,
-                          const std::function<void(const Segments&)>& layers) {
-  Turn turn{.args = args, .layers = layers, .later = segments_behind(args, true)};
+void CudaBackend::do_turn(const TurnArgs& args, const TurnSteps& steps) {
+  Turn turn{.args = args, .steps = steps, .later = segments_behind(args, true)};
   for (std::unique_ptr<Buffer>* block : {&turn_in_, &turn_out_})
     if (*block == nullptr) *block = allocate(kTurnBytes);
   if (const std::size_t bytes = lay_out_turn(turn); turn_in_->bytes() < bytes) {
@@ -195,8 +203,8 @@ void CudaBackend::do_turn(const TurnArgs& args,
   }
   turn_ = nullptr;
   turn_bytes_.resize(n_read);
-  runtime_.read(turn_bytes_.data(), turn_out_->data(), n_read);
-  hand_back(turn);
+  read(turn_bytes_.data(), turn_out_->data(), n_read);
+  if (args.tokens != nullptr) hand_back(turn);
 }
 
 void CudaBackend::run_turn(const Turn& turn) {
@@ -219,8 +227,7 @@ void CudaBackend::hand_back(const Turn& turn) const {
   std::memcpy(args.n_tokens, here(turn.places.n_tokens), count * sizeof(std::int32_t));
   std::memcpy(args.tokens, here(turn.places.tokens),
               count * static_cast<std::size_t>(args.max_tokens) * sizeof(std::int32_t));
-  const std::size_t bytes =
-      static_cast<std::size_t>(args.head.w.n_in) * dtype_bytes(args.passed.dtype);
+  const std::size_t bytes = static_cast<std::size_t>(args.width) * dtype_bytes(args.passed.dtype);
   for (std::size_t i = 0; i < count; ++i)
     std::memcpy(args.head_rows + i * bytes,
                 here(turn.head_rows + i * static_cast<std::size_t>(turn.row_bytes())), bytes);

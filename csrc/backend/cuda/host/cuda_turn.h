@@ -1,7 +1,6 @@
 // A turn (TurnArgs of backend/op_args.h) on the device: what lies where while it is in progress.
 #pragma once
 
-#include <functional>
 #include <vector>
 
 #include "host/cuda_backend.h"
@@ -11,7 +10,7 @@ namespace duplex::cuda {
 
 struct CudaBackend::Turn {
   const TurnArgs& args;
-  const std::function<void(const Segments&)>& layers;
+  const TurnSteps& steps;
   // Of the passes behind the first, where each sequence is at its end: launches are cut for that.
   std::vector<Segment> later;
 

@@ -103,10 +103,13 @@ std::size_t DeviceGroup::all_parts_bytes() const {
          sizeof(float);
 }
 
-// For the most rows of either way to the sum, and one row at least of what is gathered; where ranks
-// have several parts, one of each at least.
+// For the most rows of either way to the sum, and of what rank 0 spreads, and one row at least of
+// what is gathered, with a word of each rank; where ranks have several parts, one of each at least.
 std::int64_t DeviceGroup::buffer_bytes() const {
-  std::int64_t bytes = ranks_->size() * options_.gather_stride * std::int64_t{sizeof(float)};
+  std::int64_t bytes =
+      std::max(ranks_->size() * options_.gather_stride, options_.max_rows * options_.row_stride) *
+          std::int64_t{sizeof(float)} +
+      ranks_->size() * kWordBytes;
   if (options_.n_parts > 1)
     return round_up(
         std::max(bytes, static_cast<std::int64_t>(all_parts_bytes()) / options_.n_parts),
@@ -119,11 +122,6 @@ std::int64_t DeviceGroup::buffer_bytes() const {
     bytes =
         std::max(bytes, all_reduce_bytes(ranks_->size(), n_rows, options_.width, way_for(n_rows)));
   return round_up(bytes, kWordBytes);
-}
-
-std::int32_t DeviceGroup::gather_rows() const {
-  const std::int64_t row = ranks_->size() * options_.gather_stride * std::int64_t{sizeof(float)};
-  return static_cast<std::int32_t>(std::min<std::int64_t>(buffer_bytes() / row, options_.max_rows));
 }
 
 void DeviceGroup::check_alive() const {
@@ -166,10 +164,7 @@ DeviceExchange::DeviceExchange(CudaBackend& lane, std::shared_ptr<const DeviceGr
     : lane_(lane),
       group_(std::move(group)),
       args_(group_->lane(kind)),
-      slab_(lane.allocate(group_->options().slab_bytes)),
-      gathered_(lane.allocate(static_cast<std::size_t>(args_.n_ranks * group_->gather_rows() *
-                                                       group_->options().gather_stride) *
-                              sizeof(float))) {
+      slab_(lane.allocate(group_->options().slab_bytes)) {
   if (group_->all_parts_bytes() > 0) all_parts_ = lane.allocate(group_->all_parts_bytes());
 }
 
@@ -199,8 +194,9 @@ void DeviceExchange::add_parts(const ConvAddNormArgs& args, std::int64_t part_st
   for (std::int32_t first = 0; first < args.n_parts; first += at_once) {
     const std::int32_t n = std::min(at_once, args.n_parts - first);
     const std::int64_t share = (n - 1) * part_stride + n_floats;
-    lane_.all_gather({args_, static_cast<const float*>(mine()) + first * part_stride, all,
-                      args_.n_ranks * share / 4, first == 0 ? first_bytes(next) : NextWeights{}});
+    launch_all_gather(lane_.stream(),
+                      {args_, static_cast<const float*>(mine()) + first * part_stride, all,
+                       args_.n_ranks * share / 4, first == 0 ? first_bytes(next) : NextWeights{}});
     for (std::int32_t rank = 0; rank < args_.n_ranks; ++rank)
       for (std::int32_t p = 0; p < n; ++p)
         of_all.parts[rank * args.n_parts + first + p] = all + rank * share + p * part_stride;
@@ -209,24 +205,27 @@ void DeviceExchange::add_parts(const ConvAddNormArgs& args, std::int64_t part_st
   lane_.do_conv_add_norm(of_all);
 }
 
-// A rank's rows of the slab are its share of the words; rank 0 then puts the slices side by side.
 void DeviceExchange::gather(Backend&, const GatherArgs& args) {
   const auto* const slab = static_cast<const float*>(mine());
-  auto* const all = static_cast<float*>(gathered_->data());
-  const auto row_bytes = static_cast<std::size_t>(args.stride) * sizeof(float);
-  for (std::int32_t first = 0; first < args.n_rows; first += group_->gather_rows()) {
-    const std::int32_t n = std::min(group_->gather_rows(), args.n_rows - first);
-    const std::int64_t n_floats = n * args.stride;
-    lane_.all_gather({args_, slab + first * args.stride, all, args_.n_ranks * n_floats / 4, {}});
-    for (std::int32_t rank = 0; args.out != nullptr && rank < args_.n_ranks; ++rank) {
-      const Slice& slice = args.slices[rank];
-      lane_.runtime().copy_rows(args.out + first * args.out_stride + slice.first,
-                                static_cast<std::size_t>(args.out_stride) * sizeof(float),
-                                all + rank * n_floats, row_bytes,
-                                static_cast<std::size_t>(slice.n) * sizeof(float),
-                                static_cast<std::size_t>(n));
-    }
+  GatherSlicesArgs piece{.group = args_,
+                         .in = nullptr,
+                         .out = nullptr,
+                         .n_rows = 0,
+                         .stride = args.stride,
+                         .out_stride = args.out_stride,
+                         .slices = {}};
+  std::copy_n(args.slices, args_.n_ranks, piece.slices);
+  const std::int32_t most = most_gathered_rows(args_.n_ranks, args_.buffer_bytes, args.stride);
+  for (std::int32_t first = 0; first < args.n_rows; first += most) {
+    piece.in = slab + first * args.stride;
+    if (args.out != nullptr) piece.out = args.out + first * args.out_stride;
+    piece.n_rows = std::min(most, args.n_rows - first);
+    launch_gather(lane_.stream(), piece);
   }
+}
+
+void DeviceExchange::spread_rows(float* rows, std::int64_t n_floats) {
+  launch_broadcast(lane_.stream(), {args_, rows, rows, n_floats / 4, {}});
 }
 
 }  // namespace duplex::cuda

@@ -39,8 +39,6 @@ class DeviceGroup {
   Exchanges way_for(std::int64_t n_rows) const;
   // Of all ranks, where each has several.
   std::size_t all_parts_bytes() const;
-  // Rows that are gathered at once, at most.
-  std::int32_t gather_rows() const;
   // Throws RankFailed where a rank is gone, or a kernel has waited for one in vain.
   void check_alive() const;
 
@@ -84,6 +82,8 @@ class DeviceExchange final : public Exchange {
   void add(Backend& backend, const ConvAddNormArgs& args, std::int64_t part_stride,
            const PackedMatrix& next) override;
   void gather(Backend& backend, const GatherArgs& args) override;
+  bool spreads_rows() const override { return true; }
+  void spread_rows(float* rows, std::int64_t n_floats) override;
 
  private:
   NextWeights first_bytes(const PackedMatrix& w) const;
@@ -93,7 +93,6 @@ class DeviceExchange final : public Exchange {
   std::shared_ptr<const DeviceGroup> group_;
   const Group& args_;
   std::unique_ptr<Buffer> slab_;
-  std::unique_ptr<Buffer> gathered_;   // (ranks, gather_rows, gather_stride)
   std::unique_ptr<Buffer> all_parts_;  // of all ranks, where each has several
 };
 

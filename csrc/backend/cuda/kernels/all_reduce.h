@@ -1,5 +1,6 @@
-// Sums over the ranks of a tensor-parallel group, as launches: every rank makes the same ones, in
-// the same order, each in its own stream. host/device_group.h has them in an engine.
+// Sums over the ranks of a tensor-parallel group, and what travels to or from rank 0 alone, as
+// launches: every rank makes the same ones, in the same order, each in its own stream.
+// host/device_group.h has them in an engine.
 //
 // A lane of a group has memory of its own on every rank (device/multicast.h): a pad, then
 // three buffers that take turns; at first the pad is zeros, and the buffers hold kEmpty, as they do
@@ -93,6 +94,19 @@ struct ShareArgs {
   NextWeights next;
 };
 
+// The slices of all ranks side by side in rows of rank 0.
+struct GatherSlicesArgs {
+  Group group;
+  const float* in;  // (n_rows, stride) of this rank
+  float* out;       // (n_rows, out_stride) of rank 0
+  std::int32_t n_rows;
+  std::int64_t stride;  // a multiple of 4, the same on every rank
+  std::int64_t out_stride;
+  Slice slices[kMaxRanks];  // by rank: the columns of `out` that it has, from its first on
+};
+// With buffers of this size, at once.
+std::int32_t most_gathered_rows(int n_ranks, std::int64_t buffer_bytes, std::int64_t stride);
+
 // kOneShot sends every part to every rank; kTwoShot to the owner of its columns, which sends the
 // sum on: the same bits. kSwitch lets the switch add, in its own order: other bits, on Hopper not
 // even the same ones after a restart; needs multicast.
@@ -108,5 +122,8 @@ constexpr std::int64_t lane_bytes(std::int64_t buffer_bytes) {
 void launch_all_reduce(Runtime& runtime, const AllReduceArgs& args, Exchanges how);
 void launch_reduce_scatter(Runtime& runtime, const ShareArgs& args);
 void launch_all_gather(Runtime& runtime, const ShareArgs& args);
+// All n_words of rank 0's `in` become `out` of every other rank; takes a word of each rank more.
+void launch_broadcast(Runtime& runtime, const ShareArgs& args);
+void launch_gather(Runtime& runtime, const GatherSlicesArgs& args);
 
 }  // namespace duplex::cuda

@@ -126,15 +126,6 @@ void Runtime::copy(void* destination, const void* source, std::size_t bytes) {
   put([=] { copy_bytes(destination, source, bytes); });
 }
 
-void Runtime::copy_rows(void* to, std::size_t to_stride_bytes, const void* from,
-                        std::size_t from_stride_bytes, std::size_t row_bytes, std::size_t n_rows) {
-  put([=] {
-    for (std::size_t i = 0; i < n_rows; ++i)
-      copy_bytes(static_cast<std::byte*>(to) + i * to_stride_bytes,
-                 static_cast<const std::byte*>(from) + i * from_stride_bytes, row_bytes);
-  });
-}
-
 // A piece of its own for every call, wiped as soon as the real ring might have reused its place:
 // a piece that does not fit behind the others there begins at the front, so after half a ring.
 void* Runtime::stage(const void* host, std::size_t bytes) {

@@ -61,8 +61,6 @@ class Runtime {
   void write(void* device, const void* host, std::size_t bytes);
   void read(void* host, const void* device, std::size_t bytes);
   void copy(void* destination, const void* source, std::size_t bytes);
-  void copy_rows(void* to, std::size_t to_stride_bytes, const void* from,
-                 std::size_t from_stride_bytes, std::size_t row_bytes, std::size_t n_rows);
   void* stage(const void* host, std::size_t bytes);
   void synchronize();
   void wait_for(Runtime& other) { queues_->wait_for(queue_, other.queue_); }
