@@ -41,7 +41,7 @@ FOUR, STORE_FOUR = "LDG.E.128", "STG.E.128"  # columns of float32
 # them, those of launch() do not; those between GPUs let none begin while they wait.
 EARLY = ("ACQBULK", "PREEXIT")
 NOT_EARLY = re.compile(r"(pack|sample)/|rows/(embed|fold)|turn/take")
-BETWEEN_GPUS = re.compile(r"all_reduce/")
+BETWEEN_GPUS = re.compile(r"(all_reduce|root)/")
 NORM = {BARRIER: 2, SUM: 4, COPY: 1}
 # Between GPUs, 16 bytes at a time; a multicast store is a store to another address. Both ways of a
 # load: the first look, and the loop. A wait that is too long ends in a trap.
@@ -230,6 +230,11 @@ KERNELS = {
     "pack/pack_mxfp8_kernel": Rule({"STG.E.U8": 2}),
     "pack/pack_nvfp4_kernel": Rule({"STG.E.U8": 1}),
     "pack/pack_quantised_kernel": Rule({"STG.E.U16": 1}),
+    "root/broadcast_kernel": Rule(EXCHANGE_OF_RANKS, registers=72),
+    "root/gather_kernel": Rule(
+        {name: n for name, n in EXCHANGE_OF_RANKS.items() if name != AHEAD} | {"STG.E": 4},
+        registers=72,
+    ),
     # Sigmoids in double, as on the CPU; sixteen slices of a logit on their way.
     "router/route_kernel": Rule(
         {BARRIER: 4, EXCHANGE: 10, "DFMA": 1, "LDG.E": 16}, must_not=(TENSOR,)

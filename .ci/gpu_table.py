@@ -59,6 +59,8 @@ HOST_TESTS = {
     "pack/pack_mxfp8_kernel": "cuda: MXFP8",
     "pack/pack_nvfp4_kernel": "cuda: NVFP4",
     "pack/pack_quantised_kernel": "cuda: pack quantises",
+    "root/broadcast_kernel": "cuda: root",
+    "root/gather_kernel": "cuda: root",
     "router/route_kernel": "cuda: the router",
     "router/router_kernel": "cuda: experts",
     "rows/embed_audio_kernel": "cuda: embed_audio",

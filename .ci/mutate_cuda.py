@@ -197,8 +197,9 @@ def stems_of(host: HostBuild, path: str) -> list[str]:
         "experts": ["linear", "linear_bf16", "linear_mxfp8", "linear_nvfp4", "linear_quantised"],
         "linear_bf16": ["linear_bf16", "linear_large", "linear_mxfp8", "linear_nvfp4"],
         "norm": ["append", "rows", "all_reduce"],
-        "exchange": ["all_reduce"],
-        "words": ["all_reduce"],
+        "exchange": ["all_reduce", "root"],
+        "exchange_launch": ["all_reduce", "root"],
+        "words": ["all_reduce", "root"],
     }
     return users.get(Path(path).stem, host.stems())
 

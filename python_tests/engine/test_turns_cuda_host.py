@@ -37,10 +37,14 @@ def load(checkpoint: Path, **options: Any) -> Engine:
     return Engine.load(checkpoint, dtype="float32", memory="1GiB", **options)
 
 
-@pytest.fixture(scope="module")
-def engines(checkpoint: Path) -> Iterator[tuple[Engine, Engine]]:
-    """The CPU, and the GPU's twin."""
-    with load(checkpoint, threads=1) as on_cpu, load(checkpoint, device="cuda_host") as on_gpu:
+@pytest.fixture(scope="module", params=[1, 2])
+def engines(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Engine, Engine]]:
+    """The CPU, and the GPU's twin, of one rank and of two."""
+    ranks = {"tensor_parallel": request.param}
+    with (
+        load(checkpoint, threads=request.param, **ranks) as on_cpu,
+        load(checkpoint, device="cuda_host", **ranks) as on_gpu,
+    ):
         yield on_cpu, on_gpu
 
 
@@ -92,10 +96,11 @@ def test_sessions_with_different_ends_are_the_cpus(engines: tuple[Engine, Engine
     assert {stopped for _, stopped in said} == {"listen", "limit"}
 
 
-def test_a_turn_is_one_launch_and_one_wait(checkpoint: Path) -> None:
+@pytest.mark.parametrize("n_ranks", [1, 2])
+def test_a_turn_is_one_launch_and_one_wait(checkpoint: Path, n_ranks: int) -> None:
     # In pages so large that none is given back: for that the host waits for both lanes.
     with (
-        load(checkpoint, device="cuda_host", page="256KiB") as engine,
+        load(checkpoint, device="cuda_host", page="256KiB", tensor_parallel=n_ranks) as engine,
         engine.open_session(**DRAWN) as session,
     ):
         counts, lengths = [], []

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,24 @@ def test_eight_gpus_say_what_one_cpu_says(load: Load, eight: Path) -> None:
     options: dict[str, Any] = {"reduction": "invariant", "dtype": "float32"}
     outputs, _ = run(load(eight, **options), CONVERSATION[:5])
     engine = load(eight, **GPU | options, tensor_parallel=8)
-    assert run(engine, CONVERSATION[:5])[0] == outputs
+    for _ in range(2):  # the second time turns are recorded
+        assert run(engine, CONVERSATION[:5])[0] == outputs
+
+
+def test_what_rank_0_alone_computes_forgets_no_record_of_a_turn(load: Load, tmp_path: Path) -> None:
+    """A first guess takes more scratch than any pass so far, on rank 0."""
+    preset = replace(GROUPS, d_model=256, layers="ld gd", moe={})
+    path = write_random_checkpoint(tmp_path, preset, seed=7, mtp_layers=1)
+    engine = load(path, **GPU, tensor_parallel=2, weights="int4", mtp_layers=1)
+    with engine.open_session() as session, engine.open_session(speculate=2) as guessing:
+        session.append(text=words(2))
+        said = [session.decode(2) for _ in range(4)]
+        guessing.append(text=words(3))
+        guessing.decode(6)
+        said += [session.decode(2) for _ in range(2)]
+    with engine.open_session() as alike:
+        alike.append(text=words(2))
+        assert alike.decode(12) == [token for tokens in said for token in tokens]
 
 
 def test_many_wide_rows_take_two_exchanges(load: Load, tmp_path: Path) -> None:
@@ -203,10 +221,14 @@ def test_both_lanes_at_once_change_no_bit(load: Load, small: Path, transport: st
     check_both_lanes(alone, engine, hear, think)
 
 
-@pytest.mark.parametrize(("n", "transport"), [(2, "auto"), (4, "auto"), (2, APART)])
+@pytest.mark.parametrize(
+    ("n", "transport", "in_turns"),
+    [(2, "auto", True), (4, "auto", False), (4, "p2p", True), (2, APART, False)],
+)
 def test_a_killed_rank_ends_every_call_and_the_gpus_serve_again(
-    small: Path, tmp_path: Path, n: int, transport: str
+    small: Path, tmp_path: Path, n: int, transport: str, in_turns: bool
 ) -> None:
+    """In the middle of a long turn, or of passes with sound."""
     options: dict[str, Any] = {**GPU, "tensor_parallel": n, "max_positions": 512}
     engine = Engine.load(small, **options, transport=transport)
     session, background = engine.open_session(), engine.open_session(background=True)
@@ -222,7 +244,10 @@ def test_a_killed_rank_ends_every_call_and_the_gpus_serve_again(
         except BaseException as error:  # the test looks at it
             ended.append((error, time.monotonic()))
 
-    calls = [lambda: session.step(audio=sound(TURN), max_tokens=1), lambda: background.decode(3)]
+    def call() -> object:
+        return session.decode(30) if in_turns else session.step(audio=sound(TURN), max_tokens=1)
+
+    calls = [call, lambda: background.decode(3)]
     background.append(text=words(5))
     threads = [threading.Thread(target=work, args=(call,)) for call in calls]
     for thread in threads:

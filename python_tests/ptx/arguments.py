@@ -127,6 +127,10 @@ NextWeights = struct("NextWeights", data=PTR, bytes=I64)
 AllReduce = struct(
     "AllReduce", group=RankGroup, part=PTR, part_stride=I64, op=ConvAddNorm, next=NextWeights
 )
+GatherSlices = struct(
+    "GatherSlices", group=RankGroup, x=PTR, out=PTR, n_rows=I32, stride=I64, out_stride=I64,
+    slices=I64 * (2 * MAX_RANKS),
+)  # fmt: skip
 Share = struct("Share", group=RankGroup, x=PTR, out=PTR, n_words=I64, next=NextWeights)
 CHOICE = np.dtype([("expert", np.int32), ("weight", np.float32), ("place", np.int32)])
 

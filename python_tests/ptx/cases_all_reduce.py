@@ -20,6 +20,7 @@ from ptx.arguments import (
     ConvAddNorm,
     ConvSlot,
     Floats,
+    GatherSlices,
     NextWeights,
     Parts,
     RankGroup,
@@ -42,25 +43,25 @@ WORDS = PADDED // 4  # of 16 bytes, in a row
 
 
 class Ranks:
-    """The memories of all ranks, as they are and as they should be; the kernel is rank 1's.
+    """The memories of all ranks, as they are and as they should be; it is one rank's kernel.
 
     The buffers are rows of four numbers: the second is the call's, the first was the last call's.
     """
 
     RANK = 1
 
-    def __init__(self, n_ranks: int, buffer_words: int) -> None:
-        self.n_ranks, self.buffer_words = n_ranks, buffer_words
+    def __init__(self, n_ranks: int, buffer_words: int, rank: int = RANK) -> None:
+        self.n_ranks, self.buffer_words, self.rank = n_ranks, buffer_words, rank
         size = PAD_WORDS + 3 * 4 * buffer_words
         self.now = [np.full(size, EMPTY, np.uint32) for _ in range(n_ranks)]
         for memory in self.now:
             memory[:PAD_WORDS] = 0
         # What the last call left, and more that must stay.
-        self.buffer(self.now[self.RANK], 0)[: OLD_WORDS + 2] = 3
+        self.buffer(self.now[rank], 0)[: OLD_WORDS + 2] = 3
         self.then = [memory.copy() for memory in self.now]
         for memory in self.then:
-            memory[self.RANK] = EPOCH + 1
-        self.buffer(self.then[self.RANK], 0)[:OLD_WORDS] = EMPTY
+            memory[rank] = EPOCH + 1
+        self.buffer(self.then[rank], 0)[:OLD_WORDS] = EMPTY
 
     def buffer(self, memory: np.ndarray, which: int) -> np.ndarray:
         begin = PAD_WORDS + which * 4 * self.buffer_words
@@ -70,7 +71,7 @@ class Ranks:
         """What another rank has sent to this one."""
         words = values.view(np.uint32).reshape(-1, 4)
         for memories in (self.now, self.then):
-            self.buffer(memories[self.RANK], 1)[word : word + len(words)] = words
+            self.buffer(memories[self.rank], 1)[word : word + len(words)] = words
 
     def expect(self, rank: int, word: int, values: Floats) -> None:
         """What this rank should send."""
@@ -84,7 +85,7 @@ class Ranks:
         peers = (PTR * MAX_RANKS)(*self.addresses)
         multicast = device.multicast(self.addresses, size) if has_multicast else 0
         return RankGroup(
-            self.RANK, self.n_ranks, N_BLOCKS, self.addresses[self.RANK], peers, multicast,
+            self.rank, self.n_ranks, N_BLOCKS, self.addresses[self.rank], peers, multicast,
             16 * self.buffer_words, self.state, device.out(np.zeros(8, np.uint32)), 1 << 40,
         )  # fmt: skip
 
@@ -237,6 +238,55 @@ def shares(device: Device, n_ranks: int) -> None:
     assert (device.get(out) == total).all()
 
 
+def arrivals(ranks: Ranks) -> None:
+    """The word by which each rank says that it is there."""
+    here = np.zeros(4, np.float32)
+    for rank in range(ranks.n_ranks):
+        ranks.expect(rank, ranks.rank, here)
+        if rank != ranks.rank:
+            ranks.receive(rank, here)
+
+
+def root(device: Device, n_ranks: int, rank: int) -> None:
+    """What rank 0 has for all, then what it gets of all, as that rank or another."""
+    random = np.random.default_rng(19)
+    words = random.normal(size=(13, 4)).astype(np.float32)
+    ranks = Ranks(n_ranks, n_ranks + len(words), rank)
+    arrivals(ranks)
+    for other in range(n_ranks if rank == 0 else 0):
+        ranks.expect(other, n_ranks, words)
+    if rank != 0:
+        ranks.receive(n_ranks, words)
+    there = device.out(words if rank == 0 else np.full_like(words, np.nan))
+    group = ranks.put(device, has_multicast=n_ranks == 4)
+    weights = NextWeights(device.put(np.zeros(9000, np.uint8)), 8976)
+    share = Share(group, there, there, len(words), weights)
+    device.launch(f"root/broadcast_kernel<{n_ranks}>", (N_BLOCKS,), 64, 0, share)
+    ranks.check(device, n_ranks + len(words))
+    assert (device.get(there) == words).all()
+
+    n_rows, stride = 3, 8
+    of_rank, widths = n_rows * stride // 4, [5 + other % 4 for other in range(n_ranks)]
+    parts = random.normal(size=(n_ranks, n_rows, stride)).astype(np.float32)
+    ranks = Ranks(n_ranks, n_ranks + n_ranks * of_rank, rank)
+    arrivals(ranks)
+    ranks.expect(0, n_ranks + rank * of_rank, parts[rank])
+    out = np.full((n_rows, sum(widths) + 3), 7, np.float32)
+    there, firsts = device.out(out), np.cumsum([0, *widths[:-1]])
+    for other in range(n_ranks if rank == 0 else 0):
+        if other != rank:
+            ranks.receive(n_ranks + other * of_rank, parts[other])
+        out[:, firsts[other] :][:, : widths[other]] = parts[other, :, : widths[other]]
+    slices = [int(value) for pair in zip(firsts, widths, strict=True) for value in pair]
+    gather = GatherSlices(
+        ranks.put(device, has_multicast=n_ranks == 4), device.put(parts[rank]), there, n_rows,
+        stride, out.shape[1], tuple(slices + [0] * (2 * MAX_RANKS - len(slices))),
+    )  # fmt: skip
+    device.launch(f"root/gather_kernel<{n_ranks}>", (N_BLOCKS,), 64, 0, gather)
+    ranks.check(device, n_ranks + (n_ranks * of_rank if rank == 0 else 0))
+    assert (device.get(there) == out).all()
+
+
 CASES: dict[str, Case] = {
     **{
         f"{kernel}_{n}_ranks": partial(
@@ -249,4 +299,9 @@ CASES: dict[str, Case] = {
         for n in (2, 4, 8)
     },
     **{f"shares_of_{n}_ranks": partial(shares, n_ranks=n) for n in (2, 4, 8)},
+    **{
+        f"root_of_{n}_ranks_at_{rank}": partial(root, n_ranks=n, rank=rank)
+        for n in (2, 4, 8)
+        for rank in (0, 1)
+    },
 }

@@ -1,83 +1,36 @@
 // Turns: passes one behind the other on the device, as one record. Tokens, head rows and the tape
 // are those of the same passes asked for one by one on the CPU, in float32.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <set>
 #include <vector>
 
+#include "tests/simt/device_ranks.h"
 #include "tests/simt/fixtures.h"
+#include "tests/simt/turn_scene.h"
 
 namespace duplex::simt_tests {
 namespace {
 
-constexpr std::int32_t kVocab = 70, kWidth = 48, kTaps = 3, kMels = 4, kLevels = 3;
+constexpr std::int32_t kVocab = 70, kTaps = 3, kLevels = 3;
 constexpr std::int32_t kMostRows = 24, kMostTokens = 5, kHeadRows = 2, kPositions = 120;
 constexpr std::int64_t kStride = 64, kBlockBytes = 4 * kStride;
 constexpr float kEps = 1e-5f;
 
-// A sequence on the device, and what is known of it.
-struct Sequence {
-  TapeView tape{};
-  SamplingParams sampling{};
-  std::int64_t position = 0;
-  std::vector<std::int32_t> said;
-  std::vector<std::byte> head_row = std::vector<std::byte>(kWidth * sizeof(float));
-};
-
-// Rows of one sequence in a pass: text, then sound.
-struct Input {
-  Sequence* sequence;
-  std::vector<std::int32_t> ids;
-  std::vector<std::uint8_t> bins;
-  std::int32_t limit;  // of tokens behind it
-
-  std::int32_t n_rows() const {
-    return static_cast<std::int32_t>(ids.size() + bins.size() / kMels);
-  }
-};
-
-// The inputs of all sequences as one pass.
-struct Pass {
-  explicit Pass(const std::vector<Input>& inputs) {
-    std::int32_t row = 0;
-    for (const Input& input : inputs) {
-      const Sequence& sequence = *input.sequence;
-      segments.push_back({.row_begin = row,
-                          .n_rows = input.n_rows(),
-                          .position = sequence.position,
-                          .global = {},
-                          .local = {},
-                          .conv = sequence.tape});
-      sampling.push_back({sequence.sampling, sequence.position + input.n_rows()});
-      limits.push_back(input.limit);
-      for (const std::int32_t id : input.ids) {
-        ids.push_back(id);
-        text_rows.push_back(row++);
-      }
-      bins.insert(bins.end(), input.bins.begin(), input.bins.end());
-      for (std::size_t i = 0; i < input.bins.size() / kMels; ++i) sound_rows.push_back(row++);
-      last_rows.push_back(row - 1);
-    }
-    n_rows = row;
-  }
-  Segments all() const {
-    return {segments.data(), static_cast<std::int32_t>(segments.size()), n_rows};
-  }
-  std::vector<Segment> segments;
-  std::vector<SampleRow> sampling;
-  std::vector<std::int32_t> limits, ids, text_rows, sound_rows, last_rows;
-  std::vector<std::uint8_t> bins;
-  std::int32_t n_rows = 0;
-};
-
 // What behind each sequence of a pass was said.
 using Said = std::vector<std::vector<std::int32_t>>;
 
-// Embeddings, one convolution that looks back along the tape, and a head.
+// Embeddings, one convolution that looks back along the tape, and a head. Of several ranks, each
+// has a slice of the head.
 class Model {
  public:
-  Model(Backend& backend, std::vector<std::int32_t> stops)
-      : backend_(backend), memory_(backend), stops_(std::move(stops)) {
+  Model(Backend& backend, std::vector<std::int32_t> stops, Exchange* ranks = nullptr)
+      : backend_(backend), memory_(backend), stops_(std::move(stops)), ranks_(ranks) {
+    const std::int32_t n_ranks = ranks_ == nullptr ? 1 : ranks_->size();
+    for (std::int32_t r = 0; r < n_ranks; ++r)
+      slices_.push_back({kVocab * r / n_ranks, kVocab * (r + 1) / n_ranks - kVocab * r / n_ranks});
+    const Slice own = slices_[ranks_ == nullptr ? 0 : static_cast<std::size_t>(ranks_->rank())];
     Random random(3);
     const auto put = [&](std::int64_t n_rows, std::int64_t stride) {
       RowBuffer rows = random_rows(random, n_rows, kWidth, stride);
@@ -88,7 +41,11 @@ class Model {
     norm_ = put(1, kStride);
     taps_ = put(kTaps, kWidth);
     RowBuffer head = random_rows(random, kVocab, kWidth, kWidth);
-    head_ = memory_.pack(head, {kWidth, kWidth, kWidth, DType::kF32}, kVocab);
+    RowBuffer slice(own.n, kWidth, kWidth, DType::kF32);
+    std::memcpy(slice.address(0), head.address(own.first),
+                static_cast<std::size_t>(own.n) * kWidth * sizeof(float));
+    head_ = memory_.pack(slice, {kWidth, kWidth, kWidth, DType::kF32},
+                         static_cast<std::int32_t>(own.n));
     hidden_ = zeros(kMostRows, kStride);
     normed_ = {zeros(kMostRows, kStride), kStride, DType::kF32};
     passed_ = {zeros(kMostRows, kStride), kStride, DType::kF32};
@@ -142,7 +99,7 @@ class Model {
                    .passed = passed_,
                    .width = kWidth,
                    .n_head = kHeadRows,
-                   .logits = logits_,
+                   .logits = is_leader() ? logits_ : nullptr,
                    .logits_stride = 2 * kStride,
                    .n_vocab = kVocab,
                    .sampling = pass.sampling.data(),
@@ -151,12 +108,10 @@ class Model {
                    .n_stops = static_cast<std::int32_t>(stops_.size()),
                    .max_tokens = kMostTokens,
                    .n_tokens = n_tokens.data(),
-                   .tokens = tokens.data(),
+                   .tokens = is_leader() ? tokens.data() : nullptr,
                    .head_rows = rows.data()},
                   {[&](const Segments& segments) { layers(segments); },
-                   [&](const Rows& x, std::int32_t n) {
-                     backend_.linear({head_, x, n, logits_, 2 * kStride, 0.5f});
-                   }});
+                   [&](const Rows& x, std::int32_t n) { multiply_head(x, n); }});
     hand_out(inputs, rows);
     Said said;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
@@ -167,6 +122,16 @@ class Model {
   }
 
  private:
+  bool is_leader() const { return ranks_ == nullptr || ranks_->rank() == 0; }
+  void multiply_head(const Rows& x, std::int32_t n) {
+    if (ranks_ == nullptr) return backend_.linear({head_, x, n, logits_, 2 * kStride, 0.5f});
+    backend_.linear({head_, x, n, static_cast<float*>(ranks_->mine()), kStride, 0.5f});
+    ranks_->gather(backend_, {.n_rows = n,
+                              .stride = kStride,
+                              .slices = slices_.data(),
+                              .out = is_leader() ? logits_ : nullptr,
+                              .out_stride = 2 * kStride});
+  }
   float* zeros(std::int64_t n_rows, std::int64_t stride) {
     return static_cast<float*>(memory_.zeros(static_cast<std::size_t>(n_rows * stride) * 4));
   }
@@ -198,6 +163,7 @@ class Model {
   }
   void layers(const Segments& segments) {
     backend_.run_layers(segments, 1, [&](std::int32_t) {
+      if (ranks_ != nullptr) ranks_->spread_rows(hidden_, segments.n_rows * kStride);
       backend_.norm(
           {hidden_, kStride, norm_, kEps, kWidth, segments.n_rows, Activation::kNone, normed_});
       backend_.conv_add_norm({.segments = segments,
@@ -224,6 +190,8 @@ class Model {
   Backend& backend_;
   Memory memory_;
   std::vector<std::int32_t> stops_;
+  Exchange* ranks_;
+  std::vector<Slice> slices_;
   float *text_table_, *sound_table_, *norm_, *taps_, *hidden_, *logits_;
   PackedMatrix head_;
   Rows normed_, passed_, head_rows_;
@@ -315,6 +283,62 @@ TEST_CASE("cuda: turn is one launch and one wait from its second time on", "[sim
     if (turn > 0) CHECK(after.waits - before.waits == 1);
     sequences[0].position += 3 + std::ssize(said[0]) - 1;
   }
+}
+
+// More sequences than the head takes at once; on rank 0 alone lie the rows' ids and what is said.
+TEST_CASE("cuda: turn of several ranks is one launch and one wait on each", "[simt][groups]") {
+  constexpr std::size_t kSequences = 3;
+  constexpr int kTurns = 4;
+  const int n = GENERATE(2, 4);  // more are processes: python_tests/parallel
+  const char* const transport = GENERATE("nvls", "p2p");
+  const std::vector<std::int32_t> stops = {20, 31, 44};
+  const auto speak_with = [&](Model& model, std::vector<Sequence>& sequences, const auto& run) {
+    for (int turn = 0; turn < kTurns; ++turn) {
+      std::vector<Input> inputs;
+      for (std::size_t i = 0; i < kSequences; ++i)
+        inputs.push_back({&sequences[i], {5, 9}, {0, 1, 2, 0}, i == 1 ? 4 : kMostTokens});
+      const Said said = run(turn, inputs);
+      for (std::size_t i = 0; i < kSequences; ++i)
+        sequences[i].position += 3 + std::max<std::int64_t>(std::ssize(said[i]) - 1, 0);
+    }
+    std::vector<std::vector<std::byte>> rows;
+    for (const Sequence& sequence : sequences) rows.push_back(model.rows_of(sequence));
+    return rows;
+  };
+  cuda::CudaBackend alone({});
+  Model expected(alone, stops);
+  std::vector<Sequence> sequences = sequences_of(expected, kSequences);
+  std::vector<Said> all_said;
+  const auto rows = speak_with(expected, sequences, [&](int, const std::vector<Input>& inputs) {
+    return all_said.emplace_back(expected.run_turn(inputs));
+  });
+  Ranks ranks(n);
+  ExchangeOptions options = kOptions;
+  options.transport = transport;
+  options.max_rows = kMostRows;
+  options.row_stride = kStride;
+  options.gather_stride = kStride;
+  ranks.connect(options);
+  REQUIRE(ranks.all_ended_well());
+  std::atomic<std::int64_t> n_wrong = 0, n_calls = 0;
+  ranks.run([&](int r, cuda::CudaBackend& backend) {
+    const auto exchange = backend.create_exchange(nullptr);
+    Model model(backend, stops, exchange.get());
+    std::vector<Sequence> own = sequences_of(model, kSequences);
+    const auto own_rows = speak_with(model, own, [&](int turn, const std::vector<Input>& inputs) {
+      const auto at = static_cast<std::size_t>(turn);
+      const DeviceCalls before = backend.calls();
+      const Said said = model.run_turn(inputs);
+      const DeviceCalls after = backend.calls();
+      n_wrong += r == 0 && said != all_said[at];
+      n_calls += turn > 0 ? after.launches - before.launches + after.waits - before.waits : 0;
+      return all_said[at];
+    });
+    n_wrong += own_rows != rows;
+  });
+  CHECK(ranks.all_ended_well());
+  CHECK(n_wrong == 0);
+  CHECK(n_calls == n * (kTurns - 1) * 2);
 }
 
 TEST_CASE("cuda: turn ends when no more than half of its sequences go on", "[simt]") {

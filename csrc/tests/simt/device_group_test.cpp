@@ -3,56 +3,16 @@
 // python_tests/parallel/test_ranks_cuda_host.py.
 #include <chrono>
 #include <cstdlib>
-#include <functional>
-#include <memory>
 #include <thread>
 #include <vector>
 
-#include "host/cuda_backend.h"
 #include "tests/backend/fixtures.h"
-#include "tests/simt/fake_driver.h"
+#include "tests/simt/device_ranks.h"
 #include "tests/simt/fixtures.h"
 #include "tests/simt/rank_scene.h"
 
 namespace duplex::simt_tests {
 namespace {
-
-constexpr ExchangeOptions kOptions{
-    .transport = "auto", .max_rows = 4, .width = 40, .gather_stride = 32, .slab_bytes = 1 << 14};
-
-// The ranks of a group; what each of them threw.
-struct Ranks {
-  explicit Ranks(int n) : meetings(n) {
-    for (int r = 0; r < n; ++r) {
-      BackendOptions options;
-      options.gpu = r;
-      backends.push_back(std::make_unique<cuda::CudaBackend>(options));
-    }
-  }
-  void run(const std::function<void(int rank, cuda::CudaBackend& backend)>& rank) {
-    errors.assign(backends.size(), "");
-    std::vector<std::thread> threads;
-    for (std::size_t r = 0; r < backends.size(); ++r)
-      threads.emplace_back([&, r] {
-        try {
-          rank(static_cast<int>(r), *backends[r]);
-        } catch (const std::exception& error) {
-          errors[r] = error.what();
-        }
-      });
-    for (std::thread& thread : threads) thread.join();
-  }
-  void connect(const ExchangeOptions& options = kOptions) {
-    run([&](int r, cuda::CudaBackend& backend) {
-      backend.connect(std::make_shared<ThreadRendezvous>(meetings, r), options);
-    });
-  }
-  bool all_ended_well() const { return errors == std::vector<std::string>(errors.size()); }
-
-  Meetings meetings;
-  std::vector<std::unique_ptr<cuda::CudaBackend>> backends;
-  std::vector<std::string> errors;
-};
 
 float logit(int rank, std::int64_t row, std::int64_t column) {
   return static_cast<float>(10'000 * rank + 100 * row + column);

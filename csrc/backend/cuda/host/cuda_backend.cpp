@@ -201,6 +201,10 @@ void CudaBackend::grow(std::unique_ptr<Buffer>& buffer, std::size_t bytes) {
   replace(buffer, bytes);
 }
 
+void CudaBackend::grow_scratch(std::unique_ptr<Buffer>& buffer, std::size_t bytes) {
+  group_ == nullptr ? grow(buffer, bytes) : replace(buffer, bytes);
+}
+
 // note: with ranks the old one stays: to give it back waits for the other lane too, which may wait
 // for another rank, which may wait so for this one. It doubles, so they are few.
 void CudaBackend::replace(std::unique_ptr<Buffer>& buffer, std::size_t bytes) {
@@ -312,7 +316,8 @@ void CudaBackend::do_norm(const NormArgs& args) { launch_norm(stream(), args); }
 
 // Room for rows that are quantised before they meet a quantised matrix.
 void* CudaBackend::quantised(std::size_t bytes) {
-  if (bytes > 0 && (quantised_ == nullptr || quantised_->bytes() < bytes)) grow(quantised_, bytes);
+  if (bytes > 0 && (quantised_ == nullptr || quantised_->bytes() < bytes))
+    grow_scratch(quantised_, bytes);
   return quantised_ == nullptr ? nullptr : quantised_->data();
 }
 
@@ -345,7 +350,7 @@ void CudaBackend::do_attention(const AttentionArgs& args) {
     partial_bytes = std::max(partial_bytes, plan_attention(later).partial_bytes);
   }
   if (partial_bytes > 0 && (partial_ == nullptr || partial_->bytes() < partial_bytes))
-    grow(partial_, partial_bytes);
+    grow_scratch(partial_, partial_bytes);
   AttentionArgs on_device = args;
   on_device.segments = staged(args.segments);
   launch_attention(stream(), on_device, plan,

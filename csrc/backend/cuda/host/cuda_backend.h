@@ -91,6 +91,9 @@ class CudaBackend final : public Backend {
 
   // Grows a buffer that launches point to; what was recorded with the old one is forgotten.
   void grow(std::unique_ptr<Buffer>& buffer, std::size_t bytes);
+  // The same for scratch, whose old one stays with ranks: their records are forgotten by what all
+  // of them do, not by what rank 0 does alone, so that all have the same ones.
+  void grow_scratch(std::unique_ptr<Buffer>& buffer, std::size_t bytes);
   // Takes a larger one; nothing that is at work uses the old one.
   void replace(std::unique_ptr<Buffer>& buffer, std::size_t bytes);
 
