@@ -44,7 +44,7 @@ IN_KERNELS = (
     (r"\bwait_copies<2>\(\);", "wait_copies<3>();", "a wait for one group less"),
     (r"(multiply_add\w*\(\S+ \S+) (\S+), (\S+)\);", r"\1 \3, \2);", "halves of b change places"),
     (r"\bfence_system\(\);", ";", "no fence"),
-    (r"\bcall\.meet\(\);", ";", "no meeting"),
+    (r"\b(call\.meet|meet_all)\(\w*\);", ";", "no meeting"),
     (r"if \(missing < 0\) return;", "return;", "a wait that ends at once"),
     (r"- expected\) < 0", "- expected) < -kRanks", "signals not waited for"),
     (r"\bmulticast_count_release\(.*\);", ";", "no signal"),
