@@ -165,13 +165,14 @@ def test_what_rank_0_alone_computes_forgets_no_record_of_a_turn(load: Load, tmp_
     path = write_random_checkpoint(tmp_path, preset, seed=7, mtp_layers=1)
     engine = load(path, **GPU, tensor_parallel=2, weights="int4", mtp_layers=1)
     with engine.open_session() as session, engine.open_session(speculate=2) as guessing:
-        session.append(text=words(2))
+        session.append(text=words(16))
         said = [session.decode(2) for _ in range(4)]
-        guessing.append(text=words(3))
+        for _ in range(12):  # rows that are drafted behind in one pass
+            guessing.append(text=words(1))
         guessing.decode(6)
         said += [session.decode(2) for _ in range(2)]
     with engine.open_session() as alike:
-        alike.append(text=words(2))
+        alike.append(text=words(16))
         assert alike.decode(12) == [token for tokens in said for token in tokens]
 
 
