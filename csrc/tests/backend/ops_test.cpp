@@ -184,7 +184,7 @@ const std::vector<Fault> kFaults = {
     {"fold: x needs rows of 4", [](Valid& v) { v.fold.c = 4; }, kFold},
     {"fold: out needs rows of 96", [](Valid& v) { v.fold.hw_fold = 4; }, kFold},
     {"sample: expected 1 to", [](Valid& v) { v.sample.n_vocab = 0; }, kSample},
-    {"sample: logits needs rows of 65", [](Valid& v) { v.sample.n_vocab = 65; }, kSample},
+    {"sample: logits needs rows of 80", [](Valid& v) { v.sample.n_vocab = 65; }, kSample},
     {"sample: rows and tokens", [](Valid& v) { v.sample.tokens = nullptr; }, kSample},
 };
 
