@@ -325,7 +325,7 @@ class LiveEngine:
         return int(self._clock() * 1e6)
 
     def _close_at_exit(self) -> None:
-        """No thread may be in the core when Python ends: that ends the process with SIGABRT."""
+        """Ends turns in progress and parks who is away, where the program has not."""
         if self._thread is not None and self._thread.is_alive():  # not so in a fork
             self.close()
 
