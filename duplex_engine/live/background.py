@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Container, Generator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from duplex_engine.errors import CapacityError, InvalidArgument
 from duplex_engine.json_input import found
+from duplex_engine.live.worker import Worker
 
 __all__ = ["MAX_TASKS", "MAX_TASKS_PER_SESSION", "Background", "Slices"]
 
@@ -51,7 +51,7 @@ class Background:
         self._tasks: dict[int, _Task] = {}
         self._next = 0
         self._forced_us = 0
-        self._worker: ThreadPoolExecutor | None = None
+        self._worker = Worker("duplex_background")
         self._lent: int | None = None  # the task in the worker's hands
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class Background:
 
     def start(self) -> None:
         """From here on slices run in a thread of their own."""
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="duplex_background")
+        self._worker.start()
 
     def add(self, owner: int, slices: Slices, *, gives_way: bool = False) -> None:
         """Takes a task of session `owner`. `gives_way`: all that computes is on the other lane.
@@ -101,13 +101,7 @@ class Background:
     def run(self, number: int, *, is_forced: bool) -> None:
         """Runs a slice of a task, or hands it to the worker."""
         self._lent = number
-        if self._worker is not None:
-            try:
-                self._worker.submit(self._slice, number, is_forced)
-                return
-            except RuntimeError:  # the main thread is over: pools take nothing more
-                self._worker = None
-        self._slice(number, is_forced)
+        self._worker.run(self._slice, number, is_forced)
 
     def keep(self, owners: Container[int]) -> None:
         """Ends the tasks of all other sessions."""
@@ -123,8 +117,7 @@ class Background:
 
     def close(self) -> None:
         """Waits for the slice at work, and ends all tasks."""
-        if self._worker is not None:
-            self._worker.shutdown(wait=True)
+        self._worker.close()
         self.keep(())
 
     def _end(self, task: _Task) -> None:
@@ -136,7 +129,7 @@ class Background:
             self._done(task.owner, self._now_us() - begin_us, error)
 
     def _is_free(self, task: _Task) -> bool:
-        return task.gives_way and self._worker is not None
+        return task.gives_way and self._worker.is_there
 
     def _slice(self, number: int, is_forced: bool) -> None:
         task = self._tasks[number]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from duplex_engine.json_input import found
 from duplex_engine.live.session import LiveSession, new_token
 from duplex_engine.live.turns import hand_over
 from duplex_engine.live.types import EndReason
+from duplex_engine.live.worker import Worker
 
 if TYPE_CHECKING:
     from duplex_engine.live.driver import LiveEngine
@@ -49,7 +49,7 @@ class Leases:
         self._parking: dict[str, threading.Event] = {}  # files that are being written
         # Oldest first, with the options of `LiveEngine.adopt` that no file holds.
         self._parked: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self._worker: ThreadPoolExecutor | None = None
+        self._worker = Worker("duplex_park")
         if folder is not None:
             self._folder, files = _open_folder(folder)
             self._parked.update((path.stem, {}) for path in files)
@@ -61,12 +61,11 @@ class Leases:
 
     def start(self) -> None:
         """From here on files are written in a thread of their own."""
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="duplex_park")
+        self._worker.start()
 
     def close(self) -> None:
         """Waits for the file that is being written, and parks all others that are detached."""
-        if self._worker is not None:
-            self._worker.shutdown(wait=True)
+        self._worker.close()
         if self._folder is None:
             return
         with self._live._lock:
@@ -180,13 +179,7 @@ class Leases:
                     gone.append(self._leave(session))
         for session in gone:
             failure = self._hand_over(session)
-            if self._worker is not None:
-                try:
-                    self._worker.submit(self._park, session, "lease", failure)
-                    continue
-                except RuntimeError:  # the main thread is over: pools take nothing more
-                    self._worker = None
-            self._park(session, "lease", failure)
+            self._worker.run(self._park, session, "lease", failure)
 
     def _leave(self, session: LiveSession) -> LiveSession:
         """Nobody can resume the session or push to it any more until it is parked."""

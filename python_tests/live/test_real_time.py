@@ -140,7 +140,7 @@ def test_a_session_that_ends_during_a_slice(live: LiveEngine) -> None:
         session.close()
         other.push_audio(sound(0))
         assert other.get(5) is not None  # the driver goes on, and asks for no second slice
-        worker = live._background._worker
+        worker = live._background._worker._pool
         assert worker is not None
         assert worker._work_queue.qsize() == 0
         go_on.set()
