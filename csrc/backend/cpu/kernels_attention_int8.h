@@ -81,12 +81,14 @@ inline void attend_tile_int8(const AttentionWalk& walk, const TileAtBlock& at,
   std::int32_t starts[R];
   float factors[R];
   for (int r = 0; r < R; ++r) starts[r] = vectors[r].start;
-  constexpr int kColumns = tile_columns(R), kTileLines = lines_of_tile(kColumns, kLines);
-  const LinesAhead<kTileLines> ahead(walk, at);
+  constexpr int kColumns = tile_columns(R);
+  const LinesAhead<kLines> ahead(walk, at);
   const auto* q = static_cast<const std::int8_t*>(vectors[0].q);
-  for (int c = 0; c < kBlockPositions / 16; c += kColumns)
-    key_tile<R, kColumns, kTileLines>(q, walk.n, starts, keys + c * 64, products + c * 16,
-                                      ahead.keys);
+  for (int c = 0; c < kBlockPositions; c += kColumns * 16)
+    with_lines_at<kLines>(c, [&]<int kTileLines>() {
+      key_tile<R, kColumns, kTileLines>(q, walk.n, starts, keys + c * kQuad, products + c,
+                                        ahead.keys);
+    });
   // One loop each, so that the reductions of the vectors overlap.
   for (int r = 0; r < R; ++r)
     maxima[r] = score_block(walk, vectors[r], block_begin, scales, products + r * kBlockPositions,
@@ -97,9 +99,11 @@ inline void attend_tile_int8(const AttentionWalk& walk, const TileAtBlock& at,
   const std::int64_t n_quads = div_up(lane_of(vectors[R - 1].position + 1, block_begin), kQuad);
   std::int64_t c = 0;
   for (; c + kColumns * 16 <= walk.n; c += kColumns * 16)
-    value_tile<R, kColumns, kTileLines>(weights, factors, values + c * kQuad, walk.n, n_quads,
-                                        vectors[0].out + c,
-                                        ahead.values + c * n_quads * kTileLines);
+    with_lines_at<kLines>(c, [&]<int kTileLines>() {
+      value_tile<R, kColumns, kTileLines>(weights, factors, values + c * kQuad, walk.n, n_quads,
+                                          vectors[0].out + c,
+                                          ahead.values + c * n_quads * kTileLines);
+    });
   for (; c < walk.n; c += 16)
     value_tile<R, 1, 0>(weights, factors, values + c * kQuad, walk.n, n_quads, vectors[0].out + c,
                         nullptr);

@@ -50,11 +50,13 @@ template <class Tile, int R, int kLines = 0>
 inline void run_rows(const typename Tile::Element* const* x, const typename Tile::Element* w,
                      std::int64_t w_step, std::int64_t n_steps, std::int32_t columns,
                      bool continued, float* const* y, const std::byte* ahead = nullptr) {
-  constexpr int kColumns = tile_columns(R), kTileLines = lines_of_tile(kColumns, kLines);
+  constexpr int kColumns = tile_columns(R);
   std::int32_t c = 0;
   for (; c + kColumns * 16 <= columns; c += kColumns * 16)
-    run_tile<Tile, R, kColumns, kTileLines>(x, w + c * Tile::kPerStep, w_step, n_steps, continued,
-                                            y, c, ahead + c * n_steps * kTileLines);
+    with_lines_at<kLines>(c, [&]<int kTileLines>() {
+      run_tile<Tile, R, kColumns, kTileLines>(x, w + c * Tile::kPerStep, w_step, n_steps, continued,
+                                              y, c, ahead + c * n_steps * kTileLines);
+    });
   // Heads are often narrower than a panel.
   const std::int32_t rest = (columns - c) / 16;
   if constexpr (kColumns > 3)

@@ -81,9 +81,11 @@ template <class Codes, int R, int C, int kLines>
 template <class Codes, int R, int kLines>
 inline void add_group_of_rows(const std::byte* const* groups, const std::byte* panel,
                               std::int64_t n, float* sums, const std::byte* ahead) {
-  constexpr int kColumns = tile_columns(R), kTileLines = lines_of_tile(kColumns, kLines);
+  constexpr int kColumns = tile_columns(R);
   for (std::int64_t c = 0; c < kPanelOutputs; c += kColumns * 16)
-    add_group<Codes, R, kColumns, kTileLines>(groups, panel, n, c, sums + c * R, ahead);
+    with_lines_at<kLines>(c, [&]<int kTileLines>() {
+      add_group<Codes, R, kColumns, kTileLines>(groups, panel, n, c, sums + c * R, ahead);
+    });
 }
 
 template <int R>

@@ -50,9 +50,13 @@ inline void with_lines(std::int32_t tile, std::int32_t n_tiles, const Fn& fn) {
   fn.template operator()<0>();
 }
 
-// Of those, what a tile of that many vectors asks for: nothing where it is narrower than a panel,
-// or it would ask again for every column.
-constexpr int lines_of_tile(int columns, int lines) { return columns == 4 ? lines : 0; }
+// Calls fn<lines>(): of those, what a tile asks for beside the columns from `column` on. One that
+// is narrower than a panel comes several times, and asks at the panel's first columns only.
+template <int kLines, class Fn>
+inline void with_lines_at(std::int64_t column, const Fn& fn) {
+  if (column % kPanelOutputs == 0) return fn.template operator()<kLines>();
+  fn.template operator()<0>();
+}
 
 // Calls fn<n_rows>(), for 1 to kTileRows rows.
 template <int R = kTileRows, class Fn>
