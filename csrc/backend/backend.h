@@ -26,7 +26,7 @@ struct DeviceCalls {
 
 struct BackendOptions {
   int n_threads = 0;  // 0 = one per available core
-  std::string isa;    // cpu: "avx512", "avx2", "portable"; empty = the best there is
+  std::string isa;    // cpu: "avx512", "avx2_vnni", "avx2", "portable"; empty = the best there is
   int gpu = -1;       // cuda: which one; -1 = the process's current one
 };
 

@@ -80,10 +80,11 @@ struct CpuKernels {
   void (*add_scaled)(float* y, const float* x, float weight, std::int64_t n_padded);
 };
 
+// One for each kernels_<isa>.cpp; choose_kernels (isa.h) knows which of them this machine can run.
 const CpuKernels& portable_kernels();
-// nullptr where this build or this machine lacks the instructions.
-const CpuKernels* avx2_kernels();
-const CpuKernels* avx512_kernels();
+const CpuKernels& avx2_kernels();
+const CpuKernels& avx2_vnni_kernels();
+const CpuKernels& avx512_kernels();
 
 // tau of the log-scaled global layers: 1 + alpha * log(max((position + 1) / floor, 1)).
 float log_scaling_tau(std::int64_t position, std::int32_t floor, float alpha);

@@ -1,11 +1,12 @@
-// Sixteen float lanes as two AVX2 registers (AVX2, FMA). See simd_avx512.h.
+// Sixteen float lanes as two AVX2 registers (AVX2, FMA), for kernels_avx2.cpp and
+// kernels_avx2_vnni.cpp. See simd_avx512.h.
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
 
-namespace duplex::avx2 {
+namespace duplex::DUPLEX_ISA {
 
 struct F16 {
   __m256 lo, hi;
@@ -104,6 +105,5 @@ inline F16 dot_pairs(F16 acc, const std::uint16_t* w, const std::uint16_t* x) {
 
 inline constexpr int kTileRows = 6;
 constexpr int tile_columns(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
-inline constexpr const char* kName = "avx2";
 
-}  // namespace duplex::avx2
+}  // namespace duplex::DUPLEX_ISA

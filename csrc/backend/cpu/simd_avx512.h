@@ -57,6 +57,5 @@ inline F16 dot_pairs(F16 acc, const std::uint16_t* w, const std::uint16_t* x) {
 // Rows and vectors of 16 outputs that one tile keeps in registers.
 inline constexpr int kTileRows = 6;
 constexpr int tile_columns(int) { return 4; }
-inline constexpr const char* kName = "avx512";
 
 }  // namespace duplex::avx512

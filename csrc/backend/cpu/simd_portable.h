@@ -89,6 +89,5 @@ inline F16 dot_pairs(const F16& acc, const std::uint16_t* w, const std::uint16_t
 
 inline constexpr int kTileRows = 2;
 constexpr int tile_columns(int) { return 1; }
-inline constexpr const char* kName = "portable";
 
 }  // namespace duplex::portable

@@ -23,9 +23,10 @@ inline constexpr double kUnit = 0x1.0p-24;     // half a unit in the last place 
 inline constexpr double kBf16Unit = 0x1.0p-8;  // and of bfloat16
 inline constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
+// The best last.
 inline std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
-  for (const char* name : {"portable", "avx2", "avx512"}) {
+  for (const char* name : {"portable", "avx2", "avx2_vnni", "avx512"}) {
     try {
       choose_kernels(name);
       names.emplace_back(name);
