@@ -84,7 +84,9 @@ class MachineLock:
             self._held_since = None
 
 
-def job_of(shape: Shape, bits: str, kv: str, context: int, threads: int, cache: Path) -> Job:
+def job_of(
+    shape: Shape, bits: str, kv: str, context: int, threads: int, isa: str | None, cache: Path
+) -> Job:
     """What a worker loads."""
     preset = shape.preset
     peers = cache / "peers"
@@ -96,6 +98,7 @@ def job_of(shape: Shape, bits: str, kv: str, context: int, threads: int, cache: 
         bits=bits,
         kv=kv,
         threads=threads,
+        isa=isa,
         max_context=context,
         vocab_size=preset.vocab_size,
         d_model=preset.d_model,
@@ -239,6 +242,10 @@ def main(
     rounds: Annotated[int, typer.Option(help="How often every engine has its turn.", min=1)] = 15,
     repeats: Annotated[int, typer.Option(help="Timed runs of a task in a round.", min=1)] = 3,
     threads: Annotated[int, typer.Option(help="Threads of every engine.", min=1)] = 2,
+    isa: Annotated[
+        str | None,
+        typer.Option(help="Instruction set of ours; build the others for the same one."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of peers.jsonl, peers.png and logs.")] = Path(
         "out/peers"
     ),
@@ -262,7 +269,9 @@ def main(
         for entry in choose(engines, run.shape):
             for kind in chosen_bits:
                 if kind in entry.bits:
-                    job = job_of(run.shape, kind, entry.kv, max(chosen_contexts), threads, cache)
+                    job = job_of(
+                        run.shape, kind, entry.kv, max(chosen_contexts), threads, isa, cache
+                    )
                     own = Path(sys.executable)
                     python = own if entry.own_environment else peers_python.absolute()
                     run.load(stack, entry, job, python, out)

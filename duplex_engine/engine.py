@@ -140,8 +140,8 @@ class Engine:
             max_batch_rows: most rows of one pass; longer input takes several.
             rewind_rows: how far back `Session.truncate` can always go, in rows. Every session pays
                 for them in memory.
-            isa: instruction set of the CPU ("portable", "avx2", "avx2_vnni", "avx512"); None takes
-                the best one.
+            isa: instruction set of the CPU ("avx512", with VNNI and BF16, "avx512_vnni", without
+                BF16, "avx2_vnni", "avx2", "portable"); None takes the best one.
             cache: keep the packed weights in a file, and load that file as long as the checkpoint
                 is the same (CPU only). True takes the folder duplex_engine in $XDG_CACHE_HOME or
                 ~/.cache; or name a folder. docs/CHECKPOINT.md says what "the same" sees.

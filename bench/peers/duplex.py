@@ -24,6 +24,7 @@ class Duplex(Peer):
             job.checkpoint,
             dtype="bfloat16",
             threads=job.threads,
+            isa=job.isa,
             max_positions=job.max_context + SPARE_ROWS,
             memory=self._memory(job),
             **options,

@@ -33,6 +33,7 @@ class Job:
     bits: str  # of a weight
     kv: str  # of a key or value: bf16 or int8
     threads: int
+    isa: str | None  # of ours; None takes the best
     max_context: int
     vocab_size: int
     d_model: int

@@ -26,7 +26,7 @@ struct DeviceCalls {
 
 struct BackendOptions {
   int n_threads = 0;  // 0 = one per available core
-  std::string isa;    // cpu: "avx512", "avx2_vnni", "avx2", "portable"; empty = the best there is
+  std::string isa;    // cpu: which kernels, "avx2" say; empty = the best there are
   int gpu = -1;       // cuda: which one; -1 = the process's current one
 };
 

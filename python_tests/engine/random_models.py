@@ -97,7 +97,7 @@ def counts(engine: Engine) -> dict[str, int]:
 def instruction_sets(path: Path) -> list[str]:
     """The names of `isa` that work on this machine's CPU."""
     names = []
-    for isa in ("portable", "avx2", "avx2_vnni", "avx512"):
+    for isa in ("portable", "avx2", "avx2_vnni", "avx512_vnni", "avx512"):
         try:
             load(path, isa=isa).close()
         except BackendUnavailable:

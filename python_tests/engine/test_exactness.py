@@ -43,7 +43,7 @@ Part: TypeAlias = tuple[str, Any]  # ("text", ids), ("audio", samples) or ("imag
 Logits: TypeAlias = NDArray[np.float32]
 Loader: TypeAlias = Callable[..., Engine]
 
-ISAS = ("portable", "avx2", "avx2_vnni", "avx512") if DEVICE == "cpu" else (None,)
+ISAS = ("portable", "avx2", "avx2_vnni", "avx512_vnni", "avx512") if DEVICE == "cpu" else (None,)
 BATCH_ROWS = (1, 7, 64, 256)
 PROBE = words(3, seed=99)
 

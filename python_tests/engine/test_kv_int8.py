@@ -12,7 +12,7 @@ import numpy as np
 import oracle
 import pytest
 from parity import OracleCheckpoint
-from random_models import REWIND, instruction_sets, load, words, write
+from random_models import REWIND, load, words, write
 from test_parity_bfloat16 import DENSE, losses, rms
 
 from duplex_engine import Engine, InvalidArgument, _core
@@ -32,23 +32,6 @@ def test_it_loses_less_than_transformers_in_bfloat16(
     if name in DENSE:
         assert rms(ours) < rms(theirs)
         assert ours.max() < theirs.max()
-
-
-def run(folder: Path, **options: Any) -> tuple[bytes, list[Any]]:
-    """Logits and memory of 200 rows, as bytes and hashes."""
-    with load(folder, kv_dtype="int8", **options) as engine, engine.open_session() as session:
-        logits = session.append(text=words(200), logits="all")
-        return logits.tobytes(), session._core.digests()
-
-
-@pytest.mark.parametrize("model", ["dense", "moe"])
-def test_two_instruction_sets_agree(model: str, tmp_path: Path) -> None:
-    """In float32 rows nothing depends on the width of vectors where these fuse their products."""
-    folder = write(tmp_path, model)
-    found = [run(folder, isa=isa) for isa in instruction_sets(folder) if isa != "portable"]
-    if len(found) < 2:
-        pytest.skip("this machine has no AVX-512")
-    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -83,7 +83,7 @@ def test_routers_flip_no_more_often_than_those_of_transformers(
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx2_vnni", "avx512"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx2_vnni", "avx512_vnni", "avx512"])
 @pytest.mark.parametrize("name", ["odd_sizes_moe", "uneven_heads", "wide_window", "bigger"])
 def test_instruction_sets(name: str, isa: str, oracle_checkpoint: OracleCheckpoint) -> None:
     try:

@@ -54,7 +54,7 @@ def test_greedy_tokens_of_transformers_own_cache(
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx2_vnni", "avx512"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx2_vnni", "avx512_vnni", "avx512"])
 @pytest.mark.parametrize("name", ["odd_sizes_moe", "uneven_heads", "wide_window", "bigger"])
 def test_instruction_sets(name: str, isa: str, oracle_checkpoint: OracleCheckpoint) -> None:
     folder, model = oracle_checkpoint(name)

@@ -1,12 +1,12 @@
 // Sixteen int32 sums of products of int8 and int4 codes on AVX-512 (VNNI). Same names as
-// codes_avx2.h and codes_portable.h; included by exactly one kernels_<isa>.cpp.
+// codes_avx2.h and codes_portable.h.
 #pragma once
 
 #include <cstdint>
 
 #include "backend/cpu/simd_avx512.h"
 
-namespace duplex::avx512 {
+namespace duplex::DUPLEX_ISA {
 
 // note: lanes of int, not __m512i, whose 64-bit lanes make gcc move every sum on every step.
 struct I16 {
@@ -58,4 +58,4 @@ inline std::int32_t reduce_add(I16 a) {
   return _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(a.v));
 }
 
-}  // namespace duplex::avx512
+}  // namespace duplex::DUPLEX_ISA

@@ -16,23 +16,25 @@ struct Isa {
 };
 
 // The best first.
-std::array<Isa, 4> instruction_sets() {
+std::array<Isa, 5> instruction_sets() {
+  const CpuKernels *avx512 = nullptr, *avx512_vnni = nullptr, *avx2_vnni = nullptr, *avx2 = nullptr;
 #if defined(__x86_64__)
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx2_vnni = avx2 && __builtin_cpu_supports("avxvnni");
-  return {{{"avx512", avx512 ? &avx512_kernels() : nullptr},
-           {"avx2_vnni", avx2_vnni ? &avx2_vnni_kernels() : nullptr},
-           {"avx2", avx2 ? &avx2_kernels() : nullptr},
-           {"portable", &portable_kernels()}}};
-#else
-  return {{{"avx512", nullptr},
-           {"avx2_vnni", nullptr},
-           {"avx2", nullptr},
-           {"portable", &portable_kernels()}}};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    avx2 = &avx2_kernels();
+    if (__builtin_cpu_supports("avxvnni")) avx2_vnni = &avx2_vnni_kernels();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512vnni")) {
+      avx512_vnni = &avx512_vnni_kernels();
+      if (__builtin_cpu_supports("avx512bf16")) avx512 = &avx512_kernels();
+    }
+  }
 #endif
+  return {{{"avx512", avx512},
+           {"avx512_vnni", avx512_vnni},
+           {"avx2_vnni", avx2_vnni},
+           {"avx2", avx2},
+           {"portable", &portable_kernels()}}};
 }
 
 }  // namespace

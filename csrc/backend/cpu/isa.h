@@ -7,7 +7,7 @@
 
 namespace duplex {
 
-// `isa`: "" for the best, or "avx512", "avx2_vnni", "avx2", "portable".
+// `isa`: "" for the best, or "avx512", "avx512_vnni", "avx2_vnni", "avx2", "portable".
 const CpuKernels& choose_kernels(const std::string& isa);
 
 }  // namespace duplex

@@ -84,6 +84,7 @@ struct CpuKernels {
 const CpuKernels& portable_kernels();
 const CpuKernels& avx2_kernels();
 const CpuKernels& avx2_vnni_kernels();
+const CpuKernels& avx512_vnni_kernels();
 const CpuKernels& avx512_kernels();
 
 // tau of the log-scaled global layers: 1 + alpha * log(max((position + 1) / floor, 1)).

@@ -1,12 +1,12 @@
-// Sixteen float lanes on AVX-512 (F, BW, DQ, VL, BF16). Same names as simd_avx2.h and
-// simd_portable.h; included by exactly one kernels_<isa>.cpp.
+// Sixteen float lanes on AVX-512 (F, BW, DQ, VL), for kernels_avx512.cpp, with BF16, and
+// kernels_avx512_vnni.cpp, without. Same names as simd_avx2.h and simd_portable.h.
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
 
-namespace duplex::avx512 {
+namespace duplex::DUPLEX_ISA {
 
 struct F16 {
   __m512 v;
@@ -40,6 +40,9 @@ inline F16 load_bf16(const std::uint16_t* p) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
 }
+
+#ifdef __AVX512BF16__
+
 inline void store_bf16(std::uint16_t* p, F16 a) {
   const __m256bh bits = _mm512_cvtneps_pbh(a.v);
   __builtin_memcpy(p, &bits, sizeof bits);
@@ -54,8 +57,31 @@ inline F16 dot_pairs(F16 acc, const std::uint16_t* w, const std::uint16_t* x) {
                            reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair)))};
 }
 
+#else  // as on AVX2, to the bit
+
+inline void store_bf16(std::uint16_t* p, F16 a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+inline F16 lower(__m512i pairs) { return {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16))}; }
+inline F16 upper(__m512i pairs) {
+  return {_mm512_castsi512_ps(
+      _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
+inline F16 dot_pairs(F16 acc, const std::uint16_t* w, const std::uint16_t* x) {
+  std::int32_t pair;
+  __builtin_memcpy(&pair, x, sizeof pair);
+  const __m512i weights = _mm512_loadu_si512(w), both = _mm512_set1_epi32(pair);
+  return fma(upper(weights), upper(both), fma(lower(weights), lower(both), acc));
+}
+
+#endif
+
 // Rows and vectors of 16 outputs that one tile keeps in registers.
 inline constexpr int kTileRows = 6;
 constexpr int tile_columns(int) { return 4; }
 
-}  // namespace duplex::avx512
+}  // namespace duplex::DUPLEX_ISA

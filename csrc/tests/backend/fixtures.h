@@ -26,7 +26,7 @@ inline constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 // The best last.
 inline std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
-  for (const char* name : {"portable", "avx2", "avx2_vnni", "avx512"}) {
+  for (const char* name : {"portable", "avx2", "avx2_vnni", "avx512_vnni", "avx512"}) {
     try {
       choose_kernels(name);
       names.emplace_back(name);
