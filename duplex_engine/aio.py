@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from duplex_engine.arguments import found
 from duplex_engine.engine import Engine
 from duplex_engine.errors import InvalidArgument, SessionBusy, SessionClosed
-from duplex_engine.json_input import found
 from duplex_engine.session import Session
 from duplex_engine.step import step_input
 from duplex_engine.types import MicroTurn, StepInput

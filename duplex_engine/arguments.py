@@ -10,11 +10,12 @@ from __future__ import annotations
 import operator
 import os
 import re
+import reprlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from duplex_engine.errors import InvalidArgument
-from duplex_engine.json_input import found
 
 __all__ = [
     "MAX_INT32",
@@ -23,6 +24,7 @@ __all__ = [
     "MAX_UINT64",
     "check_callable",
     "file_path",
+    "found",
     "integer",
     "number",
     "output_path",
@@ -43,6 +45,17 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "GiB": 2**30,
     "TiB": 2**40,
 }
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = 120  # a tensor's name is shown whole
+
+
+def found(value: object) -> str:
+    """Returns `value` as an error message shows it: short, printable."""
+    try:
+        return _SHORT.repr(value)
+    except Exception:  # an integer of thousands of digits, or an object that has no spelling
+        return f"a value of type {type(value).__name__}"
 
 
 def integer(value: object, name: str, low: int = 0, high: int = MAX_INT64) -> int:
@@ -153,8 +166,11 @@ def parse_bytes(value: int | str, name: str = "memory") -> int:
     Raises:
         InvalidArgument: not of that form, or not positive.
     """
-    n_bytes = value if isinstance(value, int) and not isinstance(value, bool) else 0
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value)):
+    n_bytes = 0
+    if not isinstance(value, str | bool):
+        with suppress(TypeError):
+            n_bytes = operator.index(value)
+    elif match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value)):
         n_bytes = int(min(float(match[1]) * UNITS.get(match[2], 0), 2.0**64))
     if not 0 < n_bytes <= MAX_INT64:
         raise InvalidArgument(

@@ -13,9 +13,8 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from duplex_engine.arguments import integer
+from duplex_engine.arguments import found, integer
 from duplex_engine.errors import InvalidArgument
-from duplex_engine.json_input import found
 
 __all__ = [
     "MAX_CHANNELS",
@@ -59,7 +58,8 @@ def samples_1d(audio: object) -> Samples:
     if array.ndim == 2 and 1 <= array.shape[1] <= MAX_CHANNELS:
         if array.shape[1] > 1:
             scale = INT16_SCALE if array.dtype == np.int16 else 1.0
-            array = array.mean(axis=1, dtype=np.float32) * np.float32(scale)
+            with np.errstate(all="ignore"):  # what is not finite is refused below
+                array = array.mean(axis=1, dtype=np.float32) * np.float32(scale)
         else:
             array = array[:, 0]
     if array.ndim != 1:
@@ -185,7 +185,7 @@ def _as_array(value: object, name: str, expected: str, remedy: str) -> NDArray[A
     expected, remedy: what the argument called `name` can be, and what to do with anything else.
     """
     if isinstance(value, np.ndarray):
-        return value
+        return np.asarray(value)  # without what a subclass does in its own way
     if hasattr(value, "__dlpack__"):
         try:
             return np.from_dlpack(value)

@@ -15,10 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from duplex_engine.arguments import file_path
+from duplex_engine.arguments import file_path, found
 from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.errors import CheckpointError, InvalidArgument
-from duplex_engine.json_input import found
 from duplex_engine.packed import Dtype, HasArena, PackedFile, Weights, write_packed
 from duplex_engine.whole_file import remove_abandoned
 

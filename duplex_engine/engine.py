@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, TypeAlias
 from duplex_engine import _core
 from duplex_engine.arguments import (
     MAX_INT32,
+    found,
     integer,
     output_path,
     parse_bytes,
@@ -28,7 +29,6 @@ from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.config import ModelConfig
 from duplex_engine.core_config import core_config
 from duplex_engine.errors import CheckpointError, InvalidArgument
-from duplex_engine.json_input import found
 from duplex_engine.loading import load_engine, row_and_matrix_formats
 from duplex_engine.packed import Dtype, Weights, layout_digest, write_packed
 from duplex_engine.parallel.ranks import Ranks
@@ -326,7 +326,8 @@ class Engine:
 
         Args:
             max_positions: most positions that its sequence can hold; their memory is promised here,
-                so that no other session can take it away. None takes the engine's.
+                so that no other session can take it away. None takes the engine's. A model without
+                global layers, like the reference model, has no such limit: it is never full.
             temperature: 0 is greedy.
             top_k: sample among the k most likely tokens; 0 among all.
             top_p: sample among the most likely tokens that reach this probability together.

@@ -7,29 +7,23 @@ Does not own what the keys mean: see `config.py` and `checkpoint.py`.
 from __future__ import annotations
 
 import json
-import reprlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from duplex_engine import arguments
 from duplex_engine.errors import CheckpointError
 
 __all__ = ["found", "parse_json_object", "read_json_object"]
 
 MAX_JSON_BYTES = 64 * 1024 * 1024  # far above any real config or index; bounds hostile files
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel = 2
-_SHORT.maxstring = 120  # a tensor's name is shown whole
 
 
 def found(value: object) -> str:
-    """Returns `value` as an error message shows it: JSON spelling, short, printable."""
+    """Returns a value of JSON as an error message shows it: in its spelling, short, printable."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    try:
-        return _SHORT.repr(value)
-    except Exception:  # an integer of thousands of digits, or an object that has no spelling
-        return f"a value of type {type(value).__name__}"
+    return arguments.found(value)
 
 
 def parse_json_object(raw: bytes, source: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duplex_engine import _core
-from duplex_engine.arguments import MAX_INT32, integer, sampling_options
+from duplex_engine.arguments import MAX_INT32, found, integer, sampling_options
 from duplex_engine.arrays import (
     SAMPLE_RATE,
     Resampler,
@@ -30,7 +30,6 @@ from duplex_engine.config import ModelConfig
 from duplex_engine.errors import DuplexError, InvalidArgument, SessionClosed
 from duplex_engine.events import OutputReader, micro_turn
 from duplex_engine.exclusive import Exclusive
-from duplex_engine.json_input import found
 from duplex_engine.snapshot import ModelIdentity, write_snapshot
 from duplex_engine.step import step_input, step_together
 from duplex_engine.text import Tokenizer
@@ -225,7 +224,7 @@ class Session:
                     data = self._at_16_khz(data, self._resampler_for(sample_rate))
             try:
                 rows: NDArray[np.float32] | None = self._core.append(
-                    kind, data, logits=logits or "none", end_of_audio=end_of_audio
+                    kind, data, logits=logits or "none", end_of_audio=bool(end_of_audio)
                 )
             except DuplexError:
                 if kind == "audio":
@@ -255,7 +254,8 @@ class Session:
         """Drops the newest positions until `length` are left.
 
         Everything else the session carries goes back too, except the resampler: where sound has
-        another rate than 16 kHz, it begins anew.
+        another rate than 16 kHz, it begins anew. Queued input and the sampling options stay as they
+        are, and what was forgotten stays so.
 
         Raises:
             InvalidArgument: `length` is not one of `marks`: too old, or inside a micro-turn.
@@ -377,7 +377,7 @@ class Session:
 
     @property
     def max_positions(self) -> int:
-        """The longest its sequence can become."""
+        """The longest its sequence can become; no limit to a model without global layers."""
         return self._core.max_positions
 
     @property

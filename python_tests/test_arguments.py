@@ -14,6 +14,7 @@ from duplex_engine.arguments import (
     file_path,
     integer,
     output_path,
+    parse_bytes,
     sampling_options,
 )
 from duplex_engine.checkpoint import Checkpoint
@@ -23,6 +24,7 @@ from duplex_engine.errors import InvalidArgument
 def test_integers_of_numpy_are_taken() -> None:
     assert integer(np.int64(5), "n") == 5
     assert integer(MAX_UINT64, "n", high=MAX_UINT64) == MAX_UINT64
+    assert parse_bytes(np.int64(2**20)) == 2**20  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,7 @@ def test_integers_of_numpy_are_taken() -> None:
         (2**63, {}, f"from 0 to {2**63 - 1}, found {2**63}"),
         (-1, {}, "of at least 0, found -1"),
         ("5", {"low": 1}, "of at least 1, found '5'"),
-        (True, {}, "of at least 0, found true"),
+        (True, {}, "of at least 0, found True"),
     ],
 )
 def test_other_integers_are_refused(value: object, bounds: Any, message: str) -> None:
@@ -58,7 +60,7 @@ def test_paths() -> None:
     ("value", "message"),
     [
         (123, r"a string or a pathlib\.Path, found 123"),
-        (None, r"a string or a pathlib\.Path, found null"),
+        (None, r"a string or a pathlib\.Path, found None"),
         (b"x", r"a string or a pathlib\.Path, found b'x'"),
         ("a\0b", "a path that a file can have, found .*null characters"),
         ("\ud800", "a path that a file can have, found .*lone surrogates"),

@@ -40,6 +40,12 @@ def test_truncate_restarts_the_resampler(engine: Engine) -> None:
     assert logits(detour=True) == logits(detour=False)
 
 
+def test_the_end_of_sound_is_any_truth_value(engine: Engine) -> None:
+    with engine.open_session() as session:
+        session.append(audio=np.zeros(100, np.float32), end_of_audio="yes")  # type: ignore[call-overload]
+        assert session.length == 1
+
+
 def test_refused_sound_does_not_fix_the_rate(engine: Engine) -> None:
     with engine.open_session(max_positions=64) as session:
         with pytest.raises(CapacityError):

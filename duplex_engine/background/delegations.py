@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from duplex_engine.aio import AsyncSession
+from duplex_engine.arguments import found
 from duplex_engine.arguments import text as checked_text
 from duplex_engine.background.jobs import Jobs, Part
 from duplex_engine.background.policy import WORDING, Split, same_request
@@ -24,7 +25,6 @@ from duplex_engine.background.task import Failure, Job, Worker
 from duplex_engine.background.transcript import Transcript
 from duplex_engine.config import ModelConfig
 from duplex_engine.errors import InvalidArgument
-from duplex_engine.json_input import found
 from duplex_engine.session import Session
 from duplex_engine.step import step_input
 from duplex_engine.types import Delegation, MicroTurn

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
-from duplex_engine.arguments import MAX_INT32, integer
+from duplex_engine.arguments import MAX_INT32, found, integer
 from duplex_engine.arrays import token_ids
 from duplex_engine.background.chat import chat_prompt
 from duplex_engine.background.task import Task
 from duplex_engine.engine import Engine
 from duplex_engine.errors import InvalidArgument
-from duplex_engine.json_input import found
 from duplex_engine.session import Session
 from duplex_engine.text import TextStream
 

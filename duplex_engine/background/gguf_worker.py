@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from duplex_engine.arguments import MAX_INT32, integer
+from duplex_engine.arguments import MAX_INT32, found, integer
 from duplex_engine.background.chat import Messages, chat_messages
 from duplex_engine.background.task import Task
 from duplex_engine.errors import BackendUnavailable, CheckpointError, InvalidArgument
-from duplex_engine.json_input import found
 
 __all__ = ["GgufWorker", "smollm2_path"]
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from duplex_engine.arguments import check_callable, integer, positive, wait_seconds
+from duplex_engine.arguments import check_callable, found, integer, positive, wait_seconds
 from duplex_engine.background.event_loop import EventLoop
 from duplex_engine.background.policy import Split, same_request
 from duplex_engine.background.positions import fork_limit
@@ -29,7 +29,6 @@ from duplex_engine.errors import (
     InvalidArgument,
     SessionClosed,
 )
-from duplex_engine.json_input import found
 from duplex_engine.session import Session
 
 __all__ = ["Jobs", "Part", "Work"]

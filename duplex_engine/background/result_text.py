@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from duplex_engine.arguments import check_callable
+from duplex_engine.arguments import check_callable, found
 from duplex_engine.arrays import token_ids
 from duplex_engine.background.positions import room_left
 from duplex_engine.background.task import Failure
 from duplex_engine.errors import InvalidArgument
-from duplex_engine.json_input import found
 from duplex_engine.session import Session
 
 __all__ = ["MAX_RESULT_CHARS", "ResultText"]

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from duplex_engine.arguments import found
 from duplex_engine.cli.live import JsonView, LineView, View
 from duplex_engine.cli.output import check_output
 from duplex_engine.cli.run import (
@@ -27,7 +28,6 @@ from duplex_engine.errors import BackendUnavailable, InvalidArgument
 from duplex_engine.evaluation.plots import plot_timeline
 from duplex_engine.evaluation.showcase import Reaction, react, read_showcase
 from duplex_engine.evaluation.streams import Audio, TimedWord, run_stream
-from duplex_engine.json_input import found
 from duplex_engine.types import MicroTurn
 
 __all__ = ["demo"]

@@ -16,8 +16,8 @@ from collections.abc import Callable, Container, Generator
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from duplex_engine.arguments import found
 from duplex_engine.errors import CapacityError, InvalidArgument
-from duplex_engine.json_input import found
 from duplex_engine.live.worker import Worker
 
 __all__ = ["MAX_TASKS", "MAX_TASKS_PER_SESSION", "Background", "Slices"]

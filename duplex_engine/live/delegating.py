@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from duplex_engine.arguments import check_callable
+from duplex_engine.arguments import check_callable, found
 from duplex_engine.background import Delegations
 from duplex_engine.errors import CapacityError, InvalidArgument
-from duplex_engine.json_input import found
 from duplex_engine.session import Session
 from duplex_engine.types import MicroTurn, StepInput
 

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from duplex_engine import _core
-from duplex_engine.arguments import check_callable, positive
+from duplex_engine.arguments import check_callable, found, positive
 from duplex_engine.config import ModelConfig
 from duplex_engine.engine import Engine
 from duplex_engine.errors import CapacityError, InvalidArgument, SessionClosed
-from duplex_engine.json_input import found
 from duplex_engine.live.background import Background, Slices
 from duplex_engine.live.cost import CostModel
 from duplex_engine.live.delegating import MakeDelegations, begin

@@ -13,9 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duplex_engine.arguments import file_path
+from duplex_engine.arguments import file_path, found
 from duplex_engine.errors import InvalidArgument, SessionBusy, SessionClosed
-from duplex_engine.json_input import found
 from duplex_engine.live.session import LiveSession, new_token
 from duplex_engine.live.turns import hand_over
 from duplex_engine.live.types import EndReason

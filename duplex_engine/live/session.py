@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
-from duplex_engine.arguments import MAX_INT32, check_callable, integer, wait_seconds
+from duplex_engine.arguments import MAX_INT32, check_callable, found, integer, wait_seconds
 from duplex_engine.arguments import text as checked_text
 from duplex_engine.arrays import INT16_SCALE, SAMPLE_RATE, rgb_image, samples_1d
 from duplex_engine.errors import CapacityError, InvalidArgument, SessionClosed
-from duplex_engine.json_input import found
 from duplex_engine.live.delegating import MakeDelegations, note_result
 from duplex_engine.live.heard import Heard
 from duplex_engine.live.intake import AudioIntake, Mailbox

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from duplex_engine.arguments import found
 from duplex_engine.checkpoint import MTP_FILE, SINGLE_FILE
 from duplex_engine.config import ModelConfig, TextConfig
 from duplex_engine.core_config import vision_stages
 from duplex_engine.errors import InvalidArgument
-from duplex_engine.json_input import found
 
 __all__ = ["PRESETS", "Preset", "preset_config", "write_random_checkpoint"]
 

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from duplex_engine.arguments import MAX_INT32, integer, number, text
+from duplex_engine.arguments import MAX_INT32, found, integer, number, text
 from duplex_engine.errors import BackendUnavailable, InvalidArgument
-from duplex_engine.json_input import found
 from duplex_engine.parallel.joining import parse_address
 
 __all__ = [
