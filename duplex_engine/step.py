@@ -10,9 +10,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from duplex_engine import _core
-from duplex_engine.arguments import MAX_INT32, integer
+from duplex_engine.arguments import MAX_INT32, found, integer
 from duplex_engine.errors import DuplexError, InvalidArgument
-from duplex_engine.json_input import found
 from duplex_engine.types import MicroTurn, StepInput
 
 if TYPE_CHECKING:
@@ -26,7 +25,13 @@ def step_together(
 ) -> list[MicroTurn | Exception]:
     """One micro-turn of each session, in one pass; see `Engine.step_many`."""
     # All of it before anything is fed: one request that is none leaves the others untouched.
-    for session, inputs in requests:
+    for request in requests:
+        if not (isinstance(request, tuple | list) and len(request) == 2):
+            raise InvalidArgument(
+                "step_many: expected {session: StepInput(...)} or pairs of these, "
+                f"found {found(request)}"
+            )
+        session, inputs = request
         if getattr(session, "_engine", None) is not engine:
             raise InvalidArgument(
                 f"step_many: expected sessions of this engine, found another's, or none: "
@@ -58,7 +63,9 @@ def step_together(
             else:
                 ready.append(session)
                 limits.append(limit)
-        turns = engine.step_many([session._core for session in ready], limits)
+        turns = []
+        if ready or engine.closed:  # where all are refused, nobody waits for a pass at work
+            turns = engine.step_many([session._core for session in ready], limits)
         for session, turn in zip(ready, turns, strict=True):
             if isinstance(turn, DuplexError):
                 answers[session] = turn
