@@ -13,11 +13,11 @@ pytestmark = pytest.mark.cpu
 
 
 def test_the_programs_of_the_readme_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     programs = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(programs) == 2
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for program in programs:
         exec(program, names)
