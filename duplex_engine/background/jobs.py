@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -99,6 +100,7 @@ class Jobs:
         self._parts: deque[Part] = deque()
         self._n_asked = 0
         self._is_closed = False
+        self._owner = os.getpid()
 
     def all(self) -> list[Job]:
         """All jobs that are open or remembered, oldest first."""
@@ -371,6 +373,8 @@ class Jobs:
 
     def close(self) -> None:
         """The same, and waits for the workers' end, though not for ever."""
+        if os.getpid() != self._owner:  # a fork has none of the workers, but perhaps a taken lock
+            return
         self.shut()
         with self._changed:
             if not self._changed.wait_for(lambda: not self._running, GRACE_S):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 from typing import Any
 
 import numpy as np
@@ -55,6 +58,37 @@ def test_calls_with_wrong_values(reference: Engine) -> None:
         for timeout_s in (math.inf, 1e10, math.nan, None):
             with pytest.raises(InvalidArgument, match="timeout_s: expected"):
                 background.wait(timeout_s)
+
+
+def test_a_fork_of_the_process_waits_for_no_worker(reference: Engine) -> None:
+    """When it closes what it inherited, as its end does, whatever its parent was just doing."""
+    go_on = threading.Event()
+    holds = threading.Event()
+
+    def work(_: Task) -> str:
+        go_on.wait()
+        return "sunny"
+
+    with streaming(reference, work) as stream:
+        stream.step("weather paris")
+
+        def hold() -> None:
+            with stream.background._jobs.lock:
+                holds.set()
+                go_on.wait()
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        holds.wait()
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(4)  # less than a close waits for its workers
+            stream.background.close()
+            os._exit(0)
+        go_on.set()
+        holder.join()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_prompt_that_is_always_the_same(reference: Engine) -> None:
