@@ -79,7 +79,7 @@ BAD: dict[str, tuple[Worker, str]] = {
     "exit in a thread": (exits_plainly, "SystemExit: 3"),
     "interrupt": (interrupts, "KeyboardInterrupt: "),
     "cancels itself": (cancels_itself, "CancelledError: "),
-    "None": (returning(None), "expected text, found NoneType: null"),
+    "None": (returning(None), "expected text, found NoneType: None"),
     "nan": (returning(float("nan")), "expected text, found float: nan"),
     "bytes": (returning(b"sunny"), "expected text, found bytes"),
     "list": (returning(["sunny"]), "expected text, found list"),
