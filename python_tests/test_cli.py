@@ -196,7 +196,7 @@ def test_demo_with_a_model_that_does_not_react(checkpoint: Path, tmp_path: Path)
     [
         (["run"], "expected a sound file or --mic, found neither"),
         (["run", "RECORDING", "--mic"], "found both"),
-        (["run", "nowhere.wav"], "nowhere.wav: expected a sound file"),
+        (["run", "nowhere.wav"], "expected a sound file, found: [Errno 2] No such file"),
         (["run", "CHECKPOINT/config.json"], "config.json: expected a sound file"),
         (["run", "RECORDING", "--image", "CHECKPOINT/config.json"], "expected a picture"),
         (["run", "RECORDING", "--image", "nowhere.png"], "nowhere.png: expected a picture"),

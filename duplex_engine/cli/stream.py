@@ -61,6 +61,7 @@ def file_sound(path: Path, turn_ms: int) -> Sound:
                 yield piece
 
     try:
+        path.stat()  # of a file that is not there libsndfile says "System error"
         file = soundfile.SoundFile(os.fsencode(path))  # as a string only names in Unicode
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         raise InvalidArgument(f"{path}: expected a sound file, found: {error}") from error

@@ -237,6 +237,7 @@ def read_audio(path: Path) -> Audio:
         InvalidArgument: it is not there, or no sound file.
     """
     try:
+        path.stat()  # of a file that is not there libsndfile says "System error"
         samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
         raise InvalidArgument(f"{path}: expected a sound file, found: {error}") from error
