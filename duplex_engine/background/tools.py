@@ -15,10 +15,10 @@ from typing import Any, TypeAlias, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from duplex_engine.arguments import found
 from duplex_engine.arguments import text as checked_text
 from duplex_engine.background.task import Task
 from duplex_engine.errors import InvalidArgument
-from duplex_engine.json_input import found
 
 __all__ = ["ToolWorker", "Tools", "result_as_text"]
 
