@@ -17,7 +17,8 @@ __all__ = ["WORDING", "Split", "by_sentence", "same_request"]
 # The text that came, to the pieces that may enter and the rest that waits for more.
 Split: TypeAlias = Callable[[str], tuple[Sequence[str], str]]
 
-SENTENCE = re.compile(r"[^.!?。！？]*(?:[.!?]+[\"')\]]*\s+|[。！？]+\s*)")  # noqa: RUF001
+# note: looks behind and gives nothing back, so that a long row of full stops is read once.
+END = re.compile(r"(?<![.!?])[.!?]++[\"')\]]*+\s+|[。！？]+\s*")  # noqa: RUF001
 
 # By failure, in order of preference. The last words are ones that the reference model can tell.
 WORDING: Mapping[Failure, Sequence[str]] = {
@@ -41,7 +42,7 @@ def by_sentence(text: str) -> tuple[list[str], str]:
     """Every sentence that is complete and followed by a space, and what is left."""
     sentences: list[str] = []
     end = 0
-    while match := SENTENCE.match(text, end):
-        sentences.append(match[0].strip())
+    for match in END.finditer(text):
+        sentences.append(text[end : match.end()].strip())
         end = match.end()
     return sentences, text[end:]

@@ -329,6 +329,24 @@ def test_a_long_result_may_enter_by_sentence(tiny: Engine) -> None:
         assert stream.background.jobs[0].text == "It is sunny. And warm! So"
 
 
+@pytest.mark.parametrize(
+    ("text", "sentences", "rest"),
+    [
+        ("Pi is 3.14, e is 2.7. Is it? No", ["Pi is 3.14, e is 2.7.", "Is it?"], "No"),
+        ('See a.b. He said "no!" Then... so', ["See a.b.", 'He said "no!"', "Then..."], "so"),
+        (
+            "\u597d\u3002\u662f\u3002 3.5 \u3002x",
+            ["\u597d\u3002", "\u662f\u3002", "3.5 \u3002"],
+            "x",
+        ),
+        ("." * 60_000, [], "." * 60_000),  # read once: it takes no time
+    ],
+    ids=["numbers", "quotes", "without spaces", "one stop behind the other"],
+)
+def test_sentences(text: str, sentences: list[str], rest: str) -> None:
+    assert by_sentence(text) == (sentences, rest)
+
+
 @pytest.mark.parametrize("split", [None, by_sentence])
 def test_a_huge_result_is_cut_and_says_so(tiny: Engine, split: Any) -> None:
     def worker(_: Task) -> Iterator[str]:
