@@ -186,10 +186,10 @@ std::shared_ptr<Session> Engine::adopt(Sequence sequence, std::optional<Drafter>
   std::shared_ptr<Session> session(
       new Session(shared_from_this(), lane, std::move(sequence), std::move(drafter), options),
       OwnerDelete());
+  lane.back_ahead(*session, kRowsBackedAtOpen);
   const std::lock_guard again(mutex_);
   check_open();
   sessions_.push_back(session.get());
-  lane.back_ahead(*session, kRowsBackedAtOpen);
   return session;
 }
 
