@@ -30,6 +30,7 @@ from duplex_engine.training.vocabulary import (
     TOKENS,
     VOCAB_SIZE,
     is_tokenizer,
+    other_tokens,
 )
 
 __all__ = ["SIZES", "Batch", "Size", "Trainee", "collate", "inkling_config"]
@@ -267,9 +268,7 @@ class Trainee(nn.Module):
                 f"{folder}: expected a model of {sizes} {expected}, found {found}"
             )
         if not is_tokenizer(folder / "tokenizer.json"):
-            raise InvalidArgument(
-                f"{folder}: expected the {len(TOKENS)} tokens of vocabulary.py, found others"
-            )
+            raise other_tokens(folder)
         weights = exported.state_dict()
         self._sound_table().weight = weights.pop(f"{SOUND_TABLE}.weight")  # un-blurred
         _, unknown = self.inkling.load_state_dict(weights, strict=False)

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from duplex_engine.errors import InvalidArgument
 from duplex_engine.training.rows import Stream
-from duplex_engine.training.vocabulary import TOKENS
+from duplex_engine.training.vocabulary import TOKENS, other_tokens
 from duplex_engine.whole_file import whole_file
 
 __all__ = ["load_shard", "save_shard"]
@@ -59,10 +58,7 @@ def load_shard(path: Path) -> list[Stream]:
     with np.load(path) as shard:
         # Early ones do not tell.
         if "vocabulary" in shard and tuple(shard["vocabulary"].tolist()) != TOKENS:
-            raise InvalidArgument(
-                f"{path}: expected the {len(TOKENS)} tokens of vocabulary.py, found others: the "
-                "texts were changed since; write the shards anew"
-            )
+            raise other_tokens(path)
         packed, labels, expected = shard["bins"], shard["labels"], shard["expected"]
         tokens = {name: shard[name] for name in _TOKENS}
         image_turns, images = shard["image_turns"], shard["images"]

@@ -38,7 +38,7 @@ from duplex_engine.training.command import run_command
 from duplex_engine.training.model import SIZES, Batch, Trainee, losses
 from duplex_engine.training.rows import N_TURNS
 from duplex_engine.training.settings import Settings
-from duplex_engine.training.vocabulary import TOKENS
+from duplex_engine.training.vocabulary import TOKENS, other_tokens
 from duplex_engine.whole_file import whole_file
 
 __all__ = ["CHECKPOINT", "LOG", "Settings", "load_trainee", "run"]
@@ -346,10 +346,7 @@ def _read(checkpoint: Path, device: str) -> dict[str, Any]:
     """What a checkpoint holds. Raises InvalidArgument where its tokens are others than now."""
     content: dict[str, Any] = torch.load(checkpoint, map_location=device, weights_only=True)
     if content.get("tokens", TOKENS) != TOKENS:  # early ones do not tell
-        raise InvalidArgument(
-            f"{checkpoint}: expected the {len(TOKENS)} tokens of vocabulary.py, found others: the "
-            "texts were changed since, and its weights know each token by its number"
-        )
+        raise other_tokens(checkpoint)
     return content
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
+from duplex_engine.errors import InvalidArgument
 from duplex_engine.training import phrases
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "encode",
     "is_tokenizer",
     "knows",
+    "other_tokens",
     "token_id",
     "write_tokenizer",
 ]
@@ -92,6 +94,14 @@ def decode(ids: list[int] | tuple[int, ...]) -> str:
 def is_tokenizer(path: str | Path) -> bool:
     """Whether a ``tokenizer.json`` has just these tokens."""
     return bool(Tokenizer.from_file(str(path)).get_vocab() == _IDS)
+
+
+def other_tokens(source: Path) -> InvalidArgument:
+    """The refusal of what was made with other tokens than now."""
+    return InvalidArgument(
+        f"{source}: expected the {len(TOKENS)} tokens of vocabulary.py, found others: the texts "
+        "were changed since, and it knows each token by its number; make it anew"
+    )
 
 
 def write_tokenizer(path: str | Path) -> None:
