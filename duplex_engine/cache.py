@@ -7,6 +7,7 @@ Does not own the file itself: see `packed.py`.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -87,7 +88,7 @@ def load_cached(
     place = checkpoint.path.resolve()
     key = hashlib.sha256(os.fsencode(place)).hexdigest()[:12]
     path = folder / f"{place.name}-{dtype}-{weights}-{key}{share and '-' + share}.safetensors"
-    remove_abandoned(path)
+    remove_abandoned(folder, glob.escape(path.name))
     try:
         packed = PackedFile.open(path)
         if (packed.source, packed.dtype, packed.weights) == (source, dtype, weights):

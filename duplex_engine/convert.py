@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from duplex_engine.arguments import file_path
+from duplex_engine.arguments import check_callable, file_path
 from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.engine import Engine
 from duplex_engine.errors import InvalidArgument
@@ -50,6 +50,8 @@ def convert(
         CheckpointError: not a checkpoint, or one that is packed already.
     """
     out = file_path(out, "out")
+    if progress is not None:
+        check_callable(progress, "progress")
     if weights == "bfloat16":
         if dtype == "float32":
             raise InvalidArgument(
@@ -75,12 +77,12 @@ def convert(
             progress=progress,
         ) as engine:
             out.mkdir(parents=True, exist_ok=True)
-            (out / PACKED_FILE).unlink(missing_ok=True)  # never beside another config.json
-            (out / "tokenizer.json").unlink(missing_ok=True)
-            shutil.copyfile(source / "config.json", out / "config.json")
+            for name in FILES:
+                (out / name).unlink(missing_ok=True)  # never beside one of another conversion
+            engine.write_weights(out / PACKED_FILE, progress=progress)
             if tokenizer is not None:
                 shutil.copyfile(tokenizer, out / "tokenizer.json")
-            engine.write_weights(out / PACKED_FILE, progress=progress)
+            shutil.copyfile(source / "config.json", out / "config.json")  # last: it is one now
     except OSError as error:
         raise InvalidArgument(
             f"{out}: expected a folder that can be written, found: {error}"
@@ -93,7 +95,7 @@ def _check_place(source: Path, out: Path, force: bool) -> None:
         raise InvalidArgument(f"{out}: expected a new or empty folder, found a file")
     held: set[str] = set()
     if out.exists():
-        unfinished = unfinished_files(out / PACKED_FILE)  # by a conversion that was killed
+        unfinished = unfinished_files(out, PACKED_FILE)  # by a conversion that was killed
         held = {entry.name for entry in out.iterdir() if entry not in unfinished}
     if out.resolve() == source.resolve() or not held <= set(FILES):
         example = min(held - set(FILES), default="the checkpoint itself")

@@ -219,6 +219,33 @@ def test_a_place_that_cannot_be_read(
         convert(checkpoint, copy, weights="int8", force=True)
 
 
+@pytest.mark.parametrize(
+    ("where", "name", "left"),
+    [(Engine, "write_weights", []), (shutil, "copyfile", [PACKED_FILE])],
+    ids=["weights", "config.json"],
+)
+def test_a_disk_that_is_full(
+    checkpoint: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, left: Any
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(where, name, full)
+    with pytest.raises(InvalidArgument, match=r"found: .*No space left"):
+        convert(checkpoint, copy, weights="int4", force=True)
+    monkeypatch.undo()
+    assert [file.name for file in copy.iterdir()] == left
+    with pytest.raises(CheckpointError, match=r"expected a config\.json in the folder, found none"):
+        logits(copy)
+    convert(checkpoint, copy, weights="int4", force=bool(left))
+
+
+def test_progress_that_is_none(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="progress: expected a callable, found true"):
+        convert(checkpoint, tmp_path / "out", weights="int8", progress=True)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
 def test_after_a_conversion_that_was_killed(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
