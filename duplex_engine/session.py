@@ -461,8 +461,7 @@ class Session:
 
     def _restart_resampler(self) -> None:
         """Forgets the sound that a resampler holds back; the next sound may have any rate."""
-        if self._resampler is not None:
-            self._resampler = self._input_rate = None
+        self._resampler = self._input_rate = None
 
     def _remember_reader(self, length: int) -> None:
         self._readers.pop(length, None)  # the newest goes last

@@ -46,9 +46,11 @@ def test_the_end_of_sound_is_any_truth_value(engine: Engine) -> None:
         assert session.length == 1
 
 
-def test_refused_sound_does_not_fix_the_rate(engine: Engine) -> None:
+@pytest.mark.parametrize("rates", [(48_000, 16_000), (16_000, 48_000)])
+def test_refused_sound_does_not_fix_the_rate(engine: Engine, rates: tuple[int, int]) -> None:
+    refused, taken = rates
     with engine.open_session(max_positions=64) as session:
         with pytest.raises(CapacityError):
-            session.append(audio=np.zeros(48_000 * 10, np.float32), sample_rate=48_000)
-        session.append(audio=np.zeros(1600, np.float32), sample_rate=16_000)
+            session.append(audio=np.zeros(refused * 10, np.float32), sample_rate=refused)
+        session.append(audio=np.zeros(taken // 10, np.float32), sample_rate=taken)
         assert session.length == 2
