@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from duplex_engine.arguments import found
+from duplex_engine.arguments import check_callable, found
 from duplex_engine.engine import Engine
 from duplex_engine.errors import InvalidArgument, SessionBusy, SessionClosed
 from duplex_engine.session import Session
@@ -85,6 +85,7 @@ class AsyncEngine:
         self, thread: ThreadPoolExecutor, function: Callable[..., T], *args: Any, **kwargs: Any
     ) -> T:
         self._check_open()
+        check_callable(function, "run")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(thread, _call, function, args, kwargs)
 
@@ -95,6 +96,10 @@ class AsyncEngine:
             InvalidArgument: the first step ran in another event loop.
         """
         self._check_open()
+        if not isinstance(session, Session):
+            raise InvalidArgument(
+                f"step: expected a Session, as `AsyncSession.sync`, found {found(session)}"
+            )
         if session.background:
             return await self.run_background(session.step, **inputs)
         self._check_loop()

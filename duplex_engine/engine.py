@@ -16,6 +16,7 @@ from typing import Any, Literal, Self, TypeAlias
 from duplex_engine import _core
 from duplex_engine.arguments import (
     MAX_INT32,
+    check_callable,
     found,
     integer,
     output_path,
@@ -259,6 +260,8 @@ class Engine:
             InvalidArgument: the weights are those of one rank of several, or cut into parts.
             OSError: the file cannot be written.
         """
+        if progress is not None:
+            check_callable(progress, "progress")
         if self._ranks is not None or self._reduction != "ranks":
             raise InvalidArgument(
                 "write_weights: expected an engine with tensor_parallel=1 and reduction='ranks'; "
@@ -423,6 +426,10 @@ class Engine:
             For each request, in order, its micro-turn or the error that `Session.step` would raise.
         """
         pairs = requests.items() if isinstance(requests, Mapping) else requests
+        if not isinstance(pairs, Iterable):
+            raise InvalidArgument(
+                f"step_many: expected {{session: StepInput(...)}} or pairs, found {found(pairs)}"
+            )
         return step_together(self._core, list(pairs))
 
     @property

@@ -181,7 +181,7 @@ def test_calls_of_background_sessions_wait_for_each_other(checkpoint: Path, tmp_
     with_engine(checkpoint, test)
 
 
-def test_what_is_no_engine(checkpoint: Path) -> None:
+def test_what_is_no_engine_no_session_and_no_call(checkpoint: Path) -> None:
     async def test(engine: AsyncEngine) -> None:
         session = await engine.open_session()
         with pytest.raises(InvalidArgument, match="migrate: expected an AsyncEngine, found"):
@@ -190,6 +190,11 @@ def test_what_is_no_engine(checkpoint: Path) -> None:
             session.sync.migrate(engine)  # type: ignore[arg-type]
         with pytest.raises(InvalidArgument, match="AsyncEngine: expected an Engine, found"):
             AsyncEngine("reference")  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match=r"step: expected a Session, as .*, found <"):
+            await engine.step(session, {})  # type: ignore[arg-type]
+        for run in (engine.run, engine.run_background):
+            with pytest.raises(InvalidArgument, match="run: expected a callable, found 4"):
+                await run(4)  # type: ignore[arg-type]
         await session.step(sound(0)[0])
 
     with_engine(checkpoint, test)

@@ -346,14 +346,15 @@ def test_step_many_keeps_errors_apart(engine: Engine) -> None:
             (other, {"audio": sound(1), "text": [10**6]}),
         ]
         answers = engine.step_many(requests)
-        assert isinstance(answers[0], SessionClosed)
-        assert isinstance(answers[1], MicroTurn)
-        assert isinstance(answers[2], InvalidArgument)
+        assert [type(answer) for answer in answers] == [SessionClosed, MicroTurn, InvalidArgument]
         (answer,) = engine.step_many([(good, {"sound": sound(1)})])  # type: ignore[list-item]
         assert isinstance(answer, InvalidArgument)
         with pytest.raises(InvalidArgument, match="twice"):
             engine.step_many([(good, {}), (good, {})])
         assert engine.step_many([]) == []
+        for wrong in (5, None, [good, other], [(good, {}, 1)], "good"):
+            with pytest.raises(InvalidArgument, match=r"step_many: expected \{session: StepInput"):
+                engine.step_many(wrong)  # type: ignore[arg-type]
 
 
 def test_a_full_session_says_so_and_stays_whole(engine: Engine) -> None:

@@ -241,7 +241,7 @@ def test_a_disk_that_is_full(
 
 
 def test_progress_that_is_none(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="progress: expected a callable, found true"):
+    with pytest.raises(InvalidArgument, match="progress: expected a callable, found True"):
         convert(checkpoint, tmp_path / "out", weights="int8", progress=True)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
 

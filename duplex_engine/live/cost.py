@@ -6,6 +6,7 @@ Owns the two numbers of the model (a pass, a row) and the budget. A step is time
 
 from __future__ import annotations
 
+from duplex_engine.arguments import number
 from duplex_engine.config import InteractionConfig
 from duplex_engine.engine import Engine
 from duplex_engine.errors import CapacityError
@@ -25,8 +26,8 @@ class CostModel:
 
     def __init__(self, *, pass_us: float = 0.0, row_us: float = 0.0, learn: bool = True) -> None:
         """The numbers to begin with; `learn=False` keeps them."""
-        self.pass_us = pass_us
-        self.row_us = row_us
+        self.pass_us = number(pass_us, "CostModel: pass_us")
+        self.row_us = number(row_us, "CostModel: row_us")
         self._learn = learn
         self._n_seen = 0
         self._pp = self._pr = self._rr = self._py = self._ry = 0.0

@@ -89,6 +89,12 @@ def test_delegations_that_are_none(engine: Engine) -> None:
         Delegations(session, lambda _: "")  # type: ignore[arg-type]
 
 
+def test_a_cost_that_is_no_number() -> None:
+    for name in ("pass_us", "row_us"):
+        with pytest.raises(InvalidArgument, match=f"CostModel: {name}: expected a number"):
+            CostModel(**{name: "much"})  # type: ignore[arg-type]
+
+
 def test_a_trace_is_saved_to_a_file(engine: Engine, tmp_path: Path) -> None:
     trace = Scene(engine).live.trace
     with pytest.raises(InvalidArgument, match="trace: path: expected"):
