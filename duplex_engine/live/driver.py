@@ -9,11 +9,11 @@ is in `poll`, which a test calls with a clock of its own. Read `turns.py` for wh
 from __future__ import annotations
 
 import atexit
+import itertools
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -101,7 +101,7 @@ class LiveEngine:
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._sessions: dict[int, LiveSession] = {}
-        self._n_opened = 0
+        self._numbers = itertools.count(1)
         self._background = Background(self.now_us, self._slice_done)
         self._leases = Leases(self, folder)
         self._metrics = metrics
@@ -168,26 +168,26 @@ class LiveEngine:
             )
         if session.closed:
             raise SessionClosed("adopt: the session is closed; open or restore another")
+        if summary is not None:
+            if not isinstance(summary, Summary):
+                raise InvalidArgument(f"summary: expected a Summary, found {found(summary)}")
+            summary = summary.of_session(self.engine, session)
+        lease = self._lease_s if lease_s is None else positive(lease_s, "lease_s")
+        live = LiveSession(self, next(self._numbers), session, lease, summary)
+        if delegations is not None:  # the caller's code: nobody waits for it
+            live.delegations = begin(live, delegations)
+            live._make_delegations = delegations
         with self._lock:
             if self._is_closed:
                 raise SessionClosed("LiveEngine: it is closed; make another")
             if any(held._inner is session for held in self._sessions.values()):
                 raise InvalidArgument("adopt: expected a session once, found it live already")
             self._check_time()
-            if summary is not None:
-                if not isinstance(summary, Summary):
-                    raise InvalidArgument(f"summary: expected a Summary, found {found(summary)}")
-                summary = summary.of_session(self.engine, session)
-            lease = self._lease_s if lease_s is None else positive(lease_s, "lease_s")
-            self._n_opened += 1
-            live = LiveSession(self, self._n_opened, session, lease, summary)
-            if delegations is not None:
-                live.delegations = begin(live, delegations)
-                live._make_delegations = delegations
-            self._sessions[self._n_opened] = live
+            live._attach()
+            self._sessions[live._number] = live
             self._count("opened")
             self._wake.set()
-            return live
+        return live
 
     def resume(
         self,
@@ -207,34 +207,24 @@ class LiveEngine:
 
         Raises:
             SessionClosed: its lease ended, and it was not parked.
-            SessionBusy: it is not detached: `LiveSession.detach` it first.
+            SessionBusy: it is not detached: `LiveSession.detach` it first; or another process
+                resumes it at this moment.
+            CheckpointError: its file is damaged, or of another model.
             CapacityError: there is no memory or no time for it now; try again later.
             OSError: the folder cannot be written.
         """
-        while True:
-            is_written = self._leases.wait(token)
-            with self._lock:
-                if is_written and self._leases.is_parking(token):
-                    continue  # since a moment ago
-                self._check_time()
-                held = self._leases.resume(token)
-                if held is not None:
-                    self._count("resumed")
-                    self._wake.set()
-                    return held
-                break
-        claimed, options = self._leases.claim(token)
+        with self._lock:
+            held = self._leases.resume(token)
+            if held is not None:
+                self._count("resumed")
+                self._wake.set()
+                return held
         given = {"lease_s": lease_s, "summary": summary, "delegations": delegations}
-        try:
+        with self._leases.claim(token) as (path, options):
             live = self._admit(
-                self.engine.restore(claimed),
+                self.engine.restore(path),
                 **options | {name: value for name, value in given.items() if value is not None},
             )
-        except BaseException:
-            self._leases.put_back(token, claimed, options)
-            raise
-        with suppress(OSError):  # nobody resumes it by this name
-            claimed.unlink(missing_ok=True)
         self._count("restored")
         return live
 
@@ -400,14 +390,13 @@ class LiveEngine:
 
     def _end(
         self, session: LiveSession, reason: EndReason, error: BaseException | None = None
-    ) -> None:
-        """Ends a session: once, from any thread."""
+    ) -> bool:
+        """Ends a session: once, from any thread. False: it had ended."""
         with self._lock:
             if session._ended is not None:
-                return
+                return False
             session._ended, session._error = reason, error
             self._sessions.pop(session._number, None)
-            self._leases.forget(session)
             jobs = [future for _, future in session._jobs]
             session._jobs.clear()
             session._outbox.close()
@@ -419,6 +408,7 @@ class LiveEngine:
             if future.set_running_or_notify_cancel():
                 future.set_exception(SessionClosed(f"session {session.id}: it ended ({reason})"))
         session._inner.close()
+        return True
 
     def _end_with(self, session: LiveSession, error: Exception) -> None:
         """Ends a session that cannot go on."""

@@ -1,15 +1,18 @@
 """Sessions whose client went away: detached, then parked in a file or closed.
 
 Owns the tokens, the folder of parked sessions and the bounds on both. The driver calls `reap`.
-Several processes may share a folder: who renames a session's file has it.
+Several processes may share a folder: who locks a session's file has it.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import threading
 from collections import OrderedDict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ from duplex_engine.live.session import LiveSession, new_token
 from duplex_engine.live.turns import hand_over
 from duplex_engine.live.types import EndReason
 from duplex_engine.live.worker import Worker
+from duplex_engine.whole_file import remove_abandoned
 
 if TYPE_CHECKING:
     from duplex_engine.live.driver import LiveEngine
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_PARKED", "Leases"]
 
 MAX_PARKED = 1_024  # files; the oldest goes first
+NAMES = "*.snapshot"
 WAIT_S = 60.0  # for a file that is being written
 TOKEN = re.compile(r"[A-Za-z0-9_-]{22}")
 
@@ -44,8 +49,8 @@ class Leases:
         """
         self._live = live
         self._folder: Path | None = None
-        self._away: dict[str, LiveSession] = {}
-        self._parking: dict[str, threading.Event] = {}  # files that are being written
+        self._parking: set[str] = set()  # whose files are being written
+        self._written = threading.Condition(live._lock)
         # Oldest first, with the options of `LiveEngine.adopt` that no file holds.
         self._parked: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._worker = Worker("duplex_park")
@@ -68,99 +73,92 @@ class Leases:
         if self._folder is None:
             return
         with self._live._lock:
-            gone = [self._leave(session) for session in list(self._away.values())]
+            away = [session for session in self._live._sessions.values() if session._is_away]
+            gone = [self._leave(session) for session in away]
         for session in gone:
             self._park(session, "closed", self._hand_over(session))
 
     def detach(self, session: LiveSession) -> str:
         """Stops the session's time; returns its token."""
         if session._is_attached:
-            self._away[session._token] = session
             session._is_attached = False
             session._touched_us = self._live.now_us()
         return session._token
 
-    def wait(self, token: str) -> bool:
-        """Waits for the file of a session that is being parked; without the lock.
-
-        Returns:
-            False if that takes too long.
-        """
-        with self._live._lock:
-            parking = self._parking.get(token) if isinstance(token, str) else None
-        return parking is None or parking.wait(WAIT_S)
-
-    def is_parking(self, token: str) -> bool:
-        """Whether its file is being written."""
-        return isinstance(token, str) and token in self._parking
-
     def resume(self, token: str) -> LiveSession | None:
         """The session of a token, attached again; None where it may be in a file.
+
+        Waits for a file that is being written, and lets go of the lock meanwhile.
 
         Raises:
             InvalidArgument: not a token.
             SessionBusy: nobody has detached the session.
+            CapacityError: there is no time for it now.
         """
         if not isinstance(token, str) or TOKEN.fullmatch(token) is None:
             raise InvalidArgument(f"token: expected that of a session, found {found(token)}")
-        session = self._away.pop(token, None)
-        if session is None:
-            held = self._live._sessions.values()
-            if any(one._token == token and one._is_attached for one in held):
+        self._written.wait_for(lambda: token not in self._parking, WAIT_S)
+        self._live._check_time()
+        for session in self._live._sessions.values():
+            if session._token != token or session._is_leaving:
+                continue
+            if session._is_attached:
                 raise SessionBusy(
                     "resume: expected a detached session, found it attached, perhaps to a client "
                     "whose loss nobody noticed; detach it first"
                 )
-        else:
             session._token = new_token()
-            session._is_attached = True
             session._intake.restart_numbering()
-            session._touched_us = self._live.now_us()
-            session._due_us = session._touched_us
-            if session._intake.n_whole == 0:
-                session._due_us += session._period_us
-        return session
+            session._attach()
+            return session
+        return None
 
-    def claim(self, token: str) -> tuple[Path, dict[str, Any]]:
-        """The file of a parked session, which is this caller's alone from here on, and its options.
+    @contextmanager
+    def claim(self, token: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The file of a parked session, for this caller alone, and its options; without the lock.
 
-        Without the lock. The file has another name then, which no process takes for a session's.
+        It is gone when the block has ended. It stays where that raises, or the process is killed.
 
         Raises:
             SessionClosed: there is none any more.
+            SessionBusy: somebody else has it.
             OSError: the folder cannot be written.
         """
         gone = SessionClosed("resume: the session is not there any more; open a new one")
         if self._folder is None:
             raise gone
         path = self._path(token)
-        claimed = path.with_suffix(".snapshot-resumed")
         try:
-            path.rename(claimed)
+            file = path.open("r+b")
         except FileNotFoundError:
-            raise gone from None
-        finally:
             with self._live._lock:
-                options = self._parked.pop(token, {})
-        return claimed, options
-
-    def put_back(self, token: str, claimed: Path, options: dict[str, Any]) -> None:
-        """The session of this file could not be run again."""
-        with suppress(OSError):
-            claimed.rename(self._path(token))
-        with self._live._lock:
-            self._parked[token] = options
-
-    def forget(self, session: LiveSession) -> None:
-        """The session has ended."""
-        self._away.pop(session._token, None)
+                self._parked.pop(token, None)
+            raise gone from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SessionBusy(
+                    "resume: expected a session that nobody else resumes, found it being resumed "
+                    "at this moment; try again"
+                ) from None
+            if os.fstat(file.fileno()).st_size == 0:
+                raise gone
+            with self._live._lock:
+                options = self._parked.get(token, {})
+            yield path, options
+            with suppress(OSError):
+                file.truncate(0)  # who has opened it meanwhile finds nothing
+                path.unlink(missing_ok=True)
+            with self._live._lock:
+                self._parked.pop(token, None)
 
     def next_us(self) -> int | None:
         """When the next lease ends."""
         ends = [
             session._touched_us + int(session.lease_s * 1e6)
             for session in self._live._sessions.values()
-            if session._is_attached or session._token in self._away
+            if not session._is_leaving
         ]
         return min(ends, default=None)
 
@@ -174,7 +172,7 @@ class Leases:
                 if session._is_attached:
                     self._live._count("leases_ended")
                     self.detach(session)
-                elif session._token in self._away:
+                elif session._is_away:
                     gone.append(self._leave(session))
         for session in gone:
             failure = self._hand_over(session)
@@ -182,8 +180,7 @@ class Leases:
 
     def _leave(self, session: LiveSession) -> LiveSession:
         """Nobody can resume the session or push to it any more until it is parked."""
-        del self._away[session._token]
-        self._parking[session._token] = threading.Event()
+        self._parking.add(session._token)
         session._is_leaving = True
         return session
 
@@ -201,25 +198,34 @@ class Leases:
         token = session._token
         try:
             if self._folder is not None and failure is None:
-                self._write(session)
+                remove_abandoned(self._folder, NAMES)
+                session._inner.snapshot(self._path(token))
         except BaseException as error:  # whatever it is, nobody waits for the file for ever
             failure = error
         try:
-            if failure is not None:
+            if not self._live._end(session, reason, failure):
+                self._delete(token)  # it was closed meanwhile
+            elif failure is not None:
                 self._live._count("park_failed")
-            self._live._end(session, reason, failure)
+            elif self._folder is not None:
+                self._note(token, session._options())
         finally:
             with self._live._lock:
-                self._parking.pop(token).set()
+                self._parking.remove(token)
+                self._written.notify_all()
 
-    def _write(self, session: LiveSession) -> None:
-        session._inner.snapshot(self._path(session._token))
+    def _note(self, token: str, options: dict[str, Any]) -> None:
+        """A session is in its file; of too many, the oldest go."""
         with self._live._lock:
-            self._parked[session._token] = session._options()
+            self._parked[token] = options
             n_over = max(len(self._parked) - MAX_PARKED, 0)
             oldest = [self._parked.popitem(last=False)[0] for _ in range(n_over)]
             self._live._count("parked")
-        for token in oldest:
+        for old in oldest:
+            self._delete(old)
+
+    def _delete(self, token: str) -> None:
+        if self._folder is not None:
             with suppress(OSError):
                 self._path(token).unlink(missing_ok=True)
 
@@ -233,7 +239,8 @@ def _open_folder(folder: str | Path) -> tuple[Path, list[Path]]:
     path = file_path(folder, "folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        return path, sorted(path.glob("*.snapshot"), key=_written_s)
+        remove_abandoned(path, NAMES)
+        return path, sorted(path.glob(NAMES), key=_written_s)
     except OSError as error:
         raise InvalidArgument(
             f"folder: expected one that can be made and read, found {found(str(path))}: "

@@ -86,12 +86,11 @@ class LiveSession:
         # ---- under the live engine's lock
         self._epoch = 0
         self._is_interrupted = False
-        self._is_attached = True
+        self._is_attached = False
         self._is_leaving = False  # its file is being written, and takes nothing more
         self._token = new_token()
         self._period_us = turn_ms * 1000
-        self._due_us = live.now_us() + self._period_us
-        self._touched_us = live.now_us()
+        self._due_us = self._touched_us = 0
         self._intake = AudioIntake(turn_ms)
         self._mailbox = Mailbox()
         self._heard = Heard()
@@ -369,6 +368,17 @@ class LiveSession:
             "summary": self._summary,
             "delegations": self._make_delegations,
         }
+
+    @property
+    def _is_away(self) -> bool:
+        return not self._is_attached and not self._is_leaving
+
+    def _attach(self) -> None:
+        """Time begins for it, or goes on: a whole lease, and a period unless sound waits."""
+        self._is_attached = True
+        self._due_us = self._touch()
+        if self._intake.n_whole == 0:
+            self._due_us += self._period_us
 
     def _touch(self) -> int:
         self._touched_us = self._live.now_us()

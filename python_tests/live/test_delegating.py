@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from live_scene import Scene, drain, sound, tokens
 
-from duplex_engine import Delegation, Engine
+from duplex_engine import Delegation, Engine, Session
 from duplex_engine.background import Delegations, ForkWorker, Task
 from duplex_engine.live import LiveSession, Summarised
 
@@ -51,6 +51,19 @@ class Asking(Scene):
 def results(scene: Scene, session: LiveSession) -> list[list[int]]:
     steps = [e.value for e in scene.entries[session.id] if e.call == "step"]
     return [value["result"] for value in steps if value["result"]]
+
+
+def test_nobody_waits_while_delegations_are_made(engine: Engine) -> None:
+    def make(session: Session) -> Delegations:
+        pusher = threading.Thread(target=other.push_text, args=[[300]], daemon=True)
+        pusher.start()
+        pusher.join(5)
+        assert not pusher.is_alive()
+        return Delegations(session, lambda _: "ba")
+
+    live = Scene(engine).live
+    with live.open() as other, live.open(delegations=make):
+        assert other._mailbox.n_ids == 1
 
 
 def test_a_result_enters_the_stream_and_the_journal(engine: Engine) -> None:

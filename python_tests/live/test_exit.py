@@ -1,12 +1,16 @@
-"""Programs that end, or whose main thread does, while a live engine is at work."""
+"""Programs that end or are killed, or whose main thread ends, while a live engine is at work."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from live_scene import Scene
+
+from duplex_engine import Engine
 
 BEGIN = """
 import sys, threading, time
@@ -54,3 +58,25 @@ def test_a_program_without_an_end_of_its_own(program: str, told: str, tmp_path: 
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, told, "")
+
+
+KILLED = """
+import os, signal, sys
+from duplex_engine import Engine
+from duplex_engine.live import CostModel, LiveEngine
+Engine.restore = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+with Engine.load("reference", threads=1) as engine:
+    LiveEngine(engine, folder=sys.argv[1], cost=CostModel(learn=False)).resume(sys.argv[2])
+"""
+
+
+def test_a_process_that_is_killed_while_it_resumes(engine: Engine, tmp_path: Path) -> None:
+    scene = Scene(engine, lease_s=2, folder=tmp_path)
+    token = scene.live.open().detach()
+    scene.run(2100)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), token], timeout=60, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    scene.live.resume(token).close()
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from live_scene import TURN, Scene, drain, sound, tokens
 
-from duplex_engine import Engine, Session, SessionClosed
+from duplex_engine import CheckpointError, Engine, Session, SessionBusy, SessionClosed
 from duplex_engine.background import Delegations
 from duplex_engine.live import CostModel, LiveEngine, Summary, lease, replay
 
@@ -64,7 +65,7 @@ def test_a_damaged_file_is_refused_and_stays(engine: Engine, tmp_path: Path) -> 
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     path.write_bytes(whole[:-3])
-    with pytest.raises(ValueError, match="snapshot"):
+    with pytest.raises(CheckpointError, match=rf"/{token}\.snapshot: expected .* cut short"):
         scene.live.resume(token)
     path.write_bytes(whole)
     scene.live.resume(token).close()
@@ -187,6 +188,61 @@ def test_a_process_that_began_before_it_was_parked_finds_it(engine: Engine, tmp_
                 each.live.resume(token)
 
 
+def test_one_at_a_time_resumes_a_session(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, other = Scene(engine, lease_s=2, folder=tmp_path), Scene(engine, folder=tmp_path)
+    token = scene.live.open().detach()
+    scene.run(2100)
+    restore = Engine.restore
+
+    def and_another(self: Engine, path: Path) -> Session:
+        monkeypatch.undo()
+        for each in (scene, other):
+            with pytest.raises(SessionBusy, match="being resumed at this moment"):
+                each.live.resume(token)
+        return restore(self, path)
+
+    monkeypatch.setattr(Engine, "restore", and_another)
+    scene.live.resume(token).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_session_that_is_closed_while_it_is_written_is_gone(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_and_close(inner: Session, path: Path) -> None:
+        write(inner, path)
+        session.close()
+
+    write = Session.snapshot
+    monkeypatch.setattr(Session, "snapshot", write_and_close)
+    scene = Scene(engine, lease_s=2, folder=tmp_path)
+    session = scene.live.open()
+    token = session.detach()
+    scene.run(2100)
+    assert (session.ended, session.error, list(tmp_path.iterdir())) == ("closed", None, [])
+    with pytest.raises(SessionClosed):
+        scene.live.resume(token)
+    assert scene.live.counters["parked"] == scene.live.counters["park_failed"] == 0
+
+
+def test_what_a_killed_process_was_writing_is_removed(engine: Engine, tmp_path: Path) -> None:
+    left, film = tmp_path / f".{'A' * 22}.snapshot.1-ff.part", tmp_path / ".film.part"
+    scene = None
+    for what in ("a new process", "the next file"):
+        for path in (left, film):
+            path.touch()
+            os.utime(path, (0, 0))
+        if scene is None:
+            scene = Scene(engine, lease_s=2, folder=tmp_path)
+        else:
+            token = scene.live.open().detach()
+            scene.run(2100)
+        assert not left.exists(), what
+    assert {path.name for path in tmp_path.iterdir()} == {f"{token}.snapshot", film.name}
+
+
 def test_a_file_that_goes_while_the_folder_is_read(engine: Engine, tmp_path: Path) -> None:
     scene = Scene(engine, lease_s=2, folder=tmp_path)
     token = scene.live.open().detach()
@@ -221,29 +277,6 @@ def test_a_parked_session_keeps_its_options(
         assert back.delegations.wait(10)
         scene.talk(back, 1)
         assert typed(scene, back.id, "result") == [back._inner._ids("ba", "result")]
-
-
-def test_a_session_that_begins_to_be_parked_is_waited_for(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with LiveEngine(engine, cost=CostModel(learn=False), folder=tmp_path) as live:
-        session = live.open()
-        token = session.detach()
-        wait, waited = live._leases.wait, []
-
-        def late(token: str) -> bool:
-            is_written = wait(token)
-            if not waited:  # the driver begins between the wait and the lock
-                with live._lock:
-                    live._leases._leave(session)
-                threading.Timer(0.05, live._leases._park, (session, "lease", None)).start()
-            waited.append(token)
-            return is_written
-
-        monkeypatch.setattr(live._leases, "wait", late)
-        with live.resume(token) as back:
-            assert back is not session
-        assert len(waited) == 2
 
 
 def test_a_file_that_cannot_be_deleted_disturbs_nobody(
