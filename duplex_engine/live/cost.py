@@ -29,6 +29,9 @@ class CostModel:
         self.pass_us = number(pass_us, "CostModel: pass_us")
         self.row_us = number(row_us, "CostModel: row_us")
         self._learn = learn
+        self._forget_all()
+
+    def _forget_all(self) -> None:
         self._n_seen = 0
         self._pp = self._pr = self._rr = self._py = self._ry = 0.0
 
@@ -57,7 +60,10 @@ class CostModel:
         self.pass_us, self.row_us = pass_us, row_us
 
     def measure(self, engine: Engine, layout: InteractionConfig) -> None:
-        """Steps a session of its own through short and long input."""
+        """Learns anew, from a session of its own that it steps through short and long input."""
+        if not self._learn:
+            return
+        self._forget_all()
         rows = self.turn_rows(layout) + 64
         with engine.open_session(max_positions=MEASURED_STEPS * rows) as session:
             for n in range(MEASURED_STEPS):

@@ -376,6 +376,9 @@ class LiveEngine:
         """Raises CapacityError if one session more could not be served when it is due."""
         n_sessions = sum(session.attached for session in self._sessions.values()) + 1
         try:
+            if n_sessions == 1 and self.cost.most_sessions(self._layout) == 0:
+                # What was slow may be over, and there are no steps that would tell.
+                self.cost.measure(self.engine, self._layout)
             self.cost.check(self._layout, n_sessions)
         except CapacityError:
             self._count("refused_time")

@@ -80,3 +80,16 @@ def test_a_real_engine_is_measured_before_the_first_session(engine: Engine) -> N
         before = scene.live.cost.pass_us, scene.live.cost.row_us
         scene.run(0)
         assert (scene.live.cost.pass_us, scene.live.cost.row_us) != before
+
+
+def test_a_slow_hour_that_is_over_refuses_nobody(engine: Engine) -> None:
+    """The last client left in the middle of it: no step has told since that it is over."""
+    scene = Scene(engine, cost=None)
+    with scene.live.open():
+        for _ in range(500):
+            scene.live.cost.observe(6, 10, 1e6)
+        with pytest.raises(CapacityError):
+            scene.live.open()
+    with scene.live.open() as session:
+        assert len(scene.talk(session, 2)) == 2
+    assert engine.stats["sessions"] == 0
