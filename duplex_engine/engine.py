@@ -344,9 +344,9 @@ class Engine:
                 `step_many` takes sessions of one lane.
             endless: what to keep when all positions are taken: the oldest of the rest is forgotten,
                 and `MicroTurn.events` says so (`Forgot`). "auto" keeps an eighth at the beginning
-                and the newest half in sessions of interaction checkpoints, where half is no less
-                than the longest window and `rewind_rows`; `Session.endless` tells. None: the
-                session ends with a CapacityError.
+                and the newest half in sessions of interaction checkpoints that have 384 positions
+                or more and where half is no less than the longest window and `rewind_rows`;
+                `Session.endless` tells. None: the session ends with a CapacityError.
 
         Raises:
             CapacityError: the memory left cannot hold such a session.
@@ -455,7 +455,7 @@ class Engine:
         return self._core.closed
 
     def close(self) -> None:
-        """Closes every session, ends the workers, and gives all memory back."""
+        """Closes every session, frees the weights and ends the workers."""
         self._core.close()
         if self._ranks is not None:
             self._ranks.close()

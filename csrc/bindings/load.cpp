@@ -116,7 +116,9 @@ std::shared_ptr<Engine> load(const ConfigDict& config, const std::vector<TensorT
 
 template <class HasArena>
 void write_packed(const HasArena& weights, const PackedWriter& write) {
+  const ReleaseGil release;
   weights.write_arena([&write](const std::byte* from, std::size_t bytes) {
+    const py::gil_scoped_acquire acquire;
     write(py::memoryview::from_memory(from, static_cast<py::ssize_t>(bytes)));
   });
 }

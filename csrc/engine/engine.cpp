@@ -101,6 +101,7 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
     TensorSource tensors(std::move(std::get<std::vector<SourceTensor>>(source)));
     model_.weights = load_weights(checked_config, tensors, dtypes, *backend, progress, shard);
   }
+  arena_bytes_ = static_cast<std::int64_t>(model_.weights.arena->bytes());
   const bool is_sharing = beside != nullptr && options.memory_bytes == 0;
   const std::size_t granularity =
       is_sharing ? beside->pool_->page_bytes()
@@ -124,6 +125,13 @@ Engine::~Engine() { close(); }
 
 void Engine::close() {
   if (!interaction_->owner().is_here()) return;
+  close_lanes();
+  // Whoever keeps a closed session or this engine does not keep the weights.
+  const std::lock_guard weights(weights_mutex_);
+  model_.weights.arena.reset();
+}
+
+void Engine::close_lanes() {
   std::unique_lock lock(mutex_);
   is_closed_ = true;  // from here on no session and no lane is added
   lock.unlock();
@@ -262,11 +270,20 @@ std::vector<std::pair<std::string, std::int64_t>> Engine::memory_plan() const {
   return plan;
 }
 
+std::unique_lock<std::mutex> Engine::hold_weights() const {
+  interaction_->owner().check_here();
+  std::unique_lock lock(weights_mutex_);
+  check<SessionClosed>(!is_closed(), "engine: it is closed; load it again");
+  return lock;
+}
+
 std::uint64_t Engine::weights_hash() const {
+  const auto held = hold_weights();
   return arena_hash(model_.weights, interaction_->backend());
 }
 
 void Engine::write_arena(const ArenaWriter& write) const {
+  const auto held = hold_weights();
   duplex::write_arena(model_.weights, interaction_->backend(), write);
 }
 

@@ -43,13 +43,11 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::string description() const;
   std::vector<std::pair<std::string, std::int64_t>> memory_plan() const;
   EngineStats stats() const;
-  std::int64_t arena_bytes() const {
-    return static_cast<std::int64_t>(model_.weights.arena->bytes());
-  }
+  std::int64_t arena_bytes() const { return arena_bytes_; }
   void write_arena(const ArenaWriter& write) const;
   std::uint64_t weights_hash() const;  // arena_hash
   bool is_closed() const;
-  // Closes every session; later calls throw SessionClosed.
+  // Closes every session and frees the weights; later calls throw SessionClosed.
   void close();
 
   // ---- for sessions
@@ -64,9 +62,14 @@ class Engine : public std::enable_shared_from_this<Engine> {
   friend class SessionState;  // snapshot.cpp
   void check_open() const;    // mutex_ is held
   Lane& lane(LaneKind kind);
+  void close_lanes();  // and every session
+  // The weights are there for as long as it is held. Throws SessionClosed.
+  std::unique_lock<std::mutex> hold_weights() const;
 
   LoadedModel model_;
-  std::shared_ptr<PagePool> pool_;  // of several engines, if they were loaded so
+  mutable std::mutex weights_mutex_;  // of who reads or frees the weights outside of lanes
+  std::int64_t arena_bytes_ = 0;      // theirs, also when they are freed
+  std::shared_ptr<PagePool> pool_;    // of several engines, if they were loaded so
   std::unique_ptr<DmelAnalyzer> analyzer_;
   std::unique_ptr<Lane> interaction_;
 

@@ -1,25 +1,28 @@
-"""Loading needs the memory of the weights as they run, and hardly more.
+"""Loading needs the memory of the weights as they run, and hardly more; closing gives it back.
 
-A process of its own loads a checkpoint of a few hundred megabytes; the kernel reports the most
-memory it ever had (VmHWM), which counts pages of the mapped file too.
+For the first, a process of its own loads a checkpoint of a few hundred megabytes; the kernel
+reports the most memory it ever had (VmHWM), which counts pages of the mapped file too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
+from duplex_engine import CheckpointError, Engine, SessionClosed
 from duplex_engine.models import PRESETS, write_random_checkpoint
 from duplex_engine.models.random import Dtype, Preset
 
-pytestmark = [pytest.mark.cpu, pytest.mark.slow]
+pytestmark = pytest.mark.cpu
 
 # 56 million parameters: 220 MB in float32, 110 MB in bfloat16.
 LARGE = Preset(
@@ -67,6 +70,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stored", "dtype"),
     [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")],
@@ -86,3 +90,23 @@ def test_loading_needs_little_more_than_the_weights(
     assert answer["loaded"] < 1.15 * plan["weights"]
     others = sum(plan.values()) - plan["weights"]
     assert answer["used"] < 1.15 * plan["weights"] + others
+
+
+def resident_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) * 1024
+
+
+def test_closing_frees_the_weights_whoever_keeps_what_is_closed(tmp_path: Path) -> None:
+    preset = dataclasses.replace(LARGE, layers="gd", d_ff=512)  # 57 MB
+    folder = write_random_checkpoint(tmp_path / "model", preset)
+    with Engine.load(folder, memory=POOL_BYTES, threads=1) as engine:
+        session = engine.open_session(max_positions=512)
+        session.append(text=[300])
+        loaded = resident_bytes()
+    assert resident_bytes() < loaded - 0.9 * dict(engine.memory_plan)["weights"]
+    assert session.closed
+    calls: list[Callable[[Path], object]] = [session.snapshot, engine.write_weights, engine.restore]
+    for call in calls:
+        with pytest.raises((SessionClosed, CheckpointError)):
+            call(tmp_path / "file")

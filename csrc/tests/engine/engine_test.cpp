@@ -275,6 +275,7 @@ TEST_CASE("closing the engine closes its sessions") {
   CHECK(throws<SessionClosed>([&] { engine->open_session({}); }));
   CHECK(throws<SessionClosed>([&] { engine->step({}); }));
   CHECK(throws<SessionClosed>([&] { engine->embed_text(std::vector<std::int32_t>{1}); }));
+  CHECK(throws<SessionClosed>([&] { engine->weights_hash(); }));
 }
 
 TEST_CASE("a session keeps its engine alive") {

@@ -142,9 +142,12 @@ TEST_CASE("an engine can be closed while its sessions step", "[threads]") {
       }))
         ++n_turns;
     });
+  std::thread reader(
+      [&engine] { while (!throws<SessionClosed>([&] { engine->weights_hash(); })); });
   while (n_turns < 6) std::this_thread::yield();
   engine->close();
   for (std::thread& stepper : steppers) stepper.join();
+  reader.join();
   CHECK(is_empty(engine->stats()));
 }
 
