@@ -17,9 +17,18 @@ from duplex_engine.arrays import SAMPLE_RATE, Resampler
 from duplex_engine.errors import InvalidArgument
 from duplex_engine.live.types import Status, TurnInput
 
-__all__ = ["BURST_MS", "MAX_WAITING_IDS", "MAX_WAITING_IMAGES", "AudioIntake", "Mailbox", "Result"]
+__all__ = [
+    "BURST_MS",
+    "MAX_WAITING_IDS",
+    "MAX_WAITING_IMAGES",
+    "MAX_WAITING_MS",
+    "AudioIntake",
+    "Mailbox",
+    "Result",
+]
 
-BURST_MS = 5_000.0  # sound that may come ahead of real time, and so the most that waits
+BURST_MS = 5_000.0  # sound that may come ahead of real time
+MAX_WAITING_MS = 2 * BURST_MS  # of sound: a burst, and as much where turns are late
 PACE = 1.05  # of real time: a client's clock may be a little fast
 WINDOW_MS = 1_000.0  # how far ahead of a missing chunk others are kept,
 MAX_AHEAD = 64  # and how many
@@ -107,6 +116,8 @@ class AudioIntake:
         ms = len(samples) * 1000 / sample_rate
         if not self._has_time_for(ms, now_us):
             return "too_fast"
+        if self.waiting_ms + ms > MAX_WAITING_MS:
+            return "full"
         self._rate, self._resampler = sample_rate, resampler
         if seq is not None:
             status = self._place(samples, seq)

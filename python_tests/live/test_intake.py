@@ -15,6 +15,7 @@ from duplex_engine.live.intake import (
     BURST_MS,
     MAX_REMEMBERED,
     MAX_WAITING_IDS,
+    MAX_WAITING_MS,
     AudioIntake,
     Mailbox,
 )
@@ -128,6 +129,18 @@ def test_more_than_real_time_and_a_burst_is_refused() -> None:
     assert intake.waiting_ms == BURST_MS + 50
     for n in range(1, 400):  # and at its pace for ever
         assert push(intake, n_burst + n, 50_000 + n * 50_000) == "queued"
+        if n % 4 == 0:
+            intake.take(1)
+
+
+def test_sound_that_no_turn_takes_is_refused() -> None:
+    intake = AudioIntake(200)
+    n_most = int(MAX_WAITING_MS / 50)
+    assert [push(intake, n, n * 50_000) for n in range(n_most)] == ["queued"] * n_most
+    assert push(intake, n_most, n_most * 50_000) == "full"
+    assert intake.waiting_ms == MAX_WAITING_MS
+    intake.take(1)
+    assert push(intake, n_most, n_most * 50_000) == "queued"  # the same chunk again
 
 
 def test_what_is_remembered_is_bounded() -> None:
