@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <numbers>
 
 #include "core/error.h"
@@ -73,18 +72,20 @@ DmelAnalyzer::DmelAnalyzer(const AudioConfig& config) {
   }
 }
 
-void DmelAnalyzer::magnitudes(const float* samples, Spectrum& out) const {
+DmelAnalyzer::Spectrum DmelAnalyzer::magnitudes(const float* samples) const {
   std::array<double, kWindowSamples> windowed;
   for (std::size_t n = 0; n < kWindowSamples; ++n) windowed[n] = samples[n] * window_[n];
   std::array<RealFft::Complex, RealFft::kBins> bins;
   fft_.transform(windowed.data(), bins.data());
+  Spectrum out;
   for (std::size_t k = 0; k < RealFft::kBins; ++k) {
     const double power = bins[k].re * bins[k].re + bins[k].im * bins[k].im;
     out[k] = std::sqrt(power > kPowerFloor ? power : kPowerFloor);
   }
+  return out;
 }
 
-double DmelAnalyzer::log_mel_value(const Filter& filter, const Spectrum& magnitudes) const {
+double DmelAnalyzer::log_mel(const Filter& filter, const Spectrum& magnitudes) const {
   const double* weights = weights_.data() + filter.weight_offset;
   const double* first = magnitudes.data() + filter.first_bin;
   double sum = 0.0;
@@ -93,17 +94,8 @@ double DmelAnalyzer::log_mel_value(const Filter& filter, const Spectrum& magnitu
 }
 
 void DmelAnalyzer::frame(const float* samples, std::uint8_t* bins) const {
-  Spectrum spectrum;
-  magnitudes(samples, spectrum);
-  for (const Filter& filter : filters_) {
-    *bins++ = quantise(log_mel_value(filter, spectrum));
-  }
-}
-
-void DmelAnalyzer::log_mel(const float* samples, double* out) const {
-  Spectrum spectrum;
-  magnitudes(samples, spectrum);
-  for (const Filter& filter : filters_) *out++ = log_mel_value(filter, spectrum);
+  const Spectrum spectrum = magnitudes(samples);
+  for (const Filter& filter : filters_) *bins++ = quantise(log_mel(filter, spectrum));
 }
 
 DmelStream::DmelStream(const DmelAnalyzer& analyzer) : analyzer_(&analyzer) {
@@ -121,22 +113,10 @@ void check_finite(std::span<const float> samples) {
 
 void DmelStream::push(std::span<const float> samples) {
   check_finite(samples);
-  append(samples, 1.0f);
-}
-
-void DmelStream::push_int16(std::span<const std::int16_t> samples) {
-  append(samples, 1.0f / 32768.0f);
-}
-
-template <class Sample>
-void DmelStream::append(std::span<const Sample> samples, float scale) {
   while (!samples.empty()) {
     const auto n_partial = static_cast<std::size_t>(state_.n_partial);
     const std::size_t n_copied = std::min(samples.size(), kHopSamples - n_partial);
-    float* destination = state_.samples.data() + kHopSamples + n_partial;
-    for (std::size_t i = 0; i < n_copied; ++i) {
-      destination[i] = static_cast<float>(samples[i]) * scale;
-    }
+    std::copy_n(samples.begin(), n_copied, state_.samples.begin() + kHopSamples + state_.n_partial);
     state_.n_partial += static_cast<std::int32_t>(n_copied);
     samples = samples.subspan(n_copied);
     if (state_.n_partial == kHopSamples) close_hop();

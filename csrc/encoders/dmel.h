@@ -33,8 +33,6 @@ class DmelAnalyzer {
 
   void frame(const float* samples,       // (kWindowSamples)
              std::uint8_t* bins) const;  // (n_mels), each below kDmelLevels
-  void log_mel(const float* samples,     // (kWindowSamples)
-               double* out) const;       // (n_mels), log10 of magnitude, not clamped
 
  private:
   struct Filter {
@@ -44,8 +42,8 @@ class DmelAnalyzer {
   };
   using Spectrum = std::array<double, RealFft::kBins>;
 
-  void magnitudes(const float* samples, Spectrum& out) const;
-  double log_mel_value(const Filter& filter, const Spectrum& magnitudes) const;
+  Spectrum magnitudes(const float* samples) const;
+  double log_mel(const Filter& filter, const Spectrum& magnitudes) const;
 
   RealFft fft_;
   std::vector<double> window_;  // (kWindowSamples)
@@ -71,7 +69,6 @@ class DmelStream {
   // Mono samples at kSampleRateHz, nominally -1 to 1. A NaN or infinity throws InvalidArgument
   // and leaves the stream as it was.
   void push(std::span<const float> samples);
-  void push_int16(std::span<const std::int16_t> samples);
   // Completes a partial hop with zeros: the end of a recording.
   void pad_to_frame();
 
@@ -88,8 +85,6 @@ class DmelStream {
   void restore(const DmelState& state, std::span<const std::uint8_t> waiting);
 
  private:
-  template <class Sample>
-  void append(std::span<const Sample> samples, float scale);
   void close_hop();
 
   const DmelAnalyzer* analyzer_;
