@@ -39,6 +39,9 @@ struct MoeConfig {
   float route_scale = 1.0f;
 };
 
+// The audio and vision towers norm with this, whatever the config says for the layers.
+inline constexpr float kTowerNormEps = 1e-6f;
+
 struct AudioConfig {
   std::int32_t n_mels = 80;
   std::int32_t n_levels = 16;  // rows of the table for each mel

@@ -21,7 +21,6 @@ struct ImageView {
   const std::uint8_t* data = nullptr;
   std::int32_t height = 0;
   std::int32_t width = 0;
-  std::int64_t row_stride_bytes = 0;
 };
 
 struct PatchGrid {
@@ -45,7 +44,6 @@ struct HmlpWeights {
   std::vector<PackedMatrix> linear;  // one a stage
   std::vector<const float*> norm;    // one a stage but the last, padded to kColumnAlign
   const float* final_norm = nullptr;
-  float eps = 1e-6f;
 };
 
 class HmlpEncoder {
@@ -62,7 +60,7 @@ class HmlpEncoder {
  private:
   // What one stage sees of one patch.
   struct Stage {
-    std::int32_t t, h, w, c;  // cells that come in
+    std::int32_t t, hw, c;  // (t, hw, hw, c): cells that come in
     std::int32_t t_fold, hw_fold;
     std::int64_t cell_stride;  // elements from one incoming cell to the next
     std::int64_t n_out_cells;
@@ -70,7 +68,6 @@ class HmlpEncoder {
     std::int64_t linear_width;  // padded to whole panels
   };
 
-  void check_weights() const;
   void plan_stages();
   void allocate();
   void encode_batch(std::int32_t n_patches, float* out, std::int64_t out_stride);

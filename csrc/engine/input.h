@@ -18,7 +18,7 @@ struct Image {
   std::int32_t width = 0;
   std::int64_t n_patches = 0;
 
-  ImageView view() const { return {pixels.data(), height, width, std::int64_t{width} * 3}; }
+  ImageView view() const { return {pixels.data(), height, width}; }
 };
 
 // Rows on their way into a sequence, in order.

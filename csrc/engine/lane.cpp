@@ -38,7 +38,7 @@ Lane::Lane(LaneKind kind, const LoadedModel& model, std::unique_ptr<Backend> bac
     vision_ = std::make_unique<HmlpEncoder>(
         *config_.vision,
         HmlpWeights{model.weights.vision.linear, model.weights.vision.norm,
-                    model.weights.vision.final_norm, kTowerNormEps},
+                    model.weights.vision.final_norm},
         *backend_, std::min<std::int64_t>(max_rows, kMaxPatchesAtOnce));
 }
 

@@ -1,7 +1,5 @@
 #include "engine/pass_input.h"
 
-#include "engine/turn.h"
-
 namespace duplex {
 
 void PassInput::clear() {

@@ -15,9 +15,6 @@ namespace duplex {
 
 class Session;
 
-// The audio and vision towers norm with this, whatever the config says for the layers.
-inline constexpr float kTowerNormEps = 1e-6f;
-
 struct EngineOptions {
   std::string device = "cpu";
   BackendOptions backend;
