@@ -5,6 +5,7 @@
 // class of the same name (bindings/errors.cpp).
 #pragma once
 
+#include <cstring>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -55,11 +56,23 @@ class SessionBusy : public Error {
   using Error::Error;
 };
 
-template <class E = InvalidArgument, class... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
+// The parts, one behind the other.
+template <class... Parts>
+std::string text_of(const Parts&... parts) {
   std::ostringstream text;
   (text << ... << parts);
-  throw E(text.str());
+  return text.str();
+}
+
+template <class E = InvalidArgument, class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  throw E(text_of(parts...));
+}
+
+// What the system refused: `error` is its errno.
+template <class... Parts>
+[[noreturn]] void fail_system(int error, const Parts&... parts) {
+  fail<CapacityError>(parts..., ": ", std::strerror(error));
 }
 
 template <class E = InvalidArgument, class... Parts>

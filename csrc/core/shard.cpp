@@ -8,30 +8,23 @@
 namespace duplex {
 namespace {
 
-template <class... Parts>
-std::string text(const Parts&... parts) {
-  std::ostringstream out;
-  (out << ... << parts);
-  return out.str();
-}
-
 // What a slice of so many input columns lacks, empty if nothing.
 std::string column_misfit(DType matrices, const char* of, std::int64_t n_columns) {
   if (!is_quantised(matrices) || n_columns % quantised_group(matrices) == 0) return "";
-  return text("slices of whole groups of ", quantised_group(matrices), " columns for ",
-              dtype_name(matrices), " weights (of ", of, ": ", n_columns, " columns)");
+  return text_of("slices of whole groups of ", quantised_group(matrices), " columns for ",
+                 dtype_name(matrices), " weights (of ", of, ": ", n_columns, " columns)");
 }
 
 std::string attention_misfit(const AttentionShape& shape, DType matrices, const Shard& shard) {
   const std::int32_t n = shard.total_parts(), n_kv = shape.n_kv_heads;
-  if (shape.n_heads % n != 0) return text("a divisor of ", shape.n_heads, " heads");
+  if (shape.n_heads % n != 0) return text_of("a divisor of ", shape.n_heads, " heads");
   if (n_kv % shard.size != 0 && shard.size % n_kv != 0)
-    return text("a divisor or a multiple of ", n_kv, " key/value heads");
+    return text_of("a divisor or a multiple of ", n_kv, " key/value heads");
   return column_misfit(matrices, "heads", shape.n_heads / n * round_up(shape.d_head, kColumnAlign));
 }
 
 std::string width_misfit(const char* name, std::int32_t width, DType matrices, std::int32_t n) {
-  if (width % n != 0) return text("a divisor of ", name, " ", width);
+  if (width % n != 0) return text_of("a divisor of ", name, " ", width);
   return column_misfit(matrices, name, width / n);
 }
 
@@ -56,7 +49,7 @@ std::string misfit(const ModelConfig& config, DType matrices, const Shard& shard
   look(config.has_moe(),
        [&] { return width_misfit("d_expert", config.moe.d_expert, matrices, n); });
   look(config.unpadded_vocab_size < shard.size,
-       [&] { return text("at most ", config.unpadded_vocab_size, ", the vocabulary"); });
+       [&] { return text_of("at most ", config.unpadded_vocab_size, ", the vocabulary"); });
   return found;
 }
 
@@ -66,10 +59,10 @@ std::string what_fits(const ModelConfig& config, DType matrices) {
   std::int32_t last = 1;
   for (std::int32_t size = 2; size <= kMaxParts; ++size)
     if (misfit(config, matrices, {0, size, 1}).empty()) {
-      if (last > 1) fits += text(", ", last);
+      if (last > 1) fits += text_of(", ", last);
       last = size;
     }
-  return last == 1 ? "1 fits" : fits + text(" or ", last, " fit");
+  return last == 1 ? "1 fits" : fits + text_of(" or ", last, " fit");
 }
 
 }  // namespace
@@ -83,7 +76,7 @@ std::int32_t virtual_shards(const ModelConfig& config, DType matrices) {
 void check_shard(const ModelConfig& config, DType matrices, const Shard& shard) {
   check(shard.size >= 1 && shard.n_parts >= 1 && shard.size <= kMaxParts / shard.n_parts,
         "tensor_parallel: expected 1 to ", kMaxParts, ", found ", shard.size,
-        shard.n_parts > 1 ? text(" with ", shard.n_parts, " parts each") : "");
+        shard.n_parts > 1 ? text_of(" with ", shard.n_parts, " parts each") : "");
   check(shard.rank >= 0 && shard.rank < shard.size, "rank: expected 0 to ", shard.size - 1,
         ", found ", shard.rank);
   const std::string expected = misfit(config, matrices, shard);

@@ -2,7 +2,6 @@
 
 #include <cstring>
 #include <new>
-#include <sstream>
 #include <utility>
 
 #include "core/error.h"
@@ -31,11 +30,10 @@ std::uint64_t left_at(const GroupChannel& part, std::uint64_t position) {
 // The rank has not done in time what it should have done up to `expected`.
 [[noreturn]] void fail_late(const Group& group, int rank, const char* phase, int channel,
                             std::uint64_t expected, std::uint64_t seen) {
-  std::ostringstream reason;
-  reason << phase << group.channel_name(channel) << " in " << group.time_out().count()
-         << " ms (waiting: rank " << group.rank() << "; commands done up to byte: expected "
-         << expected << ", seen " << seen << ")";
-  group.fail_and_throw(rank, reason.str());
+  group.fail_and_throw(
+      rank, text_of(phase, group.channel_name(channel), " in ", group.time_out().count(),
+                    " ms (waiting: rank ", group.rank(), "; commands done up to byte: expected ",
+                    expected, ", seen ", seen, ")"));
 }
 
 // Waits until every worker's ring can take all up to `end`.

@@ -36,9 +36,8 @@ struct Message {
 RankSockets::RankSockets(int n_ranks) {
   for (int rank = 1; rank < n_ranks; ++rank) {
     int ends[2];
-    const int error = ::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0 ? 0 : errno;
-    check<CapacityError>(error == 0,
-                         "tensor_parallel: cannot make a pair of sockets: ", std::strerror(error));
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
+      fail_system(errno, "tensor_parallel: cannot make a pair of sockets");
     pairs_.push_back({ends[0], ends[1]});
   }
 }
@@ -94,7 +93,7 @@ void GroupRendezvous::send(int to, int descriptor) const {
   head->cmsg_len = CMSG_LEN(sizeof descriptor);
   std::memcpy(CMSG_DATA(head), &descriptor, sizeof descriptor);
   if (::sendmsg(socket_of(to), &message.header, MSG_NOSIGNAL) == 1) return;
-  group_.fail_and_throw(to, std::string("it took no descriptor: ") + std::strerror(errno));
+  group_.fail_and_throw(to, text_of("it took no descriptor: ", std::strerror(errno)));
 }
 
 int GroupRendezvous::receive(int from) const {

@@ -1,8 +1,8 @@
 #include "parallel/shared_exchange.h"
 
-#include <sstream>
 #include <utility>
 
+#include "core/error.h"
 #include "parallel/layout.h"
 #include "parallel/waiting.h"
 
@@ -48,11 +48,10 @@ void SharedExchange::await(int rank) const {
   const auto deadline = this->rank() == 0 ? WaitClock::now() + group_.time_out() : kNoDeadline;
   if (wait_until(group_, part_.arrivals[this->rank()].bell, arrival_of(rank), deadline, is_ready))
     return;
-  std::ostringstream reason;
-  reason << "it did not come to a meeting of " << group_.channel_name(channel_) << " in "
-         << group_.time_out().count() << " ms (waiting: rank " << this->rank()
-         << "; meeting expected " << epoch_ << ", seen " << theirs.count.load() << ")";
-  group_.fail_and_throw(rank, reason.str());
+  group_.fail_and_throw(
+      rank, text_of("it did not come to a meeting of ", group_.channel_name(channel_), " in ",
+                    group_.time_out().count(), " ms (waiting: rank ", this->rank(),
+                    "; meeting expected ", epoch_, ", seen ", theirs.count.load(), ")"));
 }
 
 }  // namespace duplex

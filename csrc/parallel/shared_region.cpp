@@ -20,23 +20,18 @@ constexpr std::int64_t kHugePageBytes = std::int64_t{2} << 20;
 // MADV_POPULATE_WRITE of Linux 5.14; older system headers do not name it.
 constexpr int kPopulateWrite = 23;
 
-template <class... Parts>
-[[noreturn]] void fail_system(int error, const Parts&... parts) {
-  fail<CapacityError>("shared memory: ", parts..., ": ", std::strerror(error));
-}
-
 }  // namespace
 
 SharedRegion SharedRegion::create(std::size_t bytes) {
   check(bytes > 0, "shared memory: expected at least one byte, found 0");
   const int fd = ::memfd_create("duplex_ranks", MFD_CLOEXEC);
-  if (fd < 0) fail_system(errno, "cannot create a memory file");
+  if (fd < 0) fail_system(errno, "shared memory: cannot create a memory file");
   auto size = static_cast<std::int64_t>(bytes);
   if (size >= kHugePageBytes) size = round_up(size, kHugePageBytes);
   if (::ftruncate(fd, size) != 0) {
     const int error = errno;
     ::close(fd);
-    fail_system(error, "cannot make a file of ", size, " bytes");
+    fail_system(error, "shared memory: cannot make a file of ", size, " bytes");
   }
   return SharedRegion(fd, static_cast<std::size_t>(size));
 }
@@ -56,7 +51,7 @@ SharedRegion::SharedRegion(int fd, std::size_t bytes) : fd_(fd), bytes_(bytes) {
   if (mapped == MAP_FAILED) {
     const int error = errno;
     ::close(fd);
-    fail_system(error, "cannot map ", bytes, " bytes");
+    fail_system(error, "shared memory: cannot map ", bytes, " bytes");
   }
   data_ = static_cast<std::byte*>(mapped);
   // Advice: where the kernel has no huge pages for memory files, small ones do.
@@ -66,7 +61,7 @@ SharedRegion::SharedRegion(int fd, std::size_t bytes) : fd_(fd), bytes_(bytes) {
     const int error = errno;
     ::munmap(mapped, bytes);
     ::close(fd);
-    fail_system(error, "cannot back ", bytes, " bytes with memory");
+    fail_system(error, "shared memory: cannot back ", bytes, " bytes with memory");
   }
 }
 

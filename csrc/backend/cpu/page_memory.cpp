@@ -29,11 +29,6 @@ constexpr int kPopulateRead = 22;
 constexpr int kCollapse = 25;
 constexpr int kReservedFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 
-template <class... Parts>
-[[noreturn]] void fail_system(int error, const Parts&... parts) {
-  fail<CapacityError>(parts..., ": ", std::strerror(error));
-}
-
 class CpuPageMemory final : public PageMemory {
  public:
   CpuPageMemory(std::size_t page_bytes, std::int64_t n_pages)
