@@ -54,17 +54,12 @@ void check_interaction(Problems& problems, const InteractionConfig& interaction,
 
 }  // namespace
 
-bool ModelConfig::has_local() const {
-  return std::any_of(layers.begin(), layers.end(), [](const auto& l) { return l.is_local; });
-}
-
+bool ModelConfig::has_local() const { return std::ranges::any_of(layers, &LayerConfig::is_local); }
 bool ModelConfig::has_global() const {
-  return std::any_of(layers.begin(), layers.end(), [](const auto& l) { return !l.is_local; });
+  return !std::ranges::all_of(layers, &LayerConfig::is_local);
 }
-
-bool ModelConfig::has_moe() const {
-  return std::any_of(layers.begin(), layers.end(), [](const auto& l) { return l.is_moe; });
-}
+bool ModelConfig::has_moe() const { return std::ranges::any_of(layers, &LayerConfig::is_moe); }
+bool ModelConfig::has_dense() const { return !std::ranges::all_of(layers, &LayerConfig::is_moe); }
 
 ModelConfig ModelConfig::mtp_model() const {
   ModelConfig model = *this;
@@ -84,9 +79,7 @@ void ModelConfig::validate() const {
   problems.require(logit_divisor > 0, "logit_divisor", "a positive number", logit_divisor);
   problems.require(log_scaling_floor >= 0, "log_scaling_floor", "0 (off) or more",
                    log_scaling_floor);
-  const bool has_dense =
-      std::any_of(layers.begin(), layers.end(), [](const auto& l) { return !l.is_moe; });
-  problems.require(!has_dense || d_ff > 0, "d_ff", "a positive number", d_ff);
+  problems.require(!has_dense() || d_ff > 0, "d_ff", "a positive number", d_ff);
   if (has_global()) check_attention(problems, global);
   if (has_local()) {
     check_attention(problems, local);

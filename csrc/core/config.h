@@ -100,10 +100,10 @@ struct ModelConfig {
   const AttentionShape& attention(const LayerConfig& layer) const {
     return layer.is_local ? local : global;
   }
-  const AttentionShape& attention(std::size_t layer) const { return attention(layers[layer]); }
   bool has_local() const;
   bool has_global() const;
   bool has_moe() const;
+  bool has_dense() const;
   // The model that the multi-token-prediction layers are, for its layout.
   ModelConfig mtp_model() const;
   // Throws InvalidArgument that lists every problem at once.

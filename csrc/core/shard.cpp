@@ -32,25 +32,16 @@ std::string width_misfit(const char* name, std::int32_t width, DType matrices, s
 std::string misfit(const ModelConfig& config, DType matrices, const Shard& shard) {
   const std::int32_t n = shard.total_parts();
   if (n == 1) return "";
-  const auto has = [&](auto is_one) {
-    return std::any_of(config.layers.begin(), config.layers.end(), is_one) ||
-           std::any_of(config.mtp.layers.begin(), config.mtp.layers.end(), is_one);
-  };
-  std::string found;
-  const auto look = [&](bool is_used, const auto& problem) {
-    if (is_used && found.empty()) found = problem();
-  };
-  look(has([](const LayerConfig& l) { return !l.is_local; }),
-       [&] { return attention_misfit(config.global, matrices, shard); });
-  look(has([](const LayerConfig& l) { return l.is_local; }),
-       [&] { return attention_misfit(config.local, matrices, shard); });
-  look(has([](const LayerConfig& l) { return !l.is_moe; }),
-       [&] { return width_misfit("d_ff", config.d_ff, matrices, n); });
-  look(config.has_moe(),
-       [&] { return width_misfit("d_expert", config.moe.d_expert, matrices, n); });
-  look(config.unpadded_vocab_size < shard.size,
-       [&] { return text_of("at most ", config.unpadded_vocab_size, ", the vocabulary"); });
-  return found;
+  ModelConfig all = config;  // with the layers that draft
+  all.layers.insert(all.layers.end(), config.mtp.layers.begin(), config.mtp.layers.end());
+  for (const std::string& problem :
+       {all.has_global() ? attention_misfit(config.global, matrices, shard) : "",
+        all.has_local() ? attention_misfit(config.local, matrices, shard) : "",
+        all.has_dense() ? width_misfit("d_ff", config.d_ff, matrices, n) : "",
+        all.has_moe() ? width_misfit("d_expert", config.moe.d_expert, matrices, n) : ""})
+    if (!problem.empty()) return problem;
+  if (config.unpadded_vocab_size >= shard.size) return "";
+  return text_of("at most ", config.unpadded_vocab_size, ", the vocabulary");
 }
 
 // "1, 2 or 4 fit"

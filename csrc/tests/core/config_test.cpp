@@ -53,7 +53,7 @@ TEST_CASE("what a model does not have is not checked") {
   config.global = {};
   config.d_ff = 0;
   CHECK(problems(config) == "");
-  CHECK(config.attention(0).d_head == 8);
+  CHECK(config.attention(config.layers[0]).d_head == 8);
   CHECK(config.n_layers() == 1);
 }
 
