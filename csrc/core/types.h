@@ -66,6 +66,13 @@ enum class LaneKind : std::uint8_t { kInteraction, kBackground };
 struct PositionRange {
   std::int64_t begin = 0;
   std::int64_t end = 0;
+
+  constexpr std::int64_t size() const { return end - begin; }
+  constexpr bool is_empty() const { return end <= begin; }
+  // The whole units inside it.
+  constexpr PositionRange inward(std::int64_t unit) const {
+    return {round_up(begin, unit), round_down(end, unit)};
+  }
 };
 
 // Rows are padded so that vector loops need no tails: columns to kColumnAlign with zeros behind the

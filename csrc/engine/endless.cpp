@@ -56,7 +56,7 @@ std::int64_t Endless::held_positions(const SequenceLayout& layout) const {
 PositionRange Endless::to_forget(const Sequence& sequence, std::int64_t n_rows) const {
   const SequenceLayout& layout = sequence.layout();
   const PositionRange hole = middle_hole(sequence.forgotten(), head);
-  const std::int64_t seen = sequence.length() - (hole.end - hole.begin);
+  const std::int64_t seen = sequence.length() - hole.size();
   if (layout.global.is_inert() || seen + n_rows <= max_positions) return {};
   const std::int64_t most = room(sequence);
   check<CapacityError>(n_rows <= most, "reserve: ", n_rows, " rows wanted, ", most,
@@ -71,7 +71,7 @@ std::int64_t Endless::room(const Sequence& sequence) const {
   const SequenceLayout& layout = sequence.layout();
   if (layout.global.is_inert()) return layout.lifetime_positions() - sequence.length();
   const PositionRange hole = middle_hole(sequence.forgotten(), head);
-  const std::int64_t seen = sequence.length() - (hole.end - hole.begin);
+  const std::int64_t seen = sequence.length() - hole.size();
   const std::int64_t last =
       round_down(sequence.committed() - layout.longest_window(), kBlockPositions);
   return max_positions - seen + std::max<std::int64_t>(last - hole.end, 0);
@@ -79,13 +79,13 @@ std::int64_t Endless::room(const Sequence& sequence) const {
 
 void Endless::check_forget(const Sequence& sequence, std::int64_t begin, std::int64_t end) const {
   if (begin < 0 || end > sequence.length()) return;  // the sequence refuses that
-  const PositionRange hidden{round_up(begin, kBlockPositions), round_down(end, kBlockPositions)};
-  if (hidden.end <= hidden.begin) return;
+  const PositionRange hidden = PositionRange{begin, end}.inward(kBlockPositions);
+  if (hidden.is_empty()) return;
   ForgottenRanges holes;
   for (const PositionRange& hole : sequence.forgotten()) holes.add(hole);
   holes.add(hidden);
-  const PositionRange middle = middle_hole(holes.ranges(), head);
-  check(holes.ranges().size() < ForgottenRanges::kMaxHoles || middle.begin < middle.end,
+  check(holes.ranges().size() < ForgottenRanges::kMaxHoles ||
+            !middle_hole(holes.ranges(), head).is_empty(),
         "forget: expected at most ", ForgottenRanges::kMaxHoles - 1,
         " separate holes in an endless session, which needs one itself, found one more at ", begin,
         " to ", end);
@@ -95,9 +95,9 @@ void Endless::check_forget(const Sequence& sequence, std::int64_t begin, std::in
 void Session::make_room(std::int64_t n_rows) {
   PositionRange forgotten;
   if (endless_) forgotten = endless_->to_forget(*sequence_, n_rows);
-  if (forgotten.begin < forgotten.end) {
+  if (!forgotten.is_empty()) {
     hide(forgotten.begin, forgotten.end);
-    if (untold_.begin < untold_.end) forgotten.begin = std::min(untold_.begin, forgotten.begin);
+    if (!untold_.is_empty()) forgotten.begin = std::min(untold_.begin, forgotten.begin);
     untold_ = forgotten;
   }
   sequence_->check_room(n_rows);

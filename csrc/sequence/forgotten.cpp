@@ -29,11 +29,10 @@ PositionRange ForgottenRanges::add(PositionRange added) {
 }
 
 std::int64_t ForgottenRanges::positions_in_whole_pages(std::int64_t page_positions) const {
-  std::int64_t n_pages = 0;
+  std::int64_t n_positions = 0;
   for (const PositionRange& range : ranges())
-    n_pages +=
-        std::max<std::int64_t>(range.end / page_positions - div_up(range.begin, page_positions), 0);
-  return n_pages * page_positions;
+    n_positions += std::max<std::int64_t>(range.inward(page_positions).size(), 0);
+  return n_positions;
 }
 
 }  // namespace duplex

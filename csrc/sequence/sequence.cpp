@@ -165,14 +165,13 @@ PositionRange Sequence::forget(std::int64_t begin, std::int64_t end) {
   const std::int64_t limit = std::max<std::int64_t>(committed_ - layout_->longest_window(), 0);
   check(begin >= 0 && begin <= end && end <= limit, "forget: expected 0 <= begin <= end <= ", limit,
         " (the committed length without the window that stays), found ", begin, " to ", end);
-  const PositionRange hidden{round_up(begin, kBlockPositions), round_down(end, kBlockPositions)};
-  if (hidden.end <= hidden.begin) return {hidden.begin, hidden.begin};
+  const PositionRange hidden = PositionRange{begin, end}.inward(kBlockPositions);
+  if (hidden.is_empty()) return {hidden.begin, hidden.begin};
   ForgottenRanges forgotten = forgotten_;
   const PositionRange hole = forgotten.add(hidden);
   // As in truncate: pages that a fork keeps are paid for again before they count as room.
-  const std::int64_t page = layout_->global.page_positions();
-  const PositionRange whole_pages{round_up(hole.begin, page), round_down(hole.end, page)};
-  promise_.extend(global_.n_shared_pages(whole_pages), "forget: pages shared with a fork");
+  promise_.extend(global_.n_shared_pages(hole.inward(layout_->global.page_positions())),
+                  "forget: pages shared with a fork");
   global_.forget(hole, promise_);
   forgotten_ = forgotten;
   return hidden;

@@ -89,7 +89,7 @@ TapeUsage Tape::usage() const {
 }
 
 std::int64_t Tape::n_shared_pages(PositionRange range) const {
-  if (range.end <= range.begin) return 0;
+  if (range.is_empty()) return 0;
   const auto end = from(div_up(range.end, layout_.page_positions()));
   return std::count_if(from(range.begin / layout_.page_positions()), end,
                        [this](const HeldPage& held) { return pool_->is_shared(held.page); });
