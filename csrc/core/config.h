@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "core/types.h"
+
 namespace duplex {
 
 // One kind of attention layer; a model has a global kind and a sliding-window ("local") kind.
@@ -18,6 +20,10 @@ struct AttentionShape {
   std::int32_t d_head = 0;
   std::int32_t rel_extent = 0;  // the learned bias covers distances 0 <= d < rel_extent
   std::int32_t window = 0;      // keys at distance d < window are visible; 0 = all
+
+  std::int32_t d_head_padded() const {
+    return static_cast<std::int32_t>(round_up(d_head, kColumnAlign));
+  }
 };
 
 struct LayerConfig {

@@ -20,7 +20,7 @@ std::string attention_misfit(const AttentionShape& shape, DType matrices, const 
   if (shape.n_heads % n != 0) return text_of("a divisor of ", shape.n_heads, " heads");
   if (n_kv % shard.size != 0 && shard.size % n_kv != 0)
     return text_of("a divisor or a multiple of ", n_kv, " key/value heads");
-  return column_misfit(matrices, "heads", shape.n_heads / n * round_up(shape.d_head, kColumnAlign));
+  return column_misfit(matrices, "heads", std::int64_t{shape.n_heads / n} * shape.d_head_padded());
 }
 
 std::string width_misfit(const char* name, std::int32_t width, DType matrices, std::int32_t n) {

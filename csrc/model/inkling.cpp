@@ -9,11 +9,11 @@ namespace duplex {
 namespace {
 
 std::int64_t heads_width(const AttentionShape& shape) {
-  return std::int64_t{shape.n_heads} * padded_head(shape);
+  return std::int64_t{shape.n_heads} * shape.d_head_padded();
 }
 
 std::int64_t kv_width(const AttentionShape& shape) {
-  return std::int64_t{shape.n_kv_heads} * padded_head(shape);
+  return std::int64_t{shape.n_kv_heads} * shape.d_head_padded();
 }
 
 // Rows that are a multiple of 4 KiB apart would fall into the same cache sets.
@@ -194,12 +194,11 @@ void Inkling::attention_half(const Segments& segments, const Block& block) {
   const LayerPlacement& place = block.place;
   const AttentionShape& shape = config_.attention(block.config);
   const bool is_local = block.config.is_local;
-  const auto d_head_padded = padded_head(shape);
   const auto kv_channels = static_cast<std::int32_t>(kv_width(shape));
   backend_.linear({w.qkvr, normed_, segments.n_rows, projected_, projected_stride_});
   backend_.kv_append({.segments = segments,
                       .shape = shape,
-                      .d_head_padded = d_head_padded,
+                      .d_head_padded = shape.d_head_padded(),
                       .qkvr = projected_,
                       .stride = projected_stride_,
                       .k_conv = {w.k_conv, place.k_conv_offset_bytes, kv_channels},
@@ -216,7 +215,7 @@ void Inkling::attention_half(const Segments& segments, const Block& block) {
                       .q = queries_});
   backend_.attention({.segments = segments,
                       .shape = shape,
-                      .d_head_padded = d_head_padded,
+                      .d_head_padded = shape.d_head_padded(),
                       .d_rel = config_.d_rel,
                       .q = queries_,
                       .r = projected_ + heads_width(shape) + 2 * kv_width(shape),

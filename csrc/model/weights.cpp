@@ -142,7 +142,8 @@ class Loader {
     const auto add_heads = [&](const SourceTensor& heads, const Slice& slice) {
       for (std::int64_t head = slice.first; head < slice.first + slice.n; ++head) {
         outputs.push_back(output_rows(heads, head * d_head, d_head, d_));
-        if (padded_head(shape) > d_head) outputs.push_back(padding(padded_head(shape) - d_head));
+        if (shape.d_head_padded() > d_head)
+          outputs.push_back(padding(shape.d_head_padded() - d_head));
       }
     };
     const Slice q_heads = head_slice(shape, shard_), kv_heads = kv_head_slice(shape, shard_);

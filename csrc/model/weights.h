@@ -121,9 +121,4 @@ std::uint64_t arena_hash(const Weights& weights, Backend& backend);
 // A checkpoint's tensors, or weights that were packed before.
 using WeightSource = std::variant<std::vector<SourceTensor>, PackedArena>;
 
-// The padded width of one head.
-inline std::int32_t padded_head(const AttentionShape& shape) {
-  return static_cast<std::int32_t>(round_up(shape.d_head, kColumnAlign));
-}
-
 }  // namespace duplex

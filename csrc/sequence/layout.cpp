@@ -26,7 +26,7 @@ void place_layers(const ModelConfig& config, SequenceLayout& layout) {
   for (std::size_t i = 0; i < config.layers.size(); ++i) {
     TapeLayout& kv = config.layers[i].is_local ? layout.local : layout.global;
     const AttentionShape& shape = config.attention(config.layers[i]);
-    const std::int64_t head = round_up(shape.d_head, kColumnAlign);
+    const std::int64_t head = shape.d_head_padded();
     const std::int64_t columns = shape.n_kv_heads * head;
     LayerPlacement place;
     place.kv_offset_bytes = kv.block_bytes;
