@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <ranges>
 #include <span>
 #include <type_traits>
 #include <vector>
@@ -24,14 +25,11 @@ class ByteWriter {
     append(&value, sizeof value);
   }
   // Their number, then the values.
-  template <PlainValue T>
-  void put_all(std::span<const T> values) {
-    put(static_cast<std::uint64_t>(values.size()));
-    append(values.data(), values.size_bytes());
-  }
-  void put_all(std::span<const std::byte> values) {
-    put(static_cast<std::uint64_t>(values.size()));
-    append(values.data(), values.size());
+  template <std::ranges::contiguous_range Values>
+    requires PlainValue<std::ranges::range_value_t<Values>>
+  void put_all(const Values& values) {
+    put(static_cast<std::uint64_t>(std::size(values)));
+    append(std::data(values), std::span(values).size_bytes());
   }
 
   std::span<const std::byte> bytes() const { return bytes_; }

@@ -9,8 +9,8 @@
 namespace duplex {
 
 // Four chains side by side, as FNV-1a over words of eight bytes: one would wait for its multiplier.
-// All pieces but the last are multiples of kStride bytes; how the bytes are cut does not matter
-// then.
+// All pieces but the last are multiples of kStride bytes: then it does not matter how the bytes are
+// cut.
 class FastHash {
  public:
   static constexpr std::size_t kStride = 32;

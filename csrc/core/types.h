@@ -59,6 +59,9 @@ template <class T>
                               : bf16_to_float(load_unaligned<std::uint16_t>(base, index));
 }
 
+// Memory on pages of this size is faster; the system's own are small.
+inline constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
+
 // A lane of execution. The background lane stands still while the interaction lane computes.
 enum class LaneKind : std::uint8_t { kInteraction, kBackground };
 

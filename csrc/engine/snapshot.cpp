@@ -94,7 +94,7 @@ SamplingParams read_sampling(ByteReader& from) {
 
 void write_audio(const DmelState& state, std::span<const std::uint8_t> waiting, ByteWriter& to) {
   to.put(state.n_partial);
-  to.put_all(std::span<const float>(state.samples));
+  to.put_all(state.samples);
   to.put_all(waiting);
 }
 
@@ -108,14 +108,14 @@ std::vector<std::uint8_t> read_audio(ByteReader& from, DmelState& state) {
 }
 
 void write_inbox(const Inbox& inbox, ByteWriter& to) {
-  to.put_all(std::span<const float>(inbox.samples));
-  to.put_all(std::span<const std::int32_t>(inbox.text));
-  to.put_all(std::span<const std::int32_t>(inbox.result));
+  to.put_all(inbox.samples);
+  to.put_all(inbox.text);
+  to.put_all(inbox.result);
   to.put(static_cast<std::uint64_t>(inbox.images.size()));
   for (const Image& image : inbox.images) {
     to.put(image.height);
     to.put(image.width);
-    to.put_all(std::span<const std::uint8_t>(image.pixels));
+    to.put_all(image.pixels);
   }
 }
 
@@ -160,7 +160,7 @@ std::vector<std::byte> read_head_row(ByteReader& from, const Engine& engine) {
 
 void write_lookup(const DraftLookup& lookup, ByteWriter& to) {
   to.put(lookup.size());
-  to.put_all(std::span<const std::int32_t>(lookup.newest()));
+  to.put_all(lookup.newest());
 }
 
 DraftLookup read_lookup(ByteReader& from, const Engine& engine) {
@@ -178,7 +178,7 @@ void write_mark(const Mark& mark, bool has_audio, ByteWriter& to) {
   to.put(mark.turn);
   to.put(mark.pending_token);
   to.put(mark.n_looked_up);
-  to.put_all(std::span<const std::byte>(mark.head_row));
+  to.put_all(mark.head_row);
   if (has_audio) write_audio(mark.audio, mark.waiting_frames, to);
 }
 
@@ -314,7 +314,7 @@ void SessionState::write(const Session& session, ByteWriter& to) {
   to.put(session.turn_);
   to.put(session.epoch_.load());
   to.put(session.pending_token_);
-  to.put_all(std::span<const std::byte>(session.head_row_));
+  to.put_all(session.head_row_);
   to.put(session.n_drafts_);
   if (session.lookup_) write_lookup(*session.lookup_, to);
   to.put(static_cast<std::uint64_t>(session.next_mark_));

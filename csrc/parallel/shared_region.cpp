@@ -16,7 +16,6 @@
 namespace duplex {
 namespace {
 
-constexpr std::int64_t kHugePageBytes = std::int64_t{2} << 20;
 // MADV_POPULATE_WRITE of Linux 5.14; older system headers do not name it.
 constexpr int kPopulateWrite = 23;
 
@@ -27,7 +26,7 @@ SharedRegion SharedRegion::create(std::size_t bytes) {
   const int fd = ::memfd_create("duplex_ranks", MFD_CLOEXEC);
   if (fd < 0) fail_system(errno, "shared memory: cannot create a memory file");
   auto size = static_cast<std::int64_t>(bytes);
-  if (size >= kHugePageBytes) size = round_up(size, kHugePageBytes);
+  if (bytes >= kHugePageBytes) size = round_up(size, std::int64_t{kHugePageBytes});
   if (::ftruncate(fd, size) != 0) {
     const int error = errno;
     ::close(fd);

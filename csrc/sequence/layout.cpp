@@ -9,7 +9,6 @@
 namespace duplex {
 namespace {
 
-constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
 constexpr std::size_t kHugeFromBytes = std::size_t{1} << 20;
 constexpr std::int64_t kMinConvPagePositions = 8;
 
@@ -23,9 +22,9 @@ constexpr std::int64_t kMaxLifetimePositions = std::int64_t{1} << 40;
 // Gives every layer its place and sets the block_bytes of the three tapes.
 void place_layers(const ModelConfig& config, SequenceLayout& layout) {
   const std::int64_t model_bytes = round_up(config.d_model, kColumnAlign) * 4;
-  for (std::size_t i = 0; i < config.layers.size(); ++i) {
-    TapeLayout& kv = config.layers[i].is_local ? layout.local : layout.global;
-    const AttentionShape& shape = config.attention(config.layers[i]);
+  for (const LayerConfig& layer : config.layers) {
+    TapeLayout& kv = layer.is_local ? layout.local : layout.global;
+    const AttentionShape& shape = config.attention(layer);
     const std::int64_t head = shape.d_head_padded();
     const std::int64_t columns = shape.n_kv_heads * head;
     LayerPlacement place;

@@ -8,18 +8,17 @@
 namespace duplex {
 namespace {
 
-constexpr std::size_t kHugePage = std::size_t{2} << 20;
-
 class MappedBuffer final : public Buffer {
  public:
   explicit MappedBuffer(std::size_t bytes) : bytes_(bytes) {
     // Large buffers are over-reserved to start on a huge page; small ones take what they need.
-    const bool is_large = bytes >= kHugePage;
-    mapped_ = is_large ? bytes + kHugePage : (bytes == 0 ? 1 : bytes);
+    const bool is_large = bytes >= kHugePageBytes;
+    mapped_ = is_large ? bytes + kHugePageBytes : (bytes == 0 ? 1 : bytes);
     base_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     check<CapacityError>(base_ != MAP_FAILED, "memory: could not allocate ", bytes, " bytes");
     const auto address = reinterpret_cast<std::uintptr_t>(base_);
-    data_ = is_large ? reinterpret_cast<void*>((address + kHugePage - 1) / kHugePage * kHugePage)
+    data_ = is_large ? reinterpret_cast<void*>((address + kHugePageBytes - 1) / kHugePageBytes *
+                                               kHugePageBytes)
                      : base_;
     if (is_large) madvise(data_, bytes, MADV_HUGEPAGE);  // a wish: without it we are only slower
   }

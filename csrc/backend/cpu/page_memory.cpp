@@ -20,7 +20,6 @@
 namespace duplex {
 namespace {
 
-constexpr std::size_t kHugePageBytes = std::size_t{2} << 20;
 // MADV_POPULATE_READ of Linux 5.14; older system headers do not name it. For a page that has its
 // memory it takes a third of the time of MADV_POPULATE_WRITE, and writing needs no fault after it.
 constexpr int kPopulateRead = 22;

@@ -21,8 +21,8 @@ struct AudioFields {
 
   void write(ByteWriter& to) const {
     to.put(n_partial);
-    to.put_all(std::span<const float>(samples));
-    to.put_all(std::span<const std::uint8_t>(waiting));
+    to.put_all(samples);
+    to.put_all(waiting);
   }
 };
 
@@ -38,7 +38,7 @@ struct MarkFields {
     to.put(std::int64_t{0});  // turn
     to.put(pending_token);
     to.put(n_looked_up);
-    to.put_all(std::span<const std::byte>(head_row));
+    to.put_all(head_row);
     audio.write(to);
   }
 };
@@ -81,10 +81,10 @@ struct Fields {
     audio.write(to);
     for (int i = 0; i < 4; ++i) to.put(std::int64_t{0});  // untold, turn, epoch
     to.put(pending_token);
-    to.put_all(std::span<const std::byte>(head_row));
+    to.put_all(head_row);
     to.put(n_drafts);
     to.put(n_ids);
-    to.put_all(std::span<const std::int32_t>(ids));
+    to.put_all(ids);
     to.put(next_mark);
     to.put(static_cast<std::uint64_t>(marks.size()));
     for (const MarkFields& mark : marks) mark.write(to);
@@ -94,7 +94,7 @@ struct Fields {
     to.put(std::uint64_t{1});
     to.put(height);
     to.put(width);
-    to.put_all(std::span<const std::uint8_t>(std::vector<std::uint8_t>(pixel_bytes)));
+    to.put_all(std::vector<std::uint8_t>(pixel_bytes));
     for (std::size_t i = 0; i < bytes_more; ++i) to.put(std::uint8_t{0});
     return to;
   }
