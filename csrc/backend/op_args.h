@@ -91,8 +91,8 @@ struct KvAppendArgs {
   Segments segments;
   AttentionShape shape;
   std::int32_t d_head_padded;
-  const float*
-      qkvr;  // (n_rows, stride): heads of d_head_padded for q, k, v, then r (n_heads, d_rel)
+  // (n_rows, stride): heads of d_head_padded for q, k, v, then r (n_heads, d_rel)
+  const float* qkvr;
   std::int64_t stride;
   ConvSlot k_conv;
   ConvSlot v_conv;
@@ -218,12 +218,15 @@ struct TurnArgs {
   Segments segments;     // of the first pass: the next rows of a sequence each
   EmbedTextArgs text;    // its rows that are text, and how a token becomes a row
   EmbedAudioArgs audio;  // its rows that are sound
-  Rows passed;           // what a pass leaves of its rows; the head takes the last of each sequence
-  std::int32_t width;    // of these, padded
-  std::int32_t n_head;   // rows that the head takes at once, at most
-  const float* logits;   // (n_head, logits_stride) that it leaves; null on ranks other than 0
-  std::int64_t logits_stride;
-  std::int32_t n_vocab;
+  // The model's own: what a pass leaves of its rows, of which the head takes the last of each
+  // sequence; their padded width; rows that the head takes at once, at most; and (n_head,
+  // logits_stride) that it leaves, null on ranks other than 0.
+  Rows passed = {};
+  std::int32_t width = 0;
+  std::int32_t n_head = 0;
+  const float* logits = nullptr;
+  std::int64_t logits_stride = 0;
+  std::int32_t n_vocab = 0;
   const SampleRow* sampling;   // (count) of the token behind the first pass
   const std::int32_t* limits;  // (count) tokens, 0 to max_tokens
   const std::int32_t* stops;   // (n_stops)

@@ -75,12 +75,8 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
                const LoadProgress& progress, const Engine* beside,
                std::shared_ptr<RankLeader> ranks)
     : model_{.config = checked(std::move(config), options, beside),
-             .share = {},
              .options = options,
-             .ranks = std::move(ranks),
-             .weights = {},
-             .layout = {},
-             .mtp_layout = {}} {
+             .ranks = std::move(ranks)} {
   const ModelConfig& checked_config = model_.config;
   if (beside != nullptr) beside->interaction_->owner().check_here();
   auto backend = beside != nullptr ? beside->interaction_->backend().background_lane()

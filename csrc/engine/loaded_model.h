@@ -14,12 +14,12 @@ namespace duplex {
 // What all lanes of an engine compute with; it changes no more once it is loaded.
 struct LoadedModel {
   ModelConfig config;
-  ModelConfig share;  // what this rank has of it: the same where there is one
   EngineOptions options;
   std::shared_ptr<RankLeader> ranks;  // where there are several
-  Weights weights;
-  SequenceLayout layout;
-  SequenceLayout mtp_layout;  // of the layers that draft
+  ModelConfig share = {};             // what this rank has of it: the same where there is one
+  Weights weights = {};
+  SequenceLayout layout = {};
+  SequenceLayout mtp_layout = {};  // of the layers that draft
 };
 
 }  // namespace duplex
