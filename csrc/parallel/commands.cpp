@@ -107,8 +107,7 @@ void CommandSender::send(int channel, CommandParts parts, const CommandHead& ord
     for (int i = 1; i < group_.n_ranks(); ++i) ring_if_awaited(part.receivers[i].bell, kCommand);
   } else if (const auto lost =
                  group_.transport()->send(channel, {part.ring, stride}, group_.time_out())) {
-    group_.lose_and_throw(lost->rank,
-                          "commands of " + group_.channel_name(channel) + ": " + lost->reason);
+    group_.lose_and_throw(*lost, "commands", channel);
   }
 }
 
@@ -146,8 +145,7 @@ const CommandHead& CommandReceiver::next(std::uint64_t& position) const {
   if (group_.transport() != nullptr) {
     const std::span ring(part_.ring, static_cast<std::size_t>(part_.ring_bytes));
     if (const auto lost = group_.transport()->receive(channel_, ring))
-      group_.lose_and_throw(lost->rank,
-                            "commands of " + group_.channel_name(channel_) + ": " + lost->reason);
+      group_.lose_and_throw(*lost, "commands", channel_);
     return head_at(part_, 0);
   }
   Bell& bell = part_.receivers[group_.rank()].bell;

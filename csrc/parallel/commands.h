@@ -12,7 +12,7 @@
 //     its last meeting, still writes to it. Passes that rank 0 is still running hold up nothing.
 // A command waits only for commands sent before it, so these waits cannot form a circle.
 //
-// Results come back through the channel's SharedExchange: both sides of a command that has a result
+// Results come back through the channel's GroupExchange: both sides of a command that has a result
 // (a read of page memory, logits) meet there.
 #pragma once
 

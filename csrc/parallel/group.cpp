@@ -173,11 +173,11 @@ void Group::fail_and_throw(int rank, std::string_view reason) const {
   throw_failure();
 }
 
-void Group::lose_and_throw(int rank, std::string_view reason) const {
+void Group::lose_and_throw(const Transport::Lost& lost, const char* during, int channel) const {
   const auto patience = WaitClock::now() + kNewsPatience;
   while (failed_rank() < 0 && WaitClock::now() < patience)
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  fail_and_throw(rank, reason);
+  fail_and_throw(lost.rank, text_of(during, " of ", channel_name(channel), ": ", lost.reason));
 }
 
 void Group::throw_failure() const {

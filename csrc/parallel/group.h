@@ -1,7 +1,7 @@
 // The ranks of a tensor-parallel group: processes, or threads of one, around one shared region.
 //
 // The region holds, for each lane of execution and once more for page memory, what the ranks meet
-// through (shared_exchange.h) and the commands of rank 0 (commands.h). These are the group's
+// through (group_exchange.h) and the commands of rank 0 (commands.h). These are the group's
 // channels: lane i is channel i, page memory the last one. Once a rank has failed, every wait in
 // every rank ends at once with RankFailed, and so does every later one: the group is over.
 //
@@ -71,7 +71,8 @@ class Group {
   [[noreturn]] void fail_and_throw(int rank, std::string_view reason) const;
   // The same for a rank that the transport cannot reach. Who watches the ranks' processes may know
   // more of it, and has a moment to say so first.
-  [[noreturn]] void lose_and_throw(int rank, std::string_view reason) const;
+  [[noreturn]] void lose_and_throw(const Transport::Lost& lost, const char* during,
+                                   int channel) const;
   int failed_rank() const noexcept;  // -1: none
   std::string failure() const;       // in words; empty: none
   // Throws RankFailed once a rank has failed.

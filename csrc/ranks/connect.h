@@ -8,7 +8,6 @@
 #include "core/config.h"
 #include "core/shard.h"
 #include "parallel/group.h"
-#include "parallel/remote_exchange.h"
 
 namespace duplex {
 

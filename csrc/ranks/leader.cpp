@@ -56,7 +56,7 @@ RankLeader::RankLeader(const ModelConfig& config, const LeaderOptions& options,
       group_(make_group(sizes(config, options), std::move(transport))),
       sockets_(options.n_ranks),
       sender_(group_),
-      memory_exchange_(make_exchange(group_, group_.memory_channel())) {}
+      memory_exchange_(std::make_unique<GroupExchange>(group_, group_.memory_channel())) {}
 
 void RankLeader::connect(Backend& backend, const ModelConfig& config, const Shard& shard) {
   std::vector<int> sockets;
@@ -67,7 +67,7 @@ void RankLeader::connect(Backend& backend, const ModelConfig& config, const Shar
 
 Exchange* RankLeader::open(LaneKind lane, Backend& backend) {
   const int channel = static_cast<int>(lane);
-  lanes_[channel] = backend.create_exchange(make_exchange(group_, channel));
+  lanes_[channel] = backend.create_exchange(std::make_unique<GroupExchange>(group_, channel));
   return lanes_[channel].get();
 }
 

@@ -18,8 +18,8 @@
 #include "model/inkling.h"
 #include "parallel/commands.h"
 #include "parallel/group.h"
+#include "parallel/group_exchange.h"
 #include "parallel/group_rendezvous.h"
-#include "parallel/remote_exchange.h"
 #include "ranks/commands.h"
 
 namespace duplex {

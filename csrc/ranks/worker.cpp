@@ -27,7 +27,7 @@ RankWorker::RankWorker(const ModelConfig& config, WeightSource source, const Wor
                        Group group, const LoadProgress& progress)
     : group_(std::move(group)),
       backend_(create_backend(options.device, options.backend)),
-      memory_exchange_(make_exchange(group_, group_.memory_channel())) {
+      memory_exchange_(std::make_unique<GroupExchange>(group_, group_.memory_channel())) {
   const Shard shard = make_shard(config, options.dtypes.matrices, group_.rank(), group_.n_ranks(),
                                  options.reduction);
   config_ = shard_config(config, shard);
@@ -50,7 +50,8 @@ class RankWorker::LaneServer {
       : worker_(worker),
         own_backend_(lane == LaneKind::kBackground ? worker.backend_->background_lane() : nullptr),
         backend_(own_backend_ ? *own_backend_ : *worker.backend_),
-        exchange_(backend_.create_exchange(make_exchange(worker.group_, static_cast<int>(lane)))) {}
+        exchange_(backend_.create_exchange(
+            std::make_unique<GroupExchange>(worker.group_, static_cast<int>(lane)))) {}
 
   // False for stop.
   bool run(std::span<const std::byte> command) {

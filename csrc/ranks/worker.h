@@ -13,7 +13,7 @@
 #include "model/weights.h"
 #include "parallel/commands.h"
 #include "parallel/group.h"
-#include "parallel/remote_exchange.h"
+#include "parallel/group_exchange.h"
 #include "ranks/commands.h"
 #include "sequence/layout.h"
 

@@ -8,7 +8,7 @@
 #include <cstring>
 
 #include "core/error.h"
-#include "parallel/shared_exchange.h"
+#include "parallel/group_exchange.h"
 #include "tests/parallel/ranks.h"
 
 namespace duplex {
@@ -113,7 +113,7 @@ void serve_memory(const Group& group, Pages& pages) {
 
 void serve_lane(const Group& group, int lane, Pages& pages) {
   CommandReceiver receiver(group, lane);
-  SharedExchange exchange(group, lane);
+  GroupExchange exchange(group, lane);
   std::mt19937 random(static_cast<std::uint32_t>(8 * group.rank() + lane));
   for (;;) {
     std::uint32_t word = 0;
@@ -122,7 +122,7 @@ void serve_lane(const Group& group, int lane, Pages& pages) {
       Pages::Page& page = pages.pages[word];
       if (!page.is_mapped) ++pages.n_wrong;
       random_delay(random);
-      exchange.meet();
+      exchange.meet(8);
       random_delay(random);  // rank 0 may have ended the pass by now
       ++page.value;
       if (!page.is_mapped) ++pages.n_wrong;
@@ -134,7 +134,7 @@ void serve_lane(const Group& group, int lane, Pages& pages) {
 
 // A lane of rank 0: maps a page, uses it in passes, unmaps it.
 void drive_lane(CommandSender& sender, const Group& group, int lane) {
-  SharedExchange exchange(group, lane);
+  GroupExchange exchange(group, lane);
   std::mt19937 random(static_cast<std::uint32_t>(lane));
   for (int i = 0; i < 300; ++i) {
     const auto page =
@@ -143,7 +143,7 @@ void drive_lane(CommandSender& sender, const Group& group, int lane) {
     for (auto n = random() % 3; n > 0; --n) {
       random_delay(random);
       sender.send_pass(lane, {bytes_of(page)});
-      exchange.meet();
+      exchange.meet(8);
       sender.end_pass(lane);
     }
     random_delay(random);

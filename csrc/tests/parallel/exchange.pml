@@ -1,4 +1,4 @@
-/* The meetings of shared_exchange.cpp and waiting.h for Spin, a second opinion beside the tables of
+/* The meetings of group_exchange.cpp and waiting.h for Spin, a second opinion beside the tables of
    exchange_protocol_test.cpp. Memory is sequentially consistent here; weak memory is the explorer's.
    How to check it: docs/TESTING.md. With -DDEATH the last rank may stop anywhere. With -DONE_SLAB,
    -DNO_LOOK or -DEARLY_ARRIVAL, or with -DDEATH -DNO_RING, Spin must find an error. */

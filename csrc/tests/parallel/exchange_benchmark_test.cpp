@@ -3,7 +3,7 @@
 #include <catch2/catch.hpp>
 #include <cstdio>
 
-#include "parallel/shared_exchange.h"
+#include "parallel/group_exchange.h"
 #include "tests/parallel/ranks.h"
 
 namespace duplex {
@@ -23,14 +23,14 @@ Microseconds of(std::vector<double> times) {
 // Rounds of `bytes`: the slab is written, the ranks meet, and every rank adds all slabs, in order,
 // as the layers do. With 0 bytes: meetings alone. The times of this rank's rounds.
 std::vector<double> run_rounds(const Group& group, std::size_t bytes) {
-  SharedExchange exchange(group, 0);
+  GroupExchange exchange(group, 0);
   std::vector<float> row(bytes / 4, 1.5f), sum(bytes / 4);
   std::vector<double> times;
-  exchange.meet();
+  exchange.meet(8);
   for (int round = 0; round < kRounds; ++round) {
     const auto start = Clock::now();
     std::copy(row.begin(), row.end(), static_cast<float*>(exchange.mine()));
-    const auto slabs = exchange.meet();
+    const auto slabs = exchange.meet(bytes);
     for (std::size_t part = 0; part < slabs.size(); ++part) {
       const auto* const values = static_cast<const float*>(slabs[part]);
       for (std::size_t i = 0; i < sum.size(); ++i)

@@ -1,4 +1,4 @@
-// The protocol of shared_exchange.cpp as a table of steps, and all its interleavings: no stale
+// The protocol of group_exchange.cpp as a table of steps, and all its interleavings: no stale
 // read, nothing overwritten that may still be read, no lost wake-up, no deadlock, and an end for
 // all when a rank dies. Each deliberate fault must be found.
 #include <catch2/catch.hpp>

@@ -8,7 +8,7 @@
 #include <catch2/catch.hpp>
 
 #include "core/error.h"
-#include "parallel/shared_exchange.h"
+#include "parallel/group_exchange.h"
 #include "tests/parallel/ranks.h"
 
 namespace duplex {
@@ -27,7 +27,7 @@ struct Meeting {
   Meeting(const Group& group, const RankSockets& sockets)
       : words(group, group.memory_channel()),
         rendezvous(group, words, sockets_of(sockets, group)) {}
-  SharedExchange words;
+  GroupExchange words;
   GroupRendezvous rendezvous;
 };
 

@@ -8,7 +8,7 @@
 
 #include "backend/registry.h"
 #include "core/error.h"
-#include "parallel/shared_exchange.h"
+#include "parallel/group_exchange.h"
 #include "ranks/leader.h"
 #include "tests/model/checkpoint.h"
 
@@ -60,10 +60,10 @@ class FakeWorker {
   }
   void answer(const Status& status) {
     std::memcpy(exchange_.mine(), &status, sizeof status);
-    exchange_.meet();
+    exchange_.meet(sizeof status);
   }
 
-  SharedExchange exchange_;
+  GroupExchange exchange_;
   std::vector<std::byte> content_ = std::vector<std::byte>(1 << 20);
   std::thread thread_;
 };

@@ -1,5 +1,7 @@
 // Meetings through shared memory: ranks as threads and as processes, with random delays, late, dead
 // and missing ranks. All interleavings of the same steps: exchange_protocol_test.cpp.
+#include "parallel/group_exchange.h"
+
 #include <signal.h>
 #include <time.h>
 
@@ -7,7 +9,6 @@
 #include <cstring>
 
 #include "core/error.h"
-#include "parallel/shared_exchange.h"
 #include "tests/parallel/ranks.h"
 
 namespace duplex {
@@ -35,13 +36,13 @@ bool holds(const void* slab, std::size_t bytes, std::uint64_t meeting, int rank)
 
 // Meets `n` times with random delays; false when a slab held anything else than it should.
 bool meet_often(const Group& group, int channel, std::uint64_t n, std::uint32_t seed) {
-  SharedExchange exchange(group, channel);
+  GroupExchange exchange(group, channel);
   std::mt19937 random(seed * 64 + static_cast<std::uint32_t>(group.rank()));
   for (std::uint64_t meeting = 0; meeting < n; ++meeting) {
     random_delay(random);
     fill(exchange.mine(), exchange.slab_bytes(), meeting, exchange.rank());
     random_delay(random);
-    const auto slabs = exchange.meet();
+    const auto slabs = exchange.meet(exchange.slab_bytes());
     random_delay(random);
     for (int i = 0; i < exchange.size(); ++i)
       if (!holds(slabs[static_cast<std::size_t>(i)], exchange.slab_bytes(), meeting, i))
@@ -120,11 +121,11 @@ TEST_CASE("a late rank is waited for asleep", "[threads][parallel]") {
   const Group group = Group::create(small_group(4));
   std::atomic<int> n_idle{0};
   const auto ends = run_threads(group, [&](const Group& mine) {
-    SharedExchange exchange(mine, 0);
+    GroupExchange exchange(mine, 0);
     for (int i = 0; i < 3; ++i) {
       if (mine.rank() == 2) std::this_thread::sleep_for(milliseconds(60));
       const double before = cpu_ms();
-      exchange.meet();
+      exchange.meet(8);
       if (mine.rank() != 2 && cpu_ms() - before < 20) ++n_idle;
     }
   });
@@ -138,10 +139,10 @@ TEST_CASE("a rank that does not come is named to all who wait", "[threads][paral
   const Group group = Group::create(options);
   const auto start = Clock::now();
   const auto ends = run_threads(group, [&](const Group& mine) {
-    SharedExchange exchange(mine, mine.memory_channel());
-    exchange.meet();
-    exchange.meet();
-    if (mine.rank() != 1) exchange.meet();
+    GroupExchange exchange(mine, mine.memory_channel());
+    exchange.meet(8);
+    exchange.meet(8);
+    if (mine.rank() != 1) exchange.meet(8);
   });
   const double waited_ms = ms_since(start);
   CHECK(waited_ms >= 200);
@@ -152,8 +153,8 @@ TEST_CASE("a rank that does not come is named to all who wait", "[threads][paral
                                Contains("in 200 ms") && Contains("expected 3, seen 2"));
   }
   CHECK(group.failed_rank() == 1);
-  SharedExchange other(group, 0);  // the whole group is over, in every channel
-  CHECK_THROWS_AS(other.meet(), RankFailed);
+  GroupExchange other(group, 0);  // the whole group is over, in every channel
+  CHECK_THROWS_AS(other.meet(8), RankFailed);
 }
 
 TEST_CASE("a failure said by anyone ends every wait at once", "[threads][parallel]") {
@@ -170,7 +171,7 @@ TEST_CASE("a failure said by anyone ends every wait at once", "[threads][paralle
       mine.fail(2, "another reason");
       return;
     }
-    SharedExchange(mine, mine.rank() % 2).meet();
+    GroupExchange(mine, mine.rank() % 2).meet(8);
   });
   CHECK(ms_since(failed_at) < 500);
   for (const std::size_t rank : {0u, 1u, 2u})

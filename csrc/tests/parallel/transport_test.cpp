@@ -1,12 +1,11 @@
 // Ranks that share no memory: meetings, commands and their order, and the end of a rank, through a
 // transport of the test. That of torch.distributed: python_tests/parallel.
-#include "parallel/remote_exchange.h"
-
 #include <catch2/catch.hpp>
 #include <cstring>
 
 #include "core/error.h"
 #include "parallel/commands.h"
+#include "parallel/group_exchange.h"
 #include "tests/parallel/mailboxes.h"
 #include "tests/parallel/ranks.h"
 
@@ -40,16 +39,16 @@ TEST_CASE("ranks without common memory read what all have filled", "[threads][pa
   const Apart apart(small_group(n_ranks));
   std::atomic<int> n_right{0};
   const auto ends = apart.run([&](const Group& mine) {
-    const auto exchange = make_exchange(mine, 1);
+    GroupExchange exchange(mine, 1);
     std::mt19937 random(static_cast<std::uint32_t>(mine.rank()));
     bool right = true;
     for (int meeting = 0; meeting < 300; ++meeting) {
       const auto bytes = static_cast<std::size_t>(1 + meeting * 3 % 1000);  // alike on all ranks
-      std::memset(exchange->mine(), std::to_integer<int>(filling(mine.rank(), meeting)), bytes);
+      std::memset(exchange.mine(), std::to_integer<int>(filling(mine.rank(), meeting)), bytes);
       random_delay(random);
-      const auto slabs = exchange->meet(bytes);
+      const auto slabs = exchange.meet(bytes);
       // What is filled for the next meeting does not touch what all are reading.
-      std::memset(exchange->mine(), 0xff, exchange->slab_bytes());
+      std::memset(exchange.mine(), 0xff, exchange.slab_bytes());
       for (int rank = 0; rank < n_ranks; ++rank) {
         const auto* slab = static_cast<const std::byte*>(slabs[static_cast<std::size_t>(rank)]);
         right =
@@ -60,7 +59,7 @@ TEST_CASE("ranks without common memory read what all have filled", "[threads][pa
   });
   CHECK(ends == std::vector<std::string>(static_cast<std::size_t>(n_ranks)));
   CHECK(n_right == n_ranks);
-  CHECK_THROWS_WITH(make_exchange(apart.groups[0], 0)->meet(1001), Contains("at most 1000"));
+  CHECK_THROWS_WITH(GroupExchange(apart.groups[0], 0).meet(1001), Contains("at most 1000"));
 }
 
 TEST_CASE("commands without common memory keep the order of the channels", "[threads][parallel]") {
@@ -113,11 +112,11 @@ TEST_CASE("commands without common memory keep the order of the channels", "[thr
 TEST_CASE("without common memory a rank that is gone ends every wait", "[threads][parallel]") {
   const Apart apart(small_group(3));
   const auto ends = apart.run([&](const Group& mine) {
-    const auto exchange = make_exchange(mine, 0);
-    exchange->meet(8);
+    GroupExchange exchange(mine, 0);
+    exchange.meet(8);
     if (mine.rank() == 1) mine.fail_and_throw(1, "it was told to go");
     if (mine.rank() == 0) {
-      exchange->meet(8);
+      exchange.meet(8);
     } else {
       CommandReceiver(mine, 1).receive();
     }
@@ -127,14 +126,14 @@ TEST_CASE("without common memory a rank that is gone ends every wait", "[threads
   CHECK_THAT(ends[0], Contains("rank 1 of 3 has failed: meeting of lane 0: its box is closed"));
   CHECK_THAT(ends[2], Contains("rank 0 of 3 has failed: commands of lane 1: its box is closed"));
   for (const auto& transport : apart.transports) CHECK(transport->n_given_up() == 1);
-  CHECK_THROWS_AS(make_exchange(apart.groups[0], 0)->meet(8), RankFailed);
+  CHECK_THROWS_AS(GroupExchange(apart.groups[0], 0).meet(8), RankFailed);
 }
 
 TEST_CASE("without common memory rank 0 does not wait for ever", "[threads][parallel]") {
   GroupOptions options = small_group(2);
   options.time_out = milliseconds(30);
   const Apart apart(options);
-  CHECK_THROWS_WITH(make_exchange(apart.groups[0], 0)->meet(8),
+  CHECK_THROWS_WITH(GroupExchange(apart.groups[0], 0).meet(8),
                     Contains("rank 1 of 2 has failed: meeting of lane 0: too late"));
 }
 
@@ -144,7 +143,7 @@ TEST_CASE("what a watcher says goes before what the transport noticed", "[thread
     std::this_thread::sleep_for(milliseconds(20));
     apart.groups[0].fail(1, "its process was ended");
   });
-  CHECK_THROWS_WITH(apart.groups[0].lose_and_throw(1, "no answer"),
+  CHECK_THROWS_WITH(apart.groups[0].lose_and_throw({1, "no answer"}, "meeting", 0),
                     Contains("its process was ended"));
 }
 

@@ -1,9 +1,9 @@
-#include "parallel/shared_exchange.h"
+#include "parallel/group_exchange.h"
 
 #include <utility>
 
 #include "core/error.h"
-#include "parallel/layout.h"
+#include "parallel/transport.h"
 #include "parallel/waiting.h"
 
 namespace duplex {
@@ -14,7 +14,7 @@ std::uint32_t arrival_of(int rank) { return static_cast<std::uint32_t>(rank) + 1
 
 }  // namespace
 
-SharedExchange::SharedExchange(Group group, int channel)
+GroupExchange::GroupExchange(Group group, int channel)
     : group_(std::move(group)),
       channel_(channel),
       part_(group_.channel(channel)),
@@ -23,23 +23,35 @@ SharedExchange::SharedExchange(Group group, int channel)
     for (int i = 0; i < size(); ++i) slabs_[parity].push_back(part_.slab(i, parity));
 }
 
-void* SharedExchange::mine() { return part_.slab(rank(), epoch_ + 1); }
-
-std::span<const void* const> SharedExchange::meet() {
+std::span<const void* const> GroupExchange::meet(std::size_t bytes) {
+  check(bytes <= slab_bytes(), "meeting: expected at most ", slab_bytes(), " bytes, found ", bytes);
   ++epoch_;
-  announce();
-  for (int i = 0; i < size(); ++i)
-    if (i != rank()) await(i);
+  if (group_.transport() != nullptr) {
+    send_to_all(bytes);
+  } else {  // what is filled lies where all can read it
+    announce();
+    for (int i = 0; i < size(); ++i)
+      if (i != rank()) await(i);
+  }
   return slabs_[epoch_ % 2];
 }
 
-void SharedExchange::announce() const {
+void GroupExchange::send_to_all(std::size_t bytes) {
+  group_.check_alive();
+  filled_.clear();
+  for (int i = 0; i < size(); ++i) filled_.emplace_back(part_.slab(i, epoch_), bytes);
+  const auto time_out = rank() == 0 ? group_.time_out() : Transport::kForever;  // as in await
+  if (const auto lost = group_.transport()->exchange(channel_, filled_, time_out))
+    group_.lose_and_throw(*lost, "meeting", channel_);
+}
+
+void GroupExchange::announce() const {
   part_.arrivals[rank()].count.store(epoch_);
   for (int i = 0; i < size(); ++i)
     if (i != rank()) ring_if_awaited(part_.arrivals[i].bell, arrival_of(rank()));
 }
 
-void SharedExchange::await(int rank) const {
+void GroupExchange::await(int rank) const {
   const Flag& theirs = part_.arrivals[rank];
   const auto is_ready = [&] { return theirs.count.load() >= epoch_; };
   if (is_ready()) return;
