@@ -20,7 +20,7 @@ constexpr std::int32_t kMostTokens = 32;
 // Into parts_, with limits_ that there is room for: pages of all rows that will come are mapped
 // here, one more included, which may be written behind the last.
 bool Lane::take_whole_input(std::span<Session* const> sessions) {
-  if (!model_->has_turns() || std::ranges::count(limits_, 0) == std::ssize(limits_)) return false;
+  if (!backend_->has_turns() || std::ranges::count(limits_, 0) == std::ssize(limits_)) return false;
   const std::int32_t max_rows = model_->max_rows();
   parts_.clear();
   std::int64_t n_rows = 0;

@@ -95,7 +95,7 @@ void DraftRunner::run(std::vector<float>* logits) {
   segments.count = static_cast<std::int32_t>(segments_.size());
   for (std::int32_t depth = 0; depth < depths_wanted; ++depth) {
     for (const Part& part : parts_) place_rows(part, depth);
-    mtp_.run(segments, static_cast<std::size_t>(depth));
+    mtp_.run(segments, depth);
     guess(depth, logits);
   }
   if (depths_wanted == n_depths())

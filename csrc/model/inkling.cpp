@@ -44,9 +44,9 @@ void check_max_rows(std::int32_t max_rows) {
 
 Inkling::Inkling(const ModelConfig& config, const Weights& weights, const SequenceLayout& layout,
                  Backend& backend, std::int32_t max_rows, Exchange* exchange)
-    : config_(config),
+    : backend_(backend),
+      config_(config),
       weights_(weights),
-      backend_(backend),
       exchange_(exchange),
       max_rows_(max_rows),
       kv_dtype_(layout.kv_dtype) {
@@ -131,7 +131,8 @@ void Inkling::allocate() {
   block_out_stride_ = float_stride(config_.d_model);
   set_rows(max_rows_);
   if (exchange_ == nullptr)
-    block_out_ = static_cast<float*>(make_buffer("block_out", part_bytes()));
+    block_out_ = static_cast<float*>(
+        make_buffer("block_out", static_cast<std::size_t>(n_parts * part_stride_) * sizeof(float)));
   if (config_.has_moe())
     moe_scratch_ =
         make_buffer("moe_scratch",
@@ -150,10 +151,6 @@ void Inkling::allocate() {
 // Parts of a pass lie close together: they may have to travel.
 void Inkling::set_rows(std::int32_t n_rows) { part_stride_ = part_stride(config_, n_rows); }
 
-std::size_t Inkling::part_bytes() const {
-  return static_cast<std::size_t>(weights_.shard.n_parts * part_stride_) * sizeof(float);
-}
-
 void Inkling::forward(const Segments& segments) {
   set_rows(segments.n_rows);
   backend_.run_layers(segments, static_cast<std::int32_t>(blocks_.size()), [&](std::int32_t layer) {
@@ -161,10 +158,10 @@ void Inkling::forward(const Segments& segments) {
   });
 }
 
-void Inkling::run_blocks(const Segments& segments, std::span<const Block> blocks,
-                         const float* norm) {
+void Inkling::run_draft_block(const Segments& segments, const Block& block, std::int32_t /*depth*/,
+                              const float* norm) {
   set_rows(segments.n_rows);
-  for (std::size_t i = 0; i < blocks.size(); ++i) run_block(segments, blocks, i, norm);
+  run_block(segments, {&block, 1}, 0, norm);
 }
 
 void Inkling::run_block(const Segments& segments, std::span<const Block> blocks, std::size_t i,
@@ -301,10 +298,6 @@ void Inkling::add_and_norm(const Segments& segments, const Block& block, bool is
   if (exchange_ != nullptr) return exchange_->add(backend_, args, part_stride_, next.matrix);
   for (std::int32_t p = 0; p < args.n_parts; ++p) args.parts[p] = block_out_ + p * part_stride_;
   backend_.conv_add_norm(args);
-}
-
-void Inkling::read_rows(std::int32_t n_rows, void* out) {
-  backend_.read(out, hidden_, static_cast<std::size_t>(n_rows * hidden_stride_) * sizeof(float));
 }
 
 std::size_t Inkling::head_row_bytes() const {

@@ -54,15 +54,13 @@ class Inkling {
   // and after it what the layers made of them.
   float* rows() { return hidden_; }
   std::int64_t row_stride() const { return hidden_stride_; }
-  // The first of them to the host: (n_rows, row_stride).
-  void read_rows(std::int32_t n_rows, void* out);
 
   // Runs every layer over rows [0, segments.n_rows) and appends them to their tapes.
   virtual void forward(const Segments& segments);
-  // Runs these blocks over what rows() holds, then `norm`, for read_head_rows. Layout and weights
-  // of the blocks may be others, as wide as the multi-token-prediction layers are.
-  virtual void run_blocks(const Segments& segments, std::span<const Block> blocks,
-                          const float* norm);
+  // Runs the block of the multi-token-prediction layer `depth` over what rows() holds, then `norm`,
+  // for read_head_rows. Its layout is that of these layers.
+  virtual void run_draft_block(const Segments& segments, const Block& block, std::int32_t depth,
+                               const float* norm);
 
   // Normalised rows of the last pass, ready for the head, to the host: (n, head_row_bytes).
   void read_head_rows(std::span<const std::int32_t> rows, std::byte* out);
@@ -73,9 +71,8 @@ class Inkling {
   // The tokens that come behind such rows, one for each; the logits stay where they are.
   void sample(std::span<const void* const> head_rows, const SampleRow* rows, std::int32_t* tokens);
 
-  // Whether several tokens may be had at once, by turn(), which fills in what is the model's:
-  // layers, what they leave and the head.
-  bool has_turns() const { return backend_.has_turns(); }
+  // Several tokens at once, where the backend has turns; fills in what is the model's: layers, what
+  // they leave and the head.
   virtual void turn(TurnArgs args);
 
   // Working buffers by name, in bytes.
@@ -87,13 +84,14 @@ class Inkling {
   // Whether rows() of a pass are rank 0's by themselves.
   bool spreads_rows() const { return exchange_ != nullptr && exchange_->spreads_rows(); }
 
+  Backend& backend_;
+
  private:
   void multiply_head(const Rows& rows, std::int32_t n_rows);
   void allocate();
   void check_exchange() const;
   void set_rows(std::int32_t n_rows);  // of the pass that begins
-  std::size_t part_bytes() const;
-  float* partial_sums();  // of this rank: (n_parts, rows, d_model), part_bytes
+  float* partial_sums();               // of this rank: (n_parts, rows, d_model)
   void sum_parts(const PackedMatrix& w, const Rows& x, std::int32_t n_rows);
   void* make_buffer(const char* name, std::size_t bytes);
   Rows make_rows(const char* name, std::int64_t width, DType dtype, std::int64_t n_rows);
@@ -113,7 +111,6 @@ class Inkling {
 
   const ModelConfig& config_;
   const Weights& weights_;
-  Backend& backend_;
   Exchange* exchange_;
   std::int32_t max_rows_;
   DType kv_dtype_;  // of the tapes of every block

@@ -34,8 +34,9 @@ void Mtp::norm(const float* x, const float* weight, std::int32_t n_rows, const R
                  .out = out});
 }
 
-void Mtp::run(const Segments& segments, std::size_t depth) {
-  const MtpLayerWeights& w = weights_.mtp.layers[depth];
+void Mtp::run(const Segments& segments, std::int32_t depth) {
+  const auto layer = static_cast<std::size_t>(depth);
+  const MtpLayerWeights& w = weights_.mtp.layers[layer];
   const float* const link_norm = depth == 0 ? weights_.final_norm : weights_.mtp.chain_norm;
   const float* states = model_.rows();
   if (link_norm != nullptr) {
@@ -49,8 +50,8 @@ void Mtp::run(const Segments& segments, std::size_t depth) {
   norm(embedded_, w.embed_norm, segments.n_rows, second_half);
   backend_.linear({w.input_proj, joined_, segments.n_rows, model_.rows(), model_.row_stride()});
   const float* const head_norm = weights_.mtp.chain_norm;
-  model_.run_blocks(segments, {&blocks_[depth], 1},
-                    head_norm != nullptr ? head_norm : weights_.final_norm);
+  model_.run_draft_block(segments, blocks_[layer], depth,
+                         head_norm != nullptr ? head_norm : weights_.final_norm);
 }
 
 // Without a chain norm the head takes the residual stream as it is.

@@ -27,7 +27,7 @@ class Mtp {
   float* embedded() { return embedded_; }
   // Runs one depth. The states h are in the model's rows(): for depth 0 the residual stream as
   // forward leaves it, afterwards as the depth before does.
-  void run(const Segments& segments, std::size_t depth);
+  void run(const Segments& segments, std::int32_t depth);
   // A row of that depth, ready for the head, to the host.
   void read_head_row(std::int32_t row, std::byte* out);
 

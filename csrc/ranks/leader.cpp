@@ -101,9 +101,7 @@ LeaderModel::LeaderModel(RankLeader& leader, LaneKind lane, const ModelConfig& c
     : Inkling(config, weights, layout, backend, max_rows, leader.open(lane, backend)),
       leader_(leader),
       lane_(static_cast<int>(lane)),
-      backend_(backend),
-      weights_(weights),
-      rows_(static_cast<std::size_t>(max_rows * row_stride()) * sizeof(float)),
+      rows_(static_cast<std::size_t>(max_rows * row_stride())),
       gathered_(static_cast<std::size_t>(kHeadRows) * head_row_bytes()) {
   ByteWriter open = command(PassCommand::kOpen);
   open.put(max_rows);
@@ -130,9 +128,9 @@ void LeaderModel::send_blocks(const Segments& segments, std::int32_t depth) {
   put_segments(head, segments, leader_.ranges_);
   std::span<const std::byte> rows;
   if (!spreads_rows()) {
-    const auto row_bytes = static_cast<std::size_t>(row_stride()) * sizeof(float);
-    read_rows(segments.n_rows, rows_.data());
-    rows = std::span(rows_).first(static_cast<std::size_t>(segments.n_rows) * row_bytes);
+    const auto n_floats = static_cast<std::size_t>(segments.n_rows * row_stride());
+    backend_.read(rows_.data(), this->rows(), n_floats * sizeof(float));
+    rows = std::as_bytes(std::span(rows_).first(n_floats));
   }
   leader_.sender_.send_pass(lane_, {head.bytes(), rows});
 }
@@ -145,15 +143,11 @@ void LeaderModel::forward(const Segments& segments) {
   });
 }
 
-void LeaderModel::run_blocks(const Segments& segments, std::span<const Block> blocks,
-                             const float* norm) {
-  std::int32_t depth = kModelLayers;
-  const auto& drafting = weights_.mtp.layers;
-  for (std::size_t i = 0; i < drafting.size(); ++i)
-    if (blocks.front().weights == &drafting[i].block) depth = static_cast<std::int32_t>(i);
+void LeaderModel::run_draft_block(const Segments& segments, const Block& block, std::int32_t depth,
+                                  const float* norm) {
   send_blocks(segments, depth);
   share([&] {
-    Inkling::run_blocks(segments, blocks, norm);
+    Inkling::run_draft_block(segments, block, depth, norm);
     backend_.finish();
   });
 }

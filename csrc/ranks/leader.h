@@ -40,8 +40,6 @@ class RankLeader {
              std::shared_ptr<Transport> transport = nullptr);
 
   const Group& group() const { return group_; }
-  Reduction reduction() const { return options_.reduction; }
-  std::int32_t max_rows() const { return options_.max_rows; }
   // A worker's end of the socket to it, which it inherits.
   int worker_socket(int rank) const { return sockets_.worker(rank); }
   // Connects the devices, where they have something of their own to meet in; the workers do the
@@ -119,8 +117,8 @@ class LeaderModel final : public Inkling {
               const SequenceLayout& layout, Backend& backend, std::int32_t max_rows);
 
   void forward(const Segments& segments) override;
-  void run_blocks(const Segments& segments, std::span<const Block> blocks,
-                  const float* norm) override;
+  void run_draft_block(const Segments& segments, const Block& block, std::int32_t depth,
+                       const float* norm) override;
   void turn(TurnArgs args) override;
 
  private:
@@ -132,9 +130,7 @@ class LeaderModel final : public Inkling {
 
   RankLeader& leader_;
   int lane_;
-  Backend& backend_;
-  const Weights& weights_;
-  std::vector<std::byte> rows_;      // of a pass, on the host
+  std::vector<float> rows_;          // of a pass, on the host
   std::vector<std::byte> gathered_;  // head rows, one behind the other
 };
 

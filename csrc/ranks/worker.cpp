@@ -96,8 +96,8 @@ class RankWorker::LaneServer {
       if (depth == kModelLayers)
         model_->forward(segments);
       else  // what the last norm makes of it is rank 0's alone
-        model_->run_blocks(segments, {&drafting_[static_cast<std::size_t>(depth)], 1},
-                           worker_.weights_.final_norm);
+        model_->run_draft_block(segments, drafting_[static_cast<std::size_t>(depth)], depth,
+                                worker_.weights_.final_norm);
       backend_.finish();
     });
   }
