@@ -84,19 +84,13 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
   check(backend->has_kv_dtype(options.kv_dtype), "kv_dtype: device '", backend->name(),
         "' keeps keys and values in float32 or bfloat16, found ", dtype_name(options.kv_dtype),
         "; take kv_dtype=\"auto\"");
-  const WeightDTypes dtypes{options.dtype, options.weights};
   const Shard shard =
       make_shard(checked_config, options.weights, 0,
                  model_.ranks == nullptr ? 1 : model_.ranks->group().n_ranks(), options.reduction);
   model_.share = shard_config(checked_config, shard);
   if (model_.ranks != nullptr) model_.ranks->connect(*backend, model_.share, shard);
-  if (const auto* packed = std::get_if<PackedArena>(&source)) {
-    model_.weights =
-        load_packed_weights(checked_config, *packed, dtypes, *backend, progress, shard);
-  } else {
-    TensorSource tensors(std::move(std::get<std::vector<SourceTensor>>(source)));
-    model_.weights = load_weights(checked_config, tensors, dtypes, *backend, progress, shard);
-  }
+  model_.weights = load_weights(checked_config, std::move(source), {options.dtype, options.weights},
+                                *backend, progress, shard);
   arena_bytes_ = static_cast<std::int64_t>(model_.weights.arena->bytes());
   const bool is_sharing = beside != nullptr && options.memory_bytes == 0;
   const std::size_t granularity =

@@ -323,45 +323,48 @@ class Loader {
   std::int64_t d_padded_;
 };
 
-}  // namespace
-
-Weights load_weights(const ModelConfig& config, TensorSource& source, const WeightDTypes& dtypes,
-                     Backend& backend, const LoadProgress& progress, const Shard& shard) {
-  check_shard(config, dtypes.matrices, shard);
-  WeightBuilder builder(backend, dtypes, progress);
-  Loader(config, source, builder, dtypes, shard).load();  // measures, checks names and shapes
-  source.check_all_used();
-  auto arena = backend.allocate(builder.bytes());
-  builder.start_filling(static_cast<std::byte*>(arena->data()), builder.bytes());
-  Weights weights = Loader(config, source, builder, dtypes, shard).load();
-  weights.arena = std::move(arena);
-  if (progress) progress(builder.bytes(), builder.bytes());
-  return weights;
-}
-
-Weights load_packed_weights(const ModelConfig& config, const PackedArena& packed,
-                            const WeightDTypes& dtypes, Backend& backend,
-                            const LoadProgress& progress, const Shard& shard) {
-  check_shard(config, dtypes.matrices, shard);
-  TensorSource shapes = TensorSource::of_shapes();
-  WeightBuilder builder(backend, dtypes, progress);
-  Loader(config, shapes, builder, dtypes, shard).load();
-  const std::size_t bytes = builder.bytes();
-  check<CheckpointError>(packed.bytes == bytes, "packed weights: expected ", bytes,
-                         " bytes for this config.json, ", dtype_name(dtypes.rows), " and ",
-                         dtype_name(dtypes.matrices), " weights, found ", packed.bytes);
-  auto arena = backend.allocate(bytes);
-  auto* const base = static_cast<std::byte*>(arena->data());
-  std::vector<std::byte> piece(std::min(kPieceBytes, bytes));
-  for (std::size_t at = 0; at < bytes; at += piece.size()) {
-    const std::size_t n = std::min(piece.size(), bytes - at);
+// Reads packed weights to `base`.
+void read_arena(const PackedArena& packed, Backend& backend, std::byte* base,
+                const LoadProgress& progress) {
+  std::vector<std::byte> piece(std::min(kPieceBytes, packed.bytes));
+  for (std::size_t at = 0; at < packed.bytes; at += piece.size()) {
+    const std::size_t n = std::min(piece.size(), packed.bytes - at);
+    if (progress) progress(at, packed.bytes);
     packed.read(piece.data(), n);
     backend.write(base + at, piece.data(), n);
-    if (progress) progress(at + n, bytes);
   }
-  builder.start_placing(base);
-  Weights weights = Loader(config, shapes, builder, dtypes, shard).load();
+}
+
+}  // namespace
+
+Weights load_weights(const ModelConfig& config, WeightSource source, const WeightDTypes& dtypes,
+                     Backend& backend, const LoadProgress& progress, const Shard& shard) {
+  check_shard(config, dtypes.matrices, shard);
+  const auto* const packed = std::get_if<PackedArena>(&source);
+  TensorSource tensors = packed != nullptr
+                             ? TensorSource::of_shapes()
+                             : TensorSource(std::move(std::get<std::vector<SourceTensor>>(source)));
+  WeightBuilder builder(backend, dtypes, progress);
+  Loader loader(config, tensors, builder, dtypes, shard);
+  loader.load();  // measures, checks names and shapes
+  const std::size_t bytes = builder.bytes();
+  if (packed == nullptr)
+    tensors.check_all_used();
+  else
+    check<CheckpointError>(packed->bytes == bytes, "packed weights: expected ", bytes,
+                           " bytes for this config.json, ", dtype_name(dtypes.rows), " and ",
+                           dtype_name(dtypes.matrices), " weights, found ", packed->bytes);
+  auto arena = backend.allocate(bytes);
+  auto* const base = static_cast<std::byte*>(arena->data());
+  if (packed == nullptr) {
+    builder.start_filling(base, bytes);
+  } else {
+    read_arena(*packed, backend, base, progress);
+    builder.start_placing(base);
+  }
+  Weights weights = loader.load();
   weights.arena = std::move(arena);
+  if (progress) progress(bytes, bytes);
   return weights;
 }
 

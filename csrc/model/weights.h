@@ -8,8 +8,8 @@
 // `down` are those of its parts, one behind the other, or each part's a matrix of its own, as the
 // backend wants it (packs_parts_apart).
 //
-// An arena may be written to a file and read again (write_arena, load_packed_weights): where each
-// number lies in it follows from config, shard, dtypes, backend and kPackingVersion.
+// An arena may be written to a file and read again (write_arena, PackedArena): where each number
+// lies in it follows from config, shard, dtypes, backend and kPackingVersion.
 #pragma once
 
 #include <functional>
@@ -96,10 +96,6 @@ struct Weights {
   std::unique_ptr<Buffer> arena;
 };
 
-// `config` is that of the whole model. Throws InvalidArgument where it cannot be cut so.
-Weights load_weights(const ModelConfig& config, TensorSource& source, const WeightDTypes& dtypes,
-                     Backend& backend, const LoadProgress& progress, const Shard& shard = {});
-
 // Raise it when the bytes of an arena change: the order of its parts, a layout, a rounding.
 inline constexpr int kPackingVersion = 1;
 
@@ -108,17 +104,16 @@ struct PackedArena {
   std::size_t bytes = 0;
   std::function<void(std::byte* to, std::size_t bytes)> read;  // what follows in the file
 };
-Weights load_packed_weights(const ModelConfig& config, const PackedArena& packed,
-                            const WeightDTypes& dtypes, Backend& backend,
-                            const LoadProgress& progress, const Shard& shard = {});
+// A checkpoint's tensors, or weights that were packed before.
+using WeightSource = std::variant<std::vector<SourceTensor>, PackedArena>;
+// `config` is that of the whole model. Throws InvalidArgument where it cannot be cut so.
+Weights load_weights(const ModelConfig& config, WeightSource source, const WeightDTypes& dtypes,
+                     Backend& backend, const LoadProgress& progress, const Shard& shard = {});
 // Hands out the arena from its beginning, piece by piece.
 using ArenaWriter = std::function<void(const std::byte* from, std::size_t bytes)>;
 void write_arena(const Weights& weights, Backend& backend, const ArenaWriter& write);
 // Tells one set of packed weights from another: the same on every machine, and with any number of
 // threads. Reads all of them.
 std::uint64_t arena_hash(const Weights& weights, Backend& backend);
-
-// A checkpoint's tensors, or weights that were packed before.
-using WeightSource = std::variant<std::vector<SourceTensor>, PackedArena>;
 
 }  // namespace duplex

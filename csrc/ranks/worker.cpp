@@ -5,7 +5,6 @@
 #include <cstring>
 #include <thread>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "backend/registry.h"
@@ -33,12 +32,7 @@ RankWorker::RankWorker(const ModelConfig& config, WeightSource source, const Wor
   config_ = shard_config(config, shard);
   connect_ranks(*backend_, group_, *memory_exchange_, {options.socket},
                 {config_, shard, options.max_rows, options.transport, options.reduction});
-  if (const auto* packed = std::get_if<PackedArena>(&source)) {
-    weights_ = load_packed_weights(config, *packed, options.dtypes, *backend_, progress, shard);
-  } else {
-    TensorSource tensors(std::move(std::get<std::vector<SourceTensor>>(source)));
-    weights_ = load_weights(config, tensors, options.dtypes, *backend_, progress, shard);
-  }
+  weights_ = load_weights(config, std::move(source), options.dtypes, *backend_, progress, shard);
   layout_ = any_layout(config_, options.kv_dtype);
   if (!config_.mtp.layers.empty()) mtp_layout_ = any_layout(config_.mtp_model(), options.kv_dtype);
 }

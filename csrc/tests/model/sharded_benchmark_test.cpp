@@ -46,9 +46,8 @@ class Model {
         pool_(backend_.create_page_memory(
             layout_.page_bytes, 3 * layout_.growth_pages(2048) + 3 * layout_.window_pages())),
         sequence_(Sequence::open(pool_, layout_, 2048)) {
-    TensorSource source(views(tensors));
-    weights_ =
-        load_weights(config, source, {DType::kBF16, matrices}, backend_, {}, {0, 1, n_parts});
+    weights_ = load_weights(config, views(tensors), {DType::kBF16, matrices}, backend_, {},
+                            {0, 1, n_parts});
     model_.emplace(config_, weights_, layout_, backend_, kMaxRows);
     std::int32_t value = 0;
     for (std::int64_t i = 0; i < kMaxRows * model_->row_stride(); ++i)

@@ -94,8 +94,7 @@ class Rank {
         backend_({1, ""}),
         layout_(SequenceLayout::make(config_, of.kv_dtype, 4096, kLimits)),
         mtp_layout_(SequenceLayout::make(config_.mtp_model(), of.kv_dtype, 4096, kLimits)) {
-    TensorSource source(views(tensors));
-    weights_ = load_weights(of.config, source, of.dtypes, backend_, {}, shard);
+    weights_ = load_weights(of.config, views(tensors), of.dtypes, backend_, {}, shard);
     model_.emplace(config_, weights_, layout_, backend_, kMaxRows, exchange);
     mtp_.emplace(config_, weights_, mtp_layout_, backend_, *model_);
   }

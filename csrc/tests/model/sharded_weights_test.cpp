@@ -15,8 +15,7 @@ namespace {
 Weights load(const ModelConfig& config, std::vector<SourceTensor> tensors,
              const WeightDTypes& dtypes, const Shard& shard) {
   CpuBackend backend({1, "portable"});
-  TensorSource source(std::move(tensors));
-  return load_weights(config, source, dtypes, backend, {}, shard);
+  return load_weights(config, std::move(tensors), dtypes, backend, {}, shard);
 }
 
 bool same_arena(const Weights& a, const Weights& b) {
@@ -243,7 +242,7 @@ TEST_CASE("the arena of a rank, written and read again, is the same weights") {
                             std::memcpy(to, bytes.data() + at, n);
                             at += n;
                           }};
-  const Weights read = load_packed_weights(config, arena, dtypes, backend, {}, shard);
+  const Weights read = load_weights(config, arena, dtypes, backend, {}, shard);
   CHECK(same_arena(read, packed));
   CHECK(read.shard.n_parts == shard.n_parts);
   const LayerWeights& a = read.layers[1];
@@ -252,8 +251,7 @@ TEST_CASE("the arena of a rank, written and read again, is the same weights") {
   CHECK(a.moe.down_stride_bytes == b.moe.down_stride_bytes);
   CHECK((read.embed == nullptr) == (shard.rank != 0));
   at = 0;
-  CHECK_THROWS_AS(load_packed_weights(config, arena, dtypes, backend, {}, {0, 4, 1}),
-                  CheckpointError);
+  CHECK_THROWS_AS(load_weights(config, arena, dtypes, backend, {}, {0, 4, 1}), CheckpointError);
 }
 
 TEST_CASE("weights that cannot be cut are refused before anything is read") {

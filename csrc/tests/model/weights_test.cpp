@@ -18,8 +18,7 @@ namespace {
 Weights load(const ModelConfig& config, const std::vector<OwnTensor>& tensors,
              DType dtype = DType::kF32) {
   CpuBackend backend({1, "portable"});
-  TensorSource source(views(tensors));
-  return load_weights(config, source, {dtype, dtype}, backend, {});
+  return load_weights(config, views(tensors), {dtype, dtype}, backend, {});
 }
 
 std::string problem(const std::vector<OwnTensor>& tensors) {
@@ -201,7 +200,7 @@ Weights load_packed(const std::vector<std::byte>& bytes, const WeightDTypes& dty
     std::memcpy(to, bytes.data() + at, n);
     at += n;
   };
-  return load_packed_weights(tiny_config(), {bytes.size(), read}, dtypes, backend, {});
+  return load_weights(tiny_config(), PackedArena{bytes.size(), read}, dtypes, backend, {});
 }
 
 // Every pointer of the weights as an offset into the arena, and what is kept beside them.
@@ -245,8 +244,8 @@ TEST_CASE("an arena that was written and read again is the same weights") {
   const WeightDTypes dtypes{rows, is_quantised(matrices) ? matrices : rows};
   CpuBackend backend({1, "portable"});
   RandomCheckpoint checkpoint(tiny_config(), 6);
-  TensorSource source(views(checkpoint.tensors()));
-  const Weights packed = load_weights(tiny_config(), source, dtypes, backend, {});
+  const Weights packed =
+      load_weights(tiny_config(), views(checkpoint.tensors()), dtypes, backend, {});
   const Weights read = load_packed(arena_bytes(packed), dtypes);
   CHECK(same_arena(packed, read));
   CHECK((places(packed) == places(read)));
@@ -282,10 +281,10 @@ TEST_CASE("the bytes of an arena are those of kPackingVersion") {
                std::pair{DType::kInt4, std::uint64_t{0x14afa7dca5561d77}});
   CpuBackend backend({1, "portable"});
   const std::vector<OwnTensor> tensors = fixed_tensors();
-  TensorSource source(views(tensors));
   const WeightDTypes dtypes{matrices == DType::kF32 ? DType::kF32 : DType::kBF16, matrices};
   std::uint64_t digest = 0xcbf29ce484222325u;
-  for (const std::byte byte : arena_bytes(load_weights(tiny_config(), source, dtypes, backend, {})))
+  for (const std::byte byte :
+       arena_bytes(load_weights(tiny_config(), views(tensors), dtypes, backend, {})))
     digest = (digest ^ std::to_integer<std::uint64_t>(byte)) * 0x100000001b3u;
   CAPTURE(dtype_name(matrices));
   CHECK(kPackingVersion == 1);
@@ -295,11 +294,10 @@ TEST_CASE("the bytes of an arena are those of kPackingVersion") {
 TEST_CASE("filling takes exactly what was measured, and progress ends there") {
   CpuBackend backend({1, "portable"});
   const std::vector<OwnTensor> tensors = RandomCheckpoint(tiny_config(), 4).tensors();
-  TensorSource source(views(tensors));
   std::size_t done = 0, total = 0, n_calls = 0;
   bool is_ascending = true;
   const Weights weights =
-      load_weights(tiny_config(), source, {}, backend, [&](std::size_t d, std::size_t t) {
+      load_weights(tiny_config(), views(tensors), {}, backend, [&](std::size_t d, std::size_t t) {
         is_ascending &= d >= done && d <= t && (n_calls == 0 || t == total);
         done = d;
         total = t;
@@ -330,8 +328,7 @@ TEST_CASE("bfloat16 files and bfloat16 weights hold the rounded numbers") {
     bf16_views[i].data = reinterpret_cast<const std::byte*>(halves_of[i].data());
   }
   CpuBackend backend({1, "portable"});
-  TensorSource source(bf16_views);
-  const Weights from_file = load_weights(tiny_config(), source, {}, backend, {});
+  const Weights from_file = load_weights(tiny_config(), bf16_views, {}, backend, {});
   CHECK(same_arena(from_file, load(tiny_config(), tensors)));
   CHECK(rounded_late.arena->bytes() < from_file.arena->bytes());
   // The embedding is a plain table: row 3, columns 0 to 19 of 32.

@@ -206,8 +206,8 @@ TEST_CASE("cuda: paired gates and ups of several parts are those of as many rank
       model_tests::RandomCheckpoint(config, 5).tensors();
   cuda::CudaBackend backend({});
   const auto load = [&](const Shard& of) {
-    TensorSource source(model_tests::views(tensors));
-    return load_weights(config, source, {DType::kBF16, matrices}, backend, {}, of);
+    return load_weights(config, model_tests::views(tensors), {DType::kBF16, matrices}, backend, {},
+                        of);
   };
   const auto tiles_of = [&](const PackedMatrix& w) {
     std::vector<std::byte> bytes(backend.packed_bytes(kPanelOutputs, w.n_in, w.dtype) *

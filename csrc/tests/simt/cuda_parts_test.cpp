@@ -183,8 +183,7 @@ TEST_CASE("cuda: weights of several parts are those of as many ranks, one behind
   const DType rows = matrices == DType::kF32 ? DType::kF32 : DType::kBF16;
   cuda::CudaBackend backend({});
   const auto load = [&](const Shard& of) {
-    TensorSource source(model_tests::views(tensors));
-    return load_weights(config, source, {rows, matrices}, backend, {}, of);
+    return load_weights(config, model_tests::views(tensors), {rows, matrices}, backend, {}, of);
   };
   const auto bytes_at = [&](const void* data, std::size_t n) {
     std::vector<std::byte> bytes(n);
