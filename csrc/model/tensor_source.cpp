@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "backend/quantised.h"
 #include "core/error.h"
 
 namespace duplex {
@@ -9,7 +10,6 @@ namespace {
 
 using Shape = std::vector<std::int64_t>;
 
-constexpr std::int64_t kNvfp4Block = 16;
 constexpr std::int64_t kMxBlock = 32;
 constexpr std::int64_t kFp8BlockSide = 128;
 
@@ -139,7 +139,7 @@ void TensorSource::attach_scales(SourceTensor& tensor, const std::string& name) 
                          listed(block_names), ", found none");
   const bool is_nvfp4 = tensor.type == FileType::kE2M1 && block->type == FileType::kE4M3;
   if (is_nvfp4) {
-    use_column_blocks(tensor, *block, kNvfp4Block);
+    use_column_blocks(tensor, *block, kNvfp4Group);
   } else if (is_exponent(block->type)) {
     use_column_blocks(tensor, *block, kMxBlock);
   } else {

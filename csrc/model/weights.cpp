@@ -20,6 +20,13 @@ OutputRows output_rows(const SourceTensor& tensor, std::int64_t first, std::int6
 }
 OutputRows padding(std::int64_t n) { return {nullptr, n, 0, 0}; }
 
+// Where the transformers implementation has what is published under `prefix`.
+std::string module_prefix(std::string prefix) {
+  const std::string published = "model.llm.";
+  if (prefix.starts_with(published)) prefix.replace(0, published.size(), "model.language_model.");
+  return prefix;
+}
+
 class Loader {
  public:
   Loader(const ModelConfig& config, TensorSource& source, WeightBuilder& builder,
@@ -204,11 +211,8 @@ class Loader {
   std::pair<const SourceTensor*, const SourceTensor*> module_gate_up(
       const std::string& prefix, const std::string& published, const std::string& suffix,
       const std::vector<std::int64_t>& shape) {
-    std::string base = prefix;
-    if (base.starts_with("model.llm"))
-      base.replace(0, std::string("model.llm").size(), "model.language_model");
-    const std::string gate_name = base + "gate_proj" + suffix;
-    const std::string up_name = base + "up_proj" + suffix;
+    const std::string gate_name = module_prefix(prefix) + "gate_proj" + suffix;
+    const std::string up_name = module_prefix(prefix) + "up_proj" + suffix;
     const SourceTensor* gate = source_.try_find(gate_name);
     const SourceTensor* up = source_.try_find(up_name);
     check<CheckpointError>(gate != nullptr && up != nullptr, "checkpoint: tensor '", prefix,
@@ -264,12 +268,10 @@ class Loader {
     // Interleaved (step 2, ups at 1) as published, or halves (step 1, ups at `width`).
     const SourceTensor* routed = source_.try_find(prefix + "experts.w13_weight");
     const bool is_interleaved = routed != nullptr;
-    std::string module = prefix;
-    module.replace(0, std::string("model.llm").size(), "model.language_model");
-    if (!is_interleaved) routed = source_.try_find(module + "experts.gate_up_proj");
+    const std::string module = module_prefix(prefix) + "experts.gate_up_proj";
+    if (!is_interleaved) routed = source_.try_find(module);
     check<CheckpointError>(routed != nullptr, "checkpoint: tensor '", prefix,
-                           "experts.w13_weight' is missing (also looked for '", module,
-                           "experts.gate_up_proj')");
+                           "experts.w13_weight' is missing (also looked for '", module, "')");
     source_.find(routed->name, {m.n_experts, 2 * width, d_});
     const std::int64_t step = is_interleaved ? 2 : 1;
     const std::int64_t up_row = is_interleaved ? 1 : width;
