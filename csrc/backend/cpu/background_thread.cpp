@@ -1,11 +1,9 @@
 #include "backend/cpu/background_thread.h"
 
-#include <utility>
-
-#if defined(__linux__)
 #include <sys/resource.h>
 #include <unistd.h>
-#endif
+
+#include <utility>
 
 namespace duplex {
 namespace {
@@ -14,11 +12,9 @@ namespace {
 constexpr int kNice = 19;
 
 void take_smaller_share() {
-#if defined(__linux__)
   // Of this thread alone, on Linux. Refused or not, the work is the same.
   const auto thread = static_cast<id_t>(gettid());
   setpriority(PRIO_PROCESS, thread, getpriority(PRIO_PROCESS, thread) + kNice);
-#endif
 }
 
 }  // namespace
