@@ -55,8 +55,7 @@ class Lane {
   std::size_t head_row_bytes() const { return model_->head_row_bytes(); }
   // Of a new session; empty where no layers for it were loaded.
   std::optional<Drafter> make_drafter(PagePool& pool, std::int64_t max_positions) const;
-  // Maps the pages of a pass of so many rows, before any input is taken; ahead: if it can.
-  void back(Session& session, std::int64_t n_rows) const;
+  // Maps the pages of a pass of so many rows ahead, if it can.
   void back_ahead(Session& session, std::int64_t n_rows) const;
   void add_counts(EngineStats& stats) const;
   void add_plan(const std::string& prefix,
@@ -75,6 +74,7 @@ class Lane {
     std::lock_guard<std::mutex> lock;
   };
   void check_open() const;
+  void back(Session& session, std::int64_t n_rows) const;  // before any input is taken
   std::vector<float> make_ready(Session& session, std::int64_t n_rows, LogitsWanted wanted);
   std::vector<float> append_input(Session& session, LogitsWanted wanted, std::vector<float> logits);
   // ---- micro_turn.cpp

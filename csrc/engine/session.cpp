@@ -67,6 +67,12 @@ void Session::check_open() const {
   check<SessionClosed>(!is_closed_.load(), "session: it is closed; open a new one");
 }
 
+std::unique_lock<std::mutex> Session::lock_open() const {
+  std::unique_lock lock(lane_.mutex());
+  check_open();
+  return lock;
+}
+
 // ---- input from any thread
 
 void Session::feed_audio(std::span<const float> samples) {
@@ -139,8 +145,7 @@ void Session::keep_sampled() {
 }
 
 std::vector<std::int64_t> Session::marks() const {
-  const std::lock_guard lock(lane_.mutex());
-  check_open();
+  const auto lock = lock_open();
   std::vector<std::int64_t> positions;
   for (const Mark& mark : marks_)
     if (mark.position >= sequence_->lowest_truncation() && mark.position <= sequence_->length())
@@ -153,8 +158,7 @@ void Session::truncate(std::int64_t position) {
   const BusyGuard busy(*this);
   std::string held;
   for (const std::int64_t p : marks()) held += (held.empty() ? "" : ", ") + std::to_string(p);
-  const std::lock_guard lock(lane_.mutex());
-  check_open();
+  const auto lock = lock_open();
   const auto found = std::find_if(marks_.begin(), marks_.end(), [position](const Mark& mark) {
     return mark.position == position;
   });
@@ -177,8 +181,7 @@ void Session::truncate(std::int64_t position) {
 
 std::shared_ptr<Session> Session::fork(std::int64_t max_positions, LaneKind lane) {
   const BusyGuard busy(*this);
-  std::unique_lock lock(lane_.mutex());
-  check_open();
+  auto lock = lock_open();
   std::optional<Endless> endless = endless_;
   if (endless && max_positions > 0)
     endless = endless->with_limit(max_positions, sequence_->layout());
@@ -213,8 +216,7 @@ std::shared_ptr<Session> Session::fork(std::int64_t max_positions, LaneKind lane
 
 PositionRange Session::forget(std::int64_t begin, std::int64_t end) {
   const BusyGuard busy(*this);
-  const std::lock_guard lock(lane_.mutex());
-  check_open();
+  const auto lock = lock_open();
   if (endless_) endless_->check_forget(*sequence_, begin, end);
   return hide(begin, end);
 }
@@ -233,39 +235,33 @@ void Session::set_sampling(const SamplingParams& params) {
 }
 
 std::int64_t Session::length() const {
-  const std::lock_guard lock(lane_.mutex());
-  check_open();
+  const auto lock = lock_open();
   return sequence_->length();
 }
 
 std::vector<PositionRange> Session::forgotten() const {
-  const std::lock_guard lock(lane_.mutex());
-  check_open();
+  const auto lock = lock_open();
   const auto holes = sequence_->forgotten();
   return {holes.begin(), holes.end()};
 }
 
 std::int64_t Session::max_positions() const {
-  const std::lock_guard lock(lane_.mutex());
-  check_open();
+  const auto lock = lock_open();
   return endless_ ? endless_->max_positions : sequence_->max_positions();
 }
 
 SequenceUsage Session::usage() const {
-  const std::lock_guard lock(lane_.mutex());
-  check_open();
+  const auto lock = lock_open();
   return sequence_->usage();
 }
 
 std::int64_t Session::draft_bytes() const {
-  const std::lock_guard lock(lane_.mutex());
-  check_open();
+  const auto lock = lock_open();
   return drafter_ ? drafter_->held_bytes() : 0;
 }
 
 std::vector<std::tuple<std::int32_t, std::int64_t, std::uint64_t>> Session::digests() const {
-  const std::lock_guard lock(lane_.mutex());
-  check_open();
+  const auto lock = lock_open();
   std::vector<std::tuple<std::int32_t, std::int64_t, std::uint64_t>> digests;
   for (const BlockDigest& digest : sequence_->digests())
     digests.emplace_back(digest.tape, digest.block, digest.hash);

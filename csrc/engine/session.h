@@ -97,6 +97,7 @@ class Session {
   static constexpr std::size_t kMarks = 32;
 
   void check_open() const;
+  std::unique_lock<std::mutex> lock_open() const;  // of the lane; throws SessionClosed
   bool is_interrupted() const { return epoch_.load() != call_epoch_; }
   // Throws CapacityError unless `n_rows` fit. An endless session forgets for them.
   void make_room(std::int64_t n_rows);

@@ -210,8 +210,7 @@ class SessionState::BlockReader {
   std::int64_t n_left() const { return n_left_; }  // bytes
   void read(std::span<std::byte> to) {
     n_left_ -= std::ssize(to);
-    const std::lock_guard lock(session_.lane_.mutex());
-    session_.check_open();
+    const auto lock = session_.lock_open();
     PageMemory& memory = session_.engine_->pool_->memory();
     while (!to.empty()) {
       const BlockRun& run = runs_[at_];
@@ -237,8 +236,7 @@ class SessionState::BlockReader {
 };
 
 std::pair<ByteWriter, SessionState::BlockReader> SessionState::capture(const Session& session) {
-  const std::lock_guard lock(session.lane_.mutex());
-  session.check_open();
+  const auto lock = session.lock_open();
   SequenceState state = session.sequence_->state();
   if (session.endless_) state.max_positions = session.endless_->max_positions;
   ByteWriter bytes;
