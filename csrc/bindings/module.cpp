@@ -13,12 +13,7 @@ PYBIND11_MODULE(_core, m) {
   bind_snapshot(m);
   m.def("backend_names", &backend_names, "Devices that this build knows.");
   m.def(
-      "encoder_names",
-      [] {
-        std::vector<std::string> names;
-        for (const EncoderInfo& encoder : kEncoders) names.emplace_back(encoder.name);
-        return names;
-      },
+      "encoder_names", [] { return std::vector<std::string>(kEncoders.begin(), kEncoders.end()); },
       "Encoders that turn raw input into rows.");
 }
 

@@ -8,15 +8,9 @@
 
 namespace duplex {
 
-struct EncoderInfo {
-  const char* name;           // of its files here and of its reference module
-  const char* input;          // what one row of the sequence holds
-  const char* tensor_prefix;  // of its weights in a checkpoint
+inline constexpr std::array kEncoders = {
+    "dmel",  // 50 ms of 16 kHz sound
+    "hmlp",  // one patch of a picture
 };
-
-inline constexpr std::array<EncoderInfo, 2> kEncoders = {{
-    {"dmel", "50 ms of 16 kHz sound", "model.audio."},
-    {"hmlp", "one patch of a picture", "model.visual."},
-}};
 
 }  // namespace duplex
