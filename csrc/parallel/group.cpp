@@ -25,25 +25,21 @@ constexpr std::int64_t kHeaderBytes = 4096;
 constexpr std::int64_t kMinRingBytes = 64 << 10;
 static_assert(sizeof(GroupHeader) <= kHeaderBytes);
 
-std::int64_t ring_bytes(const GroupHeader& header) {
+std::int64_t ring_bytes(const GroupSizes& sizes) {
   // Twice the longest command always has room for one, wherever in the ring it must start.
-  const std::uint64_t longest =
-      command_stride(static_cast<std::uint64_t>(header.max_command_bytes));
+  const std::uint64_t longest = command_stride(static_cast<std::uint64_t>(sizes.max_command_bytes));
   return std::max(static_cast<std::int64_t>(2 * longest), kMinRingBytes);
 }
 
-std::int64_t slab_stride(const GroupHeader& header) {
-  return round_up(header.slab_bytes, kSlabAlign);
+std::int64_t slab_stride(const GroupSizes& sizes) { return round_up(sizes.slab_bytes, kSlabAlign); }
+
+std::int64_t channel_bytes(const GroupSizes& sizes) {
+  const std::int64_t flags = (2 * sizes.n_ranks + 1) * std::int64_t{sizeof(Flag)};
+  return round_up(flags + ring_bytes(sizes), kSlabAlign) + 2 * sizes.n_ranks * slab_stride(sizes);
 }
 
-std::int64_t channel_bytes(const GroupHeader& header) {
-  const std::int64_t flags = (2 * header.n_ranks + 1) * std::int64_t{sizeof(Flag)};
-  return round_up(flags + ring_bytes(header), kSlabAlign) +
-         2 * header.n_ranks * slab_stride(header);
-}
-
-std::int64_t group_bytes(const GroupHeader& header) {
-  return kHeaderBytes + (header.n_lanes + 1) * channel_bytes(header);
+std::int64_t group_bytes(const GroupSizes& sizes) {
+  return kHeaderBytes + (sizes.n_lanes + 1) * channel_bytes(sizes);
 }
 
 void check_options(const GroupOptions& options) {
@@ -67,19 +63,14 @@ Group Group::create(const GroupOptions& options) {
   auto spin = options.spin;
   if (spin.count() < 0)
     spin = std::max(available_processors(), 1) >= options.n_ranks ? kSpin : kSpinOfTooFewCores;
-  GroupHeader sizes{};
-  sizes.n_ranks = options.n_ranks;
-  sizes.n_lanes = options.n_lanes;
-  sizes.slab_bytes = static_cast<std::int64_t>(options.slab_bytes);
-  sizes.max_command_bytes = static_cast<std::int64_t>(options.max_command_bytes);
+  const GroupSizes sizes{options.n_ranks, options.n_lanes,
+                         static_cast<std::int64_t>(options.slab_bytes),
+                         static_cast<std::int64_t>(options.max_command_bytes)};
   auto region = std::make_shared<const SharedRegion>(
       SharedRegion::create(static_cast<std::size_t>(group_bytes(sizes))));
   Group group(std::move(region), 0);
   GroupHeader& header = group.header();
-  header.n_ranks = sizes.n_ranks;
-  header.n_lanes = sizes.n_lanes;
-  header.slab_bytes = sizes.slab_bytes;
-  header.max_command_bytes = sizes.max_command_bytes;
+  header.sizes = sizes;
   header.time_out_ms = options.time_out.count();
   header.spin_us = spin.count();
   header.magic = kGroupMagic;
@@ -96,7 +87,7 @@ Group Group::join(int fd, int rank) {
   const auto bytes = static_cast<std::int64_t>(region->bytes());
   Group group(std::move(region), rank);
   check(bytes >= kHeaderBytes && group.header().magic == kGroupMagic &&
-            bytes >= group_bytes(group.header()),
+            bytes >= group_bytes(group.header().sizes),
         "tensor-parallel group: expected the memory of a group made by this build behind "
         "descriptor ",
         fd, ", found something else");
@@ -116,11 +107,13 @@ GroupHeader& Group::header() const {
   return *std::launder(reinterpret_cast<GroupHeader*>(region_->data()));
 }
 
-int Group::n_ranks() const { return static_cast<int>(header().n_ranks); }
-int Group::n_lanes() const { return static_cast<int>(header().n_lanes); }
-std::size_t Group::slab_bytes() const { return static_cast<std::size_t>(header().slab_bytes); }
+int Group::n_ranks() const { return static_cast<int>(header().sizes.n_ranks); }
+int Group::n_lanes() const { return static_cast<int>(header().sizes.n_lanes); }
+std::size_t Group::slab_bytes() const {
+  return static_cast<std::size_t>(header().sizes.slab_bytes);
+}
 std::size_t Group::max_command_bytes() const {
-  return static_cast<std::size_t>(header().max_command_bytes);
+  return static_cast<std::size_t>(header().sizes.max_command_bytes);
 }
 std::chrono::milliseconds Group::time_out() const {
   return std::chrono::milliseconds(header().time_out_ms);
@@ -192,17 +185,17 @@ std::string Group::channel_name(int i) const {
 
 GroupChannel Group::channel(int i) const {
   check(i >= 0 && i < n_channels(), "channel: expected 0 to ", n_channels() - 1, ", found ", i);
-  const GroupHeader& header = this->header();
-  std::byte* const begin = region_->data() + kHeaderBytes + i * channel_bytes(header);
+  const GroupSizes& sizes = header().sizes;
+  std::byte* const begin = region_->data() + kHeaderBytes + i * channel_bytes(sizes);
   auto* const flags = std::launder(reinterpret_cast<Flag*>(begin));
   GroupChannel part{};
   part.arrivals = flags;
-  part.receivers = flags + header.n_ranks;
-  part.sender = flags + 2 * header.n_ranks;
-  part.ring = begin + (2 * header.n_ranks + 1) * std::int64_t{sizeof(Flag)};
-  part.ring_bytes = ring_bytes(header);
-  part.slab_stride = slab_stride(header);
-  part.slabs = begin + channel_bytes(header) - 2 * header.n_ranks * part.slab_stride;
+  part.receivers = flags + sizes.n_ranks;
+  part.sender = flags + 2 * sizes.n_ranks;
+  part.ring = begin + (2 * sizes.n_ranks + 1) * std::int64_t{sizeof(Flag)};
+  part.ring_bytes = ring_bytes(sizes);
+  part.slab_stride = slab_stride(sizes);
+  part.slabs = begin + channel_bytes(sizes) - 2 * sizes.n_ranks * part.slab_stride;
   return part;
 }
 

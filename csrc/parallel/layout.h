@@ -33,12 +33,16 @@ struct alignas(kLineBytes) Flag {
 static_assert(sizeof(Flag) == kLineBytes);
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
 
-struct GroupHeader {
-  std::uint64_t magic;
+struct GroupSizes {
   std::int64_t n_ranks;
   std::int64_t n_lanes;
   std::int64_t slab_bytes;
   std::int64_t max_command_bytes;
+};
+
+struct GroupHeader {
+  std::uint64_t magic;
+  GroupSizes sizes;
   std::int64_t time_out_ms;
   std::int64_t spin_us;
   // Written once, by the first to say that a rank has failed; `failed` comes last.
