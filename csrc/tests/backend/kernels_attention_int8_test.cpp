@@ -20,7 +20,6 @@ const std::vector<Scene> kScenes = {
     {"two forgotten ranges", {3, 1, 64, 33, 0}, 3, 640, 5, 0, {{64, 192}, {256, 320}}},
     {"log scaling that sets in between two rows", {12, 2, 16, 20, 0}, 3, 64, 33, 90},
 };
-constexpr float kAlpha = 0.4f;
 constexpr double kExpError = 2e-5;  // of exp2_of_bf16, relative
 
 // A tape of random codes and scales, the queries that meet it, and a poison for all other bytes.
@@ -30,27 +29,20 @@ struct Int8Stream {
         n(round_up(of.shape.d_head, kColumnAlign)),
         panel_bytes(kv_panel_bytes(DType::kInt8, n)),
         random(seed),
-        q(of.n_rows, of.shape.n_heads * n, of.shape.n_heads * n, DType::kF32),
+        q(random_heads(random, of.n_rows, of.shape.n_heads, of.shape.d_head, DType::kF32, 3,
+                       DType::kF32)),
         r(random_rows(random, of.n_rows, of.shape.n_heads * of.d_rel, of.shape.n_heads * of.d_rel)),
         rel(random_rows(random, of.d_rel, of.shape.rel_extent, of.shape.rel_extent)),
-        bank(of.d_rel, bank_width(), bank_width(), DType::kF32),
-        tape(div_up(n_positions(), kBlockPositions), 2 * of.shape.n_kv_heads * panel_bytes) {
+        bank(of.d_rel, of.bank_width(), of.bank_width(), DType::kF32),
+        tape(div_up(of.n_positions(), kBlockPositions), 2 * of.shape.n_kv_heads * panel_bytes) {
     std::fill(tape.memory.begin(), tape.memory.end(), poison);
-    for (std::int64_t row = 0; row < of.n_rows; ++row)
-      for (std::int64_t head = 0; head < of.shape.n_heads; ++head)
-        for (std::int64_t c = 0; c < of.shape.d_head; ++c)
-          q.set(row, head * n + c, 3 * random.normal());
     for (std::int64_t k = 0; k < of.d_rel; ++k)
       for (std::int64_t d = 0; d < of.shape.rel_extent; ++d)
         bank.set(k, kBlockPositions + of.shape.rel_extent - 1 - d, rel.get(k, d));
-    for (std::int64_t p = 0; p < n_positions(); ++p)
+    for (std::int64_t p = 0; p < of.n_positions(); ++p)
       for (std::int64_t head = 0; head < of.shape.n_kv_heads; ++head) write(p, head);
   }
 
-  std::int64_t n_positions() const { return scene.position + scene.n_rows; }
-  std::int64_t bank_width() const {
-    return round_up(scene.shape.rel_extent + 2 * kBlockPositions, kColumnAlign);
-  }
   std::byte* panel(std::int64_t p, std::int64_t head, bool is_value) const {
     return tape.view.block(p / kBlockPositions) + (2 * head + (is_value ? 1 : 0)) * panel_bytes;
   }
@@ -65,7 +57,7 @@ struct Int8Stream {
   // Positions that no row sees stay poison.
   void write(std::int64_t p, std::int64_t head) {
     const std::int64_t first_seen = scene.is_local() ? scene.position - scene.shape.window + 1 : 0;
-    if (p < first_seen || is_forgotten(p)) return;
+    if (p < first_seen || scene.is_forgotten(p)) return;
     *scale(p, head, false) = float_to_bf16(std::exp(random.normal()) / 40);
     *scale(p, head, true) = float_to_bf16(random.normal() - 5);
     for (std::int64_t c = 0; c < n; ++c) {
@@ -87,28 +79,12 @@ struct Int8Stream {
   double value_scale(std::int64_t p, std::int64_t head) const {
     return std::exp2(double{bf16_to_float(*scale(p, head, true))});
   }
-  bool is_forgotten(std::int64_t p) const {
-    return std::any_of(
-        scene.forgotten.begin(), scene.forgotten.end(),
-        [p](const PositionRange& range) { return p >= range.begin && p < range.end; });
-  }
-  bool is_visible(std::int64_t row, std::int64_t p) const {
-    const std::int64_t distance = scene.position + row - p;
-    return distance >= 0 && !(scene.is_local() && distance >= scene.shape.window) &&
-           !is_forgotten(p);
-  }
   // All rows, in calls of the given sizes.
   RowBuffer run(CpuBackend& backend, const std::vector<std::int32_t>& chunks) {
     RowBuffer out(scene.n_rows, 0, q.stride(), DType::kF32);
     std::int64_t first = 0;
     for (const std::int32_t n_rows : chunks) {
-      const Segment rows{.n_rows = n_rows,
-                         .position = scene.position + first,
-                         .global = tape.view,
-                         .local = tape.view,
-                         .conv = {},
-                         .forgotten = scene.forgotten.data(),
-                         .n_forgotten = static_cast<std::int32_t>(scene.forgotten.size())};
+      const Segment rows = scene.segment(tape.view, 0, first, n_rows);
       backend.attention({.segments = {&rows, 1, n_rows},
                          .shape = scene.shape,
                          .d_head_padded = static_cast<std::int32_t>(n),
@@ -163,13 +139,11 @@ std::vector<Seen> scores_of(const Int8Stream& s, std::int64_t row, std::int64_t 
   const Scene& scene = s.scene;
   const std::int64_t kv_head = head / (scene.shape.n_heads / scene.shape.n_kv_heads);
   const std::int64_t position = scene.position + row;
-  const double ratio = static_cast<double>(position + 1) / std::max(scene.log_scaling_floor, 1);
-  const double tau =
-      scene.log_scaling_floor == 0 || ratio <= 1 ? 1 : 1 + double{kAlpha} * std::log(ratio);
+  const double tau = scene.tau(row);
   const std::vector<double> q = quantised_query(s, row, head);
   std::vector<Seen> seen;
   for (std::int64_t p = 0; p <= position; ++p) {
-    if (!s.is_visible(row, p)) continue;
+    if (!scene.is_visible(row, p)) continue;
     double dot = 0, bias = 0, bias_size = 0;
     for (std::int64_t c = 0; c < scene.shape.d_head; ++c)
       dot += q[static_cast<std::size_t>(c)] * s.key(p, kv_head, c) / scene.shape.d_head;
@@ -194,7 +168,8 @@ void compare_head(const Int8Stream& s, const RowBuffer& out, std::int64_t row, s
                   Deviation& deviation) {
   const std::int64_t kv_head = head / (s.scene.shape.n_heads / s.scene.shape.n_kv_heads);
   const std::vector<Seen> seen = scores_of(s, row, head);
-  std::vector<double> largest(static_cast<std::size_t>(div_up(s.n_positions(), kBlockPositions)));
+  std::vector<double> largest(
+      static_cast<std::size_t>(div_up(s.scene.n_positions(), kBlockPositions)));
   double worst_error = 0;
   for (const Seen& key : seen) {
     double& block = largest[static_cast<std::size_t>(key.position / kBlockPositions)];
@@ -217,12 +192,6 @@ void compare_head(const Int8Stream& s, const RowBuffer& out, std::int64_t row, s
     deviation.add(out.get(row, head * s.n + c), expected,
                   1.001 * half_codes + part * (size + std::abs(expected)) + 1e-37);
   }
-}
-
-bool same_rows(const RowBuffer& a, const RowBuffer& b) {
-  for (std::int64_t row = 0; row < b.n_rows(); ++row)
-    if (!a.same_row(row, b, row, b.stride())) return false;
-  return true;
 }
 
 TEST_CASE("attention over int8 weighs what a row may see, however the rows are cut") {

@@ -23,20 +23,6 @@ const std::vector<Scene> kScenes = {
     {"a forgotten range inside the extent", {4, 1, 12, 400, 0}, 3, 200, 8, 16, {{64, 128}}},
     {"log scaling that sets in between two rows", {12, 2, 16, 20, 0}, 3, 64, 33, 90},
 };
-constexpr float kAlpha = 0.4f;
-
-// Rows of heads of d_head numbers, each padded with zeros.
-RowBuffer random_heads(Random& random, std::int64_t n_rows, std::int32_t n_heads,
-                       std::int32_t d_head, DType dtype, float size = 1) {
-  const std::int64_t padded = round_up(d_head, kColumnAlign);
-  RowBuffer rows(n_rows, n_heads * padded, n_heads * padded, dtype);
-  for (std::int64_t row = 0; row < n_rows; ++row)
-    for (std::int64_t head = 0; head < n_heads; ++head)
-      for (std::int64_t c = 0; c < d_head; ++c)
-        rows.set(row, head * padded + c, size * random.normal());
-  return rows;
-}
-
 // The queries, keys and values of one stream, and the tape that its keys and values fill.
 struct Stream {
   static constexpr std::int64_t kLayerOffset = 128;
@@ -45,33 +31,24 @@ struct Stream {
       : scene(of),
         dtype(type),
         n(round_up(of.shape.d_head, kColumnAlign)),
-        n_positions(of.position + of.n_rows),
         random(seed),
-        keys(random_heads(random, n_positions, of.shape.n_kv_heads, of.shape.d_head, type)),
-        values(random_heads(random, n_positions, of.shape.n_kv_heads, of.shape.d_head, type)),
-        q(random_heads(random, of.n_rows, of.shape.n_heads, of.shape.d_head, type, 3)),
+        keys(random_heads(random, of.n_positions(), of.shape.n_kv_heads, of.shape.d_head, type, 1,
+                          type)),
+        values(random_heads(random, of.n_positions(), of.shape.n_kv_heads, of.shape.d_head, type, 1,
+                            type)),
+        q(random_heads(random, of.n_rows, of.shape.n_heads, of.shape.d_head, type, 3, type)),
         r(random_rows(random, of.n_rows, of.shape.n_heads * of.d_rel, of.shape.n_heads * of.d_rel)),
         rel(random_rows(random, of.d_rel, of.shape.rel_extent, of.shape.rel_extent)),
-        bank(of.d_rel, bank_width(), bank_width(), DType::kF32),
-        tape(div_up(n_positions, kBlockPositions),
+        bank(of.d_rel, of.bank_width(), of.bank_width(), DType::kF32),
+        tape(div_up(of.n_positions(), kBlockPositions),
              kLayerOffset + 2 * of.shape.n_kv_heads * panel_bytes()) {
     for (std::int64_t k = 0; k < scene.d_rel; ++k)
       for (std::int64_t d = 0; d < scene.shape.rel_extent; ++d)
         bank.set(k, kBlockPositions + scene.shape.rel_extent - 1 - d, rel.get(k, d));
   }
 
-  std::int64_t bank_width() const {
-    return round_up(scene.shape.rel_extent + 2 * kBlockPositions, kColumnAlign);
-  }
   std::int64_t panel_bytes() const {
     return n * kBlockPositions * static_cast<std::int64_t>(dtype_bytes(dtype));
-  }
-  // Blocks that no row sees were dropped.
-  bool is_held(std::int64_t block) const {
-    const std::int64_t begin = block * kBlockPositions;
-    for (const PositionRange& hole : scene.forgotten)
-      if (begin >= hole.begin && begin < hole.end) return false;
-    return !scene.is_local() || begin + kBlockPositions > scene.position - scene.shape.window + 1;
   }
   void put(std::int64_t position, std::int64_t head, bool is_value, std::int64_t index,
            float value) {
@@ -101,22 +78,12 @@ struct Stream {
   void grow(std::int64_t end) {
     for (; n_written < end; ++n_written)
       for (std::int64_t head = 0; head < scene.shape.n_kv_heads; ++head)
-        for (std::int64_t c = 0; c < n && is_held(n_written / kBlockPositions); ++c) {
+        for (std::int64_t c = 0; c < n && scene.is_held(n_written / kBlockPositions); ++c) {
           put_key(n_written, head, c, keys.get(n_written, head * n + c));
           put_value(n_written, head, c, values.get(n_written, head * n + c));
           if (dtype == DType::kBF16 && n_written + 1 == end && end % 2 == 1)
             put_value(end, head, c, 0.0f);
         }
-  }
-  Segment segment(std::int32_t row_begin, std::int64_t first, std::int32_t n_rows) const {
-    return {.row_begin = row_begin,
-            .n_rows = n_rows,
-            .position = scene.position + first,
-            .global = tape.view,
-            .local = tape.view,
-            .conv = {},
-            .forgotten = scene.forgotten.data(),
-            .n_forgotten = static_cast<std::int32_t>(scene.forgotten.size())};
   }
   AttentionArgs args(const Segments& segments, RowBuffer& queries, RowBuffer& biases,
                      RowBuffer& out, std::int64_t first) {
@@ -142,7 +109,7 @@ struct Stream {
     std::int64_t first = 0;
     for (const std::int32_t n_rows : chunks) {
       grow(scene.position + first + n_rows);
-      const Segment rows = segment(0, first, n_rows);
+      const Segment rows = scene.segment(tape.view, 0, first, n_rows);
       backend.attention(args({&rows, 1, n_rows}, q, r, out, first));
       first += n_rows;
     }
@@ -153,7 +120,6 @@ struct Stream {
   Scene scene;
   DType dtype;
   std::int64_t n;  // padded head width
-  std::int64_t n_positions;
   Random random;
   RowBuffer keys, values, q, r, rel;
   RowBuffer bank;  // rel as the kernels read it
@@ -168,24 +134,15 @@ struct Score {
   double error;
 };
 
-bool is_visible(const Scene& scene, std::int64_t row, std::int64_t key) {
-  const std::int64_t distance = scene.position + row - key;
-  if (distance < 0 || (scene.is_local() && distance >= scene.shape.window)) return false;
-  return std::none_of(scene.forgotten.begin(), scene.forgotten.end(),
-                      [key](const PositionRange& r) { return key >= r.begin && key < r.end; });
-}
-
 std::vector<Score> scores_of(const Stream& s, std::int64_t row, std::int64_t head) {
   const Scene& scene = s.scene;
   const std::int64_t n = s.n;
   const std::int64_t kv_head = head / (scene.shape.n_heads / scene.shape.n_kv_heads);
   const std::int64_t position = scene.position + row;
-  const double ratio = static_cast<double>(position + 1) / std::max(scene.log_scaling_floor, 1);
-  const double tau =
-      scene.log_scaling_floor == 0 || ratio <= 1 ? 1 : 1 + double{kAlpha} * std::log(ratio);
+  const double tau = scene.tau(row);
   std::vector<Score> scores;
   for (std::int64_t key = 0; key <= position; ++key) {
-    if (!is_visible(scene, row, key)) continue;
+    if (!scene.is_visible(row, key)) continue;
     double dot = 0, bias = 0, dot_size = 0, bias_size = 0;
     for (std::int64_t c = 0; c < scene.shape.d_head; ++c) {
       const double term = double{s.q.get(row, head * n + c)} * s.keys.get(key, kv_head * n + c);
@@ -236,12 +193,6 @@ void compare_head(const Stream& s, const RowBuffer& out, std::int64_t row, std::
   }
 }
 
-bool same_rows(const RowBuffer& a, std::int64_t a_begin, const RowBuffer& b) {
-  for (std::int64_t row = 0; row < b.n_rows(); ++row)
-    if (!a.same_row(a_begin + row, b, row, b.stride())) return false;
-  return true;
-}
-
 TEST_CASE("attention weighs what a row may see, however the rows are cut") {
   const std::string isa = GENERATE(from_range(instruction_sets()));
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
@@ -257,10 +208,9 @@ TEST_CASE("attention weighs what a row may see, however the rows are cut") {
   CHECK(deviation.worst <= 1);
 
   const auto n = static_cast<std::size_t>(scene.n_rows);
-  CHECK(
-      same_rows(Stream(scene, dtype, 11).run(backend, std::vector<std::int32_t>(n, 1)), 0, whole));
+  CHECK(same_rows(Stream(scene, dtype, 11).run(backend, std::vector<std::int32_t>(n, 1)), whole));
   if (scene.n_rows > 4)
-    CHECK(same_rows(Stream(scene, dtype, 11).run(backend, {3, scene.n_rows - 4, 1}), 0, whole));
+    CHECK(same_rows(Stream(scene, dtype, 11).run(backend, {3, scene.n_rows - 4, 1}), whole));
 }
 
 TEST_CASE("two streams in one call of attention do not see each other") {
@@ -288,11 +238,12 @@ TEST_CASE("two streams in one call of attention do not see each other") {
     for (std::int64_t c = 0; c < r.stride(); ++c) r.set(row, c, s.r.get(from, c));
   }
   RowBuffer out(n_rows, 0, q.stride(), dtype);
-  const Segment segments[] = {first.segment(0, 0, first.scene.n_rows),
-                              second.segment(first.scene.n_rows, 0, second.scene.n_rows)};
+  const Segment segments[] = {
+      first.scene.segment(first.tape.view, 0, 0, first.scene.n_rows),
+      second.scene.segment(second.tape.view, first.scene.n_rows, 0, second.scene.n_rows)};
   backend.attention(first.args({segments, 2, n_rows}, q, r, out, 0));
-  CHECK(same_rows(out, 0, first_alone));
-  CHECK(same_rows(out, first.scene.n_rows, second_alone));
+  CHECK(same_rows(out, first_alone));
+  CHECK(same_rows(out, second_alone, first.scene.n_rows));
 }
 
 }  // namespace

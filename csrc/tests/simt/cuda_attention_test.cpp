@@ -12,9 +12,9 @@
 namespace duplex::simt_tests {
 namespace {
 
+using backend_tests::kAlpha;
+using backend_tests::random_heads;
 using backend_tests::Scene;
-
-constexpr float kAlpha = 0.4f;
 
 const std::vector<Scene> kScenes = {
     {"the first position", {1, 1, 16, 8, 0}, 3, 0, 1},
@@ -39,18 +39,6 @@ const std::vector<Scene> kScenes = {
     {"many vectors", {16, 8, 12, 40, 0}, 2, 150, 35},
     {"a bias of more terms than a warp has lanes", {4, 2, 16, 150, 0}, 37, 200, 6},
 };
-
-// Rows of heads of d_head numbers of a dtype, each head padded with zeros.
-RowBuffer random_heads(Random& random, std::int64_t n_rows, std::int32_t n_heads,
-                       std::int32_t d_head, DType dtype, float size) {
-  const std::int64_t padded = round_up(d_head, kColumnAlign);
-  RowBuffer rows(n_rows, n_heads * padded, n_heads * padded, DType::kF32);
-  for (std::int64_t row = 0; row < n_rows; ++row)
-    for (std::int64_t head = 0; head < n_heads; ++head)
-      for (std::int64_t c = 0; c < d_head; ++c)
-        rows.set(row, head * padded + c, backend_tests::rounded(size * random.normal(), dtype));
-  return rows;
-}
 
 // Puts n numbers at a position of an int8 panel, as a key or as a value.
 void put_codes(std::byte* panel, std::int64_t slot, const std::vector<float>& numbers,
@@ -80,23 +68,17 @@ struct Stream {
         n(round_up(of.shape.d_head, kColumnAlign)),
         n_positions(of.position + of.n_rows),
         random(seed),
-        keys(random_heads(random, n_positions, of.shape.n_kv_heads, of.shape.d_head, dtype, 1)),
-        values(random_heads(random, n_positions, of.shape.n_kv_heads, of.shape.d_head, dtype, 1)),
-        q(random_heads(random, of.n_rows, of.shape.n_heads, of.shape.d_head, dtype, query_size)),
+        keys(random_heads(random, n_positions, of.shape.n_kv_heads, of.shape.d_head, dtype, 1,
+                          DType::kF32)),
+        values(random_heads(random, n_positions, of.shape.n_kv_heads, of.shape.d_head, dtype, 1,
+                            DType::kF32)),
+        q(random_heads(random, of.n_rows, of.shape.n_heads, of.shape.d_head, dtype, query_size,
+                       DType::kF32)),
         r(random_rows(random, of.n_rows, of.shape.n_heads * of.d_rel, of.shape.n_heads * of.d_rel)),
-        bank(of.d_rel, bank_width(), bank_width(), DType::kF32) {
+        bank(of.d_rel, of.bank_width(), of.bank_width(), DType::kF32) {
     for (std::int64_t k = 0; k < of.d_rel; ++k)
       for (std::int64_t d = 0; d < of.shape.rel_extent; ++d)
         bank.set(k, kBlockPositions + d, random.normal());
-  }
-  std::int64_t bank_width() const {
-    return round_up(scene.shape.rel_extent + 2 * kBlockPositions, kColumnAlign);
-  }
-  bool is_held(std::int64_t block) const {
-    const std::int64_t begin = block * kBlockPositions;
-    for (const PositionRange& hole : scene.forgotten)
-      if (begin >= hole.begin && begin < hole.end) return false;
-    return !scene.is_local() || begin + kBlockPositions > scene.position - scene.shape.window + 1;
   }
   // The tape that kv_append would leave.
   std::unique_ptr<HostTape> tape(DType dtype) const {
@@ -111,8 +93,8 @@ struct Stream {
   }
   void put_all_codes(HostTape& tape, std::int64_t panel) const {
     for (std::int64_t p = 0; p < n_positions; ++p)
-      for (std::int64_t head = 0; head < scene.shape.n_kv_heads && is_held(p / kBlockPositions);
-           ++head) {
+      for (std::int64_t head = 0;
+           head < scene.shape.n_kv_heads && scene.is_held(p / kBlockPositions); ++head) {
         std::byte* const start =
             tape.view.block(p / kBlockPositions) + kLayerOffset + 2 * head * panel;
         for (const RowBuffer* rows : {&keys, &values}) {
@@ -135,7 +117,7 @@ struct Stream {
     };
     for (std::int64_t p = 0; p < n_positions; ++p) {
       const std::int64_t slot = p % kBlockPositions;
-      for (std::int64_t i = 0; i < keys.stride() && is_held(p / kBlockPositions); ++i) {
+      for (std::int64_t i = 0; i < keys.stride() && scene.is_held(p / kBlockPositions); ++i) {
         const std::int64_t c = i % n;
         std::byte* const start =
             tape.view.block(p / kBlockPositions) + kLayerOffset + 2 * (i / n) * panel;
@@ -149,18 +131,6 @@ struct Stream {
       }
     }
   }
-  Segment segment(const TapeView& view, std::int32_t row_begin, std::int32_t first,
-                  std::int32_t n_rows) const {
-    return {.row_begin = row_begin,
-            .n_rows = n_rows,
-            .position = scene.position + first,
-            .global = view,
-            .local = view,
-            .conv = {},
-            .forgotten = scene.forgotten.data(),
-            .n_forgotten = static_cast<std::int32_t>(scene.forgotten.size())};
-  }
-
   Scene scene;
   std::int64_t n;  // padded head width
   std::int64_t n_positions;
@@ -187,7 +157,7 @@ RowBuffer attend(Backend& backend, const std::vector<Piece>& pieces, DType dtype
   std::int32_t row = 0;
   for (const Piece& piece : pieces) {
     const TapeView view = memory.put(*piece.stream->tape(dtype));
-    segments.push_back(piece.stream->segment(view, row, piece.first, piece.n_rows));
+    segments.push_back(piece.stream->scene.segment(view, row, piece.first, piece.n_rows));
     for (std::int32_t i = piece.first; i < piece.first + piece.n_rows; ++i, ++row) {
       for (std::int64_t c = 0; c < model.q.stride(); ++c) q.set(row, c, piece.stream->q.get(i, c));
       for (std::int64_t c = 0; c < r.stride(); ++c) r.set(row, c, piece.stream->r.get(i, c));
