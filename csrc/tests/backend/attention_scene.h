@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "backend/op_args.h"
-#include "tests/backend/fixtures.h"
+#include "tests/backend/memory.h"
 
 namespace duplex::backend_tests {
 
@@ -71,13 +71,6 @@ inline RowBuffer random_heads(Random& random, std::int64_t n_rows, std::int32_t 
       for (std::int64_t c = 0; c < d_head; ++c)
         rows.set(row, head * padded + c, rounded(size * random.normal(), dtype));
   return rows;
-}
-
-// All rows of b, as rows of a.
-inline bool same_rows(const RowBuffer& a, const RowBuffer& b, std::int64_t a_begin = 0) {
-  for (std::int64_t row = 0; row < b.n_rows(); ++row)
-    if (!a.same_row(a_begin + row, b, row, b.stride())) return false;
-  return true;
 }
 
 }  // namespace duplex::backend_tests

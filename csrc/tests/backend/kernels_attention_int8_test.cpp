@@ -209,12 +209,13 @@ TEST_CASE("attention over int8 weighs what a row may see, however the rows are c
   if (scene.n_rows > 1) CHECK(deviation.worst > 0.01);  // the bound is no barn door
 
   const auto n = static_cast<std::size_t>(scene.n_rows);
-  CHECK(same_rows(stream.run(backend, std::vector<std::int32_t>(n, 1)), whole));
-  if (scene.n_rows > 4) CHECK(same_rows(stream.run(backend, {3, scene.n_rows - 4, 1}), whole));
+  CHECK(n_different(stream.run(backend, std::vector<std::int32_t>(n, 1)), whole) == 0);
+  if (scene.n_rows > 4)
+    CHECK(n_different(stream.run(backend, {3, scene.n_rows - 4, 1}), whole) == 0);
   // NaN, the largest and the smallest scales, zeros
   for (const int poison : {0x7f, 0x80, 0x00}) {
     Int8Stream other(scene, 11, static_cast<std::byte>(poison));
-    CHECK(same_rows(other.run(backend, {scene.n_rows}), whole));
+    CHECK(n_different(other.run(backend, {scene.n_rows}), whole) == 0);
   }
 }
 
@@ -230,7 +231,7 @@ TEST_CASE("the instruction sets with fused multiply-adds give attention over int
   };
   for (std::size_t i = 2; i < sets.size(); ++i) {
     CAPTURE(sets[i]);
-    CHECK(same_rows(attended("avx2"), attended(sets[i])));
+    CHECK(n_different(attended("avx2"), attended(sets[i])) == 0);
   }
 }
 
