@@ -24,22 +24,23 @@ Drafter DraftRunner::make_drafter(PagePool& pool, std::int64_t max_positions) co
                   .kept_rows = layout_.limits.pending_rows + layout_.limits.rewind_rows});
 }
 
-void DraftRunner::keep_rows(Session& session, float* (Drafter::*place)(std::int64_t),
-                            std::int32_t row_begin, std::int32_t n_rows) {
-  for (std::int32_t i = 0; i < n_rows; ++i)
-    backend_.read(((*session.drafter_).*place)(session.sequence_->length() + i),
-                  model_.rows() + (row_begin + i) * model_.row_stride(),
-                  static_cast<std::size_t>(config_.d_model) * sizeof(float));
+void DraftRunner::read_row(std::int32_t row, float* out) {
+  backend_.read(out, model_.rows() + row * model_.row_stride(),
+                static_cast<std::size_t>(config_.d_model) * sizeof(float));
 }
 
 void DraftRunner::keep_embedded(Session& session, std::int32_t row_begin, std::int32_t n_rows) {
-  if (session.drafter_) keep_rows(session, &Drafter::embedded, row_begin, n_rows);
+  const std::int64_t length = session.sequence_->length();
+  for (std::int32_t i = 0; i < n_rows && session.drafter_; ++i)
+    read_row(row_begin + i, session.drafter_->embedded(length + i));
 }
 
 void DraftRunner::keep_hidden(Session& session, std::int32_t row_begin, std::int32_t n_rows) {
   if (!session.drafter_) return;
-  keep_rows(session, &Drafter::hidden, row_begin, n_rows);
-  session.drafter_->extend(session.sequence_->length() + n_rows);
+  const std::int64_t length = session.sequence_->length();
+  for (std::int32_t i = 0; i < n_rows; ++i)
+    read_row(row_begin + i, session.drafter_->hidden(length + i));
+  session.drafter_->extend(length + n_rows);
 }
 
 void DraftRunner::catch_up(Session& session, std::int64_t least) {

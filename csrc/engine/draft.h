@@ -46,10 +46,8 @@ class DraftRunner {
     std::int32_t row_begin = 0;  // in the batch
   };
 
-  // Copies the newest rows of the model to where `place` says.
-  void keep_rows(Session& session, float* (Drafter::*place)(std::int64_t), std::int32_t row_begin,
-                 std::int32_t n_rows);
-  void run(std::vector<float>* logits);  // parts_, which it clears
+  void read_row(std::int32_t row, float* out);  // of the model
+  void run(std::vector<float>* logits);         // parts_, which it clears
   void place_rows(const Part& part, std::int32_t depth);
   void guess(std::int32_t depth, std::vector<float>* logits);
 
