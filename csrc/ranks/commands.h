@@ -74,6 +74,15 @@ class AddressRanges {
   std::map<const std::byte*, std::int32_t> by_base_;
 };
 
+// A command and what it says, in order.
+template <class Kind, class... Values>
+ByteWriter command(Kind kind, Values... values) {
+  ByteWriter bytes;
+  bytes.put(kind);
+  (bytes.put(values), ...);
+  return bytes;
+}
+
 void put_address(ByteWriter& to, const RankAddress& place);
 RankAddress get_address(ByteReader& from);
 

@@ -41,13 +41,6 @@ Group make_group(const GroupOptions& options, std::shared_ptr<Transport> transpo
                               : Group::apart(options, 0, std::move(transport));
 }
 
-template <class Kind>
-ByteWriter command(Kind kind) {
-  ByteWriter bytes;
-  bytes.put(kind);
-  return bytes;
-}
-
 }  // namespace
 
 RankLeader::RankLeader(const ModelConfig& config, const LeaderOptions& options,
@@ -103,9 +96,7 @@ LeaderModel::LeaderModel(RankLeader& leader, LaneKind lane, const ModelConfig& c
       lane_(static_cast<int>(lane)),
       rows_(static_cast<std::size_t>(max_rows * row_stride())),
       gathered_(static_cast<std::size_t>(kHeadRows) * head_row_bytes()) {
-  ByteWriter open = command(PassCommand::kOpen);
-  open.put(max_rows);
-  leader_.sender_.send_pass(lane_, {open.bytes()});
+  leader_.sender_.send_pass(lane_, {command(PassCommand::kOpen, max_rows).bytes()});
   leader_.sender_.end_pass(lane_);
 }
 
@@ -123,8 +114,7 @@ void LeaderModel::share(const std::function<void()>& compute) {
 
 void LeaderModel::send_blocks(const Segments& segments, std::int32_t depth) {
   backend_.give_way();
-  ByteWriter head = command(PassCommand::kBlocks);
-  head.put(depth);
+  ByteWriter head = command(PassCommand::kBlocks, depth);
   put_segments(head, segments, leader_.ranges_);
   std::span<const std::byte> rows;
   if (!spreads_rows()) {
@@ -157,8 +147,8 @@ void LeaderModel::multiply_head(std::span<const void* const> head_rows) {
     std::copy_n(static_cast<const std::byte*>(head_rows[i]), head_row_bytes(),
                 gathered_.data() + i * head_row_bytes());
   backend_.give_way();
-  ByteWriter head = command(PassCommand::kLogits);
-  head.put(static_cast<std::int32_t>(head_rows.size()));
+  const ByteWriter head =
+      command(PassCommand::kLogits, static_cast<std::int32_t>(head_rows.size()));
   leader_.sender_.send_pass(
       lane_, {head.bytes(), std::span(gathered_).first(head_rows.size() * head_row_bytes())});
   share([&] {

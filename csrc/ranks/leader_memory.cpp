@@ -7,23 +7,6 @@
 #include "ranks/leader.h"
 
 namespace duplex {
-namespace {
-
-template <class... Values>
-ByteWriter command(MemoryCommand kind, Values... values) {
-  ByteWriter bytes;
-  bytes.put(kind);
-  (bytes.put(values), ...);
-  return bytes;
-}
-
-ByteWriter at_address(MemoryCommand kind, const RankAddress& place) {
-  ByteWriter bytes = command(kind);
-  put_address(bytes, place);
-  return bytes;
-}
-
-}  // namespace
 
 LeaderMemory::LeaderMemory(std::shared_ptr<RankLeader> leader, std::unique_ptr<PageMemory> own)
     : leader_(std::move(leader)), own_(std::move(own)) {
@@ -82,23 +65,23 @@ void LeaderMemory::release_range(std::byte* base, std::size_t bytes) noexcept {
 
 void LeaderMemory::map(std::byte* address, PageId page) {
   const std::lock_guard lock(leader_->memory_mutex_);
-  const RankAddress place = leader_->ranges_.find(address);
-  ByteWriter map = at_address(MemoryCommand::kMap, place);
-  map.put(page);
+  const auto [range, offset] = leader_->ranges_.find(address);
   everywhere(
-      map, [&] { own_->map(address, page); }, [&] { own_->unmap(address); },
-      at_address(MemoryCommand::kUnmap, place));
+      command(MemoryCommand::kMap, range, offset, page), [&] { own_->map(address, page); },
+      [&] { own_->unmap(address); }, command(MemoryCommand::kUnmap, range, offset));
 }
 
 void LeaderMemory::unmap(std::byte* address) noexcept {
   const std::lock_guard lock(leader_->memory_mutex_);
   own_->unmap(address);
-  send_quietly(at_address(MemoryCommand::kUnmap, leader_->ranges_.find(address)));
+  const auto [range, offset] = leader_->ranges_.find(address);
+  send_quietly(command(MemoryCommand::kUnmap, range, offset));
 }
 
 void LeaderMemory::copy(std::byte* destination, const std::byte* source, std::size_t bytes) {
   const std::lock_guard lock(leader_->memory_mutex_);
-  ByteWriter copy = at_address(MemoryCommand::kCopy, leader_->ranges_.find(destination));
+  const auto [range, offset] = leader_->ranges_.find(destination);
+  ByteWriter copy = command(MemoryCommand::kCopy, range, offset);
   put_address(copy, leader_->ranges_.find(source));
   copy.put(static_cast<std::uint64_t>(bytes));
   send(copy);
@@ -118,9 +101,9 @@ void LeaderMemory::read_rank(int rank, void* host, const std::byte* source, std:
   const std::size_t most = leader_->group_.slab_bytes();
   while (bytes > 0) {
     const std::size_t n = std::min(bytes, most);
-    ByteWriter read = command(MemoryCommand::kRead, std::int32_t{rank});
-    put_address(read, leader_->ranges_.find(source));
-    read.put(static_cast<std::uint64_t>(n));
+    const auto [range, offset] = leader_->ranges_.find(source);
+    const ByteWriter read =
+        command(MemoryCommand::kRead, rank, range, offset, static_cast<std::uint64_t>(n));
     std::memcpy(to, leader_->ask({read.bytes()}, n)[static_cast<std::size_t>(rank)], n);
     to += n;
     source += n;
@@ -136,9 +119,8 @@ void LeaderMemory::write_rank(int rank, std::byte* destination, const void* host
   const std::size_t most = leader_->group_.max_command_bytes() / 2;
   while (bytes > 0) {
     const std::size_t n = std::min(bytes, most);
-    ByteWriter write = command(MemoryCommand::kWrite, std::int32_t{rank});
-    put_address(write, leader_->ranges_.find(destination));
-    leader_->tell({write.bytes(), {from, n}});
+    const auto [range, offset] = leader_->ranges_.find(destination);
+    leader_->tell({command(MemoryCommand::kWrite, rank, range, offset).bytes(), {from, n}});
     from += n;
     destination += n;
     bytes -= n;
