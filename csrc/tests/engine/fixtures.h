@@ -70,6 +70,12 @@ inline Turn hear(Session& session, int seed) {
   return step_one(session);
 }
 
+inline std::vector<std::int32_t> think(Session& session, std::int32_t n) {
+  const std::vector<std::int32_t> prompt = {9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20};
+  session.lane().append_text(session, prompt, LogitsWanted::kNone);
+  return session.lane().decode(session, n, {});
+}
+
 // What a stream holds: every committed block and its hash.
 using Digests = std::vector<std::tuple<std::int32_t, std::int64_t, std::uint64_t>>;
 

@@ -24,12 +24,6 @@ Story live(Session& session, int seed, int n_turns) {
   return story;
 }
 
-std::vector<std::int32_t> think(Session& session, std::int32_t n) {
-  const std::vector<std::int32_t> prompt = {9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20};
-  session.lane().append_text(session, prompt, LogitsWanted::kNone);
-  return session.lane().decode(session, n, {});
-}
-
 TEST_CASE("two lanes at once give the bits of each alone", "[threads]") {
   const int n_threads = GENERATE(1, 2, 3);
   constexpr int kTurns = 12;

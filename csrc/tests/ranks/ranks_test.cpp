@@ -14,12 +14,6 @@ namespace {
 
 using namespace engine_tests;
 
-std::vector<std::int32_t> think(Session& session, std::int32_t n) {
-  const std::vector<std::int32_t> prompt = {9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20};
-  session.lane().append_text(session, prompt, LogitsWanted::kNone);
-  return session.lane().decode(session, n, {});
-}
-
 // Turns, a fork, a rewind, a hole; everything that was said, and logits.
 std::vector<std::vector<float>> live(Engine& engine) {
   std::vector<std::vector<float>> story;
