@@ -69,6 +69,7 @@ TEST_CASE("cuda: all_reduce in random interleavings", "[simt]") {
 }
 
 TEST_CASE("all_reduce in thousands of interleavings", "[.][interleavings]") {
+  if (!has_fused_cpu()) return;
   const bool has_multicast = GENERATE(true, false);
   CHECK(n_wrong_in(2, 2000, has_multicast, 4) == 0);
   CHECK(n_wrong_in(4, 500, has_multicast, 5) == 0);
