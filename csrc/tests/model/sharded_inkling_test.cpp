@@ -228,8 +228,10 @@ TEST_CASE("a model in parts is the model, up to rounding") {
   const Result whole = run_group(of, 1, 1).front();
   const Result parts = run_group(of, 4, 1).front();
   CHECK_FALSE(parts == whole);
-  CHECK(relative_error(parts.hidden, whole.hidden) < 1e-5);
-  CHECK(relative_error(parts.logits, whole.logits) < 1e-5);
+  // An activation on the edge between two codes may go to either side.
+  const double most = is_quantised(of.dtypes.matrices) ? 1e-2 : 1e-5;
+  CHECK(relative_error(parts.hidden, whole.hidden) < most);
+  CHECK(relative_error(parts.logits, whole.logits) < most);
 }
 
 TEST_CASE("ranks that have the same key/value head have the same tapes") {
