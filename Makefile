@@ -89,12 +89,18 @@ asan: $(TEST) ## run the C++ tests and the core Python tests under AddressSaniti
 	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16 $(BIN)/pytest -m core
 
-tsan: $(TEST) ## run the C++ tests of threads under ThreadSanitizer
+# Kernels file by file: the more threads a program has had, the slower it is. The last one must be
+# reported: a kernel that lacks a barrier.
+tsan: $(TEST) ## run the C++ tests of threads, and of CUDA kernels, under ThreadSanitizer
 	@echo 'build: ThreadSanitizer'
 	@cmake -G Ninja -S . -B build/tsan -DCMAKE_BUILD_TYPE=Debug -DDUPLEX_SANITIZE=thread \
 		-DDUPLEX_MODULE=OFF -DDUPLEX_TESTS=ON -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" >/dev/null
 	@ninja --quiet -C build/tsan
 	@build/tsan/duplex_tests --warn NoTests "[threads]"
+	@for file in $$(grep -l '\[races\]' csrc/tests/simt/*_test.cpp); do \
+		build/tsan/duplex_tests --warn NoTests -# "[races][#$$(basename $$file .cpp)]" || exit 1; done
+	@build/tsan/duplex_tests "a barrier that is missing*" >build/tsan/missing.log 2>&1; \
+		test $$? -eq 66 || { echo 'expected a report of the missing barrier, found none'; exit 1; }
 
 fuzz: $(TEST) ## run the fuzz tests with many more examples
 	@$(BIN)/pytest -m fuzz --hypothesis-profile=fuzz

@@ -2,6 +2,7 @@
 // interleavings, with stores that happen late and in any order; the result is the CPU backend's of
 // the summed parts, byte for byte.
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <random>
 
@@ -18,13 +19,14 @@ struct Step {
 
 // The program of one rank: the steps, and how many of them end with other bytes.
 std::function<void()> program(World& world, const Group& group, const std::vector<Step>& steps,
-                              int& n_wrong) {
+                              std::atomic<int>& n_wrong) {
   return [&world, &group, &steps, &n_wrong] {
     for (const Step& step : steps) {
       Place& place = world.place(step.scene, static_cast<std::size_t>(group.rank));
       place.reset();
       place.compute(group, step.way);
-      n_wrong += place.result() == world.expected[step.scene] ? 0 : 1;
+      if (place.result() != world.expected[step.scene])
+        n_wrong.fetch_add(1, std::memory_order_relaxed);
     }
   };
 }
@@ -46,7 +48,7 @@ int n_wrong_in(int n_ranks, int n_interleavings, bool has_multicast, std::uint32
     lanes.push_back(std::make_unique<Lane>(n_ranks, bytes, has_multicast));
   }
   std::mt19937 random(seed);
-  int n_wrong = 0;
+  std::atomic<int> n_wrong = 0;
   for (int i = 0; i < n_interleavings; ++i) {
     std::vector<std::vector<Step>> steps(n_lanes);
     std::vector<std::function<void()>> programs;
@@ -91,7 +93,7 @@ TEST_CASE("cuda: all_reduce of long rows", "[simt]") {
   Lane lane(2, largest_buffer(world.scenes), true, 2);
   const std::vector<Step> steps = {
       {0, Way::kOneShot}, {1, Way::kOneShot}, {0, Way::kTwoShot}, {1, Way::kTwoShot}};
-  int n_wrong = 0;
+  std::atomic<int> n_wrong = 0;
   for (std::uint32_t seed = 0; seed < 4; ++seed) {
     std::vector<std::function<void()>> programs;
     for (const Group& group : lane.groups)
@@ -102,7 +104,7 @@ TEST_CASE("cuda: all_reduce of long rows", "[simt]") {
 }
 
 // One launch, recorded once, again and again; calls and signals are counted beyond 32 bits.
-TEST_CASE("cuda: all_reduce is recorded once and played", "[simt]") {
+TEST_CASE("cuda: all_reduce is recorded once and played", "[simt][races]") {
   if (!has_fused_cpu()) return;
   const Exchanges how = GENERATE(Exchanges::kOneShot, Exchanges::kTwoShot, Exchanges::kSwitch);
   CAPTURE(static_cast<int>(how));
@@ -139,7 +141,8 @@ TEST_CASE("cuda: all_reduce is recorded once and played", "[simt]") {
   CHECK(lane.groups[0].state->epoch == 45 - 4);
 }
 
-TEST_CASE("cuda: all_reduce by the switch has another order, the same on every rank", "[simt]") {
+TEST_CASE("cuda: all_reduce by the switch has another order, the same on every rank",
+          "[simt][races]") {
   const int n_ranks = GENERATE(2, 4, 8);
   World world = world_of(scenes_of(n_ranks));
   Lane lane(n_ranks, largest_buffer(world.scenes), true);

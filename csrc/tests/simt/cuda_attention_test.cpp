@@ -258,7 +258,7 @@ TEST_CASE("cuda: attention, however the rows are cut", "[simt]") {
 }
 
 TEST_CASE("cuda: scores over int8 keys that outgrow the maximum, results in either type",
-          "[simt]") {
+          "[simt][races]") {
   const DType result = GENERATE(DType::kF32, DType::kBF16);
   const std::size_t which = GENERATE(7u, 10u);
   CAPTURE(dtype_name(result), which);

@@ -90,7 +90,7 @@ void check_chain(DType dtype, const Make& make, std::int32_t n_rows = kRows) {
   });
 }
 
-TEST_CASE("cuda: a chain of matrix products", "[simt]") {
+TEST_CASE("cuda: a chain of matrix products", "[simt][races]") {
   // Formats of the matrix and of the rows; more rows than one kernel takes.
   const auto [format, of_rows, n_rows] =
       GENERATE(table<DType, DType, std::int32_t>({{DType::kF32, DType::kF32, kRows},
@@ -112,7 +112,7 @@ TEST_CASE("cuda: a chain of matrix products", "[simt]") {
       n_rows);
 }
 
-TEST_CASE("cuda: a chain of a product in NVFP4", "[simt]") {
+TEST_CASE("cuda: a chain of a product in NVFP4", "[simt][races]") {
   check_chain(DType::kBF16, [](const Scene& scene) -> Launch {
     const CodedTensor w(scene.random, kOut, kWidth, {1.7e-3f, false});
     void* const packed =
@@ -126,7 +126,7 @@ TEST_CASE("cuda: a chain of a product in NVFP4", "[simt]") {
 }
 
 // Rows of a part are quantised where those of the part before it were.
-TEST_CASE("cuda: a chain of a product of several parts", "[simt]") {
+TEST_CASE("cuda: a chain of a product of several parts", "[simt][races]") {
   check_chain(DType::kF32, [](const Scene& scene) -> Launch {
     constexpr std::int32_t kParts = 3, kIn = 64, kPartOut = kOut / kParts;
     RowBuffer w = random_rows(scene.random, kPartOut, kParts * kIn, kParts * kIn);
@@ -144,7 +144,7 @@ TEST_CASE("cuda: a chain of a product of several parts", "[simt]") {
   });
 }
 
-TEST_CASE("cuda: a chain of what rows go through one by one", "[simt]") {
+TEST_CASE("cuda: a chain of what rows go through one by one", "[simt][races]") {
   SECTION("silu_mul") {
     check_chain(DType::kF32, [](const Scene& scene) -> Launch {
       return [=](float* out) {
@@ -185,7 +185,7 @@ TEST_CASE("cuda: a chain of what rows go through one by one", "[simt]") {
   }
 }
 
-TEST_CASE("cuda: a chain of an append and attention", "[simt]") {
+TEST_CASE("cuda: a chain of an append and attention", "[simt][races]") {
   const DType kv_dtype = GENERATE(DType::kF32, DType::kBF16, DType::kInt8);
   CAPTURE(dtype_name(kv_dtype));
   check_chain(DType::kF32, [kv_dtype](const Scene& scene) -> Launch {
@@ -234,7 +234,7 @@ TEST_CASE("cuda: a chain of an append and attention", "[simt]") {
   });
 }
 
-TEST_CASE("cuda: a chain of a mixture of experts", "[simt]") {
+TEST_CASE("cuda: a chain of a mixture of experts", "[simt][races]") {
   const DType format = GENERATE(DType::kF32, DType::kBF16, DType::kMxfp8, DType::kInt4);
   CAPTURE(dtype_name(format));
   check_chain(format == DType::kF32 ? DType::kF32 : DType::kBF16,

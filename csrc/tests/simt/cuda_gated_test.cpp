@@ -101,7 +101,7 @@ TEST_CASE("cuda: activated rows have the bytes of a product and silu_mul, in any
   });
 }
 
-TEST_CASE("cuda: activated rows have the CPU's bytes where the product has", "[simt]") {
+TEST_CASE("cuda: activated rows have the CPU's bytes where the product has", "[simt][races]") {
   const auto [format, of_rows] = GENERATE(table<DType, DType>({{DType::kF32, DType::kF32},
                                                                {DType::kInt8, DType::kF32},
                                                                {DType::kInt8, DType::kBF16},
@@ -144,7 +144,7 @@ TEST_CASE("the CPU activates as silu_mul does, and wants no pairs") {
 }
 
 // In squares of 64, and of 128 where there are many. Half a square without outputs.
-TEST_CASE("cuda: activated rows of many rows have the bytes of few", "[simt]") {
+TEST_CASE("cuda: activated rows of many rows have the bytes of few", "[simt][races]") {
   const auto [n_out, n_rows] =
       GENERATE(table<std::int32_t, std::int32_t>({{4196, 70}, {4220, 257}}));
   CAPTURE(n_out, n_rows);

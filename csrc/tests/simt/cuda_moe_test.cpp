@@ -56,7 +56,7 @@ TEST_CASE("cuda: experts are weighed and added as defined, in any company", "[si
   });
 }
 
-TEST_CASE("cuda: experts of more rows than one launch looks through", "[simt]") {
+TEST_CASE("cuda: experts of more rows than one launch looks through", "[simt][races]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   constexpr std::int64_t kMany = 259, kFirst = 250;
   Random random(18);
@@ -68,7 +68,7 @@ TEST_CASE("cuda: experts of more rows than one launch looks through", "[simt]") 
   });
 }
 
-TEST_CASE("cuda: experts of rows that are no numbers leave the others alone", "[simt]") {
+TEST_CASE("cuda: experts of rows that are no numbers leave the others alone", "[simt][races]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   const MoeConfig config = GENERATE(MoeConfig{4, 1, 3, 5, 1.0f}, MoeConfig{40, 2, 3, 5, 1.0f});
   Random random(19);
@@ -90,7 +90,7 @@ TEST_CASE("cuda: experts of rows that are no numbers leave the others alone", "[
 }
 
 TEST_CASE("cuda: the router takes the lower index on a tie, and the bias does not weigh",
-          "[simt]") {
+          "[simt][races]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   struct Case {
     std::vector<float> logits;  // the last is shared

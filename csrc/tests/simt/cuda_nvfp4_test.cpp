@@ -41,7 +41,7 @@ RowBuffer bf16_rows(Random& random, std::int64_t n_rows, std::int64_t width) {
   return random_rows(random, n_rows, width, round_up(width, kColumnAlign) + 16, DType::kBF16);
 }
 
-TEST_CASE("cuda: NVFP4 has the bytes of bfloat16 weights of the same values", "[simt]") {
+TEST_CASE("cuda: NVFP4 has the bytes of bfloat16 weights of the same values", "[simt][races]") {
   const std::int32_t n_in = GENERATE(16, 40, 336, 1104);
   const MatrixScale of_matrix = kScales[n_in == 40 || n_in == 1104 ? 1 : 0];
   const std::int32_t n_out = n_in == 40 ? 70 : 64;
@@ -134,7 +134,7 @@ TEST_CASE("cuda: NVFP4 that is no number is refused by its row, other values are
 }
 
 // As published: routed experts in NVFP4, shared ones in bfloat16.
-TEST_CASE("cuda: experts in NVFP4 have the bytes of those in bfloat16", "[simt]") {
+TEST_CASE("cuda: experts in NVFP4 have the bytes of those in bfloat16", "[simt][races]") {
   const std::int64_t n_rows = GENERATE(1, 20);  // fewer pairs than routed experts, and more
   constexpr std::int32_t kExpert = 40;
   CodedExperts experts(kExpert, kScales[0], kScales[1]);

@@ -25,7 +25,7 @@ RowBuffer slice(const RowBuffer& x, std::int64_t begin, std::int64_t n_rows, DTy
 
 // ---- operations on rows
 
-TEST_CASE("cuda: embed_text", "[simt]") {
+TEST_CASE("cuda: embed_text", "[simt][races]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   const std::int32_t width = GENERATE(16, 40, 300);
   Random random(5);
@@ -43,7 +43,7 @@ TEST_CASE("cuda: embed_text", "[simt]") {
   });
 }
 
-TEST_CASE("cuda: embed_audio", "[simt]") {
+TEST_CASE("cuda: embed_audio", "[simt][races]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   constexpr std::int32_t kMels = 9, kLevels = 4, kWidth = 24, kRows = 6;
   Random random(6);
@@ -74,7 +74,7 @@ RowBuffer run_norm(Backend& backend, RowBuffer& x, const std::vector<float>& wei
   return out;
 }
 
-TEST_CASE("cuda: norm", "[simt]") {
+TEST_CASE("cuda: norm", "[simt][races]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   const std::int32_t width = GENERATE(1, 7, 16, 40, 257, 520);
   CAPTURE(dtype_name(dtype), width);
@@ -116,7 +116,7 @@ TEST_CASE("cuda: norm", "[simt]") {
   });
 }
 
-TEST_CASE("cuda: silu_mul", "[simt]") {
+TEST_CASE("cuda: silu_mul", "[simt][races]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   constexpr std::int32_t kWidth = 1040;
   constexpr std::int64_t kUpOffset = kWidth + 32;
@@ -142,7 +142,7 @@ TEST_CASE("cuda: silu_mul", "[simt]") {
   });
 }
 
-TEST_CASE("cuda: fold", "[simt]") {
+TEST_CASE("cuda: fold", "[simt][races]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   constexpr std::int32_t kPatches = 3, kT = 4, kH = 6, kW = 9, kC = 5, kTFold = 2, kHwFold = 3;
   constexpr std::int64_t kCellStride = 16;
@@ -207,7 +207,7 @@ RowBuffer magnitudes(RowBuffer x) {
 
 constexpr std::int32_t kBatches[] = {1, 3, 8, 9, 20, 28, 33, 70};
 
-TEST_CASE("cuda: linear in float32", "[simt]") {
+TEST_CASE("cuda: linear in float32", "[simt][races]") {
   const std::int32_t n_in = GENERATE(16, 40, 416);
   const std::int32_t n_out = GENERATE(64, 70);
   const float divisor = GENERATE(1.0f, 3.5f);
@@ -293,7 +293,7 @@ TEST_CASE("cuda: linear of many rows, with the bytes of few", "[simt]") {
 }
 
 // Columns in groups, rows of two sources: as the model packs heads, and experts' gates and ups.
-TEST_CASE("cuda: pack places groups of columns, and outputs behind others", "[simt]") {
+TEST_CASE("cuda: pack places groups of columns, and outputs behind others", "[simt][races]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   constexpr std::int32_t kGroups = 3, kGroup = 5, kIn = kGroups * kGroup, kPadded = kGroups * 16;
   constexpr std::int32_t kFirst = 37, kSecond = 44, kOut = kFirst + kSecond;

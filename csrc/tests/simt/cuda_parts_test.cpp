@@ -72,7 +72,7 @@ struct Case {
 };
 
 // More rows than one kernel takes; widths that are no whole steps of a kernel.
-TEST_CASE("cuda: linear of several parts has the bytes of as many matrices", "[simt]") {
+TEST_CASE("cuda: linear of several parts has the bytes of as many matrices", "[simt][races]") {
   const auto [format, of_rows, n_in, n_rows] = GENERATE(
       table<DType, DType, std::int32_t, std::int32_t>({{DType::kF32, DType::kF32, 40, 9},
                                                        {DType::kBF16, DType::kBF16, 40, 9},

@@ -78,7 +78,7 @@ TEST_CASE("cuda: quantised linear has the CPU's bytes, whatever the sizes and ty
   });
 }
 
-TEST_CASE("cuda: quantised linear has the CPU's bytes for every number of rows", "[simt]") {
+TEST_CASE("cuda: quantised linear has the CPU's bytes for every number of rows", "[simt][races]") {
   const DType format = GENERATE(DType::kInt8, DType::kInt4);
   if (!has_fused_cpu()) return;
   Case given(208, 64, format, DType::kF32, DType::kBF16);
@@ -93,7 +93,7 @@ TEST_CASE("cuda: quantised linear has the CPU's bytes for every number of rows",
 }
 
 // Columns in groups, two sources behind each other: as the model packs heads, gates and ups.
-TEST_CASE("cuda: pack quantises groups of columns, and outputs behind others", "[simt]") {
+TEST_CASE("cuda: pack quantises groups of columns, and outputs behind others", "[simt][races]") {
   const DType format = GENERATE(DType::kInt8, DType::kInt4);
   constexpr std::int32_t kGroups = 9, kGroup = 13, kIn = kGroups * kGroup, kPadded = kGroups * 16;
   constexpr std::int32_t kFirst = 37, kSecond = 44, kOut = kFirst + kSecond;
@@ -147,7 +147,7 @@ RowBuffer in_mxfp8(const RowBuffer& w, std::int64_t n_in) {
   return out;
 }
 
-TEST_CASE("cuda: MXFP8 has the bytes of bfloat16 weights of the same values", "[simt]") {
+TEST_CASE("cuda: MXFP8 has the bytes of bfloat16 weights of the same values", "[simt][races]") {
   const std::int32_t n_in = GENERATE(16, 40, 336, 1104);
   const std::int32_t n_out = n_in == 40 ? 70 : 64;
   CAPTURE(n_in);
@@ -181,7 +181,7 @@ TEST_CASE("MXFP8 is refused by the CPU, and for float32 rows", "[simt]") {
 
 // Weights of experts come from the C library's exp, which may differ by a unit. Here they are the
 // same on both: one expert a row, whatever its logit; or all logits alike.
-TEST_CASE("cuda: experts of quantised weights have the CPU's bytes", "[simt]") {
+TEST_CASE("cuda: experts of quantised weights have the CPU's bytes", "[simt][races]") {
   const DType format = GENERATE(DType::kInt8, DType::kInt4);
   const bool is_alone = GENERATE(true, false);
   const std::int64_t n_rows = GENERATE(1, 70);  // fewer pairs than experts, and more
@@ -194,7 +194,7 @@ TEST_CASE("cuda: experts of quantised weights have the CPU's bytes", "[simt]") {
   check_same_bytes([&](Backend& backend) { return experts.run(backend, x); });
 }
 
-TEST_CASE("cuda: experts in MXFP8 have the bytes of those in bfloat16", "[simt]") {
+TEST_CASE("cuda: experts in MXFP8 have the bytes of those in bfloat16", "[simt][races]") {
   const std::int64_t n_rows = GENERATE(1, 20);
   Experts coded({4, 1, 2, 40, 1.0f}, DType::kMxfp8);
   coded.router = random_rows(coded.random, 5, Experts::kModel, Experts::kModel);

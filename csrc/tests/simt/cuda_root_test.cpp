@@ -96,7 +96,7 @@ int n_wrong_in(int n_ranks, int n_interleavings, bool has_multicast, std::uint32
   return n_wrong;
 }
 
-TEST_CASE("cuda: root: what all get and what one gets, in random interleavings", "[simt]") {
+TEST_CASE("cuda: root: what all get and what one gets, in random interleavings", "[simt][races]") {
   const bool has_multicast = GENERATE(true, false);
   CHECK(n_wrong_in(2, 100, has_multicast, 1) == 0);
   CHECK(n_wrong_in(4, 40, has_multicast, 2) == 0);

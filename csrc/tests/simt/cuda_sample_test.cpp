@@ -100,7 +100,7 @@ TEST_CASE("cuda: sample, where many logits are equal", "[simt][sample]") {
 
 // What a filter keeps has no room in shared memory: among distinct logits, and where the filter
 // ends in the middle of equal ones. The second filter then has the same row before it.
-TEST_CASE("cuda: sample, where more is kept than can be listed", "[simt][sample]") {
+TEST_CASE("cuda: sample, where more is kept than can be listed", "[simt][sample][races]") {
   const bool has_few = GENERATE(false, true);
   CAPTURE(has_few);
   std::vector<float> logits = random_logits(30'000, 1, 5);
@@ -137,7 +137,7 @@ TEST_CASE("cuda: sample, at any temperature", "[simt][sample]") {
   check_same_tokens(scene_of(random_logits(900, scale, 6), std::move(rows)));
 }
 
-TEST_CASE("cuda: sample, from a large vocabulary", "[simt][sample]") {
+TEST_CASE("cuda: sample, from a large vocabulary", "[simt][sample][races]") {
   check_same_tokens(scene_of(random_logits(200'058, 3, 7), {{{1, 0.0f, 0, 1.0f}, 1},
                                                             {{2, 1.0f, 0, 1.0f}, 17},
                                                             {{3, 1.0f, 0, 0.95f}, 18},

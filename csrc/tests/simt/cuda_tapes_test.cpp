@@ -116,7 +116,7 @@ struct Conv {
   std::vector<std::shared_ptr<HostTape>> tapes;
 };
 
-TEST_CASE("cuda: conv_add_norm", "[simt]") {
+TEST_CASE("cuda: conv_add_norm", "[simt][races]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   const std::int32_t kernel = GENERATE(1, 4, 8);
   const Pair pair = GENERATE(from_range(std::begin(kPairs), std::end(kPairs)));
@@ -125,7 +125,7 @@ TEST_CASE("cuda: conv_add_norm", "[simt]") {
   check_same_bytes([&](Backend& backend) { return conv.run(backend); });
 }
 
-TEST_CASE("cuda: conv_add_norm of several parts", "[simt]") {
+TEST_CASE("cuda: conv_add_norm of several parts", "[simt][races]") {
   const int n_parts = GENERATE(2, 3, 8);
   const std::int32_t kernel = GENERATE(4, 7);
   const Pair pair = GENERATE(from_range(std::begin(kPairs), std::end(kPairs)));
@@ -134,7 +134,7 @@ TEST_CASE("cuda: conv_add_norm of several parts", "[simt]") {
   check_same_bytes([&](Backend& backend) { return conv.run(backend); });
 }
 
-TEST_CASE("cuda: conv_add_norm of more columns than a thread block has at once", "[simt]") {
+TEST_CASE("cuda: conv_add_norm of more columns than a thread block has at once", "[simt][races]") {
   const Conv conv(kPairs[2], 4, DType::kBF16, 4200);
   check_same_bytes([&](Backend& backend) { return conv.run(backend); });
 }
@@ -232,7 +232,7 @@ struct Append {
   std::vector<float> before;  // (kernel - 1, 2 channels): the inputs before, newest first
 };
 
-TEST_CASE("cuda: kv_append, however the rows are cut", "[simt]") {
+TEST_CASE("cuda: kv_append, however the rows are cut", "[simt][races]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16, DType::kInt8);
   const bool is_local = GENERATE(false, true);
   const std::int64_t position = GENERATE(0, 60, 61, 127);  // over block edges, odd and even ends
@@ -247,7 +247,7 @@ TEST_CASE("cuda: kv_append, however the rows are cut", "[simt]") {
   });
 }
 
-TEST_CASE("cuda: kv_append in int8 of a head that several warps share", "[simt]") {
+TEST_CASE("cuda: kv_append in int8 of a head that several warps share", "[simt][races]") {
   if (!has_fused_cpu()) return;
   const Append append(61, DType::kInt8, false, 140);
   CpuBackend cpu({1, ""});

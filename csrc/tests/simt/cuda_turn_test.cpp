@@ -270,7 +270,7 @@ TEST_CASE("cuda: turns say what passes one by one say", "[simt]") {
   });
 }
 
-TEST_CASE("cuda: turn is one launch and one wait from its second time on", "[simt]") {
+TEST_CASE("cuda: turn is one launch and one wait from its second time on", "[simt][races]") {
   cuda::CudaBackend backend({});
   Model model(backend, {});
   std::vector<Sequence> sequences = sequences_of(model, 1);
@@ -341,7 +341,7 @@ TEST_CASE("cuda: turn of several ranks is one launch and one wait on each", "[si
   CHECK(n_calls == n * (kTurns - 1) * 2);
 }
 
-TEST_CASE("cuda: turn ends when no more than half of its sequences go on", "[simt]") {
+TEST_CASE("cuda: turn ends when no more than half of its sequences go on", "[simt][races]") {
   // Limits are 0, 1, 2, ...: of five, three go on behind the first token and two behind the second.
   const auto expected =
       GENERATE(std::vector<std::size_t>{0, 1, 1, 1}, std::vector<std::size_t>{0, 1, 2, 2, 2});
@@ -360,7 +360,7 @@ TEST_CASE("cuda: turn ends when no more than half of its sequences go on", "[sim
   });
 }
 
-TEST_CASE("cuda: read_rows gathers rows in any order", "[simt]") {
+TEST_CASE("cuda: read_rows gathers rows in any order", "[simt][races]") {
   const DType dtype = GENERATE(DType::kF32, DType::kBF16);
   Random random(9);
   RowBuffer rows = random_rows(random, 7, kWidth, kStride, dtype);

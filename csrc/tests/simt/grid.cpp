@@ -14,6 +14,7 @@
 
 #include "tests/simt/block.h"
 #include "tests/simt/machine.h"
+#include "tests/simt/order.h"
 #include "tests/simt/report.h"
 
 namespace duplex::simt {
@@ -23,6 +24,7 @@ constexpr std::size_t kCopyBytes = 16;
 
 thread_local Machine* current_machine = nullptr;  // of a block among others
 thread_local Runner* current_runner = nullptr;
+thread_local LaunchOrder* current_launch_order = nullptr;
 
 Thread& current_thread() { return const_cast<Thread&>(static_cast<const Thread&>(*current_place)); }
 
@@ -36,8 +38,9 @@ std::vector<std::int64_t> in_order(std::int64_t n, Order order) {
 }  // namespace
 
 Machine& machine() {
+  if (current_machine != nullptr) return *current_machine;
   static thread_local Machine instance;
-  return current_machine == nullptr ? instance : *current_machine;
+  return instance;
 }
 
 std::vector<std::int64_t> order_of_blocks(const LaunchShape& shape, std::uint32_t seed) {
@@ -60,6 +63,10 @@ void Machine::begin_launch(const LaunchShape& shape, void (*call)(const void*), 
   context_ = context;
   n_threads_ = shape.n_threads;
   random_.seed(seed);
+  make_threads();
+}
+
+void Machine::make_threads() {
   while (threads_.size() < static_cast<std::size_t>(n_threads_))
     threads_.push_back(std::make_unique<Thread>(static_cast<int>(threads_.size())));
 }
@@ -76,6 +83,7 @@ void Machine::run(const LaunchShape& shape, void (*call)(const void*), const voi
   try {
     for (const std::int64_t block : order_of_blocks(shape, static_cast<std::uint32_t>(random_()))) {
       if (std::find(elsewhere.begin(), elsewhere.end(), block) != elsewhere.end()) continue;
+      DUPLEX_TSAN(std::swap(threads_, others_); make_threads();)
       begin_block(block);
       while (pass(false)) {
       }
@@ -108,6 +116,7 @@ void Machine::start(std::byte* shared) {
 
 void Machine::begin_block(std::int64_t index) {
   index_ = index;
+  ++n_blocks_;
   shared_.emplace(shape_.shared_bytes);
   start(shared_->data());
   turns_ = in_order(n_threads_, schedule_.order);
@@ -158,11 +167,16 @@ std::size_t Machine::next_turn(std::size_t at) const {
 
 void Machine::run_thread(void* thread) {
   Machine& self = machine();
+  launch_order().begin_thread(self.shape_.is_early);
+  std::exception_ptr error;
   try {
     self.call_(self.context_);
   } catch (...) {
-    self.error_ = std::current_exception();
+    error = std::current_exception();
   }
+  launch_order().end_thread();
+  const Unseen unseen;
+  if (error != nullptr) self.error_ = error;
   self.end(*static_cast<Thread*>(thread));
 }
 
@@ -177,7 +191,7 @@ void Machine::end(Thread& thread) noexcept {
 }
 
 // As with __syncthreads, threads that have returned are not waited for.
-void Machine::release_barrier() noexcept {
+DUPLEX_UNSEEN void Machine::release_barrier() noexcept {
   if (n_at_barrier_ == 0 || n_at_barrier_ < n_live_) return;
   n_at_barrier_ = 0;
   ++n_barriers_;
@@ -188,18 +202,24 @@ void Machine::release_barrier() noexcept {
 }
 
 // note: the last to arrive suspends too, so that the order decides who goes on first.
-void Machine::sync_block(Thread& thread) {
+DUPLEX_UNSEEN void Machine::sync_block(Thread& thread) {
+  const char* const place =
+      &barriers_[2 * (n_blocks_ % 2) + static_cast<unsigned>(n_barriers_ % 2)];
+  simt::release(place);
   thread.wait = Wait::kBarrier;
   ++n_at_barrier_;
   release_barrier();
   thread.fiber.suspend();
+  acquire(place);
 }
 
-void Machine::wait_for_previous_grid(Thread& thread) {
+DUPLEX_UNSEEN void Machine::wait_for_previous_grid(Thread& thread) {
   thread.has_waited = true;
-  if (!is_held_) return;
-  thread.wait = Wait::kGrid;
-  thread.fiber.suspend();
+  if (is_held_) {
+    thread.wait = Wait::kGrid;
+    thread.fiber.suspend();
+  }
+  launch_order().wait_for_previous_grid();
 }
 
 void Machine::release() {
@@ -208,14 +228,15 @@ void Machine::release() {
     if (thread->wait == Wait::kGrid) thread->wait = Wait::kNothing;
 }
 
-void Machine::yield(Thread& thread) {
+DUPLEX_UNSEEN void Machine::yield(Thread& thread) {
   thread.wait = Wait::kTurn;
   thread.fiber.suspend();
 }
 
 // The last lane to arrive works for all. Lanes that never arrive leave the others waiting; that is
 // found, and said, when nobody can go on.
-void Machine::meet_warp(Thread& thread, Wait kind) {
+// note: shuffles and products put no memory in order.
+DUPLEX_UNSEEN void Machine::meet_warp(Thread& thread, Wait kind) {
   thread.wait = kind;
   const int first = thread.thread / kWarpLanes * kWarpLanes;
   Exchange* lanes[kWarpLanes];
@@ -234,6 +255,7 @@ void Machine::meet_warp(Thread& thread, Wait kind) {
 }
 
 bool Machine::copies_late() {
+  const Unseen unseen;
   return schedule_.order == Order::kForward ||
          (schedule_.order == Order::kRandom && random_() % 2 == 0);
 }
@@ -278,15 +300,24 @@ void Block::end() {
 void set_runner(Runner* runner) { current_runner = runner; }
 bool has_runner() { return current_runner != nullptr; }
 
+void set_launch_order(LaunchOrder* order) { current_launch_order = order; }
+LaunchOrder& launch_order() {
+  if (current_launch_order != nullptr) return *current_launch_order;
+  static thread_local LaunchOrder own;
+  return own;
+}
+
 Origin origin() { return {&machine(), current_thread().thread, machine().n_barriers()}; }
 
 constinit thread_local const Place* current_place = nullptr;
 
 void run_grid(const LaunchShape& shape, void (*call)(const void*), const void* context) {
   if (current_runner != nullptr && current_place == nullptr)
-    current_runner->run(shape, call, context);
-  else
-    machine().run(shape, call, context, {});
+    return current_runner->run(shape, call, context);
+  const Unseen unseen;
+  launch_order().begin_launch();
+  machine().run(shape, call, context, {});
+  launch_order().wait_for_all();
 }
 
 void sync_block() { machine().sync_block(current_thread()); }
@@ -301,10 +332,12 @@ void copy_async(void* shared, const void* global) {
   if (!is_aligned(shared) || !is_aligned(global))
     throw std::logic_error("copy_async: expected addresses that are multiples of 16");
   Thread& thread = current_thread();
-  if (machine().copies_late())
-    thread.copies.push_back({shared, global, thread.n_groups});
-  else
+  if (!machine().copies_late()) {
     std::memcpy(shared, global, kCopyBytes);
+    return;
+  }
+  const Unseen unseen;
+  thread.copies.push_back({shared, global, thread.n_groups});
 }
 
 void prefetch(const void* address, std::uint32_t bytes) {
@@ -315,16 +348,19 @@ void prefetch(const void* address, std::uint32_t bytes) {
   (void)memory[bytes - 1];
 }
 
-void commit_copies() { ++current_thread().n_groups; }
+DUPLEX_UNSEEN void commit_copies() { ++current_thread().n_groups; }
 
 void wait_copies(int n_pending) {
   Thread& thread = current_thread();
   std::deque<Copy>& copies = thread.copies;
-  for (; !copies.empty() && copies.front().group < thread.n_groups - n_pending; copies.pop_front())
+  while (!copies.empty() && copies.front().group < thread.n_groups - n_pending) {
     std::memcpy(copies.front().to, copies.front().from, kCopyBytes);
+    const Unseen unseen;
+    copies.pop_front();
+  }
 }
 
-float shuffle(Wait kind, float value, int argument, int width) {
+DUPLEX_UNSEEN float shuffle(Wait kind, float value, int argument, int width) {
   Thread& thread = current_thread();
   thread.exchange.value = value;
   thread.exchange.argument = argument;
@@ -335,22 +371,23 @@ float shuffle(Wait kind, float value, int argument, int width) {
 
 namespace {
 
-void meet_for_product(Wait kind, Thread& thread, const std::uint32_t* a, const std::uint32_t* b) {
-  std::copy_n(a, 4, thread.exchange.a);
-  std::copy_n(b, 2, thread.exchange.b);
+DUPLEX_UNSEEN void meet_for_product(Wait kind, Thread& thread, const std::uint32_t* a,
+                                    const std::uint32_t* b) {
+  for (int i = 0; i < 4; ++i) thread.exchange.a[i] = a[i];
+  for (int i = 0; i < 2; ++i) thread.exchange.b[i] = b[i];
   machine().meet_warp(thread, kind);
 }
 
 }  // namespace
 
-void multiply_fragments(float* acc, const std::uint32_t* a, const std::uint32_t* b) {
+DUPLEX_UNSEEN void multiply_fragments(float* acc, const std::uint32_t* a, const std::uint32_t* b) {
   Thread& thread = current_thread();
   thread.exchange.acc = acc;
   meet_for_product(Wait::kProduct, thread, a, b);
 }
 
-void multiply_fragments(std::int32_t* acc, const std::uint32_t* a, const std::uint32_t* b,
-                        Unsigned codes) {
+DUPLEX_UNSEEN void multiply_fragments(std::int32_t* acc, const std::uint32_t* a,
+                                      const std::uint32_t* b, Unsigned codes) {
   Thread& thread = current_thread();
   thread.exchange.integer_acc = acc;
   thread.exchange.codes = codes;

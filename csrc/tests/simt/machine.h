@@ -85,6 +85,7 @@ class Machine {
   void set_schedule(const Schedule& schedule) { schedule_ = schedule; }
 
  private:
+  void make_threads();
   void start(std::byte* shared);
   std::size_t next_turn(std::size_t at) const;
   static void run_thread(void* thread);
@@ -101,9 +102,12 @@ class Machine {
   std::vector<std::int64_t> turns_;               // the threads, in the order of a pass
   int n_barriers_ = 0;                            // that the block has passed
   std::vector<std::unique_ptr<Thread>> threads_;  // as many as any launch had
+  std::vector<std::unique_ptr<Thread>> others_;   // of the block before, for ThreadSanitizer
   int n_threads_ = 0;                             // of this launch
   int n_live_ = 0;
   int n_at_barrier_ = 0;
+  std::uint32_t n_blocks_ = 0;
+  char barriers_[4] = {};  // places of order.h: of two barriers and two blocks, which take turns
   bool is_held_ = false;
   std::exception_ptr error_;
   Schedule schedule_;

@@ -201,7 +201,7 @@ TEST_CASE("ranks that meet in their memory wait for the last", "[simt][groups]")
   setup.take_down();
 }
 
-TEST_CASE("cuda: all_reduce on memory of a set-up", "[simt][groups]") {
+TEST_CASE("cuda: all_reduce on memory of a set-up", "[simt][groups][races]") {
   if (!has_fused_cpu()) return;
   constexpr int kRanks = 4;
   const bool wants_multicast = GENERATE(true, false);

@@ -7,6 +7,7 @@
 
 #include "tests/simt/block.h"
 #include "tests/simt/fibers.h"
+#include "tests/simt/order.h"
 #include "tests/simt/system_memory.h"
 
 namespace duplex::simt {
@@ -30,6 +31,7 @@ struct Stream {
   std::exception_ptr error;
   std::vector<std::unique_ptr<Block>> running;
   std::uint64_t late_until = 0;
+  LaunchOrder order;
 };
 
 class Streams final : public Runner {
@@ -45,8 +47,10 @@ class Streams final : public Runner {
   Streams& operator=(const Streams&) = delete;
 
   void run() {
+    const Unseen unseen;
     for (auto& stream : streams_) {
       stream->fiber.start(&Streams::run_program, stream.get());
+      release(stream.get());
       go_on(*stream);
     }
     std::vector<Stream*> left;
@@ -54,17 +58,28 @@ class Streams final : public Runner {
       left.clear();
       for (auto& stream : streams_)
         if (!stream->has_ended) left.push_back(stream.get());
-      if (left.empty()) return;
+      if (left.empty()) break;
       memory_.step();
       Stream& stream = *left[random_() % left.size()];
       if (stream.late_until <= memory_.clock()) step(stream);
       memory_.drain(drain_);
     }
+    for (auto& stream : streams_) acquire(stream.get());
   }
 
   // A launch: from inside a program.
   void run(const LaunchShape& shape, void (*call)(const void*), const void* context) override {
     Stream& stream = *current_;
+    stream.order.begin_launch();
+    begin(stream, shape, call, context);
+    stream.fiber.suspend();
+    stream.order.wait_for_all();
+  }
+
+ private:
+  void begin(Stream& stream, const LaunchShape& shape, void (*call)(const void*),
+             const void* context) {
+    const Unseen unseen;
     ++stream.launch;
     const std::int64_t n_blocks = shape.grid[0] * shape.grid[1] * shape.grid[2];
     for (std::int64_t i = 0; i < n_blocks; ++i) {
@@ -73,17 +88,19 @@ class Streams final : public Runner {
       idle.pop_back();
       stream.running.back()->begin(shape, i, call, context, static_cast<std::uint32_t>(random_()));
     }
-    stream.fiber.suspend();
   }
-
- private:
   static void run_program(void* argument) {
     auto& stream = *static_cast<Stream*>(argument);
+    acquire(&stream);
+    std::exception_ptr error;
     try {
       stream.program();
     } catch (...) {
-      stream.error = std::current_exception();
+      error = std::current_exception();
     }
+    release(&stream);
+    const Unseen unseen;
+    stream.error = error;
     stream.has_ended = true;
   }
   void go_on(Stream& stream) {
@@ -95,7 +112,10 @@ class Streams final : public Runner {
     if (random_() % kOneLateIn == 0) stream.late_until = memory_.clock() + random_() % kLateSteps;
     memory_.set_launch(stream.index, stream.launch);
     auto& chosen = stream.running[random_() % stream.running.size()];
-    if (chosen->pass(random_() % 4 == 0)) return;
+    set_launch_order(&stream.order);
+    const bool goes_on = chosen->pass(random_() % 4 == 0);
+    set_launch_order(nullptr);
+    if (goes_on) return;
     idle.push_back(std::move(chosen));
     chosen = std::move(stream.running.back());
     stream.running.pop_back();

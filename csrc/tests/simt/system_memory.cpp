@@ -4,12 +4,15 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cstring>
 #include <mutex>
 #include <new>
 #include <shared_mutex>
 #include <thread>
+
+#include "tests/simt/order.h"
 
 namespace duplex::simt {
 namespace {
@@ -38,9 +41,9 @@ std::atomic_ref<std::uint32_t> word_at(const void* address, int i) {
 // one of each.
 void happen(void* address, const std::uint32_t* words, int n, bool is_count) {
   if (is_count)
-    word_at(address, 0).fetch_add(1);
+    word_at(address, 0).fetch_add(1, std::memory_order_relaxed);
   else
-    for (int i = 0; i < n; ++i) word_at(address, i).store(words[i], std::memory_order_release);
+    for (int i = 0; i < n; ++i) word_at(address, i).store(words[i], std::memory_order_relaxed);
 }
 
 const Multicast& object_of(const void* address) {
@@ -51,7 +54,10 @@ const Multicast& object_of(const void* address) {
 
 void put(std::byte* address, const std::uint32_t* words, int n, bool is_count) {
   check_aligned(address, n);
+  if (is_count) release(address);
   if (pending != nullptr) {
+    for (int i = 0; i < n; ++i) note_store(address + 4 * i);
+    const Unseen unseen;
     pending->add(address, words, n, is_count);
     return;
   }
@@ -64,7 +70,7 @@ void load_system(const void* address, std::uint32_t* words, int n) {
   check_aligned(address, n);
   if (Multicast::of(address) != nullptr)
     throw std::logic_error("a plain load of a multicast address");
-  for (int i = 0; i < n; ++i) words[i] = word_at(address, i).load(std::memory_order_acquire);
+  for (int i = 0; i < n; ++i) words[i] = word_at(address, i).load(std::memory_order_relaxed);
 }
 
 void store_system(void* address, const std::uint32_t* words, int n) {
@@ -81,10 +87,10 @@ void multicast_store(void* address, const std::uint32_t* words, int n) {
 void multicast_sum(const void* address, std::uint32_t* words, int n) {
   const Multicast& object = object_of(address);
   for (int i = 0; i < n; ++i) {
-    float sum = 0.0f, part;
+    float sum = 0.0f;
     for (std::size_t r = object.size(); r-- > 0;) {
-      std::memcpy(&part, object.place(r, address) + 4 * i, 4);
-      sum += part;
+      sum += std::bit_cast<float>(
+          word_at(object.place(r, address), i).load(std::memory_order_relaxed));
     }
     std::memcpy(&words[i], &sum, 4);
   }
@@ -97,7 +103,10 @@ void multicast_count(std::uint32_t* counter) {
 }
 
 void fence_system() {
-  if (pending != nullptr) return pending->fence();
+  if (pending != nullptr) {
+    const Unseen unseen;
+    return pending->fence();
+  }
   std::atomic_thread_fence(std::memory_order_seq_cst);
 }
 
@@ -109,6 +118,7 @@ std::uint64_t clock_ns() {
   // Who is waited for may need this very core.
   constexpr int kThreads = 32;
   static thread_local int n_calls = 0;
+  const Unseen unseen;
   if (++n_calls % kThreads == 0) std::this_thread::yield();
   return static_cast<std::uint64_t>(
       std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count());

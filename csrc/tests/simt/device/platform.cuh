@@ -30,9 +30,7 @@ DUPLEX_DEVICE void sync_block() { simt::sync_block(); }
 DUPLEX_DEVICE std::byte* shared_memory() { return simt::here().shared; }
 
 DUPLEX_DEVICE std::uint32_t add_shared(std::uint32_t* shared, std::uint32_t value) {
-  const std::uint32_t before = *shared;
-  *shared += value;
-  return before;
+  return __atomic_fetch_add(shared, value, __ATOMIC_RELAXED);
 }
 
 DUPLEX_DEVICE float shuffle_down(float value, int delta, int width) {

@@ -38,12 +38,15 @@ DUPLEX_DEVICE void multicast_count_release(std::uint32_t* counter) {
   simt::multicast_count(counter);
 }
 DUPLEX_DEVICE std::uint32_t load_word_acquire(const std::uint32_t* address) {
-  return load_word_system(address);
+  return __atomic_load_n(address, __ATOMIC_ACQUIRE);
 }
 DUPLEX_DEVICE void fence_system() { simt::fence_system(); }
 DUPLEX_DEVICE void fence_addresses() {}  // one memory has one address here
 
-DUPLEX_DEVICE std::uint32_t count_up(std::uint32_t* counter) { return (*counter)++; }
+// note: puts the blocks of a launch in order, which on the device it does not (docs/GPU.md).
+DUPLEX_DEVICE std::uint32_t count_up(std::uint32_t* counter) {
+  return __atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL);
+}
 
 DUPLEX_DEVICE std::uint64_t clock_ns() { return simt::clock_ns(); }
 
