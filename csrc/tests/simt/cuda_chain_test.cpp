@@ -234,7 +234,7 @@ TEST_CASE("cuda: a chain of an append and attention", "[simt][races]") {
   });
 }
 
-TEST_CASE("cuda: a chain of a mixture of experts", "[simt][races]") {
+TEST_CASE("cuda: a chain of a mixture of experts", "[simt]") {
   const DType format = GENERATE(DType::kF32, DType::kBF16, DType::kMxfp8, DType::kInt4);
   CAPTURE(dtype_name(format));
   check_chain(format == DType::kF32 ? DType::kF32 : DType::kBF16,

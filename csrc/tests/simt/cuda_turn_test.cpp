@@ -341,7 +341,7 @@ TEST_CASE("cuda: turn of several ranks is one launch and one wait on each", "[si
   CHECK(n_calls == n * (kTurns - 1) * 2);
 }
 
-TEST_CASE("cuda: turn ends when no more than half of its sequences go on", "[simt][races]") {
+TEST_CASE("cuda: turn ends when no more than half of its sequences go on", "[simt]") {
   // Limits are 0, 1, 2, ...: of five, three go on behind the first token and two behind the second.
   const auto expected =
       GENERATE(std::vector<std::size_t>{0, 1, 1, 1}, std::vector<std::size_t>{0, 1, 2, 2, 2});
