@@ -167,11 +167,12 @@ def parse_bytes(value: int | str, name: str = "memory") -> int:
         InvalidArgument: not of that form, or not positive.
     """
     n_bytes = 0
-    if not isinstance(value, str | bool):
+    if isinstance(value, str):
+        if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value):
+            n_bytes = int(min(float(match[1]) * UNITS.get(match[2], 0), 2.0**64))
+    elif not isinstance(value, bool):
         with suppress(TypeError):
             n_bytes = operator.index(value)
-    elif match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value)):
-        n_bytes = int(min(float(match[1]) * UNITS.get(match[2], 0), 2.0**64))
     if not 0 < n_bytes <= MAX_INT64:
         raise InvalidArgument(
             f"{name}: expected a number of bytes or a string like '512MiB', found {found(value)}"

@@ -98,10 +98,9 @@ inline SignedBytes load_signed(const std::uint8_t* p) {
           {_mm256_srai_epi16(raw.lo, 8), _mm256_srai_epi16(raw.hi, 8)}};
 }
 inline I16 dot_signed(I16 acc, const SignedBytes& w, const std::uint8_t* x) {
-  std::int32_t quad;
-  __builtin_memcpy(&quad, x, sizeof quad);
-  const __m256i even = _mm256_set1_epi32(quad & 0x00ff00ff);
-  const __m256i odd = _mm256_srli_epi16(_mm256_set1_epi32(quad), 8);
+  const __m256i quad = broadcast_quad(x);
+  const __m256i even = _mm256_and_si256(quad, _mm256_set1_epi16(0x00ff));
+  const __m256i odd = _mm256_srli_epi16(quad, 8);
   const auto half = [&](__m256i sum, __m256i w_even, __m256i w_odd) {
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w_even, even));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(w_odd, odd));

@@ -9,7 +9,7 @@
 namespace duplex::DUPLEX_ISA {
 
 // note: a loop of its own, which gcc makes vectors of; store_bf16 takes denormal numbers for zero
-// with AVX-512.
+// with the instructions of BF16.
 inline void round_to_bf16(const float* x, std::int64_t n, std::uint16_t* out) {
   for (std::int64_t c = 0; c < n; ++c) out[c] = float_to_bf16(x[c]);
 }
