@@ -37,8 +37,8 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: run test check bench bench-peers lint format asan tsan fuzz cuda-compile cuda-mutants \
-	cuda-table stubs clean help
+.PHONY: run test check bench bench-peers lint format asan asan-kernels tsan fuzz cuda-compile \
+	cuda-mutants cuda-table stubs clean help
 
 run: $(RUN) ## play a recorded scene, live, to the model that comes with the package
 	@$(BIN)/duplex-engine demo
@@ -77,11 +77,24 @@ format: $(TEST) ## rewrite the sources in the house format
 	@$(BIN)/ruff check --quiet --fix $(PYTHON_FILES)
 	@$(BIN)/ruff format --quiet $(PYTHON_FILES)
 
-# The instrumented module takes the place of the normal one, so the stamps go first. Sanitizers make
-# gcc warn about its own library, so warnings are no errors here. Each process keeps back 16 MB of
-# what was freed, not 256: the tests of ranks have some thirty at once.
+# C++ tests of their own in build/$(1), under a sanitizer. They make gcc warn about its own library, so
+# warnings are no errors here.
+define SANITIZED
+@echo 'build: $(1)'
+@cmake -G Ninja -S . -B build/$(1) -DCMAKE_BUILD_TYPE=Debug -DDUPLEX_SANITIZE=$(2) \
+	-DDUPLEX_MODULE=OFF -DDUPLEX_TESTS=ON -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" >/dev/null
+@ninja --quiet -C build/$(1)
+endef
+# Those tagged $(2), files side by side: the more threads a program has had, the slower it is.
+define BY_FILE
+@grep -lF '$(2)' csrc/tests/simt/*_test.cpp | xargs -n 1 basename -s .cpp | \
+	xargs -P $$(nproc) -I{} build/$(1)/duplex_tests --warn NoTests -# '$(2)[#{}]'
+endef
+
+# The instrumented module takes the place of the normal one, so the stamps go first. Each process
+# keeps back 16 MB of what was freed, not 256: the tests of ranks have some thirty at once.
 asan: $(TEST) ## run the C++ tests and the core Python tests under AddressSanitizer and UBSan
-	@echo 'build: AddressSanitizer'
+	@echo 'build: asan'
 	@rm -f $(RUN) $(TEST)
 	@$(INSTALL) . -Cbuild-dir=build/asan -Ccmake.build-type=Debug \
 		-Ccmake.define.DUPLEX_SANITIZE=address $(WITH_TESTS)
@@ -89,16 +102,15 @@ asan: $(TEST) ## run the C++ tests and the core Python tests under AddressSaniti
 	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16 $(BIN)/pytest -m core
 
-# Kernels file by file: the more threads a program has had, the slower it is. The last one must be
-# reported: a kernel that lacks a barrier.
+asan-kernels: $(TEST) ## run the CUDA kernels on the host, under AddressSanitizer and UBSan
+	$(call SANITIZED,asan-kernels,address)
+	$(call BY_FILE,asan-kernels,[simt])
+
+# The last one must be reported: a kernel that lacks a barrier.
 tsan: $(TEST) ## run the C++ tests of threads, and of CUDA kernels, under ThreadSanitizer
-	@echo 'build: ThreadSanitizer'
-	@cmake -G Ninja -S . -B build/tsan -DCMAKE_BUILD_TYPE=Debug -DDUPLEX_SANITIZE=thread \
-		-DDUPLEX_MODULE=OFF -DDUPLEX_TESTS=ON -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" >/dev/null
-	@ninja --quiet -C build/tsan
+	$(call SANITIZED,tsan,thread)
 	@build/tsan/duplex_tests --warn NoTests "[threads]"
-	@for file in $$(grep -l '\[races\]' csrc/tests/simt/*_test.cpp); do \
-		build/tsan/duplex_tests --warn NoTests -# "[races][#$$(basename $$file .cpp)]" || exit 1; done
+	$(call BY_FILE,tsan,[races])
 	@build/tsan/duplex_tests "a barrier that is missing*" >build/tsan/missing.log 2>&1; \
 		test $$? -eq 66 || { echo 'expected a report of the missing barrier, found none'; exit 1; }
 

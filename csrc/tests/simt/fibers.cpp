@@ -189,11 +189,3 @@ extern "C" [[gnu::visibility("default")]] const char* __lsan_default_suppression
   return "leak:duplex::simt::Fiber::run\n";
 }
 #endif
-
-#if defined(__SANITIZE_THREAD__)
-// Lane 0 overwrites what other lanes have read before they all shuffled what they had read: no
-// barrier is between, but the number that it writes depends on theirs.
-extern "C" [[gnu::visibility("default")]] const char* __tsan_default_suppressions() {
-  return "race:choose_best\n";
-}
-#endif

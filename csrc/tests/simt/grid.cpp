@@ -300,7 +300,8 @@ void Block::end() {
 void set_runner(Runner* runner) { current_runner = runner; }
 bool has_runner() { return current_runner != nullptr; }
 
-void set_launch_order(LaunchOrder* order) { current_launch_order = order; }
+InLaunchOrder::InLaunchOrder(LaunchOrder& order) { current_launch_order = &order; }
+InLaunchOrder::~InLaunchOrder() { current_launch_order = nullptr; }
 LaunchOrder& launch_order() {
   if (current_launch_order != nullptr) return *current_launch_order;
   static thread_local LaunchOrder own;

@@ -60,7 +60,14 @@ class LaunchOrder {
   unsigned n_begun_ = 0;
   char begun_ = 0, ended_[2] = {};
 };
-LaunchOrder& launch_order();                // of the stream whose kernel runs
-void set_launch_order(LaunchOrder* order);  // null: this system thread's own
+LaunchOrder& launch_order();  // of the stream whose kernel runs, or this system thread's own
+// As long as it lives, kernels that this system thread runs are of a stream with this order.
+class InLaunchOrder {
+ public:
+  explicit InLaunchOrder(LaunchOrder& order);
+  ~InLaunchOrder();
+  InLaunchOrder(const InLaunchOrder&) = delete;
+  InLaunchOrder& operator=(const InLaunchOrder&) = delete;
+};
 
 }  // namespace duplex::simt

@@ -112,10 +112,10 @@ class Streams final : public Runner {
     if (random_() % kOneLateIn == 0) stream.late_until = memory_.clock() + random_() % kLateSteps;
     memory_.set_launch(stream.index, stream.launch);
     auto& chosen = stream.running[random_() % stream.running.size()];
-    set_launch_order(&stream.order);
-    const bool goes_on = chosen->pass(random_() % 4 == 0);
-    set_launch_order(nullptr);
-    if (goes_on) return;
+    {
+      const InLaunchOrder in_order(stream.order);
+      if (chosen->pass(random_() % 4 == 0)) return;
+    }
     idle.push_back(std::move(chosen));
     chosen = std::move(stream.running.back());
     stream.running.pop_back();

@@ -184,9 +184,10 @@ DUPLEX_DEVICE void choose_best(const RouteRoom& room, std::int32_t n_experts, st
       expert = other_expert;
     }
   }
-  if (thread_index() != 0) return;
   const auto chosen = static_cast<std::int32_t>(expert);
-  room.scores[chosen] = kMinusInfinity;
+  // By the thread that alone reads it here.
+  if (chosen % kWarp == thread_index()) room.scores[chosen] = kMinusInfinity;
+  if (thread_index() != 0) return;
   std::int32_t at = k;
   for (; at > 0 && room.chosen[at - 1] > chosen; --at) room.chosen[at] = room.chosen[at - 1];
   room.chosen[at] = chosen;
