@@ -174,15 +174,13 @@ class LiveEngine:
             summary = summary.of_session(self.engine, session)
         lease = self._lease_s if lease_s is None else positive(lease_s, "lease_s")
         live = LiveSession(self, next(self._numbers), session, lease, summary)
-        if delegations is not None:  # the caller's code: nobody waits for it
-            live.delegations = begin(live, delegations)
+        if delegations is not None:
+            with self._lock:
+                self._check_place(session)
+            live.delegations = begin(live, delegations)  # the caller's code: nobody waits for it
             live._make_delegations = delegations
         with self._lock:
-            if self._is_closed:
-                raise SessionClosed("LiveEngine: it is closed; make another")
-            if any(held._inner is session for held in self._sessions.values()):
-                raise InvalidArgument("adopt: expected a session once, found it live already")
-            self._check_time()
+            self._check_place(session)
             live._attach()
             self._sessions[live._number] = live
             self._count("opened")
@@ -371,6 +369,14 @@ class LiveEngine:
         except BaseException:
             session.close()
             raise
+
+    def _check_place(self, session: Session) -> None:
+        """Raises what `adopt` says if this one cannot be live here, or not now."""
+        if self._is_closed:
+            raise SessionClosed("LiveEngine: it is closed; make another")
+        if any(held._inner is session for held in self._sessions.values()):
+            raise InvalidArgument("adopt: expected a session once, found it live already")
+        self._check_time()
 
     def _check_time(self) -> None:
         """Raises CapacityError if one session more could not be served when it is due."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from live_scene import Scene, sound
 
-from duplex_engine import CapacityError, Engine
+from duplex_engine import CapacityError, Engine, Session
 from duplex_engine.live import CostModel
 
 pytestmark = pytest.mark.core
@@ -46,8 +46,11 @@ def test_a_forked_session_that_is_refused_is_left_as_it_is(engine: Engine) -> No
         future = session.at_boundary(lambda inner: inner.fork())
         scene.run(0)
         with future.result(0) as fork:
-            with pytest.raises(CapacityError):
-                scene.live.adopt(fork)
+            given: list[Session] = []
+            for make in (None, given.append):
+                with pytest.raises(CapacityError):
+                    scene.live.adopt(fork, delegations=make)  # type: ignore[arg-type]
+            assert not given  # no delegations are made for it
             assert not fork.closed
 
 
