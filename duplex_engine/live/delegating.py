@@ -2,7 +2,8 @@
 
 Owns the seam to `duplex_engine.background`: `Delegations` is called at every micro-turn boundary,
 by the driver, and sees the session through `Stream`, whose `feed` queues where clients' results do,
-so that a result is journalled, and taken back after an interruption, like all input.
+before them, as it enters the micro-turn at hand. So a result is journalled, and taken back after an
+interruption, like all input.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ class Stream:
         return getattr(self._live_session._inner, name)
 
     def feed(self, *, result: list[int]) -> None:
-        """Queues a result; raises CapacityError where too many wait."""
+        """Lets a result enter next; raises CapacityError where too many wait."""
         session = self._live_session
         with session._live._lock:
-            if session._mailbox.push_ids("result", result, None) == "full":
+            if not session._mailbox.push_next(result):
                 raise CapacityError("feed: too many results wait already; step the session")
             note_result(session)
 

@@ -240,7 +240,7 @@ class Mailbox:
         if op_id is not None and op_id in self._ops:
             return "repeated"
         is_text = kind == "text"
-        n_waiting = len(self._text) if is_text else sum(len(result) for result, _ in self._results)
+        n_waiting = len(self._text) if is_text else self._n_result_ids
         if n_waiting + len(ids) > MAX_WAITING_IDS:
             return "full"
         self._remember(op_id)
@@ -250,9 +250,16 @@ class Mailbox:
             self._results.append((ids, -1))
         return "queued"
 
+    def push_next(self, result: list[int]) -> bool:
+        """Takes token ids that enter before all results that wait; False where those are many."""
+        is_full = self._n_result_ids + len(result) > MAX_WAITING_IDS
+        if not is_full:
+            self._results.appendleft((result, -1))
+        return not is_full
+
     def asked(self, turn: int) -> None:
-        """Says which micro-turn asked for the newest result."""
-        self._results[-1] = (self._results[-1][0], turn)
+        """Says which micro-turn asked for the result that enters next."""
+        self._results[0] = (self._results[0][0], turn)
 
     def take_back(self, first: int, results: list[Result]) -> None:
         """After a rewind to before micro-turn `first`: these results wait again, before all others.
@@ -288,6 +295,10 @@ class Mailbox:
     def n_ids(self) -> int:
         """Token ids that the next micro-turn takes."""
         return len(self._text) + (len(self._results[0][0]) if self._results else 0)
+
+    @property
+    def _n_result_ids(self) -> int:
+        return sum(len(result) for result, _ in self._results)
 
     @property
     def n_images(self) -> int:

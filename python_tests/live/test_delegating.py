@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -94,6 +94,44 @@ def test_one_result_a_micro_turn_and_clients_results_first(engine: Engine) -> No
         assert [len(ids) for ids in results(scene, session)] == [1, 1, 1]
         assert results(scene, session)[0] == [310]
         assert tokens(turns) == scene.tokens_again(session.id)[1:]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_clients_result_that_comes_while_a_workers_is_let_in_waits(
+    engine: Engine, when: str
+) -> None:
+    """It stays the client's, also when an interruption takes back what the worker was asked."""
+
+    class Pushing(Delegations):
+        is_due = False
+
+        def before_step(self, inputs: Mapping[str, Any] | None = None) -> None:
+            is_due, self.is_due = self.is_due, False
+            if is_due and when == "before":
+                session.push_result([310])
+            super().before_step(inputs)
+            if is_due and when == "after":
+                session.push_result([310])
+
+    scene = Asking(engine)
+    session = scene.live.open(delegations=lambda s: Pushing(s, lambda _: "ba"))
+    with session:
+        turns = scene.talk(session, 5)
+        spoke = [out.turn.index for out in turns if len(out.turn.token_ids) > 1]
+        scene.requests = ("weather",)
+        turns += scene.talk(session, 1, seed=1)
+        background = scene.answered(session)
+        background.is_due = True  # type: ignore[attr-defined]
+        turns += scene.talk(session, 1, seed=2)
+        workers = session._inner._ids("ba", "result")
+        assert results(scene, session) == [workers]
+        assert background.jobs[0].entered == (turns[-1].turn.index,)
+        assert session.playback_ack(spoke[0])
+        assert spoke[-1] > spoke[0]
+        session.interrupt()
+        turns += scene.talk(session, 2, seed=3)
+        assert results(scene, session) == [workers, [310]]
+        assert tokens(turns) == scene.tokens_again(session.id)
 
 
 def test_what_was_asked_unheard_is_cancelled(engine: Engine) -> None:
