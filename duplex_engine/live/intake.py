@@ -118,10 +118,12 @@ class AudioIntake:
             return "too_fast"
         if self.waiting_ms + ms > MAX_WAITING_MS:
             return "full"
+        before = self._rate, self._resampler, self._chunk
         self._rate, self._resampler = sample_rate, resampler
         if seq is not None:
             status = self._place(samples, seq)
             if status != "queued":
+                self._rate, self._resampler, self._chunk = before
                 return status
         elif len(samples) > 0:
             self._close_gaps()  # it follows what came before,

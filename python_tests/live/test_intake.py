@@ -207,6 +207,13 @@ def test_another_rate_or_length_is_refused_and_nothing_taken() -> None:
     assert push(fresh, 0, rate=8_000) == "queued"
 
 
+def test_a_first_chunk_that_is_too_early_fixes_nothing() -> None:
+    intake = AudioIntake(200)
+    assert intake.push(piece(99, 480), 99, 48_000, 0) == "early"
+    assert [push(intake, n) for n in range(4)] == ["queued"] * 4
+    assert levels(intake.take(1)[0]) == [1, 2, 3, 4]
+
+
 def test_the_mailbox_is_bounded_and_knows_its_ops() -> None:
     mailbox = Mailbox()
     assert mailbox.push_ids("text", [1] * MAX_WAITING_IDS, "a") == "queued"
