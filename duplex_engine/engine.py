@@ -29,7 +29,7 @@ from duplex_engine.cache import cache_folder
 from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.config import ModelConfig
 from duplex_engine.core_config import core_config
-from duplex_engine.errors import CheckpointError, InvalidArgument
+from duplex_engine.errors import CheckpointError, InvalidArgument, SessionClosed
 from duplex_engine.loading import load_engine, row_and_matrix_formats
 from duplex_engine.packed import Dtype, Weights, layout_digest, write_packed
 from duplex_engine.parallel.ranks import Ranks
@@ -173,6 +173,7 @@ class Engine:
             BackendUnavailable: the device, instruction set or transport is not there.
             CapacityError: the memory is not there.
             RankFailed: a worker process ended while it loaded.
+            SessionClosed: the engine `beside` this one is closed.
         """
         if dtype not in ("auto", "float32", "bfloat16"):
             raise InvalidArgument(
@@ -192,6 +193,8 @@ class Engine:
         if beside is not None:
             if not isinstance(beside, Engine):
                 raise InvalidArgument(f"beside: expected an Engine, found {found(beside)}")
+            if beside.closed:
+                raise SessionClosed("beside: the engine is closed; load it again")
             theirs = (threads, isa) == (None, None) and gpus is None
             if device not in ("cpu", beside._device) or not theirs:
                 raise InvalidArgument(

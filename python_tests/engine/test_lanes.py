@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from duplex_engine import AsyncEngine, DuplexError, Engine, InvalidArgument, Session
+from duplex_engine import (
+    AsyncEngine,
+    DuplexError,
+    Engine,
+    InvalidArgument,
+    Session,
+    SessionClosed,
+)
 from duplex_engine.models import write_random_checkpoint
 
 pytestmark = pytest.mark.core
@@ -118,6 +125,8 @@ def test_an_engine_lives_on_beside_one_that_closed(checkpoint: Path) -> None:
         other = Engine.load(checkpoint, memory="64MiB", beside=first)
     with other:
         assert hear(other.open_session(), 1) == expected
+    with pytest.raises(SessionClosed, match="beside: the engine is closed"):
+        Engine.load(checkpoint, beside=first)
 
 
 def test_an_interruption_raises_the_epoch_and_nothing_else(engine: Engine) -> None:
