@@ -7,16 +7,25 @@ The classes are those of `csrc/core/error.h`; each is also a builtin error of it
 
 from __future__ import annotations
 
-from duplex_engine._core import (
-    BackendUnavailable,
-    CapacityError,
-    CheckpointError,
-    DuplexError,
-    InvalidArgument,
-    RankFailed,
-    SessionBusy,
-    SessionClosed,
-)
+from pathlib import Path
+
+try:
+    from duplex_engine._core import (
+        BackendUnavailable,
+        CapacityError,
+        CheckpointError,
+        DuplexError,
+        InvalidArgument,
+        RankFailed,
+        SessionBusy,
+        SessionClosed,
+    )
+except ModuleNotFoundError as error:  # nothing of the package is imported before this
+    raise ImportError(
+        "duplex_engine: expected its compiled core, found the sources alone in "
+        f"{Path(__file__).parent}; install them with `pip install .` and start Python in another "
+        "folder"
+    ) from error
 
 __all__ = [
     "BackendUnavailable",

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from typer.testing import CliRunner, Result
 
+import duplex_engine
 from duplex_engine.checkpoint import Checkpoint
 from duplex_engine.cli import app
 from duplex_engine.cli.cost import Machine, pass_cost, turn_passes
@@ -464,6 +465,17 @@ def test_levels() -> None:
     assert level_db(silence) == level_db(silence[:0]) == -120
     assert level_db(silence + 1) == pytest.approx(0)
     assert level_db(silence + np.float32(0.1)) == pytest.approx(-20, abs=1e-3)
+
+
+def test_sources_without_the_compiled_core_say_what_to_do(tmp_path: Path) -> None:
+    folder = tmp_path / "duplex_engine"
+    folder.mkdir()
+    for source in Path(duplex_engine.__file__).parent.glob("*.py"):
+        shutil.copy(source, folder)
+    # -S: without installed packages, of which this one may be one.
+    command = [sys.executable, "-S", "-c", "import duplex_engine"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert f"found the sources alone in {folder}; install them with `pip install .`" in done.stderr
 
 
 def test_the_program_starts_with_the_packages_of_the_runtime_alone() -> None:
