@@ -39,7 +39,7 @@ std::unique_ptr<Backend> create_backend(const std::string& name, const BackendOp
   std::string known;
   for (const Entry& entry : kBackends)
     known += (known.empty() ? "'" : ", '") + std::string(entry.name) + "'";
-  fail<InvalidArgument>("backend: expected one of ", known, ", found '", name, "'");
+  fail<InvalidArgument>("device: expected one of ", known, ", found '", name, "'");
 }
 
 }  // namespace duplex

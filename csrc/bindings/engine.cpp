@@ -49,8 +49,8 @@ Image image_from(const py::array& array) {
         py::str(py::repr(array.dtype())).cast<std::string>(), " with ", array.ndim(),
         " dimensions");
   constexpr py::ssize_t kMaxEdge = 1 << 20;
-  check(array.shape(0) <= kMaxEdge && array.shape(1) <= kMaxEdge, "image: ", array.shape(0), "x",
-        array.shape(1), " is too large");
+  check(array.shape(0) <= kMaxEdge && array.shape(1) <= kMaxEdge, "image: expected at most ",
+        kMaxEdge, " pixels an edge, found ", array.shape(0), "x", array.shape(1));
   Image image;
   image.height = static_cast<std::int32_t>(array.shape(0));
   image.width = static_cast<std::int32_t>(array.shape(1));

@@ -143,6 +143,7 @@ WRONG_INPUTS: dict[str, tuple[dict[str, Any], str]] = {
     "transparent": ({"image": np.zeros((8, 8, 4), np.uint8)}, "RGB"),
     "float pixels": ({"image": np.zeros((8, 8, 3), np.float32)}, "uint8"),
     "signed pixels": ({"image": np.zeros((8, 8, 3), np.int8)}, "uint8"),
+    "long": ({"image": np.zeros((1, 2**20 + 1, 3), np.uint8)}, "at most 1048576 pixels an edge"),
     "too many patches": ({"image": picture(8000, 10)}, "8000x10 is 2000 patches"),
     "negative id": ({"text": [5, -1]}, r"\[0, 320\), found -1"),
     "id beyond": ({"text": [VOCABULARY]}, "found 320"),
