@@ -156,6 +156,10 @@ std::size_t DmelStream::take(std::size_t max_frames, std::uint8_t* bins) {
   const auto taken = waiting().first(n_frames * static_cast<std::size_t>(analyzer_->n_mels()));
   std::copy(taken.begin(), taken.end(), bins);
   n_taken_ += n_frames;
+  if (frames_ready() == 0) {  // a copy of the stream need not copy them
+    queue_.clear();
+    n_taken_ = 0;
+  }
   return n_frames;
 }
 

@@ -87,7 +87,7 @@ void Lane::keep_part(const PassPart& part, const std::byte* head_row) {
     const InputRow& row = session.input_.rows[part.first + static_cast<std::size_t>(i)];
     if (row.kind == RowKind::kText) session.remember(row.value);
   }
-  session.head_row_.assign(head_row, head_row + head_row_bytes());
+  session.now_.head_row.assign(head_row, head_row + head_row_bytes());
 }
 
 // Text and sound wait in placed_; each picture's rows are made at once.

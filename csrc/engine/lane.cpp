@@ -113,9 +113,10 @@ std::vector<float> Lane::append_text(Session& session, std::span<const std::int3
 std::vector<float> Lane::append_audio(Session& session, std::span<const float> samples,
                                       bool is_end_of_audio, LogitsWanted wanted) {
   const Call call(*this, session);
-  check(session.audio_.has_value(), "audio: this checkpoint has no audio tower (no audio_config)");
+  check(session.now_.audio.has_value(),
+        "audio: this checkpoint has no audio tower (no audio_config)");
   check_finite(samples);
-  DmelStream& audio = *session.audio_;
+  DmelStream& audio = *session.now_.audio;
   const auto n_samples = static_cast<std::int64_t>(samples.size()) + audio.state().n_partial;
   const auto n_new = is_end_of_audio ? div_up(n_samples, kHopSamples) : n_samples / kHopSamples;
   const auto n_rows = static_cast<std::int64_t>(audio.frames_ready()) + n_new;
@@ -140,7 +141,7 @@ std::vector<float> Lane::append_image(Session& session, Image image, LogitsWante
 std::vector<float> Lane::make_ready(Session& session, std::int64_t n_rows, LogitsWanted wanted) {
   std::vector<float> logits;
   if (n_rows == 0) return logits;
-  if (session.pending_token_ != kNoToken) ++n_rows;
+  if (session.now_.pending_token != kNoToken) ++n_rows;
   session.make_room(n_rows);
   if (session.sequence_->backed() < session.sequence_->length() + n_rows)
     run_aside([&] { back(session, n_rows); });
@@ -155,19 +156,20 @@ std::vector<float> Lane::make_ready(Session& session, std::int64_t n_rows, Logit
 std::vector<float> Lane::append_input(Session& session, LogitsWanted wanted,
                                       std::vector<float> logits) {
   InputRows& input = session.input_;
-  const bool has_pending = session.pending_token_ != kNoToken;
+  const bool has_pending = session.now_.pending_token != kNoToken;
   if (input.rows.empty()) {
     session.set_mark();  // sound that waits for the rest of its frame
     return logits;
   }
-  if (has_pending) input.rows.insert(input.rows.begin(), {RowKind::kText, session.pending_token_});
-  session.pending_token_ = kNoToken;
+  if (has_pending)
+    input.rows.insert(input.rows.begin(), {RowKind::kText, session.now_.pending_token});
+  session.now_.pending_token = kNoToken;
   const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
   Session* const only[] = {&session};
   const auto pass = [&] {
     run_rows(only, wanted == LogitsWanted::kAll ? &logits : nullptr);
     if (wanted != LogitsWanted::kLast) return;
-    const void* const row[] = {session.head_row_.data()};
+    const void* const row[] = {session.now_.head_row.data()};
     logits.resize(n_vocab);
     model_->logits(row, logits.data());
   };

@@ -103,7 +103,7 @@ void Lane::begin_turn(Session& session, std::int32_t limit, Turn& turn) {
   // In one piece: what another thread feeds from here on belongs to the next turn.
   std::unique_lock inbox_lock(session.inbox_mutex_);
   const InputPlan plan = plan_input(session, std::max(limit - 1, 0));
-  check(plan.n_rows > 0 || limit == 0 || !session.head_row_.empty(),
+  check(plan.n_rows > 0 || limit == 0 || !session.now_.head_row.empty(),
         "step: nothing was fed and the session is empty; feed audio, an image or text first");
   const std::int64_t n_rows = plan.n_rows + std::max(limit - 1, 0);
   session.make_room(n_rows);
@@ -112,8 +112,8 @@ void Lane::begin_turn(Session& session, std::int32_t limit, Turn& turn) {
   Inbox inbox = std::exchange(session.inbox_, {});
   inbox_lock.unlock();
   compose_input(session, plan, std::move(inbox));
-  session.turn_ += std::max<std::int64_t>(plan.n_turns, 1);
-  turn.turn = session.turn_;
+  session.now_.turn += std::max<std::int64_t>(plan.n_turns, 1);
+  turn.turn = session.now_.turn;
   turn.epoch = session.call_epoch_;
   turn.n_rows = plan.n_rows;
   turn.merged_turns = std::max<std::int64_t>(plan.n_turns - 1, 0);
@@ -129,16 +129,16 @@ InputPlan Lane::plan_input(const Session& session, std::int64_t n_output) const 
     const std::int64_t brackets = config_.interaction ? 2 : 0;
     return ids.empty() ? 0 : static_cast<std::int64_t>(ids.size()) + brackets;
   };
-  plan.n_rows = (session.pending_token_ != kNoToken ? 1 : 0) + bracketed(inbox.result) +
+  plan.n_rows = (session.now_.pending_token != kNoToken ? 1 : 0) + bracketed(inbox.result) +
                 bracketed(inbox.text);
   for (const Image& image : inbox.images) plan.n_rows += image.n_patches;
-  if (!session.audio_) return plan;
+  if (!session.now_.audio) return plan;
   const std::int64_t room =
       session.endless_ ? session.endless_->room(*session.sequence_) - plan.n_rows - n_output
                        : std::numeric_limits<std::int64_t>::max() - 1;
   const std::int64_t n_samples =
-      static_cast<std::int64_t>(session.audio_->frames_ready()) * kHopSamples +
-      session.audio_->state().n_partial + static_cast<std::int64_t>(inbox.samples.size());
+      static_cast<std::int64_t>(session.now_.audio->frames_ready()) * kHopSamples +
+      session.now_.audio->state().n_partial + static_cast<std::int64_t>(inbox.samples.size());
   plan.n_frames = n_samples / kHopSamples;
   if (config_.interaction && config_.interaction->audio_frames > 0) {
     // Whole micro-turns; late ones are merged, and what never came is silence.
@@ -159,12 +159,12 @@ InputPlan Lane::plan_input(const Session& session, std::int64_t n_output) const 
 void Lane::compose_input(Session& session, const InputPlan& plan, Inbox inbox) {
   InputRows& input = session.input_;
   input.clear();
-  if (session.audio_) {
-    session.audio_->push(inbox.samples);
+  if (session.now_.audio) {
+    session.now_.audio->push(inbox.samples);
     inbox.samples.assign(static_cast<std::size_t>(plan.missing_samples), 0.0f);
-    session.audio_->push(inbox.samples);
+    session.now_.audio->push(inbox.samples);
     input.frames.resize(static_cast<std::size_t>(plan.n_frames * config_.audio->n_mels));
-    session.audio_->take(static_cast<std::size_t>(plan.n_frames), input.frames.data());
+    session.now_.audio->take(static_cast<std::size_t>(plan.n_frames), input.frames.data());
   }
   const auto add_bracketed = [&](std::int32_t open, const std::vector<std::int32_t>& ids,
                                  std::int32_t close) {
@@ -178,8 +178,8 @@ void Lane::compose_input(Session& session, const InputPlan& plan, Inbox inbox) {
       input.rows.push_back({RowKind::kAudio, static_cast<std::int32_t>(f)});
   };
   const InteractionConfig tokens = config_.interaction.value_or(InteractionConfig{});
-  if (session.pending_token_ != kNoToken) input.add_text(session.pending_token_);
-  session.pending_token_ = kNoToken;
+  if (session.now_.pending_token != kNoToken) input.add_text(session.now_.pending_token);
+  session.now_.pending_token = kNoToken;
   const std::int64_t frames_per_turn =
       plan.n_turns > 0 ? plan.n_frames / plan.n_turns : plan.n_frames;
   const std::int64_t newest = plan.n_frames - frames_per_turn;  // first frame of the newest turn
@@ -251,8 +251,8 @@ std::vector<std::int32_t> Lane::decode(Session& session, std::int32_t n,
                                        std::span<const std::int32_t> stops) {
   check(n >= 0, "decode: expected 0 tokens or more, found ", n);
   const Call call(*this, session);
-  const bool has_pending = session.pending_token_ != kNoToken;
-  check(n == 0 || !session.head_row_.empty() || has_pending,
+  const bool has_pending = session.now_.pending_token != kNoToken;
+  check(n == 0 || !session.now_.head_row.empty() || has_pending,
         "decode: the session is empty; append something first");
   const std::int32_t n_rows = has_pending ? n : std::max(n - 1, 0);  // the last token waits too
   session.make_room(n_rows);

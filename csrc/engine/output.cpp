@@ -15,7 +15,7 @@ namespace duplex {
 
 void Lane::continue_output(Session& session, std::int64_t max_drafts) {
   InputRows& input = session.input_;
-  const std::int32_t token = std::exchange(session.pending_token_, kNoToken);
+  const std::int32_t token = std::exchange(session.now_.pending_token, kNoToken);
   input.clear();
   input.add_text(token);
   session.n_wanted_ = 0;
@@ -35,9 +35,9 @@ std::vector<float> Lane::draft_logits(Session& session) {
   const Call call(*this, session);
   check(session.drafter_.has_value(),
         "draft_logits: load the engine with mtp_layers and open the session with speculate");
-  check(session.pending_token_ != kNoToken, "draft_logits: no token waits; decode one first");
+  check(session.now_.pending_token != kNoToken, "draft_logits: no token waits; decode one first");
   session.input_.clear();
-  session.input_.add_text(session.pending_token_);
+  session.input_.add_text(session.now_.pending_token);
   session.n_wanted_ = drafts_->n_depths();
   std::vector<float> logits;
   Session* const only[] = {&session};
@@ -50,7 +50,7 @@ void Lane::score(std::span<Session* const> sessions) {
   sample_rows_.clear();
   for (Session* session : sessions) {
     session->sampled_row_ = head_rows_.size();
-    head_rows_.push_back(session->head_row_.data());
+    head_rows_.push_back(session->now_.head_row.data());
     for (std::size_t i = 0; i < session->input_.n_drafts; ++i)
       head_rows_.push_back(session->draft_head_rows_.data() + i * head_row_bytes());
     std::int64_t position = session->sequence_->length();
@@ -62,15 +62,15 @@ void Lane::score(std::span<Session* const> sessions) {
 }
 
 std::int32_t Lane::take_sampled(Session& session) {
-  session.pending_token_ = tokens_[session.sampled_row_];
-  return session.pending_token_;
+  session.now_.pending_token = tokens_[session.sampled_row_];
+  return session.now_.pending_token;
 }
 
 bool Lane::accept_draft(Session& session) {
   InputRows& input = session.input_;
   if (input.n_drafts == 0) return false;
   const std::size_t row = input.rows.size() - input.n_drafts;
-  if (input.rows[row].value != session.pending_token_) {
+  if (input.rows[row].value != session.now_.pending_token) {
     session.n_drafts_ = std::max(static_cast<std::int32_t>(row) - 1, 1);
     return false;
   }
@@ -79,7 +79,7 @@ bool Lane::accept_draft(Session& session) {
   session.keep_sampled();
   // The rows are the token before and the drafts.
   const std::byte* const head_row = session.draft_head_rows_.data() + (row - 1) * head_row_bytes();
-  session.head_row_.assign(head_row, head_row + head_row_bytes());
+  session.now_.head_row.assign(head_row, head_row + head_row_bytes());
   ++counts_.accepted;
   return true;
 }

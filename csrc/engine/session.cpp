@@ -34,7 +34,7 @@ Session::Session(std::shared_ptr<Engine> engine, Lane& lane, Sequence sequence,
       max_drafts_(options.max_drafts),
       n_drafts_(options.max_drafts),
       drafter_(std::move(drafter)) {
-  if (engine_->analyzer() != nullptr) audio_.emplace(*engine_->analyzer());
+  if (engine_->analyzer() != nullptr) now_.audio.emplace(*engine_->analyzer());
   if (max_drafts_ > 0) lookup_.emplace();
   draft_head_rows_.resize(static_cast<std::size_t>(max_drafts_) * lane_.head_row_bytes());
   input_.rows.reserve(static_cast<std::size_t>(max_drafts_) + 1);
@@ -77,7 +77,8 @@ std::unique_lock<std::mutex> Session::lock_open() const {
 
 void Session::feed_audio(std::span<const float> samples) {
   check_open();
-  check(audio_.has_value(), "audio: this checkpoint has no audio tower (no audio_config)");
+  check(engine_->analyzer() != nullptr,
+        "audio: this checkpoint has no audio tower (no audio_config)");
   check_finite(samples);
   const std::lock_guard lock(inbox_mutex_);
   check_inbox("samples", inbox_.samples.size(), samples.size(), kMaxWaitingSamples);
@@ -121,14 +122,8 @@ void Session::set_mark() {
   }
   Mark& mark = marks_[(next_mark_ + kMarks - 1) % kMarks];
   mark.position = sequence_->length();
-  mark.turn = turn_;
-  mark.pending_token = pending_token_;
   mark.n_looked_up = lookup_ ? lookup_->size() : 0;
-  mark.head_row = head_row_;
-  if (!audio_) return;
-  mark.audio = audio_->state();
-  const auto waiting = audio_->waiting();
-  mark.waiting_frames.assign(waiting.begin(), waiting.end());
+  mark.moment = now_;
 }
 
 // `listen` tells nothing about the words around it, and nothing behind it would be accepted.
@@ -140,7 +135,7 @@ void Session::remember(std::int32_t id) {
 void Session::keep_sampled() {
   sequence_->advance(1);
   sequence_->commit();
-  remember(std::exchange(pending_token_, kNoToken));
+  remember(std::exchange(now_.pending_token, kNoToken));
   ++sampled_row_;
 }
 
@@ -169,14 +164,10 @@ void Session::truncate(std::int64_t position) {
   for (Mark& other : marks_)
     if (other.position > position) other.position = -1;
   next_mark_ = (static_cast<std::size_t>(found - marks_.begin()) + 1) % kMarks;
-  const Mark& mark = *found;
-  turn_ = mark.turn;
+  now_ = found->moment;
   ++epoch_;
-  pending_token_ = mark.pending_token;
-  if (lookup_) lookup_->truncate(mark.n_looked_up);
+  if (lookup_) lookup_->truncate(found->n_looked_up);
   if (drafter_) drafter_->truncate(position);
-  head_row_ = mark.head_row;
-  if (audio_) audio_->restore(mark.audio, mark.waiting_frames);
 }
 
 std::shared_ptr<Session> Session::fork(std::int64_t max_positions, LaneKind lane) {
@@ -200,12 +191,9 @@ std::shared_ptr<Session> Session::fork(std::int64_t max_positions, LaneKind lane
   auto child = engine_->adopt(std::move(*sequence), std::move(drafter),
                               {max_positions, sampling_, max_drafts_, lane, endless});
   child->untold_ = untold_;
-  child->audio_ = audio_;
-  child->turn_ = turn_;
+  child->now_ = now_;
   child->epoch_ = epoch_.load();
-  child->pending_token_ = pending_token_;
   child->lookup_ = lookup_;
-  child->head_row_ = head_row_;
   child->marks_ = marks_;
   child->marks_.reserve(kMarks);
   child->next_mark_ = next_mark_;

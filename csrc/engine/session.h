@@ -31,15 +31,19 @@ class Lane;
 inline constexpr std::int32_t kNoToken = -1;
 inline constexpr std::int32_t kMaxDrafts = 64;  // of one session in a pass
 
-// Everything about a session at the end of one call, beside the tapes: truncate goes back here.
-struct Mark {
-  std::int64_t position = 0;
+// Where a session is, beside its tapes: a mark keeps it, and truncate goes back to it.
+struct Moment {
   std::int64_t turn = 0;
-  std::int32_t pending_token = kNoToken;
+  std::int32_t pending_token = kNoToken;  // sampled, and appended with the next input
+  std::vector<std::byte> head_row;  // the last row of the sequence, ready for the head; if any
+  std::optional<DmelStream> audio;  // where the model hears
+};
+
+// The end of a call.
+struct Mark {
+  std::int64_t position = 0;     // below 0: of a mark that truncate dropped
   std::int64_t n_looked_up = 0;  // ids that drafts are looked up in
-  std::vector<std::byte> head_row;
-  DmelState audio;
-  std::vector<std::uint8_t> waiting_frames;
+  Moment moment;
 };
 
 struct SessionOptions {
@@ -72,7 +76,7 @@ class Session {
   // ---- by one caller at a time
   std::int64_t length() const;
   std::int64_t max_positions() const;
-  std::int64_t turn() const { return turn_; }
+  std::int64_t turn() const { return now_.turn; }
   std::int64_t epoch() const { return epoch_.load(); }
   SequenceUsage usage() const;
   std::int64_t draft_bytes() const;  // held for drafts, beside usage()
@@ -117,13 +121,10 @@ class Session {
   std::optional<Endless> endless_;
   PositionRange untold_;  // forgotten for room, and in no turn so far
   SamplingParams sampling_;
-  std::optional<DmelStream> audio_;
-  std::int64_t turn_ = 0;
+  Moment now_;
   std::atomic<std::int64_t> epoch_{0};
   std::int64_t call_epoch_ = 0;  // when the call in progress began; another now: it is interrupted
-  std::int32_t pending_token_ = kNoToken;  // sampled, and appended with the next input
-  std::vector<std::byte> head_row_;  // the last row of the sequence, ready for the head; if any
-  std::vector<Mark> marks_;          // a ring of kMarks
+  std::vector<Mark> marks_;      // a ring of kMarks
   std::size_t next_mark_ = 0;
   InputRows input_;  // of the call in progress; kept for its capacity
   std::int32_t max_drafts_;

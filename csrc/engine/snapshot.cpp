@@ -92,19 +92,22 @@ SamplingParams read_sampling(ByteReader& from) {
   return params;
 }
 
-void write_audio(const DmelState& state, std::span<const std::uint8_t> waiting, ByteWriter& to) {
-  to.put(state.n_partial);
-  to.put_all(state.samples);
-  to.put_all(waiting);
+void write_audio(const DmelStream& audio, ByteWriter& to) {
+  to.put(audio.state().n_partial);
+  to.put_all(audio.state().samples);
+  to.put_all(audio.waiting());
 }
 
-std::vector<std::uint8_t> read_audio(ByteReader& from, DmelState& state) {
+DmelStream read_audio(ByteReader& from, const DmelAnalyzer& analyzer) {
+  DmelState state;
   state.n_partial = from.get<std::int32_t>();
   const auto samples = from.get_all<float>();
   check<CheckpointError>(samples.size() == state.samples.size(), "snapshot: audio: expected ",
                          state.samples.size(), " samples, found ", samples.size());
   std::copy(samples.begin(), samples.end(), state.samples.begin());
-  return from.get_all<std::uint8_t>();
+  DmelStream audio(analyzer);
+  audio.restore(state, from.get_all<std::uint8_t>());  // throws if it is none
+  return audio;
 }
 
 void write_inbox(const Inbox& inbox, ByteWriter& to) {
@@ -173,25 +176,23 @@ DraftLookup read_lookup(ByteReader& from, const Engine& engine) {
   return DraftLookup(size, newest);
 }
 
-void write_mark(const Mark& mark, bool has_audio, ByteWriter& to) {
+void write_mark(const Mark& mark, ByteWriter& to) {
   to.put(mark.position);
-  to.put(mark.turn);
-  to.put(mark.pending_token);
+  to.put(mark.moment.turn);
+  to.put(mark.moment.pending_token);
   to.put(mark.n_looked_up);
-  to.put_all(mark.head_row);
-  if (has_audio) write_audio(mark.audio, mark.waiting_frames, to);
+  to.put_all(mark.moment.head_row);
+  if (mark.moment.audio) write_audio(*mark.moment.audio, to);
 }
 
 Mark read_mark(ByteReader& from, const Engine& engine) {
   Mark mark;
   mark.position = from.get<std::int64_t>();
-  mark.turn = from.get<std::int64_t>();
-  mark.pending_token = read_token(from, engine);
+  mark.moment.turn = from.get<std::int64_t>();
+  mark.moment.pending_token = read_token(from, engine);
   mark.n_looked_up = from.get<std::int64_t>();
-  mark.head_row = read_head_row(from, engine);
-  if (engine.analyzer() == nullptr) return mark;
-  mark.waiting_frames = read_audio(from, mark.audio);
-  DmelStream(*engine.analyzer()).restore(mark.audio, mark.waiting_frames);  // throws if it is none
+  mark.moment.head_row = read_head_row(from, engine);
+  if (engine.analyzer() != nullptr) mark.moment.audio = read_audio(from, *engine.analyzer());
   return mark;
 }
 
@@ -305,38 +306,34 @@ void SessionState::write(const Session& session, ByteWriter& to) {
   to.put(session.max_drafts_);
   write_sampling(session.sampling_, to);
   to.put(session.lane_.kind() == LaneKind::kBackground);
-  to.put(session.audio_.has_value());
-  if (session.audio_) write_audio(session.audio_->state(), session.audio_->waiting(), to);
+  to.put(session.now_.audio.has_value());
+  if (session.now_.audio) write_audio(*session.now_.audio, to);
   to.put(session.untold_.begin);
   to.put(session.untold_.end);
-  to.put(session.turn_);
+  to.put(session.now_.turn);
   to.put(session.epoch_.load());
-  to.put(session.pending_token_);
-  to.put_all(session.head_row_);
+  to.put(session.now_.pending_token);
+  to.put_all(session.now_.head_row);
   to.put(session.n_drafts_);
   if (session.lookup_) write_lookup(*session.lookup_, to);
   to.put(static_cast<std::uint64_t>(session.next_mark_));
   to.put(static_cast<std::uint64_t>(session.marks_.size()));
-  for (const Mark& mark : session.marks_) write_mark(mark, session.audio_.has_value(), to);
+  for (const Mark& mark : session.marks_) write_mark(mark, to);
   const std::lock_guard lock(session.inbox_mutex_);
   write_inbox(session.inbox_, to);
 }
 
 void SessionState::read(ByteReader& from, Session& session) {
   const Engine& engine = session.engine();
-  check<CheckpointError>(from.get_bool() == session.audio_.has_value(),
+  check<CheckpointError>(from.get_bool() == session.now_.audio.has_value(),
                          "snapshot: expected one of a model that hears like this one");
-  if (session.audio_) {
-    DmelState state;
-    const auto waiting = read_audio(from, state);
-    session.audio_->restore(state, waiting);
-  }
+  if (session.now_.audio) session.now_.audio = read_audio(from, *engine.analyzer());
   session.untold_.begin = from.get<std::int64_t>();
   session.untold_.end = from.get<std::int64_t>();
-  session.turn_ = from.get<std::int64_t>();
+  session.now_.turn = from.get<std::int64_t>();
   session.epoch_ = from.get<std::int64_t>();
-  session.pending_token_ = read_token(from, engine);
-  session.head_row_ = read_head_row(from, engine);
+  session.now_.pending_token = read_token(from, engine);
+  session.now_.head_row = read_head_row(from, engine);
   session.n_drafts_ = std::clamp(from.get<std::int32_t>(), 0, session.max_drafts_);
   if (session.lookup_) session.lookup_ = read_lookup(from, engine);
   const auto next_mark = from.get<std::uint64_t>();
