@@ -28,7 +28,7 @@ bool Lane::take_whole_input(std::span<Session* const> sessions) {
     const InputRows& input = sessions[i]->input_;
     const std::int64_t n = std::ssize(input.rows);
     n_rows += n;
-    if (n == 0 || n_rows > max_rows || sessions[i]->lookup_) return false;
+    if (n == 0 || n_rows > max_rows || sessions[i]->speculation_) return false;
     const auto n_input = static_cast<std::int32_t>(n);
     const std::int32_t limit = std::min({limits_[i], kMostTokens, max_rows - n_input});
     if (limits_[i] > 0 && limit == 0) return false;

@@ -30,22 +30,23 @@ void DraftRunner::read_row(std::int32_t row, float* out) {
 }
 
 void DraftRunner::keep_embedded(Session& session, std::int32_t row_begin, std::int32_t n_rows) {
+  Drafter* const drafter = session.drafter();
+  if (drafter == nullptr) return;
   const std::int64_t length = session.sequence_->length();
-  for (std::int32_t i = 0; i < n_rows && session.drafter_; ++i)
-    read_row(row_begin + i, session.drafter_->embedded(length + i));
+  for (std::int32_t i = 0; i < n_rows; ++i) read_row(row_begin + i, drafter->embedded(length + i));
 }
 
 void DraftRunner::keep_hidden(Session& session, std::int32_t row_begin, std::int32_t n_rows) {
-  if (!session.drafter_) return;
+  Drafter* const drafter = session.drafter();
+  if (drafter == nullptr) return;
   const std::int64_t length = session.sequence_->length();
-  for (std::int32_t i = 0; i < n_rows; ++i)
-    read_row(row_begin + i, session.drafter_->hidden(length + i));
-  session.drafter_->extend(length + n_rows);
+  for (std::int32_t i = 0; i < n_rows; ++i) read_row(row_begin + i, drafter->hidden(length + i));
+  drafter->extend(length + n_rows);
 }
 
 void DraftRunner::catch_up(Session& session, std::int64_t least) {
-  if (!session.drafter_) return;
-  Drafter& drafter = *session.drafter_;
+  if (session.drafter() == nullptr) return;
+  Drafter& drafter = *session.drafter();
   const std::int64_t length = session.sequence_->length();
   while (drafter.n_waiting(length) >= least) {
     const auto n = static_cast<std::int32_t>(
@@ -60,7 +61,7 @@ void DraftRunner::draft(std::span<Session* const> sessions, std::vector<float>* 
   std::int64_t n_rows = 0;
   for (Session* session : sessions) {
     if (session->n_wanted_ == 0) continue;
-    Drafter& drafter = *session->drafter_;
+    Drafter& drafter = *session->drafter();
     const std::int64_t length = session->sequence_->length();
     if (n_rows + length - drafter.next() > model_.max_rows()) {
       run(logits);
@@ -88,7 +89,7 @@ void DraftRunner::run(std::vector<float>* logits) {
   segments_.clear();
   for (Part& part : parts_) {
     part.row_begin = segments.n_rows;
-    segments_.push_back(part.session->drafter_->segment(part.row_begin, part.n_rows));
+    segments_.push_back(part.session->drafter()->segment(part.row_begin, part.n_rows));
     segments.n_rows += part.n_rows;
     depths_wanted = std::max(depths_wanted, part.n_wanted > 0 ? part.n_wanted : n_depths());
   }
@@ -100,12 +101,12 @@ void DraftRunner::run(std::vector<float>* logits) {
     guess(depth, logits);
   }
   if (depths_wanted == n_depths())
-    for (const Part& part : parts_) part.session->drafter_->commit(part.n_final);
+    for (const Part& part : parts_) part.session->drafter()->commit(part.n_final);
   parts_.clear();
 }
 
 void DraftRunner::place_rows(const Part& part, std::int32_t depth) {
-  Drafter& drafter = *part.session->drafter_;
+  Drafter& drafter = *part.session->drafter();
   const InputRows& input = part.session->input_;  // the pending token and the guesses behind it
   const std::int64_t length = part.session->sequence_->length();
   const auto bytes = static_cast<std::size_t>(config_.d_model) * sizeof(float);

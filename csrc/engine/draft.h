@@ -37,7 +37,7 @@ class DraftRunner {
   void draft(std::span<Session* const> sessions, std::vector<float>* logits = nullptr);
 
  private:
-  // Consecutive rows of one session: all from drafter_->next() on.
+  // Consecutive rows of one session: all from Drafter::next() on.
   struct Part {
     Session* session;
     std::int32_t n_rows;

@@ -170,19 +170,19 @@ std::shared_ptr<Session> Engine::open_session(SessionOptions options) {
   if (endless) endless = endless->with_limit(options.max_positions, layout);
   Sequence sequence = Sequence::open(
       *pool_, layout, endless ? endless->held_positions(layout) : options.max_positions);
-  std::optional<Drafter> drafter;
-  if (options.max_drafts > 0) drafter = interaction_->make_drafter(*pool_, options.max_positions);
-  return adopt(std::move(sequence), std::move(drafter), options);
+  auto speculation =
+      interaction_->make_speculation(*pool_, options.max_drafts, options.max_positions);
+  return adopt(std::move(sequence), std::move(speculation), options);
 }
 
-std::shared_ptr<Session> Engine::adopt(Sequence sequence, std::optional<Drafter> drafter,
+std::shared_ptr<Session> Engine::adopt(Sequence sequence, std::optional<Speculation> speculation,
                                        const SessionOptions& options) {
   std::unique_lock lock(mutex_);
   check_open();
   Lane& lane = this->lane(options.lane);
   lock.unlock();  // a session that fails takes it to close
   std::shared_ptr<Session> session(
-      new Session(shared_from_this(), lane, std::move(sequence), std::move(drafter), options),
+      new Session(shared_from_this(), lane, std::move(sequence), std::move(speculation), options),
       OwnerDelete());
   lane.back_ahead(*session, kRowsBackedAtOpen);
   const std::lock_guard again(mutex_);

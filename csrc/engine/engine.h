@@ -54,7 +54,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   std::size_t head_row_bytes() const { return interaction_->head_row_bytes(); }
   const DmelAnalyzer* analyzer() const { return analyzer_.get(); }
   // A session around a sequence, which may share pages with another.
-  std::shared_ptr<Session> adopt(Sequence sequence, std::optional<Drafter> drafter,
+  std::shared_ptr<Session> adopt(Sequence sequence, std::optional<Speculation> speculation,
                                  const SessionOptions& options);
   void unregister(Session& session);
 

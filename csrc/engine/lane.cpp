@@ -57,9 +57,12 @@ Lane::Call::Call(Lane& lane, Session& session) : busy(session), lock(lane.mutex_
   session.check_open();
 }
 
-std::optional<Drafter> Lane::make_drafter(PagePool& pool, std::int64_t max_positions) const {
-  if (drafts_ == nullptr) return std::nullopt;
-  return drafts_->make_drafter(pool, max_positions);
+std::optional<Speculation> Lane::make_speculation(PagePool& pool, std::int32_t max_drafts,
+                                                  std::int64_t max_positions) const {
+  if (max_drafts == 0) return std::nullopt;
+  Speculation speculation{.max_drafts = max_drafts};
+  if (drafts_ != nullptr) speculation.drafter = drafts_->make_drafter(pool, max_positions);
+  return speculation;
 }
 
 void Lane::back(Session& session, std::int64_t n_rows) const {
@@ -73,7 +76,8 @@ void Lane::back_ahead(Session& session, std::int64_t n_rows) const {
   n_rows = std::min<std::int64_t>(n_rows, model_->max_rows());
   try {
     back(session, n_rows);
-    if (session.drafter_) session.drafter_->reserve(n_rows, session.sequence_->length());
+    if (Drafter* const drafter = session.drafter())
+      drafter->reserve(n_rows, session.sequence_->length());
   } catch (const CapacityError&) {
   }
 }

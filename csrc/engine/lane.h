@@ -53,8 +53,9 @@ class Lane {
   std::vector<float> draft_logits(Session& session);  // behind the pending token, for tests
   Backend& backend() const { return *backend_; }
   std::size_t head_row_bytes() const { return model_->head_row_bytes(); }
-  // Of a new session; empty where no layers for it were loaded.
-  std::optional<Drafter> make_drafter(PagePool& pool, std::int64_t max_positions) const;
+  // Of a new session; empty where it makes no drafts.
+  std::optional<Speculation> make_speculation(PagePool& pool, std::int32_t max_drafts,
+                                              std::int64_t max_positions) const;
   // Maps the pages of a pass of so many rows ahead, if it can.
   void back_ahead(Session& session, std::int64_t n_rows) const;
   void add_counts(EngineStats& stats) const;

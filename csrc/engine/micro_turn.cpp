@@ -89,7 +89,7 @@ void Lane::run_turns(std::span<const StepRequest> requests, std::span<Turn> turn
     turns[i].position = session.sequence_->length();
     back_ahead(session, turns[i].n_rows + token_limit(requests[i].max_tokens));
     turns[i].kv_bytes = session.sequence_->held_bytes();
-    if (session.drafter_) turns[i].kv_bytes += session.drafter_->held_bytes();
+    if (Drafter* const drafter = session.drafter()) turns[i].kv_bytes += drafter->held_bytes();
   }
 }
 

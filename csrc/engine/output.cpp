@@ -19,21 +19,22 @@ void Lane::continue_output(Session& session, std::int64_t max_drafts) {
   input.clear();
   input.add_text(token);
   session.n_wanted_ = 0;
-  if (!session.lookup_) return;
+  if (!session.speculation_) return;
+  const Speculation& speculation = *session.speculation_;
   // Guesses take no page: what a sequence holds does not depend on them either.
   const std::int64_t mapped = session.sequence_->mapped() - session.sequence_->length() - 1;
-  const std::int64_t n = std::min({max_drafts, mapped, std::int64_t{session.n_drafts_}});
+  const std::int64_t n = std::min({max_drafts, mapped, std::int64_t{speculation.n_drafts}});
   if (n <= 0) return;
   std::array<std::int32_t, kMaxDrafts> drafts;
-  input.n_drafts = session.lookup_->guess(token, {drafts.data(), static_cast<std::size_t>(n)});
+  input.n_drafts = speculation.lookup.guess(token, {drafts.data(), static_cast<std::size_t>(n)});
   for (std::size_t i = 0; i < input.n_drafts; ++i) input.add_text(drafts[i]);
-  if (session.drafter_ && input.n_drafts == 0)
+  if (speculation.drafter && input.n_drafts == 0)
     session.n_wanted_ = static_cast<std::int32_t>(std::min(n, std::int64_t{drafts_->n_depths()}));
 }
 
 std::vector<float> Lane::draft_logits(Session& session) {
   const Call call(*this, session);
-  check(session.drafter_.has_value(),
+  check(session.drafter() != nullptr,
         "draft_logits: load the engine with mtp_layers and open the session with speculate");
   check(session.now_.pending_token != kNoToken, "draft_logits: no token waits; decode one first");
   session.input_.clear();
@@ -69,13 +70,15 @@ std::int32_t Lane::take_sampled(Session& session) {
 bool Lane::accept_draft(Session& session) {
   InputRows& input = session.input_;
   if (input.n_drafts == 0) return false;
+  Speculation& speculation = *session.speculation_;
   const std::size_t row = input.rows.size() - input.n_drafts;
   if (input.rows[row].value != session.now_.pending_token) {
-    session.n_drafts_ = std::max(static_cast<std::int32_t>(row) - 1, 1);
+    speculation.n_drafts = std::max(static_cast<std::int32_t>(row) - 1, 1);
     return false;
   }
   --input.n_drafts;
-  if (input.n_drafts == 0) session.n_drafts_ = std::min(2 * session.n_drafts_, session.max_drafts_);
+  if (input.n_drafts == 0)
+    speculation.n_drafts = std::min(2 * speculation.n_drafts, speculation.max_drafts);
   session.keep_sampled();
   // The rows are the token before and the drafts.
   const std::byte* const head_row = session.draft_head_rows_.data() + (row - 1) * head_row_bytes();

@@ -25,19 +25,19 @@ void check_inbox(const char* what, std::size_t waiting, std::size_t added, std::
 }  // namespace
 
 Session::Session(std::shared_ptr<Engine> engine, Lane& lane, Sequence sequence,
-                 std::optional<Drafter> drafter, const SessionOptions& options)
+                 std::optional<Speculation> speculation, const SessionOptions& options)
     : engine_(std::move(engine)),
       lane_(lane),
       sequence_(std::move(sequence)),
       endless_(options.endless),
       sampling_(options.sampling),
-      max_drafts_(options.max_drafts),
-      n_drafts_(options.max_drafts),
-      drafter_(std::move(drafter)) {
+      speculation_(std::move(speculation)) {
   if (engine_->analyzer() != nullptr) now_.audio.emplace(*engine_->analyzer());
-  if (max_drafts_ > 0) lookup_.emplace();
-  draft_head_rows_.resize(static_cast<std::size_t>(max_drafts_) * lane_.head_row_bytes());
-  input_.rows.reserve(static_cast<std::size_t>(max_drafts_) + 1);
+  if (speculation_) {
+    const auto max_drafts = static_cast<std::size_t>(speculation_->max_drafts);
+    draft_head_rows_.resize(max_drafts * lane_.head_row_bytes());
+    input_.rows.reserve(max_drafts + 1);
+  }
   marks_.reserve(kMarks);
   set_mark();
 }
@@ -53,7 +53,7 @@ void Session::close() {
 
 void Session::drop() noexcept {
   sequence_.reset();
-  drafter_.reset();
+  speculation_.reset();
   is_closed_.store(true);  // last: whoever destroys the session waits for the lane until then
 }
 
@@ -122,14 +122,14 @@ void Session::set_mark() {
   }
   Mark& mark = marks_[(next_mark_ + kMarks - 1) % kMarks];
   mark.position = sequence_->length();
-  mark.n_looked_up = lookup_ ? lookup_->size() : 0;
+  mark.n_looked_up = speculation_ ? speculation_->lookup.size() : 0;
   mark.moment = now_;
 }
 
 // `listen` tells nothing about the words around it, and nothing behind it would be accepted.
 void Session::remember(std::int32_t id) {
   const auto& interaction = engine_->config().interaction;
-  if (lookup_ && !(interaction && id == interaction->listen)) lookup_->push(id);
+  if (speculation_ && !(interaction && id == interaction->listen)) speculation_->lookup.push(id);
 }
 
 void Session::keep_sampled() {
@@ -166,8 +166,8 @@ void Session::truncate(std::int64_t position) {
   next_mark_ = (static_cast<std::size_t>(found - marks_.begin()) + 1) % kMarks;
   now_ = found->moment;
   ++epoch_;
-  if (lookup_) lookup_->truncate(found->n_looked_up);
-  if (drafter_) drafter_->truncate(position);
+  if (speculation_) speculation_->lookup.truncate(found->n_looked_up);
+  if (drafter() != nullptr) drafter()->truncate(position);
 }
 
 std::shared_ptr<Session> Session::fork(std::int64_t max_positions, LaneKind lane) {
@@ -179,21 +179,20 @@ std::shared_ptr<Session> Session::fork(std::int64_t max_positions, LaneKind lane
   if (endless) max_positions = endless->held_positions(sequence_->layout());
   if (max_positions <= 0) max_positions = sequence_->max_positions();
   std::optional<Sequence> sequence;
-  std::optional<Drafter> drafter;
+  std::optional<Speculation> speculation;
   lane_.run_aside([&] {
     sequence = sequence_->fork(max_positions);
-    if (drafter_)
-      drafter =
-          drafter_->fork(endless ? endless->max_positions : max_positions, sequence_->length());
+    if (speculation_)
+      speculation =
+          speculation_->fork(endless ? endless->max_positions : max_positions, sequence_->length());
   });
   // A child that cannot be finished closes itself, under the lock of its lane.
   lock.unlock();
-  auto child = engine_->adopt(std::move(*sequence), std::move(drafter),
-                              {max_positions, sampling_, max_drafts_, lane, endless});
+  auto child = engine_->adopt(std::move(*sequence), std::move(speculation),
+                              {.sampling = sampling_, .lane = lane, .endless = endless});
   child->untold_ = untold_;
   child->now_ = now_;
   child->epoch_ = epoch_.load();
-  child->lookup_ = lookup_;
   child->marks_ = marks_;
   child->marks_.reserve(kMarks);
   child->next_mark_ = next_mark_;
@@ -211,7 +210,7 @@ PositionRange Session::forget(std::int64_t begin, std::int64_t end) {
 
 PositionRange Session::hide(std::int64_t begin, std::int64_t end) {
   const PositionRange forgotten = sequence_->forget(begin, end);
-  if (drafter_) drafter_->restart(sequence_->length());
+  if (drafter() != nullptr) drafter()->restart(sequence_->length());
   return forgotten;
 }
 
@@ -245,7 +244,7 @@ SequenceUsage Session::usage() const {
 
 std::int64_t Session::draft_bytes() const {
   const auto lock = lock_open();
-  return drafter_ ? drafter_->held_bytes() : 0;
+  return speculation_ && speculation_->drafter ? speculation_->drafter->held_bytes() : 0;
 }
 
 std::vector<std::tuple<std::int32_t, std::int64_t, std::uint64_t>> Session::digests() const {

@@ -17,10 +17,9 @@
 #include "backend/sampling.h"
 #include "core/config.h"
 #include "encoders/dmel.h"
-#include "engine/draft_lookup.h"
-#include "engine/drafter.h"
 #include "engine/endless.h"
 #include "engine/input.h"
+#include "engine/speculation.h"
 #include "sequence/sequence.h"
 
 namespace duplex {
@@ -29,7 +28,6 @@ class Engine;
 class Lane;
 
 inline constexpr std::int32_t kNoToken = -1;
-inline constexpr std::int32_t kMaxDrafts = 64;  // of one session in a pass
 
 // Where a session is, beside its tapes: a mark keeps it, and truncate goes back to it.
 struct Moment {
@@ -42,7 +40,7 @@ struct Moment {
 // The end of a call.
 struct Mark {
   std::int64_t position = 0;     // below 0: of a mark that truncate dropped
-  std::int64_t n_looked_up = 0;  // ids that drafts are looked up in
+  std::int64_t n_looked_up = 0;  // size of Speculation::lookup
   Moment moment;
 };
 
@@ -58,7 +56,7 @@ class Session {
  public:
   // Engine::open_session and fork make it.
   Session(std::shared_ptr<Engine> engine, Lane& lane, Sequence sequence,
-          std::optional<Drafter> drafter, const SessionOptions& options);
+          std::optional<Speculation> speculation, const SessionOptions& options);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -110,6 +108,9 @@ class Session {
   // Drops the sequence; the lane's mutex is held.
   void drop() noexcept;
   void set_mark();
+  Drafter* drafter() {
+    return speculation_ && speculation_->drafter ? &*speculation_->drafter : nullptr;
+  }
   // Text that later drafts may be taken from.
   void remember(std::int32_t id);
   // The pending token's row was computed already: it is the last one now.
@@ -126,12 +127,9 @@ class Session {
   std::int64_t call_epoch_ = 0;  // when the call in progress began; another now: it is interrupted
   std::vector<Mark> marks_;      // a ring of kMarks
   std::size_t next_mark_ = 0;
-  InputRows input_;  // of the call in progress; kept for its capacity
-  std::int32_t max_drafts_;
-  std::int32_t n_drafts_;                   // of the next pass: fewer where guesses failed
-  std::int32_t n_wanted_ = 0;               // of those, what drafter_ is asked for
-  std::optional<DraftLookup> lookup_;       // where drafts are wanted
-  std::optional<Drafter> drafter_;          // and the layers for them were loaded
+  InputRows input_;                         // of the call in progress; kept for its capacity
+  std::optional<Speculation> speculation_;  // where drafts are wanted
+  std::int32_t n_wanted_ = 0;               // of its drafts, what the drafter is asked for
   std::vector<std::byte> draft_head_rows_;  // (max_drafts, head_row_bytes), as head_row_
   std::size_t sampled_row_ = 0;             // of the rows that its lane scored: the last row's
   std::int32_t n_ahead_ = 0;                // tokens behind that one that were sampled already

@@ -291,19 +291,18 @@ std::shared_ptr<Session> SessionState::Arrival::become_session(ByteReader& from)
                          kMaxDrafts, " drafts, found ", max_drafts);
   const SamplingParams sampling = read_sampling(from);
   const LaneKind lane = from.get_bool() ? LaneKind::kBackground : LaneKind::kInteraction;
-  std::optional<Drafter> drafter;
-  if (max_drafts > 0)
-    drafter = engine_.interaction_->make_drafter(
-        *engine_.pool_, endless_ ? endless_->max_positions : sequence_->max_positions());
-  if (drafter) drafter->start_at(sequence_->length());
+  auto speculation = engine_.interaction_->make_speculation(
+      *engine_.pool_, max_drafts, endless_ ? endless_->max_positions : sequence_->max_positions());
+  if (speculation && speculation->drafter) speculation->drafter->start_at(sequence_->length());
   Sequence sequence = std::move(*sequence_);
   sequence_.reset();
-  return engine_.adopt(std::move(sequence), std::move(drafter),
-                       {0, sampling, max_drafts, lane, endless_});
+  return engine_.adopt(std::move(sequence), std::move(speculation),
+                       {.sampling = sampling, .lane = lane, .endless = endless_});
 }
 
 void SessionState::write(const Session& session, ByteWriter& to) {
-  to.put(session.max_drafts_);
+  const std::optional<Speculation>& speculation = session.speculation_;
+  to.put(speculation ? speculation->max_drafts : 0);
   write_sampling(session.sampling_, to);
   to.put(session.lane_.kind() == LaneKind::kBackground);
   to.put(session.now_.audio.has_value());
@@ -314,8 +313,8 @@ void SessionState::write(const Session& session, ByteWriter& to) {
   to.put(session.epoch_.load());
   to.put(session.now_.pending_token);
   to.put_all(session.now_.head_row);
-  to.put(session.n_drafts_);
-  if (session.lookup_) write_lookup(*session.lookup_, to);
+  to.put(speculation ? speculation->n_drafts : 0);
+  if (speculation) write_lookup(speculation->lookup, to);
   to.put(static_cast<std::uint64_t>(session.next_mark_));
   to.put(static_cast<std::uint64_t>(session.marks_.size()));
   for (const Mark& mark : session.marks_) write_mark(mark, to);
@@ -334,15 +333,18 @@ void SessionState::read(ByteReader& from, Session& session) {
   session.epoch_ = from.get<std::int64_t>();
   session.now_.pending_token = read_token(from, engine);
   session.now_.head_row = read_head_row(from, engine);
-  session.n_drafts_ = std::clamp(from.get<std::int32_t>(), 0, session.max_drafts_);
-  if (session.lookup_) session.lookup_ = read_lookup(from, engine);
+  const auto n_drafts = from.get<std::int32_t>();
+  if (std::optional<Speculation>& speculation = session.speculation_) {
+    speculation->n_drafts = std::clamp(n_drafts, 0, speculation->max_drafts);
+    speculation->lookup = read_lookup(from, engine);
+  }
   const auto next_mark = from.get<std::uint64_t>();
   const auto n_marks = from.get<std::uint64_t>();
   check<CheckpointError>(n_marks >= 1 && n_marks <= Session::kMarks && next_mark <= n_marks &&
                              next_mark < Session::kMarks + (n_marks < Session::kMarks ? 1 : 0),
                          "snapshot: expected 1 to ", Session::kMarks, " marks, found ", n_marks);
   session.marks_.clear();
-  const std::int64_t n_looked_up = session.lookup_ ? session.lookup_->size() : 0;
+  const std::int64_t n_looked_up = session.speculation_ ? session.speculation_->lookup.size() : 0;
   for (std::uint64_t i = 0; i < n_marks; ++i) {
     session.marks_.push_back(read_mark(from, engine));
     const Mark& mark = session.marks_.back();
