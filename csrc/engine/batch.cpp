@@ -8,16 +8,16 @@
 
 namespace duplex {
 
-void Lane::run_rows(std::span<Session* const> sessions, std::vector<float>* logits) {
+void Lane::run_rows(std::vector<float>* logits) {
   for (;;) {
     parts_.clear();
     std::int32_t n_rows = 0;
-    for (Session* session : sessions) {
-      InputRows& input = session->input_;
+    for (Call* call : active_) {
+      InputRows& input = call->input;
       const auto n = static_cast<std::int32_t>(std::min<std::size_t>(
           input.rows.size() - input.n_done, static_cast<std::size_t>(model_->max_rows() - n_rows)));
       if (n == 0) continue;
-      parts_.push_back({session, input.n_done, n, static_cast<std::int32_t>(input.n_drafts)});
+      parts_.push_back({call, input.n_done, n, static_cast<std::int32_t>(input.n_drafts)});
       input.n_done += static_cast<std::size_t>(n);
       n_rows += n;
     }
@@ -31,12 +31,12 @@ void Lane::run_pass(std::vector<float>* logits) {
   placed_.embed(*backend_);
   if (drafts_ != nullptr)
     for (std::size_t i = 0; i < parts_.size(); ++i)
-      drafts_->keep_embedded(*parts_[i].session, segments_[i].row_begin, parts_[i].n_rows);
+      drafts_->keep_embedded(*parts_[i].call, segments_[i].row_begin, parts_[i].n_rows);
   model_->forward(segments);
   keep_rows();
   if (logits != nullptr) collect_logits(*logits);
   if (drafts_ != nullptr)
-    for (const PassPart& part : parts_) drafts_->catch_up(*part.session);
+    for (const PassPart& part : parts_) drafts_->catch_up(*part.call);
   ++counts_.passes;
   counts_.rows += segments.n_rows;
 }
@@ -46,9 +46,10 @@ Segments Lane::place_parts() {
   placed_.clear();
   std::int32_t row = 0;
   for (const PassPart& part : parts_) {
-    part.session->sequence_->reserve(part.n_rows);
-    segments_.push_back(part.session->sequence_->segment(row, part.n_rows));
-    place_rows(part.session->input_, part.first, part.n_rows, row);
+    Sequence& sequence = *part.call->session->sequence_;
+    sequence.reserve(part.n_rows);
+    segments_.push_back(sequence.segment(row, part.n_rows));
+    place_rows(part.call->input, part.first, part.n_rows, row);
     row += part.n_rows;
   }
   return {segments_.data(), static_cast<std::int32_t>(segments_.size()), row};
@@ -67,27 +68,34 @@ void Lane::keep_rows() {
   model_->read_head_rows(wanted_rows_, new_head_rows_.data());
   const std::byte* from = new_head_rows_.data();
   for (std::size_t i = 0; i < parts_.size(); ++i) {
-    Session& session = *parts_[i].session;
-    if (drafts_ != nullptr) drafts_->keep_hidden(session, segments_[i].row_begin, parts_[i].n_rows);
+    Call& call = *parts_[i].call;
+    if (drafts_ != nullptr) drafts_->keep_hidden(call, segments_[i].row_begin, parts_[i].n_rows);
     keep_part(parts_[i], from);
     from += head_row_bytes();
     const std::size_t draft_bytes = static_cast<std::size_t>(parts_[i].n_drafts) * head_row_bytes();
-    std::copy_n(from, draft_bytes, session.draft_head_rows_.data());
+    call.draft_head_rows.assign(from, from + draft_bytes);
     from += draft_bytes;
   }
 }
 
 void Lane::keep_part(const PassPart& part, const std::byte* head_row) {
-  Session& session = *part.session;
+  Session& session = *part.call->session;
   counts_.drafted += part.n_drafts;
   const std::int32_t n_kept = part.n_rows - part.n_drafts;
   session.sequence_->advance(n_kept);
   session.sequence_->commit();
   for (std::int32_t i = 0; i < n_kept; ++i) {
-    const InputRow& row = session.input_.rows[part.first + static_cast<std::size_t>(i)];
-    if (row.kind == RowKind::kText) session.remember(row.value);
+    const InputRow& row = part.call->input.rows[part.first + static_cast<std::size_t>(i)];
+    if (row.kind == RowKind::kText) remember(session, row.value);
   }
   session.now_.head_row.assign(head_row, head_row + head_row_bytes());
+}
+
+// `listen` tells nothing about the words around it, and nothing behind it would be accepted.
+void Lane::remember(Session& session, std::int32_t id) const {
+  const auto& interaction = config_.interaction;
+  if (session.speculation_ && !(interaction && id == interaction->listen))
+    session.speculation_->lookup.push(id);
 }
 
 // Text and sound wait in placed_; each picture's rows are made at once.

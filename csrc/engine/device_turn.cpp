@@ -17,41 +17,43 @@ constexpr std::int32_t kMostTokens = 32;
 
 }  // namespace
 
-// Into parts_, with limits_ that there is room for: pages of all rows that will come are mapped
+// Into parts_, with limits_ that there is room for. Pages of all rows that will come are mapped
 // here, one more included, which may be written behind the last.
-bool Lane::take_whole_input(std::span<Session* const> sessions) {
-  if (!backend_->has_turns() || std::ranges::count(limits_, 0) == std::ssize(limits_)) return false;
+bool Lane::take_whole_input() {
+  const auto is_done = [](const Call* call) { return call->n_left() == 0; };
+  if (!backend_->has_turns() || std::ranges::all_of(active_, is_done)) return false;
   const std::int32_t max_rows = model_->max_rows();
   parts_.clear();
+  limits_.clear();
   std::int64_t n_rows = 0;
-  for (std::size_t i = 0; i < sessions.size(); ++i) {
-    const InputRows& input = sessions[i]->input_;
-    const std::int64_t n = std::ssize(input.rows);
+  for (Call* call : active_) {
+    const std::int64_t n = std::ssize(call->input.rows);
     n_rows += n;
-    if (n == 0 || n_rows > max_rows || sessions[i]->speculation_) return false;
+    if (n == 0 || n_rows > max_rows || call->session->speculation_) return false;
     const auto n_input = static_cast<std::int32_t>(n);
-    const std::int32_t limit = std::min({limits_[i], kMostTokens, max_rows - n_input});
-    if (limits_[i] > 0 && limit == 0) return false;
-    limits_[i] = limit;
-    parts_.push_back({sessions[i], 0, n_input, 0});
+    const std::int32_t limit = std::min({call->n_left(), kMostTokens, max_rows - n_input});
+    if (limit == 0 && !is_done(call)) return false;
+    limits_.push_back(limit);
+    parts_.push_back({call, 0, n_input, 0});
   }
   try {
     for (std::size_t i = 0; i < parts_.size(); ++i)
-      parts_[i].session->sequence_->reserve(parts_[i].n_rows + limits_[i]);
+      parts_[i].call->session->sequence_->reserve(parts_[i].n_rows + limits_[i]);
   } catch (const CapacityError&) {  // a session's last row; without the one behind it there is room
     return false;
   }
   return true;
 }
 
-bool Lane::run_on_device(std::span<Session* const> sessions, std::span<const std::int32_t> stops) {
-  if (!take_whole_input(sessions)) return false;
+bool Lane::run_on_device(std::span<const std::int32_t> stops) {
+  if (!take_whole_input()) return false;
   const std::size_t n = parts_.size();
   const Segments segments = place_parts();
   sample_rows_.clear();
-  for (const PassPart& part : parts_)
-    sample_rows_.push_back(
-        {part.session->sampling_, part.session->sequence_->length() + part.n_rows});
+  for (const PassPart& part : parts_) {
+    const Session& session = *part.call->session;
+    sample_rows_.push_back({session.sampling_, session.sequence_->length() + part.n_rows});
+  }
   std::vector<std::int32_t> n_tokens(n);
   tokens_.resize(n * kMostTokens);
   new_head_rows_.resize(n * head_row_bytes());
@@ -68,23 +70,23 @@ bool Lane::run_on_device(std::span<Session* const> sessions, std::span<const std
                 .head_rows = new_head_rows_.data()});
   std::int32_t n_passes = 1;
   for (std::size_t i = 0; i < n; ++i) {
-    Session& session = *parts_[i].session;
+    Call& call = *parts_[i].call;
     keep_part(parts_[i], new_head_rows_.data() + i * head_row_bytes());
-    session.input_.n_done = session.input_.rows.size();
-    session.sampled_row_ = i * kMostTokens;
-    session.n_ahead_ = std::max(n_tokens[i] - 1, 0);
+    call.input.n_done = call.input.rows.size();
+    call.sampled_row = i * kMostTokens;
+    call.n_ahead = std::max(n_tokens[i] - 1, 0);
     n_passes = std::max(n_passes, n_tokens[i]);
-    counts_.rows += session.n_ahead_;
+    counts_.rows += call.n_ahead;
   }
   counts_.passes += n_passes;
   counts_.rows += segments.n_rows;
   return true;
 }
 
-bool Lane::follow_up(Session& session) {
-  if (session.n_ahead_ == 0) return false;
-  --session.n_ahead_;
-  session.keep_sampled();
+bool Lane::follow_up(Call& call) {
+  if (call.n_ahead == 0) return false;
+  --call.n_ahead;
+  keep_sampled(call);
   return true;
 }
 

@@ -29,53 +29,53 @@ void DraftRunner::read_row(std::int32_t row, float* out) {
                 static_cast<std::size_t>(config_.d_model) * sizeof(float));
 }
 
-void DraftRunner::keep_embedded(Session& session, std::int32_t row_begin, std::int32_t n_rows) {
-  Drafter* const drafter = session.drafter();
+void DraftRunner::keep_embedded(Call& call, std::int32_t row_begin, std::int32_t n_rows) {
+  Drafter* const drafter = call.session->drafter();
   if (drafter == nullptr) return;
-  const std::int64_t length = session.sequence_->length();
+  const std::int64_t length = call.session->sequence_->length();
   for (std::int32_t i = 0; i < n_rows; ++i) read_row(row_begin + i, drafter->embedded(length + i));
 }
 
-void DraftRunner::keep_hidden(Session& session, std::int32_t row_begin, std::int32_t n_rows) {
-  Drafter* const drafter = session.drafter();
+void DraftRunner::keep_hidden(Call& call, std::int32_t row_begin, std::int32_t n_rows) {
+  Drafter* const drafter = call.session->drafter();
   if (drafter == nullptr) return;
-  const std::int64_t length = session.sequence_->length();
+  const std::int64_t length = call.session->sequence_->length();
   for (std::int32_t i = 0; i < n_rows; ++i) read_row(row_begin + i, drafter->hidden(length + i));
   drafter->extend(length + n_rows);
 }
 
-void DraftRunner::catch_up(Session& session, std::int64_t least) {
-  if (session.drafter() == nullptr) return;
-  Drafter& drafter = *session.drafter();
-  const std::int64_t length = session.sequence_->length();
+void DraftRunner::catch_up(Call& call, std::int64_t least) {
+  if (call.session->drafter() == nullptr) return;
+  Drafter& drafter = *call.session->drafter();
+  const std::int64_t length = call.session->sequence_->length();
   while (drafter.n_waiting(length) >= least) {
     const auto n = static_cast<std::int32_t>(
         std::min<std::int64_t>(drafter.n_waiting(length), model_.max_rows()));
     if (!drafter.reserve(n, length)) return;
-    parts_.push_back({.session = &session, .n_rows = n, .n_final = n});
+    parts_.push_back({.call = &call, .n_rows = n, .n_final = n});
     run(nullptr);
   }
 }
 
-void DraftRunner::draft(std::span<Session* const> sessions, std::vector<float>* logits) {
+void DraftRunner::draft(std::span<Call* const> calls, std::vector<float>* logits) {
   std::int64_t n_rows = 0;
-  for (Session* session : sessions) {
-    if (session->n_wanted_ == 0) continue;
-    Drafter& drafter = *session->drafter();
-    const std::int64_t length = session->sequence_->length();
+  for (Call* call : calls) {
+    if (call->n_wanted == 0) continue;
+    Drafter& drafter = *call->session->drafter();
+    const std::int64_t length = call->session->sequence_->length();
     if (n_rows + length - drafter.next() > model_.max_rows()) {
       run(logits);
       n_rows = 0;
-      if (length - drafter.next() > model_.max_rows()) catch_up(*session, 1);
+      if (length - drafter.next() > model_.max_rows()) catch_up(*call, 1);
     }
     const std::int64_t n = length - drafter.next();
     if (n <= 0 || n > model_.max_rows() || !drafter.reserve(n, length)) continue;
     // The pending token enters the session next, so a row that reads it is final too.
     const std::int64_t n_final = std::max<std::int64_t>(drafter.n_waiting(length) + 1, 0);
-    parts_.push_back({.session = session,
+    parts_.push_back({.call = call,
                       .n_rows = static_cast<std::int32_t>(n),
                       .n_final = static_cast<std::int32_t>(n_final),
-                      .n_wanted = session->n_wanted_});
+                      .n_wanted = call->n_wanted});
     n_rows += n;
   }
   run(logits);
@@ -89,7 +89,7 @@ void DraftRunner::run(std::vector<float>* logits) {
   segments_.clear();
   for (Part& part : parts_) {
     part.row_begin = segments.n_rows;
-    segments_.push_back(part.session->drafter()->segment(part.row_begin, part.n_rows));
+    segments_.push_back(part.call->session->drafter()->segment(part.row_begin, part.n_rows));
     segments.n_rows += part.n_rows;
     depths_wanted = std::max(depths_wanted, part.n_wanted > 0 ? part.n_wanted : n_depths());
   }
@@ -101,14 +101,14 @@ void DraftRunner::run(std::vector<float>* logits) {
     guess(depth, logits);
   }
   if (depths_wanted == n_depths())
-    for (const Part& part : parts_) part.session->drafter()->commit(part.n_final);
+    for (const Part& part : parts_) part.call->session->drafter()->commit(part.n_final);
   parts_.clear();
 }
 
 void DraftRunner::place_rows(const Part& part, std::int32_t depth) {
-  Drafter& drafter = *part.session->drafter();
-  const InputRows& input = part.session->input_;  // the pending token and the guesses behind it
-  const std::int64_t length = part.session->sequence_->length();
+  Drafter& drafter = *part.call->session->drafter();
+  const InputRows& input = part.call->input;  // the pending token and the guesses behind it
+  const std::int64_t length = part.call->session->sequence_->length();
   const auto bytes = static_cast<std::size_t>(config_.d_model) * sizeof(float);
   const std::int64_t stride = model_.row_stride();
   std::int32_t n_ids = 0;
@@ -137,11 +137,12 @@ void DraftRunner::guess(std::int32_t depth, std::vector<float>* logits) {
   sample_rows_.clear();
   for (const Part& part : parts_) {
     if (part.n_wanted <= depth) continue;
-    std::byte* const head_row = part.session->draft_head_rows_.data();
-    mtp_.read_head_row(part.row_begin + part.n_rows - 1, head_row);
-    head_rows_.push_back(head_row);
-    sample_rows_.push_back(
-        {part.session->sampling_, part.session->sequence_->length() + 1 + depth});
+    std::vector<std::byte>& head_row = part.call->draft_head_rows;
+    head_row.resize(model_.head_row_bytes());
+    mtp_.read_head_row(part.row_begin + part.n_rows - 1, head_row.data());
+    head_rows_.push_back(head_row.data());
+    const Session& session = *part.call->session;
+    sample_rows_.push_back({session.sampling_, session.sequence_->length() + 1 + depth});
   }
   if (logits != nullptr) {
     const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
@@ -153,8 +154,8 @@ void DraftRunner::guess(std::int32_t depth, std::vector<float>* logits) {
   auto token = tokens_.begin();
   for (const Part& part : parts_) {
     if (part.n_wanted <= depth) continue;
-    part.session->input_.add_text(*token++);
-    ++part.session->input_.n_drafts;
+    part.call->input.add_text(*token++);
+    ++part.call->input.n_drafts;
   }
 }
 

@@ -10,7 +10,7 @@
 #include <span>
 #include <vector>
 
-#include "engine/session.h"
+#include "engine/call.h"
 #include "model/mtp.h"
 
 namespace duplex {
@@ -28,18 +28,18 @@ class DraftRunner {
 
   // Copies rows of the model, the next of the session, to its drafter: as they were embedded before
   // a pass, and what it made of them. Sessions without a drafter are passed over.
-  void keep_embedded(Session& session, std::int32_t row_begin, std::int32_t n_rows);
-  void keep_hidden(Session& session, std::int32_t row_begin, std::int32_t n_rows);
+  void keep_embedded(Call& call, std::int32_t row_begin, std::int32_t n_rows);
+  void keep_hidden(Call& call, std::int32_t row_begin, std::int32_t n_rows);
   // Runs the rows that wait, while there are `least`.
-  void catch_up(Session& session, std::int64_t least = kWaitingRows);
-  // Adds guesses to the input of each session that wants some; `logits` takes what they are drawn
-  // from, depth by depth.
-  void draft(std::span<Session* const> sessions, std::vector<float>* logits = nullptr);
+  void catch_up(Call& call, std::int64_t least = kWaitingRows);
+  // Adds the guesses that are wanted to each input, behind the pending token; `logits` takes what
+  // they are drawn from, depth by depth.
+  void draft(std::span<Call* const> calls, std::vector<float>* logits = nullptr);
 
  private:
-  // Consecutive rows of one session: all from Drafter::next() on.
+  // Consecutive rows of one session, all from Drafter::next() on.
   struct Part {
-    Session* session;
+    Call* call;
     std::int32_t n_rows;
     std::int32_t n_final;        // of the rows, the first: no later row changes them
     std::int32_t n_wanted = 0;   // guesses behind the last row

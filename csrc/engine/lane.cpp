@@ -52,9 +52,12 @@ void Lane::check_open() const {
   check<SessionClosed>(!is_closed_, "engine: it is closed; load it again");
 }
 
-Lane::Call::Call(Lane& lane, Session& session) : busy(session), lock(lane.mutex_) {
+Lane::Hold::Hold(Lane& lane, Session& session)
+    : busy(session), lock(lane.mutex_), call(lane.calls_.front()) {
   lane.check_open();
   session.check_open();
+  call.begin(session);
+  lane.active_.assign(1, &call);
 }
 
 std::optional<Speculation> Lane::make_speculation(PagePool& pool, std::int32_t max_drafts,
@@ -108,15 +111,14 @@ void Lane::add_plan(const std::string& prefix,
 std::vector<float> Lane::append_text(Session& session, std::span<const std::int32_t> ids,
                                      LogitsWanted wanted) {
   check_ids(config_, ids);
-  const Call call(*this, session);
-  session.input_.clear();
-  for (const std::int32_t id : ids) session.input_.add_text(id);
-  return append_input(session, wanted, make_ready(session, std::ssize(ids), wanted));
+  const Hold hold(*this, session);
+  for (const std::int32_t id : ids) hold.call.input.add_text(id);
+  return append_input(hold.call, wanted, make_ready(session, std::ssize(ids), wanted));
 }
 
 std::vector<float> Lane::append_audio(Session& session, std::span<const float> samples,
                                       bool is_end_of_audio, LogitsWanted wanted) {
-  const Call call(*this, session);
+  const Hold hold(*this, session);
   check(session.now_.audio.has_value(),
         "audio: this checkpoint has no audio tower (no audio_config)");
   check_finite(samples);
@@ -127,18 +129,16 @@ std::vector<float> Lane::append_audio(Session& session, std::span<const float> s
   std::vector<float> logits = make_ready(session, n_rows, wanted);
   audio.push(samples);
   if (is_end_of_audio) audio.pad_to_frame();
-  session.input_.clear();
-  session.input_.add_frames(audio);
-  return append_input(session, wanted, std::move(logits));
+  hold.call.input.add_frames(audio);
+  return append_input(hold.call, wanted, std::move(logits));
 }
 
 std::vector<float> Lane::append_image(Session& session, Image image, LogitsWanted wanted) {
   image = check_image(config_, std::move(image));
-  const Call call(*this, session);
-  session.input_.clear();
-  session.input_.add_image(std::move(image));
-  return append_input(session, wanted,
-                      make_ready(session, std::ssize(session.input_.rows), wanted));
+  const Hold hold(*this, session);
+  InputRows& input = hold.call.input;
+  input.add_image(std::move(image));
+  return append_input(hold.call, wanted, make_ready(session, std::ssize(input.rows), wanted));
 }
 
 // Room for rows, the token that waits, and their logits: what can fail comes first.
@@ -156,10 +156,10 @@ std::vector<float> Lane::make_ready(Session& session, std::int64_t n_rows, Logit
   return logits;
 }
 
-// Appends session.input_ behind the pending token; the logits are those of session.input_ alone.
-std::vector<float> Lane::append_input(Session& session, LogitsWanted wanted,
-                                      std::vector<float> logits) {
-  InputRows& input = session.input_;
+// Appends the input behind the pending token; the logits are those of the input alone.
+std::vector<float> Lane::append_input(Call& call, LogitsWanted wanted, std::vector<float> logits) {
+  Session& session = *call.session;
+  InputRows& input = call.input;
   const bool has_pending = session.now_.pending_token != kNoToken;
   if (input.rows.empty()) {
     session.set_mark();  // sound that waits for the rest of its frame
@@ -169,9 +169,8 @@ std::vector<float> Lane::append_input(Session& session, LogitsWanted wanted,
     input.rows.insert(input.rows.begin(), {RowKind::kText, session.now_.pending_token});
   session.now_.pending_token = kNoToken;
   const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
-  Session* const only[] = {&session};
   const auto pass = [&] {
-    run_rows(only, wanted == LogitsWanted::kAll ? &logits : nullptr);
+    run_rows(wanted == LogitsWanted::kAll ? &logits : nullptr);
     if (wanted != LogitsWanted::kLast) return;
     const void* const row[] = {session.now_.head_row.data()};
     logits.resize(n_vocab);

@@ -23,10 +23,10 @@
 #include "core/config.h"
 #include "core/owner_process.h"
 #include "engine/busy_guard.h"
+#include "engine/call.h"
 #include "engine/draft.h"
 #include "engine/loaded_model.h"
 #include "engine/pass_input.h"
-#include "engine/session.h"
 #include "engine/turn.h"
 #include "model/inkling.h"
 
@@ -68,59 +68,63 @@ class Lane {
   void close() { is_closed_ = true; }  // later calls throw SessionClosed; mutex() is held
 
  private:
-  // One caller of one open session, for as long as it lives.
-  struct Call {
-    Call(Lane& lane, Session& session);
+  // One caller of one open session, for as long as it lives: alone in active_.
+  struct Hold {
+    Hold(Lane& lane, Session& session);
     BusyGuard busy;
     std::lock_guard<std::mutex> lock;
+    Call& call;
   };
   void check_open() const;
   void back(Session& session, std::int64_t n_rows) const;  // before any input is taken
   std::vector<float> make_ready(Session& session, std::int64_t n_rows, LogitsWanted wanted);
-  std::vector<float> append_input(Session& session, LogitsWanted wanted, std::vector<float> logits);
+  std::vector<float> append_input(Call& call, LogitsWanted wanted, std::vector<float> logits);
   // ---- micro_turn.cpp
   InputPlan plan_input(const Session& session, std::int64_t n_output) const;
-  void compose_input(Session& session, const InputPlan& plan, Inbox inbox);
+  void compose_input(Call& call, const InputPlan& plan, Inbox inbox);
   void run_turns(std::span<const StepRequest> requests, std::span<Turn> turns);
-  void begin_turn(Session& session, std::int32_t limit, Turn& turn);
+  void begin_turn(Call& call);
   std::int32_t token_limit(std::int32_t max_tokens) const;
-  void set_active();
-  // Until none of speakers_ has more to say. `has_said`: their first tokens are sampled already.
+  // Until none of active_ has more to say. `has_said`: their first tokens are sampled already.
   void decode_turns(std::span<const std::int32_t> stops, bool has_said);
   // Appends their pending tokens, and guesses behind them. True: the next tokens are sampled.
   bool append_output(std::span<const std::int32_t> stops);
   // Samples for as long as the tokens were drafted. Whether one of them ends the turn; notes why.
-  bool take_tokens(const Speaker& speaker, std::span<const std::int32_t> stops);
+  bool take_tokens(Call& call, std::span<const std::int32_t> stops);
 
   // ---- batch.cpp
-  // Appends session->input_ of every session, in as many passes as that takes; also `logits` of
-  // every row, where they are wanted.
-  void run_rows(std::span<Session* const> sessions, std::vector<float>* logits = nullptr);
+  // Appends the input of active_, in as many passes as that takes; also `logits` of every row,
+  // where they are wanted.
+  void run_rows(std::vector<float>* logits = nullptr);
   void run_pass(std::vector<float>* logits);
   Segments place_parts();
   void keep_rows();
   void keep_part(const PassPart& part, const std::byte* head_row);
+  // Text that later drafts may be taken from.
+  void remember(Session& session, std::int32_t id) const;
   // Rows [first, first + n_rows) of the input become the model's from row_begin on.
   void place_rows(const InputRows& input, std::size_t first, std::int32_t n_rows,
                   std::int32_t row_begin);
   void collect_logits(std::vector<float>& logits);
 
   // ---- device_turn.cpp
-  // Appends the input and samples up to limits_ tokens, on the device. False: no row is computed.
-  bool run_on_device(std::span<Session* const> sessions, std::span<const std::int32_t> stops);
-  bool take_whole_input(std::span<Session* const> sessions);
+  // Appends the input of active_ and samples tokens, on the device. False: no row is computed.
+  bool run_on_device(std::span<const std::int32_t> stops);
+  bool take_whole_input();
   // Whether the token behind the pending one is there already: then that one is a row.
-  bool follow_up(Session& session);
+  bool follow_up(Call& call);
 
   // ---- output.cpp
   // Makes the pending token the input, and behind it at most `max_drafts` looked-up guesses.
-  void continue_output(Session& session, std::int64_t max_drafts);
+  void continue_output(Call& call, std::int64_t max_drafts);
   // Samples tokens behind the last rows, and behind each draft as if all before it had held.
-  void score(std::span<Session* const> sessions);
+  void score();
   // The token sampled behind the last row; it becomes the pending token.
-  std::int32_t take_sampled(Session& session);
+  std::int32_t take_sampled(Call& call);
   // Whether the pending token is the next draft: then its row is the last one now.
-  bool accept_draft(Session& session);
+  bool accept_draft(Call& call);
+  // The pending token's row was computed already: it is the last one now.
+  void keep_sampled(Call& call);
 
   LaneKind kind_;
   OwnerProcess owner_;
@@ -132,14 +136,14 @@ class Lane {
 
   mutable std::mutex mutex_;  // one computing call at a time; guards all below
   bool is_closed_ = false;
+  std::vector<Call> calls_ = std::vector<Call>(1);  // of as many sessions as were ever together
+  std::vector<Call*> active_;                       // of these, those that have more to say
   std::vector<PassPart> parts_;  // of the pass in progress, and the buffers it fills
   std::vector<Segment> segments_;
   PassInput placed_;
   std::vector<std::int32_t> wanted_rows_;  // of the pass, whose head rows are read
   std::vector<std::byte> new_head_rows_;
-  std::vector<Speaker> speakers_;
-  std::vector<Session*> active_;      // of these, the sessions
-  std::vector<std::int32_t> limits_;  // tokens that each of them may say
+  std::vector<std::int32_t> limits_;  // tokens that each part may say on a device
   std::vector<const void*> head_rows_;
   std::vector<SampleRow> sample_rows_;
   std::vector<std::int32_t> tokens_;  // of the rows that were scored

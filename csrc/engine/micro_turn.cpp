@@ -57,12 +57,14 @@ void Lane::run_turns(std::span<const StepRequest> requests, std::span<Turn> turn
   Stopwatch watch;
 
   // What each session heard, saw and was told since its last turn becomes rows.
-  speakers_.clear();
+  if (calls_.size() < requests.size()) calls_.resize(requests.size());
+  active_.clear();
   for (std::size_t i = 0; i < requests.size(); ++i) {
-    const std::int32_t limit = token_limit(requests[i].max_tokens);
+    Call& call = calls_[i];
+    call.begin(*requests[i].session, &turns[i], token_limit(requests[i].max_tokens));
     try {
-      begin_turn(*requests[i].session, limit, turns[i]);
-      speakers_.push_back({requests[i].session, &turns[i], limit});
+      begin_turn(call);
+      active_.push_back(&call);
     } catch (const Error&) {
       turns[i].error = std::current_exception();
     }
@@ -71,9 +73,8 @@ void Lane::run_turns(std::span<const StepRequest> requests, std::span<Turn> turn
 
   // The rows of all sessions go through the model together. A device may go on with what they say.
   const std::span<const std::int32_t> stops = turn_stops(config_);
-  set_active();
-  const bool has_said = run_on_device(active_, stops);
-  if (!has_said) run_rows(active_);
+  const bool has_said = run_on_device(stops);
+  if (!has_said) run_rows();
   timing.append_us = watch.lap_us();
 
   // Every session that has more to say says it, one token a pass, or several where drafts hold.
@@ -98,20 +99,23 @@ std::int32_t Lane::token_limit(std::int32_t max_tokens) const {
   return config_.interaction ? std::max(config_.interaction->max_output_tokens, 1) : kDefaultTokens;
 }
 
-void Lane::begin_turn(Session& session, std::int32_t limit, Turn& turn) {
+void Lane::begin_turn(Call& call) {
+  Session& session = *call.session;
+  Turn& turn = *call.turn;
   session.check_open();
   // In one piece: what another thread feeds from here on belongs to the next turn.
   std::unique_lock inbox_lock(session.inbox_mutex_);
-  const InputPlan plan = plan_input(session, std::max(limit - 1, 0));
-  check(plan.n_rows > 0 || limit == 0 || !session.now_.head_row.empty(),
+  const std::int64_t n_output = std::max(call.limit - 1, 0);
+  const InputPlan plan = plan_input(session, n_output);
+  check(plan.n_rows > 0 || call.limit == 0 || !session.now_.head_row.empty(),
         "step: nothing was fed and the session is empty; feed audio, an image or text first");
-  const std::int64_t n_rows = plan.n_rows + std::max(limit - 1, 0);
+  const std::int64_t n_rows = plan.n_rows + n_output;
   session.make_room(n_rows);
   back(session, n_rows);
   turn.forgotten = std::exchange(session.untold_, {});
   Inbox inbox = std::exchange(session.inbox_, {});
   inbox_lock.unlock();
-  compose_input(session, plan, std::move(inbox));
+  compose_input(call, plan, std::move(inbox));
   session.now_.turn += std::max<std::int64_t>(plan.n_turns, 1);
   turn.turn = session.now_.turn;
   turn.epoch = session.call_epoch_;
@@ -156,9 +160,9 @@ InputPlan Lane::plan_input(const Session& session, std::int64_t n_output) const 
 }
 
 // Turns the inbox into rows, in the order in which the model was trained to read them.
-void Lane::compose_input(Session& session, const InputPlan& plan, Inbox inbox) {
-  InputRows& input = session.input_;
-  input.clear();
+void Lane::compose_input(Call& call, const InputPlan& plan, Inbox inbox) {
+  Session& session = *call.session;
+  InputRows& input = call.input;
   if (session.now_.audio) {
     session.now_.audio->push(inbox.samples);
     inbox.samples.assign(static_cast<std::size_t>(plan.missing_samples), 0.0f);
@@ -193,55 +197,40 @@ void Lane::compose_input(Session& session, const InputPlan& plan, Inbox inbox) {
   add_frames(newest, plan.n_frames);
 }
 
-// Of those that still speak, with the tokens that they have left.
-void Lane::set_active() {
-  active_.clear();
-  limits_.clear();
-  for (const Speaker& speaker : speakers_) {
-    active_.push_back(speaker.session);
-    limits_.push_back(
-        static_cast<std::int32_t>(speaker.limit - std::ssize(speaker.turn->token_ids)));
-  }
-}
-
 void Lane::decode_turns(std::span<const std::int32_t> stops, bool has_said) {
-  std::erase_if(speakers_, [](const Speaker& speaker) { return speaker.limit == 0; });
-  set_active();
-  while (!speakers_.empty()) {
-    if (!has_said) score(active_);
-    std::erase_if(speakers_, [&](const Speaker& speaker) { return take_tokens(speaker, stops); });
+  std::erase_if(active_, [](const Call* call) { return call->limit == 0; });
+  while (!active_.empty()) {
+    if (!has_said) score();
+    std::erase_if(active_, [&](Call* call) { return take_tokens(*call, stops); });
     has_said = append_output(stops);
   }
 }
 
 bool Lane::append_output(std::span<const std::int32_t> stops) {
-  set_active();
-  for (std::size_t i = 0; i < active_.size(); ++i)
+  for (Call* call : active_)
     // The token behind the last draft must fit into the turn, and all rows into one pass.
-    continue_output(*active_[i], std::min<std::int64_t>(
-                                     limits_[i] - 1, model_->max_rows() / std::ssize(active_) - 1));
+    continue_output(*call, std::min<std::int64_t>(call->n_left() - 1,
+                                                  model_->max_rows() / std::ssize(active_) - 1));
   if (drafts_ != nullptr) drafts_->draft(active_);
-  for (const Speaker& speaker : speakers_)
-    speaker.turn->n_drafted += static_cast<std::int64_t>(speaker.session->input_.n_drafts);
-  const bool has_said = run_on_device(active_, stops);
-  if (!has_said) run_rows(active_);
+  for (Call* call : active_)
+    call->turn->n_drafted += static_cast<std::int64_t>(call->input.n_drafts);
+  const bool has_said = run_on_device(stops);
+  if (!has_said) run_rows();
   return has_said;
 }
 
-bool Lane::take_tokens(const Speaker& speaker, std::span<const std::int32_t> stops) {
-  Session& session = *speaker.session;
-  Turn& turn = *speaker.turn;
+bool Lane::take_tokens(Call& call, std::span<const std::int32_t> stops) {
+  Turn& turn = *call.turn;
   for (;;) {
-    turn.token_ids.push_back(take_sampled(session));
+    turn.token_ids.push_back(take_sampled(call));
     if (std::find(stops.begin(), stops.end(), turn.token_ids.back()) != stops.end())
       turn.stopped = config_.interaction ? StopReason::kListen : StopReason::kEndOfText;
-    else if (session.is_interrupted() && session.n_ahead_ == 0)
+    else if (call.session->is_interrupted() && call.n_ahead == 0)
       // What a device has said by itself, it had said before anyone could look.
       turn.stopped = StopReason::kInterrupted;
-    if (turn.stopped != StopReason::kLimit || std::ssize(turn.token_ids) >= speaker.limit)
-      return true;
-    if (follow_up(session)) continue;
-    if (!accept_draft(session)) return false;
+    if (turn.stopped != StopReason::kLimit || call.n_left() <= 0) return true;
+    if (follow_up(call)) continue;
+    if (!accept_draft(call)) return false;
     ++turn.n_accepted;
   }
 }
@@ -250,7 +239,7 @@ bool Lane::take_tokens(const Speaker& speaker, std::span<const std::int32_t> sto
 std::vector<std::int32_t> Lane::decode(Session& session, std::int32_t n,
                                        std::span<const std::int32_t> stops) {
   check(n >= 0, "decode: expected 0 tokens or more, found ", n);
-  const Call call(*this, session);
+  const Hold hold(*this, session);
   const bool has_pending = session.now_.pending_token != kNoToken;
   check(n == 0 || !session.now_.head_row.empty() || has_pending,
         "decode: the session is empty; append something first");
@@ -259,8 +248,7 @@ std::vector<std::int32_t> Lane::decode(Session& session, std::int32_t n,
   Turn turn;
   const auto run = [&] {
     back(session, n_rows);
-    session.input_.clear();
-    speakers_.assign(1, {&session, &turn, n});
+    hold.call.begin(session, &turn, n);
     const bool has_said = has_pending && n > 0 && append_output(stops);
     decode_turns(stops, has_said);
     session.set_mark();

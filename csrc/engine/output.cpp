@@ -13,12 +13,13 @@
 
 namespace duplex {
 
-void Lane::continue_output(Session& session, std::int64_t max_drafts) {
-  InputRows& input = session.input_;
+void Lane::continue_output(Call& call, std::int64_t max_drafts) {
+  Session& session = *call.session;
+  InputRows& input = call.input;
   const std::int32_t token = std::exchange(session.now_.pending_token, kNoToken);
   input.clear();
   input.add_text(token);
-  session.n_wanted_ = 0;
+  call.n_wanted = 0;
   if (!session.speculation_) return;
   const Speculation& speculation = *session.speculation_;
   // Guesses take no page: what a sequence holds does not depend on them either.
@@ -29,46 +30,45 @@ void Lane::continue_output(Session& session, std::int64_t max_drafts) {
   input.n_drafts = speculation.lookup.guess(token, {drafts.data(), static_cast<std::size_t>(n)});
   for (std::size_t i = 0; i < input.n_drafts; ++i) input.add_text(drafts[i]);
   if (speculation.drafter && input.n_drafts == 0)
-    session.n_wanted_ = static_cast<std::int32_t>(std::min(n, std::int64_t{drafts_->n_depths()}));
+    call.n_wanted = static_cast<std::int32_t>(std::min(n, std::int64_t{drafts_->n_depths()}));
 }
 
 std::vector<float> Lane::draft_logits(Session& session) {
-  const Call call(*this, session);
+  const Hold hold(*this, session);
   check(session.drafter() != nullptr,
         "draft_logits: load the engine with mtp_layers and open the session with speculate");
   check(session.now_.pending_token != kNoToken, "draft_logits: no token waits; decode one first");
-  session.input_.clear();
-  session.input_.add_text(session.now_.pending_token);
-  session.n_wanted_ = drafts_->n_depths();
+  hold.call.input.add_text(session.now_.pending_token);
+  hold.call.n_wanted = drafts_->n_depths();
   std::vector<float> logits;
-  Session* const only[] = {&session};
-  drafts_->draft(only, &logits);
+  drafts_->draft(active_, &logits);
   return logits;
 }
 
-void Lane::score(std::span<Session* const> sessions) {
+void Lane::score() {
   head_rows_.clear();
   sample_rows_.clear();
-  for (Session* session : sessions) {
-    session->sampled_row_ = head_rows_.size();
-    head_rows_.push_back(session->now_.head_row.data());
-    for (std::size_t i = 0; i < session->input_.n_drafts; ++i)
-      head_rows_.push_back(session->draft_head_rows_.data() + i * head_row_bytes());
-    std::int64_t position = session->sequence_->length();
+  for (Call* call : active_) {
+    const Session& session = *call->session;
+    call->sampled_row = head_rows_.size();
+    head_rows_.push_back(session.now_.head_row.data());
+    for (std::size_t i = 0; i < call->input.n_drafts; ++i)
+      head_rows_.push_back(call->draft_head_rows.data() + i * head_row_bytes());
+    std::int64_t position = session.sequence_->length();
     while (sample_rows_.size() < head_rows_.size())
-      sample_rows_.push_back({session->sampling_, position++});
+      sample_rows_.push_back({session.sampling_, position++});
   }
   tokens_.resize(head_rows_.size());
   model_->sample(head_rows_, sample_rows_.data(), tokens_.data());
 }
 
-std::int32_t Lane::take_sampled(Session& session) {
-  session.now_.pending_token = tokens_[session.sampled_row_];
-  return session.now_.pending_token;
+std::int32_t Lane::take_sampled(Call& call) {
+  return call.session->now_.pending_token = tokens_[call.sampled_row];
 }
 
-bool Lane::accept_draft(Session& session) {
-  InputRows& input = session.input_;
+bool Lane::accept_draft(Call& call) {
+  Session& session = *call.session;
+  InputRows& input = call.input;
   if (input.n_drafts == 0) return false;
   Speculation& speculation = *session.speculation_;
   const std::size_t row = input.rows.size() - input.n_drafts;
@@ -79,12 +79,20 @@ bool Lane::accept_draft(Session& session) {
   --input.n_drafts;
   if (input.n_drafts == 0)
     speculation.n_drafts = std::min(2 * speculation.n_drafts, speculation.max_drafts);
-  session.keep_sampled();
+  keep_sampled(call);
   // The rows are the token before and the drafts.
-  const std::byte* const head_row = session.draft_head_rows_.data() + (row - 1) * head_row_bytes();
+  const std::byte* const head_row = call.draft_head_rows.data() + (row - 1) * head_row_bytes();
   session.now_.head_row.assign(head_row, head_row + head_row_bytes());
   ++counts_.accepted;
   return true;
+}
+
+void Lane::keep_sampled(Call& call) {
+  Session& session = *call.session;
+  session.sequence_->advance(1);
+  session.sequence_->commit();
+  remember(session, std::exchange(session.now_.pending_token, kNoToken));
+  ++call.sampled_row;
 }
 
 }  // namespace duplex

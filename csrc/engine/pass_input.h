@@ -12,12 +12,12 @@
 
 namespace duplex {
 
-class Session;
+struct Call;
 
 // Consecutive rows of one session in a pass.
 struct PassPart {
-  Session* session;
-  std::size_t first;  // of the session's input
+  Call* call;
+  std::size_t first;  // of its input
   std::int32_t n_rows;
   std::int32_t n_drafts;  // of the rows, the last
 };

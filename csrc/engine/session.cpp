@@ -33,11 +33,6 @@ Session::Session(std::shared_ptr<Engine> engine, Lane& lane, Sequence sequence,
       sampling_(options.sampling),
       speculation_(std::move(speculation)) {
   if (engine_->analyzer() != nullptr) now_.audio.emplace(*engine_->analyzer());
-  if (speculation_) {
-    const auto max_drafts = static_cast<std::size_t>(speculation_->max_drafts);
-    draft_head_rows_.resize(max_drafts * lane_.head_row_bytes());
-    input_.rows.reserve(max_drafts + 1);
-  }
   marks_.reserve(kMarks);
   set_mark();
 }
@@ -124,19 +119,6 @@ void Session::set_mark() {
   mark.position = sequence_->length();
   mark.n_looked_up = speculation_ ? speculation_->lookup.size() : 0;
   mark.moment = now_;
-}
-
-// `listen` tells nothing about the words around it, and nothing behind it would be accepted.
-void Session::remember(std::int32_t id) {
-  const auto& interaction = engine_->config().interaction;
-  if (speculation_ && !(interaction && id == interaction->listen)) speculation_->lookup.push(id);
-}
-
-void Session::keep_sampled() {
-  sequence_->advance(1);
-  sequence_->commit();
-  remember(std::exchange(now_.pending_token, kNoToken));
-  ++sampled_row_;
 }
 
 std::vector<std::int64_t> Session::marks() const {

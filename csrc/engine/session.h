@@ -111,10 +111,6 @@ class Session {
   Drafter* drafter() {
     return speculation_ && speculation_->drafter ? &*speculation_->drafter : nullptr;
   }
-  // Text that later drafts may be taken from.
-  void remember(std::int32_t id);
-  // The pending token's row was computed already: it is the last one now.
-  void keep_sampled();
 
   std::shared_ptr<Engine> engine_;
   Lane& lane_;
@@ -127,12 +123,7 @@ class Session {
   std::int64_t call_epoch_ = 0;  // when the call in progress began; another now: it is interrupted
   std::vector<Mark> marks_;      // a ring of kMarks
   std::size_t next_mark_ = 0;
-  InputRows input_;                         // of the call in progress; kept for its capacity
   std::optional<Speculation> speculation_;  // where drafts are wanted
-  std::int32_t n_wanted_ = 0;               // of its drafts, what the drafter is asked for
-  std::vector<std::byte> draft_head_rows_;  // (max_drafts, head_row_bytes), as head_row_
-  std::size_t sampled_row_ = 0;             // of the rows that its lane scored: the last row's
-  std::int32_t n_ahead_ = 0;                // tokens behind that one that were sampled already
 
   mutable std::mutex inbox_mutex_;
   Inbox inbox_;

@@ -63,13 +63,6 @@ struct Turn {
   std::exception_ptr error;     // set: nothing else is, and the session is as it was
 };
 
-// A session whose output is being decoded.
-struct Speaker {
-  Session* session;
-  Turn* turn;
-  std::int32_t limit;  // tokens of the turn
-};
-
 enum class LogitsWanted : std::uint8_t { kNone, kLast, kAll };
 
 struct EngineStats {
