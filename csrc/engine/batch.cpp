@@ -46,7 +46,7 @@ Segments Lane::place_parts() {
   placed_.clear();
   std::int32_t row = 0;
   for (const PassPart& part : parts_) {
-    Sequence& sequence = *part.call->session->sequence_;
+    Sequence& sequence = part.call->session->sequence();
     sequence.reserve(part.n_rows);
     segments_.push_back(sequence.segment(row, part.n_rows));
     place_rows(part.call->input, part.first, part.n_rows, row);
@@ -82,20 +82,20 @@ void Lane::keep_part(const PassPart& part, const std::byte* head_row) {
   Session& session = *part.call->session;
   counts_.drafted += part.n_drafts;
   const std::int32_t n_kept = part.n_rows - part.n_drafts;
-  session.sequence_->advance(n_kept);
-  session.sequence_->commit();
+  session.sequence().advance(n_kept);
+  session.sequence().commit();
   for (std::int32_t i = 0; i < n_kept; ++i) {
     const InputRow& row = part.call->input.rows[part.first + static_cast<std::size_t>(i)];
     if (row.kind == RowKind::kText) remember(session, row.value);
   }
-  session.now_.head_row.assign(head_row, head_row + head_row_bytes());
+  session.now().head_row.assign(head_row, head_row + head_row_bytes());
 }
 
 // `listen` tells nothing about the words around it, and nothing behind it would be accepted.
 void Lane::remember(Session& session, std::int32_t id) const {
   const auto& interaction = config_.interaction;
-  if (session.speculation_ && !(interaction && id == interaction->listen))
-    session.speculation_->lookup.push(id);
+  if (session.speculation() && !(interaction && id == interaction->listen))
+    session.speculation()->lookup.push(id);
 }
 
 // Text and sound wait in placed_; each picture's rows are made at once.

@@ -1,26 +1,33 @@
 // One caller at a time for a session.
 #pragma once
 
-#include <span>
+#include <utility>
 #include <vector>
+
+#include "engine/session.h"
 
 namespace duplex {
 
-class Session;
-
-// Holds sessions busy for the length of a call; throws SessionBusy or SessionClosed.
+// Holds sessions busy for the length of a call: all of them, or it throws SessionBusy.
 class BusyGuard {
  public:
-  explicit BusyGuard(std::span<Session* const> sessions);
-  explicit BusyGuard(Session& session);
-  ~BusyGuard();
+  explicit BusyGuard(std::vector<Session*> sessions) : sessions_(std::move(sessions)) {
+    auto next = sessions_.begin();
+    try {
+      for (; next != sessions_.end(); ++next) (*next)->begin_call();
+    } catch (...) {
+      while (next != sessions_.begin()) (*--next)->end_call();
+      throw;
+    }
+  }
+  ~BusyGuard() {
+    for (Session* session : sessions_) session->end_call();
+  }
   BusyGuard(const BusyGuard&) = delete;
   BusyGuard& operator=(const BusyGuard&) = delete;
 
  private:
-  void take(Session& session);
-
-  std::vector<Session*> held_;
+  std::vector<Session*> sessions_;
 };
 
 }  // namespace duplex

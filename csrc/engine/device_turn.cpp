@@ -29,7 +29,7 @@ bool Lane::take_whole_input() {
   for (Call* call : active_) {
     const std::int64_t n = std::ssize(call->input.rows);
     n_rows += n;
-    if (n == 0 || n_rows > max_rows || call->session->speculation_) return false;
+    if (n == 0 || n_rows > max_rows || call->session->speculation()) return false;
     const auto n_input = static_cast<std::int32_t>(n);
     const std::int32_t limit = std::min({call->n_left(), kMostTokens, max_rows - n_input});
     if (limit == 0 && !is_done(call)) return false;
@@ -38,7 +38,7 @@ bool Lane::take_whole_input() {
   }
   try {
     for (std::size_t i = 0; i < parts_.size(); ++i)
-      parts_[i].call->session->sequence_->reserve(parts_[i].n_rows + limits_[i]);
+      parts_[i].call->session->sequence().reserve(parts_[i].n_rows + limits_[i]);
   } catch (const CapacityError&) {  // a session's last row; without the one behind it there is room
     return false;
   }
@@ -51,8 +51,8 @@ bool Lane::run_on_device(std::span<const std::int32_t> stops) {
   const Segments segments = place_parts();
   sample_rows_.clear();
   for (const PassPart& part : parts_) {
-    const Session& session = *part.call->session;
-    sample_rows_.push_back({session.sampling_, session.sequence_->length() + part.n_rows});
+    Session& session = *part.call->session;
+    sample_rows_.push_back({session.sampling(), session.sequence().length() + part.n_rows});
   }
   std::vector<std::int32_t> n_tokens(n);
   tokens_.resize(n * kMostTokens);
@@ -80,13 +80,6 @@ bool Lane::run_on_device(std::span<const std::int32_t> stops) {
   }
   counts_.passes += n_passes;
   counts_.rows += segments.n_rows;
-  return true;
-}
-
-bool Lane::follow_up(Call& call) {
-  if (call.n_ahead == 0) return false;
-  --call.n_ahead;
-  keep_sampled(call);
   return true;
 }
 

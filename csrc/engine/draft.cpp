@@ -31,15 +31,15 @@ void DraftRunner::read_row(std::int32_t row, float* out) {
 
 void DraftRunner::keep_embedded(Call& call, std::int32_t row_begin, std::int32_t n_rows) {
   Drafter* const drafter = call.session->drafter();
-  if (drafter == nullptr) return;
-  const std::int64_t length = call.session->sequence_->length();
-  for (std::int32_t i = 0; i < n_rows; ++i) read_row(row_begin + i, drafter->embedded(length + i));
+  const std::int64_t length = call.session->sequence().length();
+  for (std::int32_t i = 0; i < n_rows && drafter != nullptr; ++i)
+    read_row(row_begin + i, drafter->embedded(length + i));
 }
 
 void DraftRunner::keep_hidden(Call& call, std::int32_t row_begin, std::int32_t n_rows) {
   Drafter* const drafter = call.session->drafter();
   if (drafter == nullptr) return;
-  const std::int64_t length = call.session->sequence_->length();
+  const std::int64_t length = call.session->sequence().length();
   for (std::int32_t i = 0; i < n_rows; ++i) read_row(row_begin + i, drafter->hidden(length + i));
   drafter->extend(length + n_rows);
 }
@@ -47,7 +47,7 @@ void DraftRunner::keep_hidden(Call& call, std::int32_t row_begin, std::int32_t n
 void DraftRunner::catch_up(Call& call, std::int64_t least) {
   if (call.session->drafter() == nullptr) return;
   Drafter& drafter = *call.session->drafter();
-  const std::int64_t length = call.session->sequence_->length();
+  const std::int64_t length = call.session->sequence().length();
   while (drafter.n_waiting(length) >= least) {
     const auto n = static_cast<std::int32_t>(
         std::min<std::int64_t>(drafter.n_waiting(length), model_.max_rows()));
@@ -62,7 +62,7 @@ void DraftRunner::draft(std::span<Call* const> calls, std::vector<float>* logits
   for (Call* call : calls) {
     if (call->n_wanted == 0) continue;
     Drafter& drafter = *call->session->drafter();
-    const std::int64_t length = call->session->sequence_->length();
+    const std::int64_t length = call->session->sequence().length();
     if (n_rows + length - drafter.next() > model_.max_rows()) {
       run(logits);
       n_rows = 0;
@@ -108,7 +108,7 @@ void DraftRunner::run(std::vector<float>* logits) {
 void DraftRunner::place_rows(const Part& part, std::int32_t depth) {
   Drafter& drafter = *part.call->session->drafter();
   const InputRows& input = part.call->input;  // the pending token and the guesses behind it
-  const std::int64_t length = part.call->session->sequence_->length();
+  const std::int64_t length = part.call->session->sequence().length();
   const auto bytes = static_cast<std::size_t>(config_.d_model) * sizeof(float);
   const std::int64_t stride = model_.row_stride();
   std::int32_t n_ids = 0;
@@ -141,8 +141,8 @@ void DraftRunner::guess(std::int32_t depth, std::vector<float>* logits) {
     head_row.resize(model_.head_row_bytes());
     mtp_.read_head_row(part.row_begin + part.n_rows - 1, head_row.data());
     head_rows_.push_back(head_row.data());
-    const Session& session = *part.call->session;
-    sample_rows_.push_back({session.sampling_, session.sequence_->length() + 1 + depth});
+    Session& session = *part.call->session;
+    sample_rows_.push_back({session.sampling(), session.sequence().length() + 1 + depth});
   }
   if (logits != nullptr) {
     const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "core/error.h"
-#include "engine/session.h"
 
 namespace duplex {
 namespace {
@@ -89,18 +88,6 @@ void Endless::check_forget(const Sequence& sequence, std::int64_t begin, std::in
         "forget: expected at most ", ForgottenRanges::kMaxHoles - 1,
         " separate holes in an endless session, which needs one itself, found one more at ", begin,
         " to ", end);
-}
-
-// The hole grows at its end, so what no turn has told is one range.
-void Session::make_room(std::int64_t n_rows) {
-  PositionRange forgotten;
-  if (endless_) forgotten = endless_->to_forget(*sequence_, n_rows);
-  if (!forgotten.is_empty()) {
-    hide(forgotten.begin, forgotten.end);
-    if (!untold_.is_empty()) forgotten.begin = std::min(untold_.begin, forgotten.begin);
-    untold_ = forgotten;
-  }
-  sequence_->check_room(n_rows);
 }
 
 }  // namespace duplex

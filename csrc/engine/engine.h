@@ -51,7 +51,9 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void close();
 
   // ---- for sessions
-  std::size_t head_row_bytes() const { return interaction_->head_row_bytes(); }
+  Lane& interaction() const { return *interaction_; }
+  PagePool& pool() const { return *pool_; }
+  const SequenceLayout& layout() const { return model_.layout; }
   const DmelAnalyzer* analyzer() const { return analyzer_.get(); }
   // A session around a sequence, which may share pages with another.
   std::shared_ptr<Session> adopt(Sequence sequence, std::optional<Speculation> speculation,
@@ -59,8 +61,7 @@ class Engine : public std::enable_shared_from_this<Engine> {
   void unregister(Session& session);
 
  private:
-  friend class SessionState;  // snapshot.cpp
-  void check_open() const;    // mutex_ is held
+  void check_open() const;  // mutex_ is held
   Lane& lane(LaneKind kind);
   void close_lanes();  // and every session
   // The weights are there for as long as it is held. Throws SessionClosed.

@@ -53,7 +53,7 @@ void Lane::check_open() const {
 }
 
 Lane::Hold::Hold(Lane& lane, Session& session)
-    : busy(session), lock(lane.mutex_), call(lane.calls_.front()) {
+    : busy({&session}), lock(lane.mutex_), call(lane.calls_.front()) {
   lane.check_open();
   session.check_open();
   call.begin(session);
@@ -69,7 +69,7 @@ std::optional<Speculation> Lane::make_speculation(PagePool& pool, std::int32_t m
 }
 
 void Lane::back(Session& session, std::int64_t n_rows) const {
-  session.sequence_->reserve(std::min<std::int64_t>(n_rows, model_->max_rows()));
+  session.sequence().reserve(std::min<std::int64_t>(n_rows, model_->max_rows()));
 }
 
 // A session at its limit is left alone here: it hears of it when it really needs the row.
@@ -80,7 +80,7 @@ void Lane::back_ahead(Session& session, std::int64_t n_rows) const {
   try {
     back(session, n_rows);
     if (Drafter* const drafter = session.drafter())
-      drafter->reserve(n_rows, session.sequence_->length());
+      drafter->reserve(n_rows, session.sequence().length());
   } catch (const CapacityError&) {
   }
 }
@@ -119,10 +119,10 @@ std::vector<float> Lane::append_text(Session& session, std::span<const std::int3
 std::vector<float> Lane::append_audio(Session& session, std::span<const float> samples,
                                       bool is_end_of_audio, LogitsWanted wanted) {
   const Hold hold(*this, session);
-  check(session.now_.audio.has_value(),
+  check(session.now().audio.has_value(),
         "audio: this checkpoint has no audio tower (no audio_config)");
   check_finite(samples);
-  DmelStream& audio = *session.now_.audio;
+  DmelStream& audio = *session.now().audio;
   const auto n_samples = static_cast<std::int64_t>(samples.size()) + audio.state().n_partial;
   const auto n_new = is_end_of_audio ? div_up(n_samples, kHopSamples) : n_samples / kHopSamples;
   const auto n_rows = static_cast<std::int64_t>(audio.frames_ready()) + n_new;
@@ -145,9 +145,9 @@ std::vector<float> Lane::append_image(Session& session, Image image, LogitsWante
 std::vector<float> Lane::make_ready(Session& session, std::int64_t n_rows, LogitsWanted wanted) {
   std::vector<float> logits;
   if (n_rows == 0) return logits;
-  if (session.now_.pending_token != kNoToken) ++n_rows;
+  if (session.now().pending_token != kNoToken) ++n_rows;
   session.make_room(n_rows);
-  if (session.sequence_->backed() < session.sequence_->length() + n_rows)
+  if (session.sequence().backed() < session.sequence().length() + n_rows)
     run_aside([&] { back(session, n_rows); });
   const std::int64_t n_logits = wanted == LogitsWanted::kAll    ? n_rows
                                 : wanted == LogitsWanted::kLast ? 1
@@ -160,19 +160,19 @@ std::vector<float> Lane::make_ready(Session& session, std::int64_t n_rows, Logit
 std::vector<float> Lane::append_input(Call& call, LogitsWanted wanted, std::vector<float> logits) {
   Session& session = *call.session;
   InputRows& input = call.input;
-  const bool has_pending = session.now_.pending_token != kNoToken;
+  std::int32_t& pending = session.now().pending_token;
+  const bool has_pending = pending != kNoToken;
   if (input.rows.empty()) {
     session.set_mark();  // sound that waits for the rest of its frame
     return logits;
   }
-  if (has_pending)
-    input.rows.insert(input.rows.begin(), {RowKind::kText, session.now_.pending_token});
-  session.now_.pending_token = kNoToken;
+  if (has_pending) input.rows.insert(input.rows.begin(), {RowKind::kText, pending});
+  pending = kNoToken;
   const auto n_vocab = static_cast<std::size_t>(config_.unpadded_vocab_size);
   const auto pass = [&] {
     run_rows(wanted == LogitsWanted::kAll ? &logits : nullptr);
     if (wanted != LogitsWanted::kLast) return;
-    const void* const row[] = {session.now_.head_row.data()};
+    const void* const row[] = {session.now().head_row.data()};
     logits.resize(n_vocab);
     model_->logits(row, logits.data());
   };

@@ -80,7 +80,7 @@ class Lane {
   std::vector<float> make_ready(Session& session, std::int64_t n_rows, LogitsWanted wanted);
   std::vector<float> append_input(Call& call, LogitsWanted wanted, std::vector<float> logits);
   // ---- micro_turn.cpp
-  InputPlan plan_input(const Session& session, std::int64_t n_output) const;
+  InputPlan plan_input(Session& session, std::int64_t n_output) const;
   void compose_input(Call& call, const InputPlan& plan, Inbox inbox);
   void run_turns(std::span<const StepRequest> requests, std::span<Turn> turns);
   void begin_turn(Call& call);
@@ -93,8 +93,7 @@ class Lane {
   bool take_tokens(Call& call, std::span<const std::int32_t> stops);
 
   // ---- batch.cpp
-  // Appends the input of active_, in as many passes as that takes; also `logits` of every row,
-  // where they are wanted.
+  // Appends the input of active_, in as many passes as that takes; also `logits` of each row.
   void run_rows(std::vector<float>* logits = nullptr);
   void run_pass(std::vector<float>* logits);
   Segments place_parts();
@@ -111,16 +110,12 @@ class Lane {
   // Appends the input of active_ and samples tokens, on the device. False: no row is computed.
   bool run_on_device(std::span<const std::int32_t> stops);
   bool take_whole_input();
-  // Whether the token behind the pending one is there already: then that one is a row.
-  bool follow_up(Call& call);
 
   // ---- output.cpp
   // Makes the pending token the input, and behind it at most `max_drafts` looked-up guesses.
   void continue_output(Call& call, std::int64_t max_drafts);
   // Samples tokens behind the last rows, and behind each draft as if all before it had held.
   void score();
-  // The token sampled behind the last row; it becomes the pending token.
-  std::int32_t take_sampled(Call& call);
   // Whether the pending token is the next draft: then its row is the last one now.
   bool accept_draft(Call& call);
   // The pending token's row was computed already: it is the last one now.

@@ -25,25 +25,12 @@ std::span<const std::int32_t> turn_stops(const ModelConfig& config) {
   return config.eos_ids;
 }
 
-class Stopwatch {
- public:
-  // Microseconds since construction or the last lap.
-  std::int64_t lap_us() {
-    const auto now = std::chrono::steady_clock::now();
-    return std::chrono::duration_cast<std::chrono::microseconds>(now - std::exchange(last_, now))
-        .count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
-
 }  // namespace
 
 std::vector<Turn> Lane::step(std::span<const StepRequest> requests) {
   std::vector<Session*> sessions;
   for (const StepRequest& request : requests) sessions.push_back(request.session);
-  const BusyGuard busy(sessions);
+  const BusyGuard busy(std::move(sessions));
   const std::lock_guard lock(mutex());
   check_open();
   std::vector<Turn> turns(requests.size());
@@ -54,7 +41,12 @@ std::vector<Turn> Lane::step(std::span<const StepRequest> requests) {
 
 void Lane::run_turns(std::span<const StepRequest> requests, std::span<Turn> turns) {
   TurnTiming timing;
-  Stopwatch watch;
+  auto last = std::chrono::steady_clock::now();
+  const auto lap_us = [&last] {
+    const auto lap = std::chrono::steady_clock::now() - last;
+    last += lap;
+    return std::chrono::duration_cast<std::chrono::microseconds>(lap).count();
+  };
 
   // What each session heard, saw and was told since its last turn becomes rows.
   if (calls_.size() < requests.size()) calls_.resize(requests.size());
@@ -69,27 +61,27 @@ void Lane::run_turns(std::span<const StepRequest> requests, std::span<Turn> turn
       turns[i].error = std::current_exception();
     }
   }
-  timing.encode_us = watch.lap_us();
+  timing.encode_us = lap_us();
 
   // The rows of all sessions go through the model together. A device may go on with what they say.
   const std::span<const std::int32_t> stops = turn_stops(config_);
   const bool has_said = run_on_device(stops);
   if (!has_said) run_rows();
-  timing.append_us = watch.lap_us();
+  timing.append_us = lap_us();
 
   // Every session that has more to say says it, one token a pass, or several where drafts hold.
   decode_turns(stops, has_said);
-  timing.decode_us = watch.lap_us();
+  timing.decode_us = lap_us();
   timing.total_us = timing.encode_us + timing.append_us + timing.decode_us;
 
   for (std::size_t i = 0; i < requests.size(); ++i) {
     if (turns[i].error) continue;
-    Session& session = *requests[i].session;
+    Session& session = *calls_[i].session;
     session.set_mark();
     turns[i].timing = timing;
-    turns[i].position = session.sequence_->length();
-    back_ahead(session, turns[i].n_rows + token_limit(requests[i].max_tokens));
-    turns[i].kv_bytes = session.sequence_->held_bytes();
+    turns[i].position = session.sequence().length();
+    back_ahead(session, turns[i].n_rows + calls_[i].limit);
+    turns[i].kv_bytes = session.sequence().held_bytes();
     if (Drafter* const drafter = session.drafter()) turns[i].kv_bytes += drafter->held_bytes();
   }
 }
@@ -104,21 +96,21 @@ void Lane::begin_turn(Call& call) {
   Turn& turn = *call.turn;
   session.check_open();
   // In one piece: what another thread feeds from here on belongs to the next turn.
-  std::unique_lock inbox_lock(session.inbox_mutex_);
+  auto inbox_lock = session.lock_inbox();
   const std::int64_t n_output = std::max(call.limit - 1, 0);
   const InputPlan plan = plan_input(session, n_output);
-  check(plan.n_rows > 0 || call.limit == 0 || !session.now_.head_row.empty(),
+  check(plan.n_rows > 0 || call.limit == 0 || !session.now().head_row.empty(),
         "step: nothing was fed and the session is empty; feed audio, an image or text first");
   const std::int64_t n_rows = plan.n_rows + n_output;
   session.make_room(n_rows);
   back(session, n_rows);
-  turn.forgotten = std::exchange(session.untold_, {});
-  Inbox inbox = std::exchange(session.inbox_, {});
+  turn.forgotten = std::exchange(session.carried().untold, {});
+  Inbox inbox = std::exchange(session.inbox(), {});
   inbox_lock.unlock();
   compose_input(call, plan, std::move(inbox));
-  session.now_.turn += std::max<std::int64_t>(plan.n_turns, 1);
-  turn.turn = session.now_.turn;
-  turn.epoch = session.call_epoch_;
+  session.now().turn += std::max<std::int64_t>(plan.n_turns, 1);
+  turn.turn = session.now().turn;
+  turn.epoch = session.call_epoch();
   turn.n_rows = plan.n_rows;
   turn.merged_turns = std::max<std::int64_t>(plan.n_turns - 1, 0);
   turn.missing_samples = plan.missing_samples;
@@ -126,23 +118,24 @@ void Lane::begin_turn(Call& call) {
 
 // Of an endless session, sound beyond what there is room for, with `n_output` rows more, waits for
 // the next turn: it could never be taken otherwise.
-InputPlan Lane::plan_input(const Session& session, std::int64_t n_output) const {
+InputPlan Lane::plan_input(Session& session, std::int64_t n_output) const {
   InputPlan plan;
-  const Inbox& inbox = session.inbox_;
+  const Inbox& inbox = session.inbox();
   const auto bracketed = [&](const std::vector<std::int32_t>& ids) {
     const std::int64_t brackets = config_.interaction ? 2 : 0;
     return ids.empty() ? 0 : static_cast<std::int64_t>(ids.size()) + brackets;
   };
-  plan.n_rows = (session.now_.pending_token != kNoToken ? 1 : 0) + bracketed(inbox.result) +
+  plan.n_rows = (session.now().pending_token != kNoToken ? 1 : 0) + bracketed(inbox.result) +
                 bracketed(inbox.text);
   for (const Image& image : inbox.images) plan.n_rows += image.n_patches;
-  if (!session.now_.audio) return plan;
+  const std::optional<DmelStream>& audio = session.now().audio;
+  if (!audio) return plan;
   const std::int64_t room =
-      session.endless_ ? session.endless_->room(*session.sequence_) - plan.n_rows - n_output
-                       : std::numeric_limits<std::int64_t>::max() - 1;
-  const std::int64_t n_samples =
-      static_cast<std::int64_t>(session.now_.audio->frames_ready()) * kHopSamples +
-      session.now_.audio->state().n_partial + static_cast<std::int64_t>(inbox.samples.size());
+      session.endless() ? session.endless()->room(session.sequence()) - plan.n_rows - n_output
+                        : std::numeric_limits<std::int64_t>::max() - 1;
+  const std::int64_t n_samples = static_cast<std::int64_t>(audio->frames_ready()) * kHopSamples +
+                                 audio->state().n_partial +
+                                 static_cast<std::int64_t>(inbox.samples.size());
   plan.n_frames = n_samples / kHopSamples;
   if (config_.interaction && config_.interaction->audio_frames > 0) {
     // Whole micro-turns; late ones are merged, and what never came is silence.
@@ -161,14 +154,14 @@ InputPlan Lane::plan_input(const Session& session, std::int64_t n_output) const 
 
 // Turns the inbox into rows, in the order in which the model was trained to read them.
 void Lane::compose_input(Call& call, const InputPlan& plan, Inbox inbox) {
-  Session& session = *call.session;
+  Moment& now = call.session->now();
   InputRows& input = call.input;
-  if (session.now_.audio) {
-    session.now_.audio->push(inbox.samples);
+  if (now.audio) {
+    now.audio->push(inbox.samples);
     inbox.samples.assign(static_cast<std::size_t>(plan.missing_samples), 0.0f);
-    session.now_.audio->push(inbox.samples);
+    now.audio->push(inbox.samples);
     input.frames.resize(static_cast<std::size_t>(plan.n_frames * config_.audio->n_mels));
-    session.now_.audio->take(static_cast<std::size_t>(plan.n_frames), input.frames.data());
+    now.audio->take(static_cast<std::size_t>(plan.n_frames), input.frames.data());
   }
   const auto add_bracketed = [&](std::int32_t open, const std::vector<std::int32_t>& ids,
                                  std::int32_t close) {
@@ -182,8 +175,8 @@ void Lane::compose_input(Call& call, const InputPlan& plan, Inbox inbox) {
       input.rows.push_back({RowKind::kAudio, static_cast<std::int32_t>(f)});
   };
   const InteractionConfig tokens = config_.interaction.value_or(InteractionConfig{});
-  if (session.now_.pending_token != kNoToken) input.add_text(session.now_.pending_token);
-  session.now_.pending_token = kNoToken;
+  if (now.pending_token != kNoToken) input.add_text(now.pending_token);
+  now.pending_token = kNoToken;
   const std::int64_t frames_per_turn =
       plan.n_turns > 0 ? plan.n_frames / plan.n_turns : plan.n_frames;
   const std::int64_t newest = plan.n_frames - frames_per_turn;  // first frame of the newest turn
@@ -222,16 +215,23 @@ bool Lane::append_output(std::span<const std::int32_t> stops) {
 bool Lane::take_tokens(Call& call, std::span<const std::int32_t> stops) {
   Turn& turn = *call.turn;
   for (;;) {
-    turn.token_ids.push_back(take_sampled(call));
-    if (std::find(stops.begin(), stops.end(), turn.token_ids.back()) != stops.end())
+    const std::int32_t token = tokens_[call.sampled_row];
+    call.session->now().pending_token = token;
+    turn.token_ids.push_back(token);
+    if (std::ranges::count(stops, token) > 0)
       turn.stopped = config_.interaction ? StopReason::kListen : StopReason::kEndOfText;
     else if (call.session->is_interrupted() && call.n_ahead == 0)
       // What a device has said by itself, it had said before anyone could look.
       turn.stopped = StopReason::kInterrupted;
     if (turn.stopped != StopReason::kLimit || call.n_left() <= 0) return true;
-    if (follow_up(call)) continue;
-    if (!accept_draft(call)) return false;
-    ++turn.n_accepted;
+    if (call.n_ahead > 0) {
+      --call.n_ahead;
+      keep_sampled(call);
+    } else if (accept_draft(call)) {
+      ++turn.n_accepted;
+    } else {
+      return false;
+    }
   }
 }
 
@@ -240,8 +240,8 @@ std::vector<std::int32_t> Lane::decode(Session& session, std::int32_t n,
                                        std::span<const std::int32_t> stops) {
   check(n >= 0, "decode: expected 0 tokens or more, found ", n);
   const Hold hold(*this, session);
-  const bool has_pending = session.now_.pending_token != kNoToken;
-  check(n == 0 || !session.now_.head_row.empty() || has_pending,
+  const bool has_pending = session.now().pending_token != kNoToken;
+  check(n == 0 || !session.now().head_row.empty() || has_pending,
         "decode: the session is empty; append something first");
   const std::int32_t n_rows = has_pending ? n : std::max(n - 1, 0);  // the last token waits too
   session.make_room(n_rows);

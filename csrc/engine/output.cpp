@@ -16,14 +16,14 @@ namespace duplex {
 void Lane::continue_output(Call& call, std::int64_t max_drafts) {
   Session& session = *call.session;
   InputRows& input = call.input;
-  const std::int32_t token = std::exchange(session.now_.pending_token, kNoToken);
+  const std::int32_t token = std::exchange(session.now().pending_token, kNoToken);
   input.clear();
   input.add_text(token);
   call.n_wanted = 0;
-  if (!session.speculation_) return;
-  const Speculation& speculation = *session.speculation_;
+  if (!session.speculation()) return;
+  const Speculation& speculation = *session.speculation();
   // Guesses take no page: what a sequence holds does not depend on them either.
-  const std::int64_t mapped = session.sequence_->mapped() - session.sequence_->length() - 1;
+  const std::int64_t mapped = session.sequence().mapped() - session.sequence().length() - 1;
   const std::int64_t n = std::min({max_drafts, mapped, std::int64_t{speculation.n_drafts}});
   if (n <= 0) return;
   std::array<std::int32_t, kMaxDrafts> drafts;
@@ -37,8 +37,8 @@ std::vector<float> Lane::draft_logits(Session& session) {
   const Hold hold(*this, session);
   check(session.drafter() != nullptr,
         "draft_logits: load the engine with mtp_layers and open the session with speculate");
-  check(session.now_.pending_token != kNoToken, "draft_logits: no token waits; decode one first");
-  hold.call.input.add_text(session.now_.pending_token);
+  check(session.now().pending_token != kNoToken, "draft_logits: no token waits; decode one first");
+  hold.call.input.add_text(session.now().pending_token);
   hold.call.n_wanted = drafts_->n_depths();
   std::vector<float> logits;
   drafts_->draft(active_, &logits);
@@ -49,30 +49,26 @@ void Lane::score() {
   head_rows_.clear();
   sample_rows_.clear();
   for (Call* call : active_) {
-    const Session& session = *call->session;
+    Session& session = *call->session;
     call->sampled_row = head_rows_.size();
-    head_rows_.push_back(session.now_.head_row.data());
+    head_rows_.push_back(session.now().head_row.data());
     for (std::size_t i = 0; i < call->input.n_drafts; ++i)
       head_rows_.push_back(call->draft_head_rows.data() + i * head_row_bytes());
-    std::int64_t position = session.sequence_->length();
+    std::int64_t position = session.sequence().length();
     while (sample_rows_.size() < head_rows_.size())
-      sample_rows_.push_back({session.sampling_, position++});
+      sample_rows_.push_back({session.sampling(), position++});
   }
   tokens_.resize(head_rows_.size());
   model_->sample(head_rows_, sample_rows_.data(), tokens_.data());
-}
-
-std::int32_t Lane::take_sampled(Call& call) {
-  return call.session->now_.pending_token = tokens_[call.sampled_row];
 }
 
 bool Lane::accept_draft(Call& call) {
   Session& session = *call.session;
   InputRows& input = call.input;
   if (input.n_drafts == 0) return false;
-  Speculation& speculation = *session.speculation_;
+  Speculation& speculation = *session.speculation();
   const std::size_t row = input.rows.size() - input.n_drafts;
-  if (input.rows[row].value != session.now_.pending_token) {
+  if (input.rows[row].value != session.now().pending_token) {
     speculation.n_drafts = std::max(static_cast<std::int32_t>(row) - 1, 1);
     return false;
   }
@@ -82,16 +78,16 @@ bool Lane::accept_draft(Call& call) {
   keep_sampled(call);
   // The rows are the token before and the drafts.
   const std::byte* const head_row = call.draft_head_rows.data() + (row - 1) * head_row_bytes();
-  session.now_.head_row.assign(head_row, head_row + head_row_bytes());
+  session.now().head_row.assign(head_row, head_row + head_row_bytes());
   ++counts_.accepted;
   return true;
 }
 
 void Lane::keep_sampled(Call& call) {
   Session& session = *call.session;
-  session.sequence_->advance(1);
-  session.sequence_->commit();
-  remember(session, std::exchange(session.now_.pending_token, kNoToken));
+  session.sequence().advance(1);
+  session.sequence().commit();
+  remember(session, std::exchange(session.now().pending_token, kNoToken));
   ++call.sampled_row;
 }
 

@@ -32,8 +32,8 @@ Session::Session(std::shared_ptr<Engine> engine, Lane& lane, Sequence sequence,
       endless_(options.endless),
       sampling_(options.sampling),
       speculation_(std::move(speculation)) {
-  if (engine_->analyzer() != nullptr) now_.audio.emplace(*engine_->analyzer());
-  marks_.reserve(kMarks);
+  if (engine_->analyzer() != nullptr) carried_.now.audio.emplace(*engine_->analyzer());
+  carried_.marks.reserve(kMarks);
   set_mark();
 }
 
@@ -48,8 +48,16 @@ void Session::close() {
 
 void Session::drop() noexcept {
   sequence_.reset();
-  speculation_.reset();
+  if (speculation_) speculation_->drafter.reset();
   is_closed_.store(true);  // last: whoever destroys the session waits for the lane until then
+}
+
+void Session::begin_call() {
+  lane_.owner().check_here();
+  check<SessionBusy>(!is_busy_.exchange(true),
+                     "session: another call is in progress on it; one session takes one call at a "
+                     "time (feed_* may be called meanwhile)");
+  call_epoch_ = epoch_.load();  // what comes from here on interrupts this call
 }
 
 void Session::interrupt() {
@@ -110,21 +118,22 @@ void Session::feed_result(std::span<const std::int32_t> ids) {
 
 // The state of now, under the length of now: a call that appended nothing renews the newest mark.
 void Session::set_mark() {
-  const std::size_t newest = (next_mark_ + kMarks - 1) % kMarks;
-  if (newest >= marks_.size() || marks_[newest].position != sequence_->length()) {
-    if (next_mark_ == marks_.size()) marks_.emplace_back();
-    next_mark_ = (next_mark_ + 1) % kMarks;
+  auto& [now, untold, marks, next] = carried_;
+  std::size_t newest = (next + kMarks - 1) % kMarks;
+  if (newest >= marks.size() || marks[newest].position != sequence_->length()) {
+    if (next == marks.size()) marks.emplace_back();
+    newest = std::exchange(next, (next + 1) % kMarks);
   }
-  Mark& mark = marks_[(next_mark_ + kMarks - 1) % kMarks];
+  Mark& mark = marks[newest];
   mark.position = sequence_->length();
   mark.n_looked_up = speculation_ ? speculation_->lookup.size() : 0;
-  mark.moment = now_;
+  mark.moment = now;
 }
 
 std::vector<std::int64_t> Session::marks() const {
   const auto lock = lock_open();
   std::vector<std::int64_t> positions;
-  for (const Mark& mark : marks_)
+  for (const Mark& mark : carried_.marks)
     if (mark.position >= sequence_->lowest_truncation() && mark.position <= sequence_->length())
       positions.push_back(mark.position);
   std::sort(positions.begin(), positions.end());
@@ -132,28 +141,27 @@ std::vector<std::int64_t> Session::marks() const {
 }
 
 void Session::truncate(std::int64_t position) {
-  const BusyGuard busy(*this);
+  const BusyGuard busy({this});
   std::string held;
   for (const std::int64_t p : marks()) held += (held.empty() ? "" : ", ") + std::to_string(p);
   const auto lock = lock_open();
-  const auto found = std::find_if(marks_.begin(), marks_.end(), [position](const Mark& mark) {
-    return mark.position == position;
-  });
-  check(found != marks_.end() && position >= sequence_->lowest_truncation(),
+  auto& ring = carried_.marks;
+  const auto found = std::ranges::find(ring, position, &Mark::position);
+  check(found != ring.end() && position >= sequence_->lowest_truncation(),
         "truncate: expected the end of an earlier call (one of ", held, "), found ", position);
   sequence_->truncate(position);
   // Marks of what was dropped would be mistaken for marks of what comes instead.
-  for (Mark& other : marks_)
+  for (Mark& other : ring)
     if (other.position > position) other.position = -1;
-  next_mark_ = (static_cast<std::size_t>(found - marks_.begin()) + 1) % kMarks;
-  now_ = found->moment;
+  carried_.next_mark = (static_cast<std::size_t>(found - ring.begin()) + 1) % kMarks;
+  carried_.now = found->moment;
   ++epoch_;
   if (speculation_) speculation_->lookup.truncate(found->n_looked_up);
   if (drafter() != nullptr) drafter()->truncate(position);
 }
 
 std::shared_ptr<Session> Session::fork(std::int64_t max_positions, LaneKind lane) {
-  const BusyGuard busy(*this);
+  const BusyGuard busy({this});
   auto lock = lock_open();
   std::optional<Endless> endless = endless_;
   if (endless && max_positions > 0)
@@ -172,19 +180,14 @@ std::shared_ptr<Session> Session::fork(std::int64_t max_positions, LaneKind lane
   lock.unlock();
   auto child = engine_->adopt(std::move(*sequence), std::move(speculation),
                               {.sampling = sampling_, .lane = lane, .endless = endless});
-  child->untold_ = untold_;
-  child->now_ = now_;
-  child->epoch_ = epoch_.load();
-  child->marks_ = marks_;
-  child->marks_.reserve(kMarks);
-  child->next_mark_ = next_mark_;
+  child->go_on(carried_, epoch());
   const std::lock_guard inbox_lock(inbox_mutex_);
   child->inbox_ = inbox_;
   return child;
 }
 
 PositionRange Session::forget(std::int64_t begin, std::int64_t end) {
-  const BusyGuard busy(*this);
+  const BusyGuard busy({this});
   const auto lock = lock_open();
   if (endless_) endless_->check_forget(*sequence_, begin, end);
   return hide(begin, end);
@@ -196,9 +199,22 @@ PositionRange Session::hide(std::int64_t begin, std::int64_t end) {
   return forgotten;
 }
 
+// The hole grows at its end, so what no turn has told is one range.
+void Session::make_room(std::int64_t n_rows) {
+  PositionRange forgotten;
+  if (endless_) forgotten = endless_->to_forget(*sequence_, n_rows);
+  if (!forgotten.is_empty()) {
+    hide(forgotten.begin, forgotten.end);
+    PositionRange& untold = carried_.untold;
+    if (!untold.is_empty()) forgotten.begin = std::min(untold.begin, forgotten.begin);
+    untold = forgotten;
+  }
+  sequence_->check_room(n_rows);
+}
+
 void Session::set_sampling(const SamplingParams& params) {
   params.validate();
-  const BusyGuard busy(*this);
+  const BusyGuard busy({this});
   check_open();
   sampling_ = params;
 }

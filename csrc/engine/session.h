@@ -1,8 +1,9 @@
-// One user's stream: its sequence, what waits to enter it, and where it can be rewound to.
+// One user's stream: its inbox, and what lasts of it from call to call.
 //
-// A session does not compute; its lane moves its rows through the model (lane.h, micro_turn.cpp).
-// feed_* may be called from any thread at any time; everything else belongs to the one caller that
-// holds the session busy.
+// A session does not compute; its lane moves its rows through the model (lane.h, micro_turn.cpp),
+// which keeps what belongs to one call alone (call.h). Any thread may fill the inbox at any time.
+// What lasts (tapes, what is carried beside them, what is guessed from) belongs to the one caller
+// that holds the session busy; the tapes are the lane's mutex's too, as others may drop them.
 #pragma once
 
 #include <atomic>
@@ -43,6 +44,15 @@ struct Mark {
   std::int64_t n_looked_up = 0;  // size of Speculation::lookup
   Moment moment;
 };
+inline constexpr std::size_t kMarks = 32;
+
+// What a session has from one call to the next, beside its tapes: fork and snapshot take it along.
+struct Carried {
+  Moment now;
+  PositionRange untold;     // forgotten for room, and in no turn so far
+  std::vector<Mark> marks;  // a ring of kMarks
+  std::size_t next_mark = 0;
+};
 
 struct SessionOptions {
   std::int64_t max_positions = 0;  // 0 = the engine's default
@@ -74,7 +84,7 @@ class Session {
   // ---- by one caller at a time
   std::int64_t length() const;
   std::int64_t max_positions() const;
-  std::int64_t turn() const { return now_.turn; }
+  std::int64_t turn() const { return carried_.now.turn; }
   std::int64_t epoch() const { return epoch_.load(); }
   SequenceUsage usage() const;
   std::int64_t draft_bytes() const;  // held for drafts, beside usage()
@@ -89,44 +99,48 @@ class Session {
   Engine& engine() const { return *engine_; }
   Lane& lane() const { return lane_; }
 
- private:
-  friend class Engine;
-  friend class DraftRunner;
-  friend class Lane;
-  friend class BusyGuard;
-  friend class SessionState;  // snapshot.cpp
-
-  static constexpr std::size_t kMarks = 32;
-
+  // ---- for that caller's call in a lane
+  void begin_call();  // by BusyGuard; throws SessionBusy
+  void end_call() { is_busy_.store(false); }
+  std::int64_t call_epoch() const { return call_epoch_; }
+  bool is_interrupted() const { return epoch_.load() != call_epoch_; }
   void check_open() const;
   std::unique_lock<std::mutex> lock_open() const;  // of the lane; throws SessionClosed
-  bool is_interrupted() const { return epoch_.load() != call_epoch_; }
-  // Throws CapacityError unless `n_rows` fit. An endless session forgets for them.
-  void make_room(std::int64_t n_rows);
-  // Forgets, and lets drafts begin anew: what they remember has a hole too.
-  PositionRange hide(std::int64_t begin, std::int64_t end);
-  // Drops the sequence; the lane's mutex is held.
-  void drop() noexcept;
-  void set_mark();
-  Drafter* drafter() {
+  std::unique_lock<std::mutex> lock_inbox() const { return std::unique_lock(inbox_mutex_); }
+  Inbox& inbox() { return inbox_; }  // under its lock
+  // The rest under the mutex of the lane, while the session is open.
+  Sequence& sequence() { return *sequence_; }
+  Moment& now() { return carried_.now; }
+  Carried& carried() { return carried_; }
+  const SamplingParams& sampling() const { return sampling_; }
+  std::optional<Speculation>& speculation() { return speculation_; }
+  Drafter* drafter() {  // of the speculation, or none
     return speculation_ && speculation_->drafter ? &*speculation_->drafter : nullptr;
   }
+  // Throws CapacityError unless `n_rows` fit. An endless session forgets for them.
+  void make_room(std::int64_t n_rows);
+  void set_mark();
+  // Of a new session: goes on where another is.
+  void go_on(const Carried& carried, std::int64_t epoch) { carried_ = carried, epoch_ = epoch; }
+  // Drops the tapes and closes.
+  void drop() noexcept;
+
+ private:
+  // Forgets, and lets drafts begin anew: what they remember has a hole too.
+  PositionRange hide(std::int64_t begin, std::int64_t end);
 
   std::shared_ptr<Engine> engine_;
   Lane& lane_;
   std::optional<Sequence> sequence_;  // empty once closed
   std::optional<Endless> endless_;
-  PositionRange untold_;  // forgotten for room, and in no turn so far
   SamplingParams sampling_;
-  Moment now_;
-  std::atomic<std::int64_t> epoch_{0};
-  std::int64_t call_epoch_ = 0;  // when the call in progress began; another now: it is interrupted
-  std::vector<Mark> marks_;      // a ring of kMarks
-  std::size_t next_mark_ = 0;
   std::optional<Speculation> speculation_;  // where drafts are wanted
+  Carried carried_;
 
   mutable std::mutex inbox_mutex_;
   Inbox inbox_;
+  std::atomic<std::int64_t> epoch_{0};
+  std::int64_t call_epoch_ = 0;  // when the call in progress began; another now: it is interrupted
   std::atomic<bool> is_busy_{false};
   std::atomic<bool> is_closed_{false};
 };

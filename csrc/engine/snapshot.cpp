@@ -3,7 +3,6 @@
 #include "engine/snapshot.h"
 
 #include <algorithm>
-#include <array>
 #include <utility>
 #include <vector>
 
@@ -13,46 +12,6 @@
 #include "sequence/snapshot.h"
 
 namespace duplex {
-
-// The one place that knows every field of a session. A new field is written and read here.
-class SessionState {
- public:
-  class Arrival;
-  class BlockReader;
-
-  static void write(const Session& session, ByteWriter& to);
-  // Of the session that the options made.
-  static void read(ByteReader& from, Session& session);
-  // The state of a session that the caller holds busy, and its blocks.
-  static std::pair<ByteWriter, BlockReader> capture(const Session& session);
-};
-
-// A sequence that no session has yet: it is filled outside the engine's lock, a piece at a time.
-class SessionState::Arrival {
- public:
-  // `max_positions` 0 takes those of the state.
-  Arrival(Engine& engine, const SequenceState& state, std::optional<Endless> endless,
-          std::int64_t max_positions);
-  ~Arrival() {
-    const std::lock_guard lock(mutex());
-    sequence_.reset();
-  }
-  Arrival(const Arrival&) = delete;
-  Arrival& operator=(const Arrival&) = delete;
-
-  void fill(const SnapshotReader& read);
-  std::shared_ptr<Session> become_session(ByteReader& from);
-
- private:
-  // Whoever writes to memory that a lane may be computing with waits for that lane.
-  std::mutex& mutex() const { return engine_.interaction_->mutex(); }
-
-  Engine& engine_;
-  std::optional<Endless> endless_;
-  std::optional<Sequence> sequence_;
-  std::vector<BlockRun> runs_;
-};
-
 namespace {
 
 constexpr std::size_t kPieceBytes = std::size_t{1} << 20;
@@ -155,9 +114,9 @@ std::int32_t read_token(ByteReader& from, const Engine& engine) {
 
 std::vector<std::byte> read_head_row(ByteReader& from, const Engine& engine) {
   auto row = from.get_all<std::byte>();
-  check<CheckpointError>(row.empty() || row.size() == engine.head_row_bytes(),
-                         "snapshot: expected no row or one of ", engine.head_row_bytes(),
-                         " bytes, found ", row.size());
+  check<CheckpointError>(row.empty() || row.size() == engine.interaction().head_row_bytes(),
+                         "snapshot: expected no row or one of ",
+                         engine.interaction().head_row_bytes(), " bytes, found ", row.size());
   return row;
 }
 
@@ -196,23 +155,21 @@ Mark read_mark(ByteReader& from, const Engine& engine) {
   return mark;
 }
 
-}  // namespace
-
 // Hands out the bytes of a session's blocks, however many are asked for: those of all blocks on
 // rank 0, then on the others.
-class SessionState::BlockReader {
+class BlockReader {
  public:
   BlockReader(const Session& session, std::vector<BlockRun> runs)
       : session_(session), runs_(std::move(runs)) {
     for (const BlockRun& run : runs_) n_left_ += static_cast<std::int64_t>(run.bytes);
-    n_left_ *= session.engine_->pool_->memory().n_ranks();
+    n_left_ *= session.engine().pool().memory().n_ranks();
   }
 
   std::int64_t n_left() const { return n_left_; }  // bytes
   void read(std::span<std::byte> to) {
     n_left_ -= std::ssize(to);
     const auto lock = session_.lock_open();
-    PageMemory& memory = session_.engine_->pool_->memory();
+    PageMemory& memory = session_.engine().pool().memory();
     while (!to.empty()) {
       const BlockRun& run = runs_[at_];
       const std::size_t n = std::min(to.size(), run.bytes - n_done_);
@@ -236,129 +193,158 @@ class SessionState::BlockReader {
   std::size_t n_done_ = 0;  // of runs_[at_]
 };
 
-std::pair<ByteWriter, SessionState::BlockReader> SessionState::capture(const Session& session) {
-  const auto lock = session.lock_open();
-  SequenceState state = session.sequence_->state();
-  if (session.endless_) state.max_positions = session.endless_->max_positions;
-  ByteWriter bytes;
-  write_endless(session.endless_, bytes);
-  state.write(bytes);
-  write(session, bytes);
-  return {std::move(bytes), BlockReader(session, held_blocks(*session.sequence_, state))};
-}
-
-SessionState::Arrival::Arrival(Engine& engine, const SequenceState& state,
-                               std::optional<Endless> endless, std::int64_t max_positions)
-    : engine_(engine), endless_(endless) {
-  // Before pages are taken and written: in a fork they are the parent's.
-  check<SessionClosed>(!engine_.is_closed(), "engine: it is closed; load it again");
-  const SequenceLayout& layout = engine_.model_.layout;
-  if (endless_ && max_positions > 0) {
-    endless_ = endless_->with_limit(max_positions, layout);
-  } else if (endless_) {
-    endless_->max_positions = state.max_positions;
-    try {
-      endless_->validate(layout);
-    } catch (const InvalidArgument& error) {  // of this engine's rewind_rows, say
-      fail<CheckpointError>("snapshot: ", error.what());
+// A sequence that no session has yet: it is filled outside the engine's lock, a piece at a time.
+class Arrival {
+ public:
+  // `max_positions` 0 takes those of the state.
+  Arrival(Engine& engine, const SequenceState& state, std::optional<Endless> endless,
+          std::int64_t max_positions)
+      : engine_(engine), endless_(endless) {
+    // Before pages are taken and written: in a fork they are the parent's.
+    check<SessionClosed>(!engine_.is_closed(), "engine: it is closed; load it again");
+    const SequenceLayout& layout = engine_.layout();
+    if (endless_ && max_positions > 0) {
+      endless_ = endless_->with_limit(max_positions, layout);
+    } else if (endless_) {
+      endless_->max_positions = state.max_positions;
+      try {
+        endless_->validate(layout);
+      } catch (const InvalidArgument& error) {  // of this engine's rewind_rows, say
+        fail<CheckpointError>("snapshot: ", error.what());
+      }
     }
+    if (max_positions <= 0) max_positions = state.max_positions;
+    if (endless_) max_positions = endless_->held_positions(layout);
+    sequence_ = Sequence::restore(engine_.pool(), engine_.layout(), state, max_positions);
+    runs_ = held_blocks(*sequence_, state);
   }
-  if (max_positions <= 0) max_positions = state.max_positions;
-  if (endless_) max_positions = endless_->held_positions(layout);
-  sequence_ = Sequence::restore(*engine_.pool_, engine_.model_.layout, state, max_positions);
-  runs_ = held_blocks(*sequence_, state);
-}
+  ~Arrival() {
+    const std::lock_guard lock(mutex());
+    sequence_.reset();
+  }
+  Arrival(const Arrival&) = delete;
+  Arrival& operator=(const Arrival&) = delete;
 
-void SessionState::Arrival::fill(const SnapshotReader& read) {
-  std::vector<std::byte> piece(kPieceBytes);
-  PageMemory& memory = engine_.pool_->memory();
-  for (int rank = 0; rank < memory.n_ranks(); ++rank) {
-    for (const BlockRun& run : runs_) {
-      for (std::size_t at = 0; at < run.bytes; at += kPieceBytes) {
-        const auto part = std::span(piece).first(std::min(kPieceBytes, run.bytes - at));
-        read(part);
-        if (run.data == nullptr) continue;
-        const std::lock_guard lock(mutex());
-        memory.write_rank(rank, run.data + at, part.data(), part.size());
+  void fill(const SnapshotReader& read) {
+    std::vector<std::byte> piece(kPieceBytes);
+    PageMemory& memory = engine_.pool().memory();
+    for (int rank = 0; rank < memory.n_ranks(); ++rank) {
+      for (const BlockRun& run : runs_) {
+        for (std::size_t at = 0; at < run.bytes; at += kPieceBytes) {
+          const auto part = std::span(piece).first(std::min(kPieceBytes, run.bytes - at));
+          read(part);
+          if (run.data == nullptr) continue;
+          const std::lock_guard lock(mutex());
+          memory.write_rank(rank, run.data + at, part.data(), part.size());
+        }
       }
     }
   }
-}
 
-std::shared_ptr<Session> SessionState::Arrival::become_session(ByteReader& from) {
-  const auto max_drafts = from.get<std::int32_t>();
-  check<CheckpointError>(max_drafts >= 0 && max_drafts <= kMaxDrafts, "snapshot: expected 0 to ",
-                         kMaxDrafts, " drafts, found ", max_drafts);
-  const SamplingParams sampling = read_sampling(from);
-  const LaneKind lane = from.get_bool() ? LaneKind::kBackground : LaneKind::kInteraction;
-  auto speculation = engine_.interaction_->make_speculation(
-      *engine_.pool_, max_drafts, endless_ ? endless_->max_positions : sequence_->max_positions());
-  if (speculation && speculation->drafter) speculation->drafter->start_at(sequence_->length());
-  Sequence sequence = std::move(*sequence_);
-  sequence_.reset();
-  return engine_.adopt(std::move(sequence), std::move(speculation),
-                       {.sampling = sampling, .lane = lane, .endless = endless_});
-}
+  std::shared_ptr<Session> become_session(ByteReader& from) {
+    const auto max_drafts = from.get<std::int32_t>();
+    check<CheckpointError>(max_drafts >= 0 && max_drafts <= kMaxDrafts, "snapshot: expected 0 to ",
+                           kMaxDrafts, " drafts, found ", max_drafts);
+    const SamplingParams sampling = read_sampling(from);
+    const LaneKind lane = from.get_bool() ? LaneKind::kBackground : LaneKind::kInteraction;
+    auto speculation = engine_.interaction().make_speculation(
+        engine_.pool(), max_drafts,
+        endless_ ? endless_->max_positions : sequence_->max_positions());
+    if (speculation && speculation->drafter) speculation->drafter->start_at(sequence_->length());
+    Sequence sequence = std::move(*sequence_);
+    sequence_.reset();
+    return engine_.adopt(std::move(sequence), std::move(speculation),
+                         {.sampling = sampling, .lane = lane, .endless = endless_});
+  }
 
-void SessionState::write(const Session& session, ByteWriter& to) {
-  const std::optional<Speculation>& speculation = session.speculation_;
+ private:
+  // Whoever writes to memory that a lane may be computing with waits for that lane.
+  std::mutex& mutex() const { return engine_.interaction().mutex(); }
+
+  Engine& engine_;
+  std::optional<Endless> endless_;
+  std::optional<Sequence> sequence_;
+  std::vector<BlockRun> runs_;
+};
+
+// All fields of a session but its tapes. A new one is written and read here.
+void write_session(Session& session, ByteWriter& to) {
+  const std::optional<Speculation>& speculation = session.speculation();
+  const auto& [now, untold, marks, next_mark] = session.carried();
   to.put(speculation ? speculation->max_drafts : 0);
-  write_sampling(session.sampling_, to);
-  to.put(session.lane_.kind() == LaneKind::kBackground);
-  to.put(session.now_.audio.has_value());
-  if (session.now_.audio) write_audio(*session.now_.audio, to);
-  to.put(session.untold_.begin);
-  to.put(session.untold_.end);
-  to.put(session.now_.turn);
-  to.put(session.epoch_.load());
-  to.put(session.now_.pending_token);
-  to.put_all(session.now_.head_row);
+  write_sampling(session.sampling(), to);
+  to.put(session.lane().kind() == LaneKind::kBackground);
+  to.put(now.audio.has_value());
+  if (now.audio) write_audio(*now.audio, to);
+  to.put(untold.begin);
+  to.put(untold.end);
+  to.put(now.turn);
+  to.put(session.epoch());
+  to.put(now.pending_token);
+  to.put_all(now.head_row);
   to.put(speculation ? speculation->n_drafts : 0);
   if (speculation) write_lookup(speculation->lookup, to);
-  to.put(static_cast<std::uint64_t>(session.next_mark_));
-  to.put(static_cast<std::uint64_t>(session.marks_.size()));
-  for (const Mark& mark : session.marks_) write_mark(mark, to);
-  const std::lock_guard lock(session.inbox_mutex_);
-  write_inbox(session.inbox_, to);
+  to.put(static_cast<std::uint64_t>(next_mark));
+  to.put(static_cast<std::uint64_t>(marks.size()));
+  for (const Mark& mark : marks) write_mark(mark, to);
+  const auto lock = session.lock_inbox();
+  write_inbox(session.inbox(), to);
 }
 
-void SessionState::read(ByteReader& from, Session& session) {
+// The state of a session that the caller holds busy, and its blocks.
+std::pair<ByteWriter, BlockReader> capture(Session& session) {
+  const auto lock = session.lock_open();
+  SequenceState state = session.sequence().state();
+  if (session.endless()) state.max_positions = session.endless()->max_positions;
+  ByteWriter bytes;
+  write_endless(session.endless(), bytes);
+  state.write(bytes);
+  write_session(session, bytes);
+  return {std::move(bytes), BlockReader(session, held_blocks(session.sequence(), state))};
+}
+
+// Into the session that become_session made.
+void read_session(ByteReader& from, Session& session) {
   const Engine& engine = session.engine();
-  check<CheckpointError>(from.get_bool() == session.now_.audio.has_value(),
+  const bool hears = engine.analyzer() != nullptr;
+  check<CheckpointError>(from.get_bool() == hears,
                          "snapshot: expected one of a model that hears like this one");
-  if (session.now_.audio) session.now_.audio = read_audio(from, *engine.analyzer());
-  session.untold_.begin = from.get<std::int64_t>();
-  session.untold_.end = from.get<std::int64_t>();
-  session.now_.turn = from.get<std::int64_t>();
-  session.epoch_ = from.get<std::int64_t>();
-  session.now_.pending_token = read_token(from, engine);
-  session.now_.head_row = read_head_row(from, engine);
+  Carried carried;
+  auto& [now, untold, marks, next_mark] = carried;
+  if (hears) now.audio = read_audio(from, *engine.analyzer());
+  untold.begin = from.get<std::int64_t>();
+  untold.end = from.get<std::int64_t>();
+  now.turn = from.get<std::int64_t>();
+  const auto epoch = from.get<std::int64_t>();
+  now.pending_token = read_token(from, engine);
+  now.head_row = read_head_row(from, engine);
   const auto n_drafts = from.get<std::int32_t>();
-  if (std::optional<Speculation>& speculation = session.speculation_) {
+  std::int64_t n_looked_up = 0;
+  if (std::optional<Speculation>& speculation = session.speculation()) {
     speculation->n_drafts = std::clamp(n_drafts, 0, speculation->max_drafts);
     speculation->lookup = read_lookup(from, engine);
+    n_looked_up = speculation->lookup.size();
   }
-  const auto next_mark = from.get<std::uint64_t>();
+  next_mark = from.get<std::uint64_t>();
   const auto n_marks = from.get<std::uint64_t>();
-  check<CheckpointError>(n_marks >= 1 && n_marks <= Session::kMarks && next_mark <= n_marks &&
-                             next_mark < Session::kMarks + (n_marks < Session::kMarks ? 1 : 0),
-                         "snapshot: expected 1 to ", Session::kMarks, " marks, found ", n_marks);
-  session.marks_.clear();
-  const std::int64_t n_looked_up = session.speculation_ ? session.speculation_->lookup.size() : 0;
-  for (std::uint64_t i = 0; i < n_marks; ++i) {
-    session.marks_.push_back(read_mark(from, engine));
-    const Mark& mark = session.marks_.back();
+  check<CheckpointError>(n_marks >= 1 && n_marks <= kMarks && next_mark <= n_marks &&
+                             next_mark < kMarks + (n_marks < kMarks ? 1 : 0),
+                         "snapshot: expected 1 to ", kMarks, " marks, found ", n_marks);
+  while (marks.size() < n_marks) {
+    const Mark& mark = marks.emplace_back(read_mark(from, engine));
     const std::int64_t n = mark.position < 0 ? 0 : mark.n_looked_up;  // of one that was dropped
     check<CheckpointError>(n >= 0 && n <= n_looked_up, "snapshot: expected a mark with 0 to ",
                            n_looked_up, " looked-up ids, found ", n);
   }
-  session.next_mark_ = static_cast<std::size_t>(next_mark);
+  session.go_on(carried, epoch);
   read_inbox(from, session);
 }
 
+}  // namespace
+
 void write_snapshot(Session& session, const SnapshotWriter& writer) {
-  const BusyGuard busy(session);
-  auto [state, reader] = SessionState::capture(session);
+  const BusyGuard busy({&session});
+  auto [state, reader] = capture(session);
   writer.begin(state.bytes(), reader.n_left());
   std::vector<std::byte> piece(kPieceBytes);
   while (reader.n_left() > 0) {
@@ -373,11 +359,11 @@ std::shared_ptr<Session> read_snapshot(Engine& engine, std::span<const std::byte
                                        const SnapshotReader& read, std::int64_t max_positions) {
   ByteReader from(state);
   const std::optional<Endless> endless = read_endless(from);
-  SessionState::Arrival arrival(engine, SequenceState::read(from), endless, max_positions);
+  Arrival arrival(engine, SequenceState::read(from), endless, max_positions);
   arrival.fill(read);
   try {
     auto session = arrival.become_session(from);
-    SessionState::read(from, *session);
+    read_session(from, *session);
     from.check_at_end();
     return session;
   } catch (const InvalidArgument& error) {
@@ -386,8 +372,8 @@ std::shared_ptr<Session> read_snapshot(Engine& engine, std::span<const std::byte
 }
 
 std::shared_ptr<Session> copy_session(Session& session, Engine& engine) {
-  const BusyGuard busy(session);
-  auto [state, reader] = SessionState::capture(session);
+  const BusyGuard busy({&session});
+  auto [state, reader] = capture(session);
   return read_snapshot(
       engine, state.bytes(), [&blocks = reader](std::span<std::byte> to) { blocks.read(to); }, 0);
 }

@@ -12,17 +12,17 @@ namespace duplex {
 inline constexpr std::int32_t kMaxDrafts = 64;  // of one session in a pass
 
 struct Speculation {
-  std::int32_t max_drafts;             // of one pass
-  std::int32_t n_drafts = max_drafts;  // of the next one: fewer where guesses failed
-  DraftLookup lookup = {};             // the session's text
-  std::optional<Drafter> drafter =
-      {};  // where layers for it were loaded; asked if nothing is found
+  std::int32_t max_drafts;              // of one pass
+  std::int32_t n_drafts = max_drafts;   // of the next one: fewer where guesses failed
+  DraftLookup lookup = {};              // the session's text
+  std::optional<Drafter> drafter = {};  // where layers for it are loaded: asked if that has none
 
   // For a session of `length` positions.
   Speculation fork(std::int64_t max_positions, std::int64_t length) const {
-    Speculation child{.max_drafts = max_drafts, .lookup = lookup};
-    if (drafter) child.drafter = drafter->fork(max_positions, length);
-    return child;
+    return {
+        .max_drafts = max_drafts,
+        .lookup = lookup,
+        .drafter = drafter ? std::optional(drafter->fork(max_positions, length)) : std::nullopt};
   }
 };
 
