@@ -3,7 +3,7 @@
 // A session does not compute; its lane moves its rows through the model (lane.h, micro_turn.cpp),
 // which keeps what belongs to one call alone (call.h). Any thread may fill the inbox at any time.
 // What lasts (tapes, what is carried beside them, what is guessed from) belongs to the one caller
-// that holds the session busy; the tapes are the lane's mutex's too, as others may drop them.
+// that holds the session busy. Others may drop the tapes, under the mutex of the lane.
 #pragma once
 
 #include <atomic>
@@ -108,7 +108,7 @@ class Session {
   std::unique_lock<std::mutex> lock_open() const;  // of the lane; throws SessionClosed
   std::unique_lock<std::mutex> lock_inbox() const { return std::unique_lock(inbox_mutex_); }
   Inbox& inbox() { return inbox_; }  // under its lock
-  // The rest under the mutex of the lane, while the session is open.
+  // The rest under the mutex of the lane, while it is open; a new session has no other caller yet.
   Sequence& sequence() { return *sequence_; }
   Moment& now() { return carried_.now; }
   Carried& carried() { return carried_; }
