@@ -179,7 +179,7 @@ class Engine:
     """
     One checkpoint, loaded.
     """
-    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], *, device: str = 'cpu', gpu: typing.SupportsInt | typing.SupportsIndex = -1, n_threads: typing.SupportsInt | typing.SupportsIndex = 0, isa: str = '', dtype: str = 'float32', weights: str = '', kv_dtype: str = '', memory_bytes: typing.SupportsInt | typing.SupportsIndex = 1073741824, page_bytes: typing.SupportsInt | typing.SupportsIndex = 0, max_batch_rows: typing.SupportsInt | typing.SupportsIndex = 256, max_positions: typing.SupportsInt | typing.SupportsIndex = 32768, rewind_rows: typing.SupportsInt | typing.SupportsIndex = 64, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None, beside: Engine | None = None, reduction: str = 'ranks', ranks: RankLeader | None = None) -> None:
+    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], options: dict[str, typing.Any], *, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None, beside: Engine | None = None, ranks: RankLeader | None = None) -> None:
         ...
     def close(self) -> None:
         ...
@@ -211,7 +211,7 @@ class RankLeader:
     """
     A group, seen by rank 0.
     """
-    def __init__(self, config: dict[str, typing.Any], *, n_ranks: typing.SupportsInt | typing.SupportsIndex, reduction: str, dtype: str, weights: str, max_batch_rows: typing.SupportsInt | typing.SupportsIndex, transport: str = 'auto', torch: TorchTransport | None = None) -> None:
+    def __init__(self, config: dict[str, typing.Any], options: dict[str, typing.Any], torch: TorchTransport | None = None) -> None:
         ...
     def fail(self, rank: typing.SupportsInt | typing.SupportsIndex, reason: str) -> None:
         ...
@@ -243,9 +243,9 @@ class RankWorker:
     """
     A rank that is not rank 0, loaded.
     """
-    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], *, fd: typing.SupportsInt | typing.SupportsIndex, socket: typing.SupportsInt | typing.SupportsIndex, rank: typing.SupportsInt | typing.SupportsIndex, device: str, gpu: typing.SupportsInt | typing.SupportsIndex, n_threads: typing.SupportsInt | typing.SupportsIndex, isa: str, dtype: str, weights: str, kv_dtype: str, reduction: str, max_batch_rows: typing.SupportsInt | typing.SupportsIndex, transport: str, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None, torch: TorchTransport | None = None, sizes: collections.abc.Mapping[str, typing.SupportsInt | typing.SupportsIndex] = {}) -> None:
+    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], options: dict[str, typing.Any], *, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None, rank: typing.SupportsInt | typing.SupportsIndex, fd: typing.SupportsInt | typing.SupportsIndex = -1, socket: typing.SupportsInt | typing.SupportsIndex = -1, torch: TorchTransport | None = None, sizes: collections.abc.Mapping[str, typing.SupportsInt | typing.SupportsIndex] = {}) -> None:
         """
-        fd: of the memory that the ranks share; or torch and sizes, and fd is not read.
+        fd: of the memory that the ranks share; or torch and sizes, of those that share none.
         """
     def serve(self) -> None:
         """
@@ -302,7 +302,7 @@ def encoder_names() -> list[str]:
     """
     Encoders that turn raw input into rows.
     """
-def n_parts(config: dict[str, typing.Any], *, n_ranks: typing.SupportsInt | typing.SupportsIndex, reduction: str, dtype: str, weights: str) -> int:
+def n_parts(config: dict[str, typing.Any], options: dict[str, typing.Any]) -> int:
     """
     Partial sums of all ranks together; raises where they do not fit.
     """

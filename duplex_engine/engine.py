@@ -66,7 +66,7 @@ class Engine:
         options: dict[str, Any],
         ranks: Ranks | None,
     ) -> None:
-        """For `load`; `sizes` and `options` are those of the core, with the `mtp_layers`."""
+        """For `load`; `sizes` and `options` are those of the core."""
         self._core = core
         self._ranks = ranks
         self._reduction: str = options["reduction"]
@@ -220,8 +220,10 @@ class Engine:
             "max_batch_rows": integer(max_batch_rows, "max_batch_rows", 1, MAX_INT32),
             "max_positions": integer(max_positions, "max_positions", 1),
             "rewind_rows": integer(rewind_rows, "rewind_rows", high=MAX_INT32),
-            "beside": None if beside is None else beside._core,
+            "mtp_layers": mtp_layers,
+            "n_ranks": n_ranks,
             "reduction": reduction,
+            "transport": group.transport,
         }
         folder = cache_folder(cache)
         if folder is not None and device != "cpu":
@@ -248,11 +250,11 @@ class Engine:
                 sizes,
                 options,
                 folder=folder,
-                mtp_layers=mtp_layers,
                 group=group,
+                beside=None if beside is None else beside._core,
                 progress=progress or None,
             )
-        return cls(core, config, tokenizer, sizes, options | {"mtp_layers": mtp_layers}, ranks)
+        return cls(core, config, tokenizer, sizes, options, ranks)
 
     def write_weights(
         self, path: str | Path, *, progress: Callable[[int, int], None] | None = None

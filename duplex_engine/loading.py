@@ -12,6 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -56,8 +57,8 @@ def load_engine(
     options: dict[str, Any],
     *,
     folder: Path | None,
-    mtp_layers: int,
     group: Group,
+    beside: _core.Engine | None,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[_core.Engine, Ranks | None]:
     """An engine of the core, and its workers where it has several ranks.
@@ -69,35 +70,29 @@ def load_engine(
     Raises:
         DuplexError: as `Engine.load`; no worker is left.
     """
-    kinds = {key: options[key] for key in ("reduction", "dtype", "weights")}
-    share = RankShare(0, group.n_ranks, _core.n_parts(sizes, n_ranks=group.n_ranks, **kinds))
+    share = RankShare(0, group.n_ranks, _core.n_parts(sizes, options))
     if group.n_ranks == 1:
-        options = options | {"progress": progress}
-        return load_core(checkpoint, sizes, options, _core.Engine, folder=folder, share=share), None
+        make = partial(_core.Engine, beside=beside, progress=progress)
+        return load_core(checkpoint, sizes, options, make, folder=folder, share=share), None
     check_not_packed(checkpoint)
     if options["device"] != "cpu":
         # Ranks wait for each other inside kernels: none may be loaded by the driver meanwhile, and
         # no lane may stand in a queue behind another.
         os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
-    rows = {"max_batch_rows": options["max_batch_rows"], "transport": group.transport}
     request = {
         "path": str(checkpoint.path.resolve()),
         "cache": None if folder is None else str(folder.resolve()),
-        "mtp_layers": mtp_layers,
         "share": asdict(share),
         "gpus": group.gpus,
-        "options": kinds
-        | rows
-        | {key: options[key] for key in ("device", "n_threads", "isa", "kv_dtype")},
+        "options": options,
         "torch": None,
         "checkpoint": fingerprint(checkpoint, layout_digest(sizes), of_machine=False),
     }
-    limits = kinds | rows | {"n_ranks": group.n_ranks}
     if group.transport == REMOTE:
-        leader, ranks = _ranks_apart(group, sizes, limits, request, progress)
+        leader, ranks = _ranks_apart(group, sizes, options, request, progress)
     else:
-        leader = _core.RankLeader(sizes, **limits)
+        leader = _core.RankLeader(sizes, options)
         workers = start_workers(
             [
                 {"fd": leader.fd, "socket": leader.worker_socket(rank)}
@@ -106,8 +101,8 @@ def load_engine(
         )
         ranks = Ranks(leader, workers, request, progress)
     try:
-        options = options | {"progress": ranks.report, "ranks": leader}
-        core = load_core(checkpoint, sizes, options, _core.Engine, folder=folder, share=share)
+        make = partial(_core.Engine, ranks=leader, progress=ranks.report)
+        core = load_core(checkpoint, sizes, options, make, folder=folder, share=share)
         ranks.wait_until_loaded(core.description().partition(",")[0])
     except BaseException as error:
         ranks.close(patience_s=0)  # they may be in the middle of loading
@@ -126,11 +121,11 @@ def _ranks_apart(
     request: dict[str, Any],
     progress: Callable[[int, int], None] | None,
 ) -> tuple[_core.RankLeader, Ranks]:
-    """Ranks that share no memory, connected; `options` are the leader's."""
+    """Ranks that share no memory, connected."""
     from duplex_engine.parallel import distributed  # torch takes seconds
 
     transport = distributed.transport(0, group.n_ranks)
-    leader = _core.RankLeader(sizes, torch=transport, **options)
+    leader = _core.RankLeader(sizes, options, transport)
     workers: Sequence[Worker]
     if group.address is None:
         host, store = LOOPBACK, distributed.open_store(LOOPBACK)
@@ -176,7 +171,7 @@ def load_core(
     folder: Path | None,
     share: RankShare,
 ) -> Core:
-    """Loads the weights by calling `make(sizes, tensors, packed=..., **options)`.
+    """Loads the weights by calling `make(sizes, tensors, options, packed=...)`.
 
     Args:
         sizes: `core_config` of the checkpoint.
@@ -190,11 +185,11 @@ def load_core(
 
     def from_tensors() -> Core:
         tensors = [(t.name, t.dtype, t.shape, t.data) for t in checkpoint.tensors]
-        return make(sizes, tensors, **options)
+        return make(sizes, tensors, options)
 
     def from_packed(packed: PackedFile) -> Core:
         with packed.reader() as reader:
-            return make(sizes, [], packed=reader, **options)
+            return make(sizes, [], options, packed=reader)
 
     if checkpoint.packed is not None:
         if not share.is_all:

@@ -50,9 +50,9 @@ def packs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ways: list[str] = []
     engine = _core.Engine
 
-    def spy(config: Any, tensors: Any, **options: Any) -> Any:
+    def spy(config: Any, tensors: Any, *args: Any, **options: Any) -> Any:
         ways.append("tensors" if tensors else "packed")
-        return engine(config, tensors, **options)
+        return engine(config, tensors, *args, **options)
 
     monkeypatch.setattr(_core, "Engine", spy)
     return ways

@@ -37,6 +37,9 @@ class ReleaseGil {
   PyThreadState* state_;
 };
 
-ModelConfig config_from_dict(const py::dict& values);
+// From dicts of plain values: `core_config.py` and `engine.py` write them.
+using PlainDict = py::typing::Dict<py::str, py::object>;
+ModelConfig config_from_dict(const PlainDict& values);
+EngineOptions options_from_dict(const PlainDict& values);
 
 }  // namespace duplex

@@ -1,7 +1,9 @@
-// ModelConfig from a dict of plain values (duplex_engine/core_config.py writes it).
+// ModelConfig and EngineOptions from dicts of plain values.
+#include <string>
 #include <tuple>
 
 #include "bindings/bindings.h"
+#include "core/error.h"
 
 namespace duplex {
 namespace {
@@ -9,6 +11,24 @@ namespace {
 template <class T>
 void read(const py::dict& values, const char* key, T& out) {
   out = values[key].cast<T>();
+}
+
+void read(const py::dict& values, const char* key, DType& out) {
+  const auto name = values[key].cast<std::string>();
+  for (const DType dtype :
+       {DType::kF32, DType::kBF16, DType::kInt8, DType::kInt4, DType::kMxfp8, DType::kNvfp4})
+    if (name == dtype_name(dtype)) {
+      out = dtype;
+      return;
+    }
+  fail(key, ": expected float32, bfloat16, int8, int4, mxfp8 or nvfp4, found ", name);
+}
+
+Reduction reduction_from(const std::string& name) {
+  if (name == "ranks") return Reduction::kRanks;
+  if (name == "invariant") return Reduction::kInvariant;
+  if (name == "switch") return Reduction::kSwitch;
+  fail("reduction: expected 'ranks', 'invariant' or 'switch', found '", name, "'");
 }
 
 AttentionShape attention(const py::dict& values) {
@@ -61,7 +81,7 @@ InteractionConfig interaction(const py::dict& values) {
 
 }  // namespace
 
-ModelConfig config_from_dict(const py::dict& values) {
+ModelConfig config_from_dict(const PlainDict& values) {
   ModelConfig config;
   read(values, "vocab_size", config.vocab_size);
   read(values, "unpadded_vocab_size", config.unpadded_vocab_size);
@@ -95,6 +115,26 @@ ModelConfig config_from_dict(const py::dict& values) {
   if (is_given("vision")) config.vision = vision(values["vision"]);
   if (is_given("interaction")) config.interaction = interaction(values["interaction"]);
   return config;
+}
+
+EngineOptions options_from_dict(const PlainDict& values) {
+  EngineOptions options;
+  read(values, "device", options.device);
+  read(values, "n_threads", options.backend.n_threads);
+  read(values, "isa", options.backend.isa);
+  read(values, "gpu", options.backend.gpu);
+  read(values, "dtype", options.dtype);
+  read(values, "weights", options.weights);
+  read(values, "kv_dtype", options.kv_dtype);
+  read(values, "memory_bytes", options.memory_bytes);
+  read(values, "page_bytes", options.page_bytes);
+  read(values, "max_batch_rows", options.max_batch_rows);
+  read(values, "max_positions", options.max_positions);
+  read(values, "rewind_rows", options.rewind_rows);
+  read(values, "n_ranks", options.n_ranks);
+  options.reduction = reduction_from(values["reduction"].cast<std::string>());
+  read(values, "transport", options.transport);
+  return options;
 }
 
 }  // namespace duplex

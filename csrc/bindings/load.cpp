@@ -19,14 +19,7 @@
 namespace duplex {
 namespace {
 
-using ConfigDict = py::typing::Dict<py::str, py::object>;
 using TensorTuple = std::tuple<std::string, std::string, std::vector<std::int64_t>, py::array>;
-
-DType dtype_from(const std::string& name, const std::string& what) {
-  if (name == "float32") return DType::kF32;
-  if (name == "bfloat16") return DType::kBF16;
-  fail(what, ": expected dtype float32 or bfloat16, found ", name);
-}
 
 FileType file_type_from(const std::string& name, const std::string& tensor) {
   for (const FileType type : {FileType::kF32, FileType::kBF16, FileType::kF16, FileType::kE4M3,
@@ -35,15 +28,6 @@ FileType file_type_from(const std::string& name, const std::string& tensor) {
   fail<CheckpointError>("checkpoint: tensor '", tensor,
                         "': expected elements of F32, BF16, F16, F8_E4M3 or packed U8, found ",
                         name);
-}
-
-// A format of weights or of keys and values; "" is the dtype itself.
-DType format_from(const std::string& name, DType dtype, const std::string& what) {
-  if (name == "int8") return DType::kInt8;
-  if (name == "int4") return DType::kInt4;
-  if (name == "mxfp8") return DType::kMxfp8;
-  if (name == "nvfp4") return DType::kNvfp4;
-  return name.empty() ? dtype : dtype_from(name, what);
 }
 
 // Whether the array is a read-only view of a file, whose pages can be given back and read again.
@@ -94,23 +78,18 @@ LoadProgress load_progress(const py::object& progress) {
   };
 }
 
-Reduction reduction_from(const std::string& name) {
-  if (name == "ranks") return Reduction::kRanks;
-  if (name == "invariant") return Reduction::kInvariant;
-  if (name == "switch") return Reduction::kSwitch;
-  fail("reduction: expected 'ranks', 'invariant' or 'switch', found '", name, "'");
-}
-
-std::shared_ptr<Engine> load(const ConfigDict& config, const std::vector<TensorTuple>& tensors,
-                             const std::optional<PackedReader>& packed,
-                             const EngineOptions& options, const py::object& progress,
-                             const std::shared_ptr<Engine>& beside,
-                             const std::shared_ptr<RankLeader>& ranks) {
+std::shared_ptr<Engine> load(const PlainDict& config, const std::vector<TensorTuple>& tensors,
+                             const PlainDict& options, const std::optional<PackedReader>& packed,
+                             const py::object& progress,
+                             const std::optional<std::shared_ptr<Engine>>& beside,
+                             const std::optional<std::shared_ptr<RankLeader>>& ranks) {
   WeightSource source = weight_source(tensors, packed);
   const ModelConfig model = config_from_dict(config);
+  const EngineOptions engine = options_from_dict(options);
   const LoadProgress report = load_progress(progress);
   const ReleaseGil release;
-  return {new Engine(model, std::move(source), options, report, beside.get(), ranks),
+  return {new Engine(model, std::move(source), engine, report, beside.value_or(nullptr).get(),
+                     ranks.value_or(nullptr)),
           OwnerDelete()};
 }
 
@@ -148,31 +127,20 @@ void bind_leader(py::module_& m) {
   using Gil = py::call_guard<ReleaseGil>;
   m.def(
       "n_parts",
-      [](const ConfigDict& config, std::int32_t n_ranks, const std::string& reduction,
-         const std::string& dtype, const std::string& weights) {
-        const DType matrices = format_from(weights, dtype_from(dtype, "dtype"), "weights");
-        return make_shard(config_from_dict(config), matrices, 0, n_ranks, reduction_from(reduction))
+      [](const PlainDict& config, const PlainDict& options) {
+        const EngineOptions of = options_from_dict(options);
+        return make_shard(config_from_dict(config), of.weights, 0, of.n_ranks, of.reduction)
             .total_parts();
       },
-      py::arg("config"), py::kw_only(), py::arg("n_ranks"), py::arg("reduction"), py::arg("dtype"),
-      py::arg("weights"), "Partial sums of all ranks together; raises where they do not fit.");
+      py::arg("config"), py::arg("options"),
+      "Partial sums of all ranks together; raises where they do not fit.");
   py::class_<RankLeader, std::shared_ptr<RankLeader>>(m, "RankLeader", "A group, seen by rank 0.")
-      .def(py::init([](const ConfigDict& config, std::int32_t n_ranks, const std::string& reduction,
-                       const std::string& dtype, const std::string& weights,
-                       std::int32_t max_batch_rows, const std::string& transport,
+      .def(py::init([](const PlainDict& config, const PlainDict& options,
                        const std::optional<std::shared_ptr<TorchTransport>>& torch) {
-             LeaderOptions options;
-             options.n_ranks = n_ranks;
-             options.reduction = reduction_from(reduction);
-             options.matrices = format_from(weights, dtype_from(dtype, "dtype"), "weights");
-             options.max_rows = max_batch_rows;
-             options.transport = transport;
-             return std::make_shared<RankLeader>(config_from_dict(config), options,
-                                                 torch.value_or(nullptr));
+             return std::make_shared<RankLeader>(
+                 config_from_dict(config), options_from_dict(options), torch.value_or(nullptr));
            }),
-           py::arg("config"), py::kw_only(), py::arg("n_ranks"), py::arg("reduction"),
-           py::arg("dtype"), py::arg("weights"), py::arg("max_batch_rows"),
-           py::arg("transport") = "auto", py::arg("torch") = py::none())
+           py::arg("config"), py::arg("options"), py::arg("torch") = py::none())
       .def_property_readonly("n_ranks", [](const RankLeader& r) { return r.group().n_ranks(); })
       .def_property_readonly(
           "fd", [](const RankLeader& r) { return r.group().fd(); },
@@ -189,50 +157,31 @@ void bind_leader(py::module_& m) {
       .def("stop", &RankLeader::stop, Gil());
 }
 
-std::unique_ptr<RankWorker> load_worker(const ConfigDict& config,
+std::unique_ptr<RankWorker> load_worker(const PlainDict& config,
                                         const std::vector<TensorTuple>& tensors,
+                                        const PlainDict& options,
                                         const std::optional<PackedReader>& packed,
-                                        const WorkerOptions& options, const py::object& progress,
-                                        const std::function<Group()>& join) {
+                                        const py::object& progress, int rank, int fd, int socket,
+                                        const std::optional<std::shared_ptr<TorchTransport>>& torch,
+                                        const GroupSizes& sizes) {
   WeightSource source = weight_source(tensors, packed);
   const ModelConfig model = config_from_dict(config);
+  const EngineOptions engine = options_from_dict(options);
   const LoadProgress report = load_progress(progress);
   const ReleaseGil release;
-  return std::make_unique<RankWorker>(model, std::move(source), options, join(), report);
+  Group group = torch ? group_apart(sizes, rank, *torch) : Group::join(fd, rank);
+  return std::make_unique<RankWorker>(model, std::move(source), engine, std::move(group), report,
+                                      socket);
 }
 
 void bind_worker(py::module_& m) {
   using Gil = py::call_guard<ReleaseGil>;
   py::class_<RankWorker>(m, "RankWorker", "A rank that is not rank 0, loaded.")
-      .def(py::init([](const ConfigDict& config, const std::vector<TensorTuple>& tensors, int fd,
-                       int socket, int rank, const std::string& device, int gpu, int n_threads,
-                       const std::string& isa, const std::string& dtype, const std::string& weights,
-                       const std::string& kv_dtype, const std::string& reduction,
-                       std::int32_t max_batch_rows, const std::string& transport,
-                       const std::optional<PackedReader>& packed, const py::object& progress,
-                       const std::optional<std::shared_ptr<TorchTransport>>& torch,
-                       const GroupSizes& sizes) {
-             WorkerOptions options;
-             options.device = device;
-             options.backend = {n_threads, isa, gpu};
-             options.max_rows = max_batch_rows;
-             options.transport = transport;
-             options.socket = socket;
-             options.dtypes.rows = dtype_from(dtype, "dtype");
-             options.dtypes.matrices = format_from(weights, options.dtypes.rows, "weights");
-             options.kv_dtype = format_from(kv_dtype, options.dtypes.rows, "kv_dtype");
-             options.reduction = reduction_from(reduction);
-             return load_worker(config, tensors, packed, options, progress, [&] {
-               return torch ? group_apart(sizes, rank, *torch) : Group::join(fd, rank);
-             });
-           }),
-           py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("fd"), py::arg("socket"),
-           py::arg("rank"), py::arg("device"), py::arg("gpu"), py::arg("n_threads"), py::arg("isa"),
-           py::arg("dtype"), py::arg("weights"), py::arg("kv_dtype"), py::arg("reduction"),
-           py::arg("max_batch_rows"), py::arg("transport"), py::arg("packed") = py::none(),
-           py::arg("progress") = py::none(), py::arg("torch") = py::none(),
-           py::arg("sizes") = GroupSizes{},
-           "fd: of the memory that the ranks share; or torch and sizes, and fd is not read.")
+      .def(py::init(&load_worker), py::arg("config"), py::arg("tensors"), py::arg("options"),
+           py::kw_only(), py::arg("packed") = py::none(), py::arg("progress") = py::none(),
+           py::arg("rank"), py::arg("fd") = -1, py::arg("socket") = -1,
+           py::arg("torch") = py::none(), py::arg("sizes") = GroupSizes{},
+           "fd: of the memory that the ranks share; or torch and sizes, of those that share none.")
       .def("serve", &RankWorker::serve, Gil(), "Does what rank 0 asks for until it says stop.")
       .def_property_readonly("description", &RankWorker::description)
       .def_property_readonly("arena_bytes", &RankWorker::arena_bytes)
@@ -247,39 +196,9 @@ void bind_loading(py::module_& m, EngineClass& engine) {
   bind_leader(m);
   bind_worker(m);
   engine
-      .def(
-          py::init(
-              [](const ConfigDict& config, const std::vector<TensorTuple>& tensors,
-                 const std::string& device, int gpu, int n_threads, const std::string& isa,
-                 const std::string& dtype, const std::string& weights, const std::string& kv_dtype,
-                 std::int64_t memory_bytes, std::int64_t page_bytes, std::int32_t max_batch_rows,
-                 std::int64_t max_positions, std::int32_t rewind_rows,
-                 const std::optional<PackedReader>& packed, const py::object& progress,
-                 const std::optional<std::shared_ptr<Engine>>& beside, const std::string& reduction,
-                 const std::optional<std::shared_ptr<RankLeader>>& ranks) {
-                EngineOptions options;
-                options.device = device;
-                options.backend = {n_threads, isa, gpu};
-                options.dtype = dtype_from(dtype, "dtype");
-                options.weights = format_from(weights, options.dtype, "weights");
-                options.kv_dtype = format_from(kv_dtype, options.dtype, "kv_dtype");
-                options.memory_bytes = memory_bytes;
-                options.page_bytes = page_bytes;
-                options.max_batch_rows = max_batch_rows;
-                options.max_positions = max_positions;
-                options.rewind_rows = rewind_rows;
-                options.reduction = reduction_from(reduction);
-                return load(config, tensors, packed, options, progress, beside.value_or(nullptr),
-                            ranks.value_or(nullptr));
-              }),
-          py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("device") = "cpu",
-          py::arg("gpu") = -1, py::arg("n_threads") = 0, py::arg("isa") = "",
-          py::arg("dtype") = "float32", py::arg("weights") = "", py::arg("kv_dtype") = "",
-          py::arg("memory_bytes") = std::int64_t{1} << 30, py::arg("page_bytes") = 0,
-          py::arg("max_batch_rows") = 256, py::arg("max_positions") = 32768,
-          py::arg("rewind_rows") = 64, py::arg("packed") = py::none(),
-          py::arg("progress") = py::none(), py::arg("beside") = py::none(),
-          py::arg("reduction") = "ranks", py::arg("ranks") = py::none())
+      .def(py::init(&load), py::arg("config"), py::arg("tensors"), py::arg("options"),
+           py::kw_only(), py::arg("packed") = py::none(), py::arg("progress") = py::none(),
+           py::arg("beside") = py::none(), py::arg("ranks") = py::none())
       .def_property_readonly("arena_bytes", &Engine::arena_bytes)
       .def("write_arena", &write_packed<Engine>, py::arg("write"),
            "Hands the packed weights to a function, piece by piece.");

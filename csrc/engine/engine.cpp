@@ -21,15 +21,15 @@ constexpr std::int32_t kBackgroundRows = 64;
 constexpr std::int64_t kRowsBackedAtOpen = 32;
 
 std::unique_ptr<PagePool> make_pool(Backend& backend, const SequenceLayout& layout,
-                                    std::int64_t memory_bytes,
+                                    const EngineOptions& options,
                                     const std::shared_ptr<RankLeader>& ranks) {
   const auto page_bytes = static_cast<std::int64_t>(layout.page_bytes);
-  const std::int64_t n_pages = memory_bytes / page_bytes;
-  const std::int64_t n_ranks = ranks == nullptr ? 1 : ranks->group().n_ranks();
-  check<CapacityError>(
-      n_pages >= layout.window_pages() + 1, "memory: expected room for one session, ",
-      (layout.window_pages() + 1) * page_bytes * n_ranks, " bytes, found ", memory_bytes * n_ranks,
-      "; give the engine more memory or a smaller max_batch_rows");
+  const std::int64_t n_pages = options.memory_bytes / page_bytes;
+  check<CapacityError>(n_pages >= layout.window_pages() + 1,
+                       "memory: expected room for one session, ",
+                       (layout.window_pages() + 1) * page_bytes * options.n_ranks, " bytes, found ",
+                       options.memory_bytes * options.n_ranks,
+                       "; give the engine more memory or a smaller max_batch_rows");
   auto memory = backend.create_page_memory(layout.page_bytes, n_pages);
   if (ranks != nullptr) memory = std::make_unique<LeaderMemory>(ranks, std::move(memory));
   return std::make_unique<PagePool>(std::move(memory));
@@ -85,10 +85,9 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
         "' keeps keys and values in float32 or bfloat16, found ", dtype_name(options.kv_dtype),
         "; take kv_dtype=\"auto\"");
   const Shard shard =
-      make_shard(checked_config, options.weights, 0,
-                 model_.ranks == nullptr ? 1 : model_.ranks->group().n_ranks(), options.reduction);
+      make_shard(checked_config, options.weights, 0, options.n_ranks, options.reduction);
   model_.share = shard_config(checked_config, shard);
-  if (model_.ranks != nullptr) model_.ranks->connect(*backend, model_.share, shard);
+  if (model_.ranks != nullptr) model_.ranks->connect(*backend, {model_.share, shard, options});
   model_.weights = load_weights(checked_config, std::move(source), {options.dtype, options.weights},
                                 *backend, progress, shard);
   arena_bytes_ = static_cast<std::int64_t>(model_.weights.arena->bytes());
@@ -104,8 +103,7 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
         " bytes, and those of the engine beside it have ", granularity,
         "; load that one with page = ", model_.layout.page_bytes,
         ", or give this one memory of its own");
-  pool_ = is_sharing ? beside->pool_
-                     : make_pool(*backend, model_.layout, options.memory_bytes, model_.ranks);
+  pool_ = is_sharing ? beside->pool_ : make_pool(*backend, model_.layout, options, model_.ranks);
   if (checked_config.audio) analyzer_ = std::make_unique<DmelAnalyzer>(*checked_config.audio);
   interaction_ = std::make_unique<Lane>(LaneKind::kInteraction, model_, std::move(backend),
                                         options.max_batch_rows);

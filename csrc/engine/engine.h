@@ -22,8 +22,8 @@ class Engine : public std::enable_shared_from_this<Engine> {
  public:
   // Beside another engine: on its machine and threads, as background work of that engine, and with
   // memory_bytes = 0 out of its page pool. It keeps what they share, not the other engine.
-  // With `ranks` it is rank 0 of a group, whose workers load the same checkpoint; memory_bytes are
-  // those of each rank.
+  // With `ranks`, where there are several, it is rank 0 of a group, whose workers load the same
+  // checkpoint.
   Engine(ModelConfig config, WeightSource source, const EngineOptions& options,
          const LoadProgress& progress, const Engine* beside = nullptr,
          std::shared_ptr<RankLeader> ranks = nullptr);

@@ -4,9 +4,9 @@
 #include <memory>
 
 #include "core/config.h"
-#include "engine/turn.h"
 #include "model/weights.h"
 #include "ranks/leader.h"
+#include "ranks/options.h"
 #include "sequence/layout.h"
 
 namespace duplex {

@@ -1,34 +1,16 @@
-// What the engine is asked and what it answers: options, requests, turns and counts. Plain data.
+// What the engine is asked and what it answers: requests, turns and counts. Plain data.
 #pragma once
 
 #include <cstdint>
 #include <exception>
-#include <string>
 #include <vector>
 
-#include "backend/backend.h"
-#include "core/shard.h"
 #include "core/types.h"
 #include "sequence/page_pool.h"
 
 namespace duplex {
 
 class Session;
-
-struct EngineOptions {
-  std::string device = "cpu";
-  BackendOptions backend;
-  DType dtype = DType::kF32;     // of rows and tables
-  DType weights = DType::kF32;   // of the layers' matrices and the head: dtype, or quantised
-  DType kv_dtype = DType::kF32;  // of keys and values: dtype, or kInt8
-  // Of the page pool; 0 = that of the engine which this one is loaded beside.
-  std::int64_t memory_bytes = std::int64_t{1} << 30;
-  std::int64_t page_bytes = 0;              // of the pool's pages, at least
-  std::int32_t max_batch_rows = 256;        // of one pass; longer input takes several
-  std::int64_t max_positions = 32768;       // of a session that does not say
-  std::int32_t rewind_rows = 64;            // that truncate can always take back
-  Reduction reduction = Reduction::kRanks;  // how partial sums are cut
-};
 
 // One session's part in a step.
 struct StepRequest {

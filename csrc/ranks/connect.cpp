@@ -10,9 +10,10 @@ namespace duplex {
 
 void connect_ranks(Backend& backend, const Group& group, SlabExchange& memory_channel,
                    std::vector<int> sockets, const Connection& of) {
-  ExchangeOptions options = Inkling::exchange_options(of.config, of.shard, of.max_rows);
-  options.transport = of.transport;
-  options.adds_in_switch = of.reduction == Reduction::kSwitch;
+  ExchangeOptions options =
+      Inkling::exchange_options(of.config, of.shard, of.options.max_batch_rows);
+  options.transport = of.options.transport;
+  options.adds_in_switch = of.options.reduction == Reduction::kSwitch;
   if (group.transport() == nullptr)
     backend.connect(std::make_shared<GroupRendezvous>(group, memory_channel, std::move(sockets)),
                     options);

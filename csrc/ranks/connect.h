@@ -1,22 +1,20 @@
 // How the devices of a rank, whichever it is, are connected with those of the others.
 #pragma once
 
-#include <string>
 #include <vector>
 
 #include "backend/backend.h"
 #include "core/config.h"
 #include "core/shard.h"
 #include "parallel/group.h"
+#include "ranks/options.h"
 
 namespace duplex {
 
 struct Connection {
   const ModelConfig& config;  // of the shard
   const Shard& shard;
-  std::int32_t max_rows;  // of one pass, in any lane
-  const std::string& transport;
-  Reduction reduction;
+  const EngineOptions& options;
 };
 
 // On every rank at the same time, with nothing else in the page-memory channel. Devices of ranks

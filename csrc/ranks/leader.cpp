@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "core/error.h"
-#include "ranks/connect.h"
 
 namespace duplex {
 namespace {
@@ -19,18 +18,19 @@ constexpr std::size_t kCommandHeadBytes = 256;   // before rows and segments
 // Bytes of blocks that travel at once, where passes do not need more.
 constexpr std::size_t kLeastPieceBytes = std::size_t{256} << 10;
 
-GroupOptions sizes(const ModelConfig& config, const LeaderOptions& options) {
-  check_max_rows(options.max_rows);  // before the region is backed
-  const Shard shard = make_shard(config, options.matrices, 0, options.n_ranks, options.reduction);
+GroupOptions sizes(const ModelConfig& config, const EngineOptions& options) {
+  check_max_rows(options.max_batch_rows);  // before the region is backed
+  const Shard shard = make_shard(config, options.weights, 0, options.n_ranks, options.reduction);
   const auto row_bytes = static_cast<std::size_t>(config.d_model + kMaxStridePadding) * 4;
   GroupOptions group;
   group.n_ranks = options.n_ranks;
   group.n_lanes = 2;
-  group.slab_bytes = std::max(Inkling::exchange_options(config, shard, options.max_rows).slab_bytes,
-                              kLeastPieceBytes);
+  group.slab_bytes =
+      std::max(Inkling::exchange_options(config, shard, options.max_batch_rows).slab_bytes,
+               kLeastPieceBytes);
   group.max_command_bytes =
       kCommandHeadBytes +
-      std::max({static_cast<std::size_t>(options.max_rows) * (row_bytes + kSegmentBytes),
+      std::max({static_cast<std::size_t>(options.max_batch_rows) * (row_bytes + kSegmentBytes),
                 Inkling::kHeadRows * row_bytes, kLeastPieceBytes});
   group.time_out = kTimeOut;
   return group;
@@ -43,19 +43,17 @@ Group make_group(const GroupOptions& options, std::shared_ptr<Transport> transpo
 
 }  // namespace
 
-RankLeader::RankLeader(const ModelConfig& config, const LeaderOptions& options,
+RankLeader::RankLeader(const ModelConfig& config, const EngineOptions& options,
                        std::shared_ptr<Transport> transport)
-    : options_(options),
-      group_(make_group(sizes(config, options), std::move(transport))),
+    : group_(make_group(sizes(config, options), std::move(transport))),
       sockets_(options.n_ranks),
       sender_(group_),
       memory_exchange_(std::make_unique<GroupExchange>(group_, group_.memory_channel())) {}
 
-void RankLeader::connect(Backend& backend, const ModelConfig& config, const Shard& shard) {
+void RankLeader::connect(Backend& backend, const Connection& of) {
   std::vector<int> sockets;
   for (int rank = 1; rank < group_.n_ranks(); ++rank) sockets.push_back(sockets_.leader(rank));
-  connect_ranks(backend, group_, *memory_exchange_, std::move(sockets),
-                {config, shard, options_.max_rows, options_.transport, options_.reduction});
+  connect_ranks(backend, group_, *memory_exchange_, std::move(sockets), of);
 }
 
 Exchange* RankLeader::open(LaneKind lane, Backend& backend) {

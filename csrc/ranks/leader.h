@@ -10,33 +10,25 @@
 #include <memory>
 #include <mutex>
 #include <span>
-#include <string>
 #include <string_view>
 
 #include "backend/page_memory.h"
-#include "core/shard.h"
 #include "model/inkling.h"
 #include "parallel/commands.h"
 #include "parallel/group.h"
 #include "parallel/group_exchange.h"
 #include "parallel/group_rendezvous.h"
 #include "ranks/commands.h"
+#include "ranks/connect.h"
+#include "ranks/options.h"
 
 namespace duplex {
-
-struct LeaderOptions {
-  std::int32_t n_ranks = 2;
-  Reduction reduction = Reduction::kRanks;
-  DType matrices = DType::kF32;  // format of the layers' matrices
-  std::int32_t max_rows = 256;   // of one pass, in any lane
-  std::string transport = "auto";
-};
 
 // The group itself. Outlives the memory and the models that lead it.
 class RankLeader {
  public:
   // `transport`: of ranks that share no memory with this one.
-  RankLeader(const ModelConfig& config, const LeaderOptions& options,
+  RankLeader(const ModelConfig& config, const EngineOptions& options,
              std::shared_ptr<Transport> transport = nullptr);
 
   const Group& group() const { return group_; }
@@ -44,7 +36,7 @@ class RankLeader {
   int worker_socket(int rank) const { return sockets_.worker(rank); }
   // Connects the devices, where they have something of their own to meet in; the workers do the
   // same as they begin (RankWorker). Before any memory or model.
-  void connect(Backend& backend, const ModelConfig& config, const Shard& shard);
+  void connect(Backend& backend, const Connection& of);
   // Says that a rank is gone; every wait in the group ends. Any thread.
   void fail(int rank, std::string_view reason) const noexcept { group_.fail(rank, reason); }
   // Tells the workers to end. Later calls do nothing.
@@ -63,7 +55,6 @@ class RankLeader {
   // Opens the lane, for its model.
   Exchange* open(LaneKind lane, Backend& backend);
 
-  LeaderOptions options_;
   Group group_;
   RankSockets sockets_;
   CommandSender sender_;

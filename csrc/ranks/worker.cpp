@@ -22,17 +22,17 @@ SequenceLayout any_layout(const ModelConfig& config, DType kv_dtype) {
 
 }  // namespace
 
-RankWorker::RankWorker(const ModelConfig& config, WeightSource source, const WorkerOptions& options,
-                       Group group, const LoadProgress& progress)
+RankWorker::RankWorker(const ModelConfig& config, WeightSource source, const EngineOptions& options,
+                       Group group, const LoadProgress& progress, int socket)
     : group_(std::move(group)),
       backend_(create_backend(options.device, options.backend)),
       memory_exchange_(std::make_unique<GroupExchange>(group_, group_.memory_channel())) {
-  const Shard shard = make_shard(config, options.dtypes.matrices, group_.rank(), group_.n_ranks(),
-                                 options.reduction);
+  const Shard shard =
+      make_shard(config, options.weights, group_.rank(), group_.n_ranks(), options.reduction);
   config_ = shard_config(config, shard);
-  connect_ranks(*backend_, group_, *memory_exchange_, {options.socket},
-                {config_, shard, options.max_rows, options.transport, options.reduction});
-  weights_ = load_weights(config, std::move(source), options.dtypes, *backend_, progress, shard);
+  connect_ranks(*backend_, group_, *memory_exchange_, {socket}, {config_, shard, options});
+  weights_ = load_weights(config, std::move(source), {options.dtype, options.weights}, *backend_,
+                          progress, shard);
   layout_ = any_layout(config_, options.kv_dtype);
   if (!config_.mtp.layers.empty()) mtp_layout_ = any_layout(config_.mtp_model(), options.kv_dtype);
 }

@@ -8,33 +8,23 @@
 #include <string>
 
 #include "backend/backend.h"
-#include "core/shard.h"
 #include "model/inkling.h"
 #include "model/weights.h"
 #include "parallel/commands.h"
 #include "parallel/group.h"
 #include "parallel/group_exchange.h"
 #include "ranks/commands.h"
+#include "ranks/options.h"
 #include "sequence/layout.h"
 
 namespace duplex {
 
-struct WorkerOptions {
-  std::string device = "cpu";
-  BackendOptions backend;
-  WeightDTypes dtypes;
-  DType kv_dtype = DType::kF32;
-  Reduction reduction = Reduction::kRanks;
-  std::int32_t max_rows = 256;  // as rank 0's
-  std::string transport = "auto";
-  int socket = -1;  // to rank 0, which this process inherited; it stays the caller's
-};
-
 class RankWorker {
  public:
-  // Loads this rank's share. `config` is that of the whole model.
-  RankWorker(const ModelConfig& config, WeightSource source, const WorkerOptions& options,
-             Group group, const LoadProgress& progress);
+  // Loads this rank's share. `config` is that of the whole model. `socket`, to rank 0, is one that
+  // this process inherited; it stays the caller's.
+  RankWorker(const ModelConfig& config, WeightSource source, const EngineOptions& options,
+             Group group, const LoadProgress& progress, int socket = -1);
 
   // Does what rank 0 asks for until it says stop. Throws RankFailed when a rank is gone.
   void serve();

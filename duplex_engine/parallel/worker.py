@@ -113,23 +113,25 @@ def _load(request: dict[str, Any], say: Say) -> _core.RankWorker:
 
     torch = None if request["torch"] is None else _connect(request, say)
 
-    def make(*args: Any, **options: Any) -> _core.RankWorker:
+    def make(*args: Any, **others: Any) -> _core.RankWorker:
         if torch is not None:
-            options |= {"fd": -1, "socket": -1, "torch": torch, "sizes": request["torch"]["sizes"]}
+            others |= {"torch": torch, "sizes": request["torch"]["sizes"]}
         else:  # a copy each time: after a damaged cache the tensors are loaded
-            options |= {"fd": os.dup(request["fd"]), "socket": request["socket"]}
-        return _core.RankWorker(*args, rank=share.rank, gpu=request["gpus"][share.rank], **options)
+            others |= {"fd": os.dup(request["fd"]), "socket": request["socket"]}
+        return _core.RankWorker(*args, rank=share.rank, progress=progress, **others)
 
-    folder, device = request["cache"], request["options"]["device"]
-    if folder is not None and device != "cpu":
-        raise InvalidArgument(f"cache: expected none on the device {device!r}, found {folder}")
+    folder, options = request["cache"], request["options"]
+    if folder is not None and options["device"] != "cpu":
+        raise InvalidArgument(
+            f"cache: expected none on the device {options['device']!r}, found {folder}"
+        )
     with Checkpoint.open(request["path"]) as checkpoint:
-        sizes = core_config(checkpoint.config, request["mtp_layers"])
+        sizes = core_config(checkpoint.config, options["mtp_layers"])
         _check_same(checkpoint, sizes, request["checkpoint"])
         return load_core(
             checkpoint,
             sizes,
-            request["options"] | {"progress": progress},
+            options | {"gpu": request["gpus"][share.rank]},
             make,
             folder=None if folder is None else Path(folder),
             share=share,

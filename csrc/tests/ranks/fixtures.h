@@ -24,8 +24,9 @@ class RankedEngine {
                EngineOptions options, bool is_apart = false)
       : boxes_(is_apart ? std::make_shared<Mailboxes>() : nullptr) {
     model_tests::RandomCheckpoint checkpoint(config, 1);
+    options.n_ranks = n_ranks;
     options.reduction = reduction;
-    if (n_ranks > 1) start_workers(config, checkpoint, n_ranks, options);
+    if (n_ranks > 1) start_workers(config, checkpoint, options);
     engine_ = std::make_shared<Engine>(config, model_tests::views(checkpoint.tensors()), options,
                                        LoadProgress{}, nullptr, leader_);
   }
@@ -43,20 +44,12 @@ class RankedEngine {
 
  private:
   void start_workers(const ModelConfig& config, model_tests::RandomCheckpoint& checkpoint,
-                     std::int32_t n_ranks, const EngineOptions& options) {
-    leader_ = std::make_shared<RankLeader>(
-        config, LeaderOptions{n_ranks, options.reduction, options.weights, options.max_batch_rows},
-        transport(0, n_ranks));
-    ends_.resize(static_cast<std::size_t>(n_ranks));
-    for (std::int32_t rank = 1; rank < n_ranks; ++rank) {
-      WorkerOptions worker_options;
-      worker_options.backend = options.backend;
-      worker_options.dtypes = {options.dtype, options.weights};
-      worker_options.kv_dtype = options.kv_dtype;
-      worker_options.reduction = options.reduction;
-      loaded_.push_back(std::make_unique<RankWorker>(config,
-                                                     model_tests::views(checkpoint.tensors()),
-                                                     worker_options, group(rank), LoadProgress{}));
+                     const EngineOptions& options) {
+    leader_ = std::make_shared<RankLeader>(config, options, transport(0, options.n_ranks));
+    ends_.resize(static_cast<std::size_t>(options.n_ranks));
+    for (std::int32_t rank = 1; rank < options.n_ranks; ++rank) {
+      loaded_.push_back(std::make_unique<RankWorker>(
+          config, model_tests::views(checkpoint.tensors()), options, group(rank), LoadProgress{}));
       workers_.emplace_back(
           [&worker = *loaded_.back(), &end = ends_[static_cast<std::size_t>(rank)]] {
             try {

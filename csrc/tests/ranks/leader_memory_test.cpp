@@ -70,7 +70,7 @@ class FakeWorker {
 
 TEST_CASE("what one rank cannot map is mapped on none", "[ranks][threads]") {
   const auto leader = std::make_shared<RankLeader>(
-      model_tests::tiny_config(), LeaderOptions{2, Reduction::kRanks, DType::kF32, 16});
+      model_tests::tiny_config(), EngineOptions{.max_batch_rows = 16, .n_ranks = 2});
   FakeWorker worker(leader->group(), 3);
   const auto backend = create_backend("cpu", {1, "portable"});
   LeaderMemory memory(leader, backend->create_page_memory(kPage, 8));
@@ -92,7 +92,7 @@ TEST_CASE("what one rank cannot map is mapped on none", "[ranks][threads]") {
 
 TEST_CASE("bytes of another rank travel in as many pieces as they take", "[ranks][threads]") {
   const auto leader = std::make_shared<RankLeader>(
-      model_tests::tiny_config(), LeaderOptions{2, Reduction::kRanks, DType::kF32, 16});
+      model_tests::tiny_config(), EngineOptions{.max_batch_rows = 16, .n_ranks = 2});
   FakeWorker worker(leader->group(), kNoPage);
   const auto backend = create_backend("cpu", {1, "portable"});
   LeaderMemory memory(leader, backend->create_page_memory(kPage, 8));
