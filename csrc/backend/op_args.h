@@ -160,27 +160,16 @@ constexpr SiluMulArgs silu_mul_of(const LinearArgs& args) {
   return {args.y, args.y_stride, width, width, args.n_rows, args.activated};
 }
 
-// Routed experts 0..n_experts-1 and shared experts behind them, all packed with one stride; shared
-// experts of another format lie apart. Parts are those of the products with `down`, as in
-// LinearArgs.
-struct MoeArgs {
+// Parts are those of the products with `down`, as in LinearArgs.
+struct MoeArgs : MoeWeights {
   MoeConfig config;
   std::int32_t n_rows;
-  Rows x;                       // (n_rows, d_model) normalised
-  PackedMatrix router;          // float32, (n_experts + n_shared, d_model)
-  const float* selection_bias;  // (n_experts)
-  float global_scale;
-  PackedMatrix gate_up;  // expert 0: gates, padding, ups; or in pairs (PackShape)
-  PackedMatrix down;     // expert 0
-  std::int64_t gate_up_stride_bytes;
-  std::int64_t down_stride_bytes;
+  Rows x;    // (n_rows, d_model) normalised
   float* y;  // (n_rows, y_stride)
   std::int64_t y_stride;
   void* scratch;  // moe_scratch_bytes
   std::int32_t n_parts = 1;
   std::int64_t y_part_stride = 0;
-  ExpertMatrix shared_gate_up = {};  // no data: behind the routed ones
-  ExpertMatrix shared_down = {};
 };
 
 // Gather of pixels or features into the rows that one hMLP stage multiplies.

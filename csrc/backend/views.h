@@ -34,6 +34,20 @@ struct ExpertMatrix {
   std::int64_t stride_bytes = 0;
 };
 
+// A mixture of experts: routed experts 0..n_experts-1 and shared experts behind them, all packed
+// with one stride; shared experts of another format lie apart.
+struct MoeWeights {
+  PackedMatrix router;                    // float32, (n_experts + n_shared, d_model)
+  const float* selection_bias = nullptr;  // (n_experts)
+  float global_scale = 1.0f;
+  PackedMatrix gate_up;  // expert 0: gates, padding, ups; or in pairs (PackShape)
+  PackedMatrix down;     // expert 0
+  std::int64_t gate_up_stride_bytes = 0;
+  std::int64_t down_stride_bytes = 0;
+  ExpertMatrix shared_gate_up = {};  // no data: behind the routed ones
+  ExpertMatrix shared_down = {};
+};
+
 // The scale of a whole matrix in NVFP4, by which codes times the scales of their groups are
 // multiplied or divided.
 struct MatrixScale {

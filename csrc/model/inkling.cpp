@@ -244,23 +244,8 @@ void Inkling::mlp_half(const Segments& segments, const Block& block, const Next&
   const LayerWeights& w = *block.weights;
   float scale = 1.0f;
   if (block.config.is_moe) {
-    backend_.moe({.config = config_.moe,
-                  .n_rows = segments.n_rows,
-                  .x = normed_,
-                  .router = w.moe.router,
-                  .selection_bias = w.moe.selection_bias,
-                  .global_scale = w.moe.global_scale,
-                  .gate_up = w.moe.gate_up,
-                  .down = w.moe.down,
-                  .gate_up_stride_bytes = w.moe.gate_up_stride_bytes,
-                  .down_stride_bytes = w.moe.down_stride_bytes,
-                  .y = partial_sums(),
-                  .y_stride = block_out_stride_,
-                  .scratch = moe_scratch_,
-                  .n_parts = weights_.shard.n_parts,
-                  .y_part_stride = part_stride_,
-                  .shared_gate_up = w.moe.shared_gate_up,
-                  .shared_down = w.moe.shared_down});
+    backend_.moe({w.moe, config_.moe, segments.n_rows, normed_, partial_sums(), block_out_stride_,
+                  moe_scratch_, weights_.shard.n_parts, part_stride_});
   } else {
     backend_.linear({.w = w.dense.gate_up,
                      .x = normed_,

@@ -31,18 +31,6 @@ struct DenseMlpWeights {
   float global_scale = 1.0f;
 };
 
-struct MoeWeights {
-  PackedMatrix router;  // float32, routed then shared experts
-  const float* selection_bias = nullptr;
-  float global_scale = 1.0f;
-  PackedMatrix gate_up;  // expert 0; the others follow at the stride, shared experts last
-  PackedMatrix down;
-  std::int64_t gate_up_stride_bytes = 0;
-  std::int64_t down_stride_bytes = 0;
-  ExpertMatrix shared_gate_up;  // where shared experts have another format than the routed ones
-  ExpertMatrix shared_down;
-};
-
 struct LayerWeights {
   const float* attn_norm = nullptr;
   const float* mlp_norm = nullptr;

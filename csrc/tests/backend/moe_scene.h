@@ -61,19 +61,15 @@ struct Experts {
     const auto scratch = backend.allocate(backend.moe_scratch_bytes(config, model, n_rows));
     RowBuffer y(n_rows, 0, out_padded, DType::kF32);
     float* const there = memory.put_floats(y);
-    backend.moe({.config = config,
-                 .n_rows = n_rows,
-                 .x = memory.put(x),
-                 .router = memory.pack(router, {model, model, model_padded, DType::kF32}, n_all),
-                 .selection_bias = memory.put(bias),
-                 .global_scale = kGlobalScale,
-                 .gate_up = {ups->data(), 2 * padded, model_padded, dtype, is_paired},
-                 .down = {downs->data(), model, padded, dtype},
-                 .gate_up_stride_bytes = static_cast<std::int64_t>(up_bytes),
-                 .down_stride_bytes = static_cast<std::int64_t>(down_bytes),
-                 .y = there,
-                 .y_stride = out_padded,
-                 .scratch = scratch->data()});
+    const MoeWeights weights{
+        .router = memory.pack(router, {model, model, model_padded, DType::kF32}, n_all),
+        .selection_bias = memory.put(bias),
+        .global_scale = kGlobalScale,
+        .gate_up = {ups->data(), 2 * padded, model_padded, dtype, is_paired},
+        .down = {downs->data(), model, padded, dtype},
+        .gate_up_stride_bytes = static_cast<std::int64_t>(up_bytes),
+        .down_stride_bytes = static_cast<std::int64_t>(down_bytes)};
+    backend.moe({weights, config, n_rows, memory.put(x), there, out_padded, scratch->data()});
     memory.get(y, there);
     return y;
   }

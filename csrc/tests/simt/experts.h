@@ -79,24 +79,23 @@ struct Experts {
     first_up.first.is_paired = pairs(backend, ups.dtype(0));
     shared_up.first.is_paired = first_up.first.is_paired;
     const std::int64_t y_stride = round_up(kModel, kPanelOutputs);
-    return {.config = config,
-            .n_rows = n_rows,
-            .x = x,
-            .router = memory.pack(router, {kModel, kModel, kModelPadded, DType::kF32}, n_all),
-            .selection_bias = memory.put(bias),
-            .global_scale = 1.25f,
-            .gate_up = first_up.first,
-            .down = downs.of(0).first,
-            .gate_up_stride_bytes = ups.of(0).stride_bytes,
-            .down_stride_bytes = downs.of(0).stride_bytes,
-            .y = y,
-            .y_stride = y_stride,
-            .scratch = static_cast<std::byte*>(
-                memory.zeros(backend.moe_scratch_bytes(config, kModel, n_rows, n_parts))),
-            .n_parts = n_parts,
-            .y_part_stride = n_rows * y_stride,
-            .shared_gate_up = shared_up,
-            .shared_down = downs.shared()};
+    return {{.router = memory.pack(router, {kModel, kModel, kModelPadded, DType::kF32}, n_all),
+             .selection_bias = memory.put(bias),
+             .global_scale = 1.25f,
+             .gate_up = first_up.first,
+             .down = downs.of(0).first,
+             .gate_up_stride_bytes = ups.of(0).stride_bytes,
+             .down_stride_bytes = downs.of(0).stride_bytes,
+             .shared_gate_up = shared_up,
+             .shared_down = downs.shared()},
+            config,
+            n_rows,
+            x,
+            y,
+            y_stride,
+            memory.zeros(backend.moe_scratch_bytes(config, kModel, n_rows, n_parts)),
+            n_parts,
+            n_rows * y_stride};
   }
 
   // One matrix of all experts, one behind the other, each as runs of its columns.
