@@ -111,24 +111,23 @@ float WeightBuilder::scalar(const SourceTensor& tensor) {
   return value;
 }
 
-const float* WeightBuilder::vector(const SourceTensor& tensor, std::int64_t group,
-                                   std::int64_t group_padded) {
+const float* WeightBuilder::vector(const SourceTensor& tensor) {
   const std::int64_t n = tensor.elements();
-  const std::int64_t padded = round_up(n / group * group_padded, kColumnAlign);
+  const std::int64_t padded = round_up(n, kColumnAlign);
   auto* out = take<float>(padded);
   if (!is_filling_) return out;
   floats_.assign(static_cast<std::size_t>(padded), 0.0f);
-  for (std::int64_t i = 0; i < n; i += group)
-    read(tensor, i, group, floats_.data() + i / group * group_padded);
+  read(tensor, 0, n, floats_.data());
   tensor.release(0, n);
   return write_floats(out);
 }
 
 const float* WeightBuilder::convolution(const SourceTensor& tensor, const Slice& channels,
-                                        std::int64_t group, std::int64_t group_padded) {
+                                        std::int64_t group) {
   const std::int64_t n = channels.n;
   const std::int64_t kernel = tensor.shape[2];
-  const std::int64_t padded = round_up(n / group * group_padded, kColumnAlign);
+  const std::int64_t group_padded = round_up(group, kColumnAlign);
+  const std::int64_t padded = n / group * group_padded;
   auto* out = take<float>(kernel * padded);
   if (!is_filling_) return out;
   std::vector<float> values(static_cast<std::size_t>(n * kernel));
@@ -185,8 +184,8 @@ const void* WeightBuilder::table(const SourceTensor& tensor) {
 }
 
 PackedMatrix WeightBuilder::matrix(const std::vector<OutputRows>& outputs, std::int64_t n_in,
-                                   std::int64_t group, std::int64_t group_padded, DType wanted,
-                                   std::int32_t n_parts, bool is_gate_up) {
+                                   std::int64_t group, DType wanted, std::int32_t n_parts,
+                                   bool is_gate_up) {
   const std::int64_t n_runs = n_matrices(n_parts);
   const std::int64_t n_in_run = n_in / n_runs;
   bool is_kept = wanted == DType::kNvfp4;
@@ -195,7 +194,8 @@ PackedMatrix WeightBuilder::matrix(const std::vector<OutputRows>& outputs, std::
   const DType dtype = wanted == DType::kNvfp4 && !is_kept ? dtypes_.rows : wanted;
   std::int64_t n_out = 0;
   for (const OutputRows& rows : outputs) n_out += rows.n_rows;
-  const std::int64_t padded = round_up(div_up(n_in_run, group) * group_padded, kColumnAlign);
+  const std::int64_t group_padded = round_up(group, kColumnAlign);
+  const std::int64_t padded = div_up(n_in_run, group) * group_padded;
   const bool is_paired = is_gate_up && backend_.pairs_gate_up(dtype);
   const Runs runs{{static_cast<std::int32_t>(n_in_run), static_cast<std::int32_t>(group),
                    static_cast<std::int32_t>(group_padded), dtype,

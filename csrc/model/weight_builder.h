@@ -43,11 +43,10 @@ class WeightBuilder {
   void start_placing(std::byte* base);
   std::size_t bytes() const { return offset_; }
 
-  // All values as float32; `group` of them at multiples of `group_padded`.
-  const float* vector(const SourceTensor& tensor, std::int64_t group, std::int64_t group_padded);
-  // Some of (channels, 1, kernel) to (kernel, channels), channels in padded groups.
-  const float* convolution(const SourceTensor& tensor, const Slice& channels, std::int64_t group,
-                           std::int64_t group_padded);
+  // All values as float32, padded.
+  const float* vector(const SourceTensor& tensor);
+  // Some of (channels, 1, kernel) to (kernel, channels), channels in groups that are padded each.
+  const float* convolution(const SourceTensor& tensor, const Slice& channels, std::int64_t group);
   // (d_rel, extent) to the bank of AttentionArgs: distances descending between blocks of zeros.
   const float* rel_bank(const SourceTensor& tensor, std::int64_t& stride);
   // A table of padded rows.
@@ -59,14 +58,13 @@ class WeightBuilder {
   // A matrix whose outputs are the given rows in order; input columns come in padded groups, whole
   // ones in each of n_parts equal runs, where the backend may want these apart.
   PackedMatrix matrix(const std::vector<OutputRows>& outputs, std::int64_t n_in, std::int64_t group,
-                      std::int64_t group_padded, DType wanted, std::int32_t n_parts = 1,
-                      bool is_gate_up = false);
+                      DType wanted, std::int32_t n_parts = 1, bool is_gate_up = false);
   PackedMatrix matrix(const std::vector<OutputRows>& outputs, std::int64_t n_in) {
-    return matrix(outputs, n_in, n_in, round_up(n_in, kColumnAlign), dtypes_.matrices);
+    return matrix(outputs, n_in, n_in, dtypes_.matrices);
   }
   // As many gates as ups behind them, which the backend may want in pairs.
   PackedMatrix gate_up(const std::vector<OutputRows>& outputs, std::int64_t n_in) {
-    return matrix(outputs, n_in, n_in, round_up(n_in, kColumnAlign), dtypes_.matrices, 1, true);
+    return matrix(outputs, n_in, n_in, dtypes_.matrices, 1, true);
   }
   // A single value, kept in the arena like all others; 1 while measuring.
   float scalar(const SourceTensor& tensor);

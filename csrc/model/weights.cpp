@@ -36,8 +36,7 @@ class Loader {
         source_(source),
         builder_(builder),
         dtypes_(dtypes),
-        d_(config.d_model),
-        d_padded_(round_up(config.d_model, kColumnAlign)) {}
+        d_(config.d_model) {}
 
   Weights load() {
     Weights weights;
@@ -70,7 +69,7 @@ class Loader {
   }
 
   const float* norm(const std::string& name, std::int64_t width) {
-    return builder_.vector(source_.find(name, {width}), width, round_up(width, kColumnAlign));
+    return builder_.vector(source_.find(name, {width}));
   }
 
   // The file may hold the padded vocabulary or only the rows that exist.
@@ -93,7 +92,7 @@ class Loader {
       depth.embed_norm = norm(prefix + "embed_norm.weight", d_);
       depth.input_proj = builder_.matrix(
           {output_rows(source_.find(prefix + "input_proj.weight", {d_, 2 * d_}), 0, d_, 2 * d_)},
-          2 * d_, d_, d_padded_, dtypes_.matrices);
+          2 * d_, d_, dtypes_.matrices);
       depth.block = layer(prefix + "transformer_block.", config_.mtp.layers[i]);
       weights.layers.push_back(depth);
     }
@@ -114,8 +113,7 @@ class Loader {
     layer.k_norm = norm(prefix + "attn.k_norm.weight", shape.d_head);
     const auto convolution = [&](const char* name, std::int64_t n, const Slice& channels,
                                  std::int64_t group) {
-      return builder_.convolution(source_.find(prefix + name, {n, 1, kernel}), channels, group,
-                                  round_up(group, kColumnAlign));
+      return builder_.convolution(source_.find(prefix + name, {n, 1, kernel}), channels, group);
     };
     layer.k_conv = convolution("attn.k_sconv.weight", n_kv, kv_channels, shape.d_head);
     layer.v_conv = convolution("attn.v_sconv.weight", n_kv, kv_channels, shape.d_head);
@@ -204,7 +202,7 @@ class Loader {
                            "tensor_parallel: expected slices of an even number of columns of '",
                            tensor.name, "', whose codes come in pairs, found ", n_at_once);
     return builder_.matrix({OutputRows{&tensor, d_, row * width + first, width}}, n, group,
-                           round_up(group, kColumnAlign), dtypes_.matrices, shard_.n_parts);
+                           dtypes_.matrices, shard_.n_parts);
   }
 
   // The gate and up tensors of the transformers spelling, where the `published` one is absent.
@@ -229,9 +227,8 @@ class Loader {
     MoeWeights weights;
     weights.router = builder_.matrix(
         {output_rows(source_.find(prefix + "gate.weight", {n_all, d_}), 0, n_all, d_)}, d_, d_,
-        d_padded_, DType::kF32);
-    weights.selection_bias = builder_.vector(source_.find(prefix + "gate.bias", {m.n_experts}),
-                                             m.n_experts, round_up(m.n_experts, kColumnAlign));
+        DType::kF32);
+    weights.selection_bias = builder_.vector(source_.find(prefix + "gate.bias", {m.n_experts}));
     weights.global_scale = builder_.scalar(source_.find(prefix + "gate.global_scale", {1}));
     load_gate_up(prefix, weights);
     const std::int64_t width = m.d_expert;
@@ -307,8 +304,7 @@ class Loader {
           source_.find("model.visual.layers.linear_" + number, {stage.d_out, stage.d_in});
       if (has_towers())
         weights.linear.push_back(builder_.matrix({output_rows(linear, 0, stage.d_out, stage.d_in)},
-                                                 stage.d_in, stage.d_in,
-                                                 round_up(stage.d_in, kColumnAlign), dtypes_.rows));
+                                                 stage.d_in, stage.d_in, dtypes_.rows));
       if (i + 1 < stages.size())
         weights.norm.push_back(norm("model.visual.layers.norm_" + number, stage.d_out));
     }
@@ -322,7 +318,6 @@ class Loader {
   WeightBuilder& builder_;
   WeightDTypes dtypes_;
   std::int64_t d_;
-  std::int64_t d_padded_;
 };
 
 // Reads packed weights to `base`.
