@@ -2,6 +2,7 @@
 // matters which thread runs which.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <thread>
 #include <utility>
 
@@ -72,6 +73,13 @@ void CpuBackend::do_norm(const NormArgs& args) {
 
 void CpuBackend::do_silu_mul(const SiluMulArgs& args) {
   for_rows(args.n_rows, args.width, [&](std::int32_t row) { kernels_.silu_mul_row(args, row); });
+}
+
+float log_scaling_tau(std::int64_t position, std::int32_t floor, float alpha) {
+  if (floor <= 0) return 1.0f;
+  const float n = static_cast<float>(position + 1) / static_cast<float>(floor);
+  // In double, so that other devices can give the same bits.
+  return n <= 1.0f ? 1.0f : 1.0f + alpha * static_cast<float>(std::log(static_cast<double>(n)));
 }
 
 void CpuBackend::do_kv_append(const KvAppendArgs& args) {

@@ -2,7 +2,6 @@
 #include "backend/cpu/isa.h"
 
 #include <array>
-#include <cmath>
 #include <string>
 
 #include "core/error.h"
@@ -52,13 +51,6 @@ const CpuKernels& choose_kernels(const std::string& isa) {
     names += std::string(names.empty() ? "'" : ", '") + known.name + "'";
   }
   fail<InvalidArgument>("isa: expected one of ", names, ", found '", isa, "'");
-}
-
-float log_scaling_tau(std::int64_t position, std::int32_t floor, float alpha) {
-  if (floor <= 0) return 1.0f;
-  const float n = static_cast<float>(position + 1) / static_cast<float>(floor);
-  // In double, so that other devices can give the same bits.
-  return n <= 1.0f ? 1.0f : 1.0f + alpha * static_cast<float>(std::log(static_cast<double>(n)));
 }
 
 }  // namespace duplex
