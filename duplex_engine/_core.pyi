@@ -140,8 +140,10 @@ class Session:
         ...
     def forgotten(self) -> list[tuple[int, int]]:
         ...
-    def fork(self, max_positions: typing.SupportsInt | typing.SupportsIndex | None = None, background: bool = False) -> Session:
-        ...
+    def fork(self, max_positions: typing.SupportsInt | typing.SupportsIndex, background: bool) -> Session:
+        """
+        max_positions: 0 for those of this session.
+        """
     def interrupt(self) -> None:
         ...
     def marks(self) -> list[int]:
@@ -189,9 +191,9 @@ class Engine:
         ...
     def memory_plan(self) -> list[tuple[str, int]]:
         ...
-    def open_session(self, *, max_positions: typing.SupportsInt | typing.SupportsIndex | None = None, seed: typing.SupportsInt | typing.SupportsIndex = 0, temperature: typing.SupportsFloat | typing.SupportsIndex = 0.0, top_k: typing.SupportsInt | typing.SupportsIndex = 0, top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0, speculate: typing.SupportsInt | typing.SupportsIndex = 0, background: bool = False, endless: bool | tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex] | None = None) -> Session:
+    def open_session(self, *, max_positions: typing.SupportsInt | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex, temperature: typing.SupportsFloat | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, top_p: typing.SupportsFloat | typing.SupportsIndex, speculate: typing.SupportsInt | typing.SupportsIndex, background: bool, endless: bool | tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex] | None) -> Session:
         """
-        endless: None, True for parts that suit most, or (head, recent) in positions.
+        max_positions: 0 for the engine's. endless: None, True for parts that suit most, or (head, recent) in positions.
         """
     def stats(self) -> dict[str, int]:
         ...
@@ -310,9 +312,9 @@ def next_action(now_us: typing.SupportsInt | typing.SupportsIndex, sessions: col
     """
     What an engine's driver does next: csrc/engine/scheduler.h. A session is (id, due_us, whole micro-turns, rows), a task (id, waits_since_us, slice_us).
     """
-def read_snapshot(engine: Engine, state: bytes, read: collections.abc.Callable[[memoryview], None], max_positions: typing.SupportsInt | typing.SupportsIndex | None = None) -> Session:
+def read_snapshot(engine: Engine, state: bytes, read: collections.abc.Callable[[memoryview], None], max_positions: typing.SupportsInt | typing.SupportsIndex) -> Session:
     """
-    A session from its state and a function that fills buffers with the blocks' bytes.
+    A session from its state and a function that fills buffers with the blocks' bytes. max_positions: 0 for those of the state.
     """
 def weights_hash(engine: Engine) -> int:
     ...

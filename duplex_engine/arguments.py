@@ -29,6 +29,7 @@ __all__ = [
     "number",
     "output_path",
     "parse_bytes",
+    "position_limit",
     "positive",
     "sampling_options",
     "text",
@@ -74,6 +75,11 @@ def integer(value: object, name: str, low: int = 0, high: int = MAX_INT64) -> in
         bounds = f"from {low} to {high}" if is_named else f"of at least {low}"
         raise InvalidArgument(f"{name}: expected an integer {bounds}, found {found(value)}")
     return result
+
+
+def position_limit(value: object) -> int:
+    """The option `max_positions` as the core takes it, 0 for None; raises InvalidArgument."""
+    return 0 if value is None else integer(value, "max_positions", low=1)
 
 
 def number(value: object, name: str) -> float:

@@ -21,6 +21,7 @@ from duplex_engine.arguments import (
     integer,
     output_path,
     parse_bytes,
+    position_limit,
     sampling_options,
     text,
 )
@@ -357,10 +358,8 @@ class Engine:
             CapacityError: the memory left cannot hold such a session.
             InvalidArgument: one of the options is wrong.
         """
-        if max_positions is not None:
-            max_positions = integer(max_positions, "max_positions", low=1)
         core = self._core.open_session(
-            max_positions=max_positions,
+            max_positions=position_limit(max_positions),
             speculate=integer(speculate, "speculate", high=MAX_INT32),
             background=bool(background),
             endless=self._endless(endless),
@@ -381,11 +380,10 @@ class Engine:
             CapacityError: the memory left cannot hold the session; the message says what would fit.
             InvalidArgument: `max_positions` is less than the snapshot holds.
         """
-        if max_positions is not None:
-            max_positions = integer(max_positions, "max_positions", low=1)
+        limit = position_limit(max_positions)
         with open_snapshot(path) as snapshot:
             self._model.check(snapshot.model, str(path))
-            core = _core.read_snapshot(self._core, snapshot.state, snapshot.read, max_positions)
+            core = _core.read_snapshot(self._core, snapshot.state, snapshot.read, limit)
             try:
                 snapshot.check_at_end()
                 return self._adopt(core, snapshot.carried)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duplex_engine import _core
-from duplex_engine.arguments import MAX_INT32, found, integer, sampling_options
+from duplex_engine.arguments import MAX_INT32, found, integer, position_limit, sampling_options
 from duplex_engine.arrays import (
     SAMPLE_RATE,
     Resampler,
@@ -295,9 +295,7 @@ class Session:
             CapacityError: the memory left cannot hold the fork's own part.
         """
         with self._exclusive:
-            if max_positions is not None:
-                max_positions = integer(max_positions, "max_positions", low=1)
-            core = self._core.fork(max_positions, bool(background))
+            core = self._core.fork(position_limit(max_positions), bool(background))
             other = Session(core, self._engine, self._config, self._tokenizer, self._model)
             other._reader = self._reader.copy()
             other._readers = self._readers.copy()

@@ -79,25 +79,33 @@ py::array_t<float> rows_array(std::vector<float> values, std::int32_t width) {
       owned->data(), owner);
 }
 
-// The rows of one kind of input, as they would enter a sequence.
-py::array_t<float> embed(Engine& engine, const std::string& kind, const py::object& data) {
-  std::vector<float> rows;
+// What the one of three functions that takes this kind of input makes of it.
+template <class OfText, class OfAudio, class OfImage>
+std::vector<float> rows_of(const std::string& kind, const py::object& data, const OfText& of_text,
+                           const OfAudio& of_audio, const OfImage& of_image) {
   if (kind == "text") {
     const auto ids = data.cast<std::vector<std::int32_t>>();
     const ReleaseGil release;
-    rows = engine.embed_text(ids);
-  } else if (kind == "audio") {
+    return of_text(ids);
+  }
+  if (kind == "audio") {
     const Samples samples(data.cast<py::array>());
     const ReleaseGil release;
-    rows = engine.embed_audio(samples.span());
-  } else if (kind == "image") {
-    Image image = image_from(data.cast<py::array>());
-    const ReleaseGil release;
-    rows = engine.embed_image(std::move(image));
-  } else {
-    fail("embed: expected 'text', 'audio' or 'image', found '", kind, "'");
+    return of_audio(samples.span());
   }
-  return rows_array(std::move(rows), engine.config().d_model);
+  check(kind == "image", "kind: expected 'text', 'audio' or 'image', found '", kind, "'");
+  Image image = image_from(data.cast<py::array>());
+  const ReleaseGil release;
+  return of_image(std::move(image));
+}
+
+// The rows of one kind of input, as they would enter a sequence.
+py::array_t<float> embed(Engine& engine, const std::string& kind, const py::object& data) {
+  return rows_array(rows_of(
+                        kind, data, [&](const auto& ids) { return engine.embed_text(ids); },
+                        [&](const auto& samples) { return engine.embed_audio(samples); },
+                        [&](Image image) { return engine.embed_image(std::move(image)); }),
+                    engine.config().d_model);
 }
 
 // The dMel bins of a whole recording: (frames, n_mels).
@@ -116,22 +124,12 @@ py::object append(Session& session, const std::string& kind, const py::object& d
                   const std::string& logits, bool end_of_audio) {
   const LogitsWanted wanted = wanted_from(logits);
   Lane& lane = session.lane();
-  std::vector<float> values;
-  if (kind == "text") {
-    const auto ids = data.cast<std::vector<std::int32_t>>();
-    const ReleaseGil release;
-    values = lane.append_text(session, ids, wanted);
-  } else if (kind == "audio") {
-    const Samples samples(data.cast<py::array>());
-    const ReleaseGil release;
-    values = lane.append_audio(session, samples.span(), end_of_audio, wanted);
-  } else if (kind == "image") {
-    Image image = image_from(data.cast<py::array>());
-    const ReleaseGil release;
-    values = lane.append_image(session, std::move(image), wanted);
-  } else {
-    fail("append: expected 'text', 'audio' or 'image', found '", kind, "'");
-  }
+  std::vector<float> values = rows_of(
+      kind, data, [&](const auto& ids) { return lane.append_text(session, ids, wanted); },
+      [&](const auto& samples) {
+        return lane.append_audio(session, samples, end_of_audio, wanted);
+      },
+      [&](Image image) { return lane.append_image(session, std::move(image), wanted); });
   if (wanted == LogitsWanted::kNone) return py::none();
   return rows_array(std::move(values), session.engine().config().unpadded_vocab_size);
 }
@@ -250,12 +248,11 @@ void bind_session(py::module_& m) {
       .def("truncate", &Session::truncate, py::arg("length"), Gil())
       .def(
           "fork",
-          [](Session& s, std::optional<std::int64_t> max_positions, bool background) {
-            check(!max_positions || *max_positions > 0,
-                  "max_positions: expected a positive number, found ", max_positions.value_or(0));
-            return s.fork(max_positions.value_or(0), lane_kind(background));
+          [](Session& s, std::int64_t max_positions, bool background) {
+            return s.fork(max_positions, lane_kind(background));
           },
-          py::arg("max_positions") = py::none(), py::arg("background") = false, Gil())
+          py::arg("max_positions"), py::arg("background"), Gil(),
+          "max_positions: 0 for those of this session.")
       .def(
           "forget",
           [](Session& s, std::int64_t begin, std::int64_t end) {
@@ -353,21 +350,20 @@ void bind_engine(py::module_& m) {
   engine_class
       .def(
           "open_session",
-          [](Engine& engine, std::optional<std::int64_t> max_positions, std::uint64_t seed,
-             float temperature, std::int32_t top_k, float top_p, std::int32_t speculate,
-             bool background, const EndlessChoice& endless) {
-            check(!max_positions || *max_positions > 0,
-                  "max_positions: expected a positive number, found ", max_positions.value_or(0));
-            return engine.open_session({max_positions.value_or(0),
+          [](Engine& engine, std::int64_t max_positions, std::uint64_t seed, float temperature,
+             std::int32_t top_k, float top_p, std::int32_t speculate, bool background,
+             const EndlessChoice& endless) {
+            return engine.open_session({max_positions,
                                         {seed, temperature, top_k, top_p},
                                         speculate,
                                         lane_kind(background),
                                         endless_from(endless)});
           },
-          py::kw_only(), py::arg("max_positions") = py::none(), py::arg("seed") = 0,
-          py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
-          py::arg("speculate") = 0, py::arg("background") = false, py::arg("endless") = py::none(),
-          Gil(), "endless: None, True for parts that suit most, or (head, recent) in positions.")
+          py::kw_only(), py::arg("max_positions"), py::arg("seed"), py::arg("temperature"),
+          py::arg("top_k"), py::arg("top_p"), py::arg("speculate"), py::arg("background"),
+          py::arg("endless"), Gil(),
+          "max_positions: 0 for the engine's. endless: None, True for parts that suit most, or "
+          "(head, recent) in positions.")
       .def(
           "step_many",
           [](Engine& engine, const std::vector<std::shared_ptr<Session>>& sessions,

@@ -2,7 +2,6 @@
 #include "engine/snapshot.h"
 
 #include <memory>
-#include <optional>
 
 #include "bindings/bindings.h"
 
@@ -27,7 +26,7 @@ void write(Session& session, const Begin& begin, const Piece& write_piece) {
 }
 
 std::shared_ptr<Session> read(Engine& engine, const py::bytes& state, const Piece& read_piece,
-                              std::optional<std::int64_t> max_positions) {
+                              std::int64_t max_positions) {
   const std::string_view view = state;
   const std::span<const std::byte> bytes(reinterpret_cast<const std::byte*>(view.data()),
                                          view.size());
@@ -36,7 +35,7 @@ std::shared_ptr<Session> read(Engine& engine, const py::bytes& state, const Piec
     read_piece(py::memoryview::from_memory(piece.data(), std::ssize(piece)));
   };
   const ReleaseGil release;
-  return read_snapshot(engine, bytes, reader, max_positions.value_or(0));
+  return read_snapshot(engine, bytes, reader, max_positions);
 }
 
 }  // namespace
@@ -46,8 +45,9 @@ void bind_snapshot(py::module_& m) {
   m.def("write_snapshot", &write, py::arg("session"), py::arg("begin"), py::arg("write"),
         "Calls begin(state, bytes of blocks), then write with those bytes, piece by piece.");
   m.def("read_snapshot", &read, py::arg("engine"), py::arg("state"), py::arg("read"),
-        py::arg("max_positions") = py::none(),
-        "A session from its state and a function that fills buffers with the blocks' bytes.");
+        py::arg("max_positions"),
+        "A session from its state and a function that fills buffers with the blocks' bytes. "
+        "max_positions: 0 for those of the state.");
   m.def("copy_session", &copy_session, py::arg("session"), py::arg("engine"), Gil(),
         "A session of `engine` that goes on where another engine's session is.");
   m.def("weights_hash", &Engine::weights_hash, py::arg("engine"), Gil());
