@@ -236,18 +236,13 @@ class RankLeader:
     @property
     def n_ranks(self) -> int:
         ...
-    @property
-    def sizes(self) -> dict[str, int]:
-        """
-        What a worker that shares no memory makes its group with.
-        """
 class RankWorker:
     """
     A rank that is not rank 0, loaded.
     """
-    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], options: dict[str, typing.Any], *, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None, rank: typing.SupportsInt | typing.SupportsIndex, fd: typing.SupportsInt | typing.SupportsIndex = -1, socket: typing.SupportsInt | typing.SupportsIndex = -1, torch: TorchTransport | None = None, sizes: collections.abc.Mapping[str, typing.SupportsInt | typing.SupportsIndex] = {}) -> None:
+    def __init__(self, config: dict[str, typing.Any], tensors: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], numpy.ndarray]], options: dict[str, typing.Any], *, packed: tuple[typing.SupportsInt | typing.SupportsIndex, collections.abc.Callable[[memoryview], None]] | None = None, progress: typing.Any = None, rank: typing.SupportsInt | typing.SupportsIndex, fd: typing.SupportsInt | typing.SupportsIndex = -1, socket: typing.SupportsInt | typing.SupportsIndex = -1, torch: TorchTransport | None = None) -> None:
         """
-        fd: of the memory that the ranks share; or torch and sizes, of those that share none.
+        fd: of the memory that the ranks share; or torch, where they share none.
         """
     def serve(self) -> None:
         """

@@ -138,7 +138,6 @@ def _ranks_apart(
         "store": [host, store.port],
         "host": host,
         "n_channels": leader.n_channels,
-        "sizes": leader.sizes,
     }
     ranks = Ranks(leader, workers, request | {"torch": place}, progress)
     try:

@@ -1,8 +1,6 @@
 // Loading: a checkpoint's tensors where they lie, or packed weights from a function of Python; an
 // engine, or one rank of several.
-#include <chrono>
 #include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -102,27 +100,6 @@ void write_packed(const HasArena& weights, const PackedWriter& write) {
   });
 }
 
-using GroupSizes = std::map<std::string, std::int64_t>;
-
-// What all ranks of a group without shared memory must make it with.
-GroupSizes sizes_of(const Group& group) {
-  return {{"n_ranks", group.n_ranks()},
-          {"n_lanes", group.n_lanes()},
-          {"slab_bytes", static_cast<std::int64_t>(group.slab_bytes())},
-          {"max_command_bytes", static_cast<std::int64_t>(group.max_command_bytes())},
-          {"time_out_ms", group.time_out().count()}};
-}
-
-Group group_apart(const GroupSizes& sizes, int rank, std::shared_ptr<Transport> transport) {
-  GroupOptions options;
-  options.n_ranks = static_cast<int>(sizes.at("n_ranks"));
-  options.n_lanes = static_cast<int>(sizes.at("n_lanes"));
-  options.slab_bytes = static_cast<std::size_t>(sizes.at("slab_bytes"));
-  options.max_command_bytes = static_cast<std::size_t>(sizes.at("max_command_bytes"));
-  options.time_out = std::chrono::milliseconds(sizes.at("time_out_ms"));
-  return Group::apart(options, rank, std::move(transport));
-}
-
 void bind_leader(py::module_& m) {
   using Gil = py::call_guard<ReleaseGil>;
   m.def(
@@ -150,26 +127,21 @@ void bind_leader(py::module_& m) {
       .def_property_readonly(
           "n_channels", [](const RankLeader& r) { return r.group().n_channels(); },
           "Lanes, and page memory.")
-      .def_property_readonly(
-          "sizes", [](const RankLeader& r) { return sizes_of(r.group()); },
-          "What a worker that shares no memory makes its group with.")
       .def("fail", &RankLeader::fail, py::arg("rank"), py::arg("reason"), Gil())
       .def("stop", &RankLeader::stop, Gil());
 }
 
-std::unique_ptr<RankWorker> load_worker(const PlainDict& config,
-                                        const std::vector<TensorTuple>& tensors,
-                                        const PlainDict& options,
-                                        const std::optional<PackedReader>& packed,
-                                        const py::object& progress, int rank, int fd, int socket,
-                                        const std::optional<std::shared_ptr<TorchTransport>>& torch,
-                                        const GroupSizes& sizes) {
+std::unique_ptr<RankWorker> load_worker(
+    const PlainDict& config, const std::vector<TensorTuple>& tensors, const PlainDict& options,
+    const std::optional<PackedReader>& packed, const py::object& progress, int rank, int fd,
+    int socket, const std::optional<std::shared_ptr<TorchTransport>>& torch) {
   WeightSource source = weight_source(tensors, packed);
   const ModelConfig model = config_from_dict(config);
   const EngineOptions engine = options_from_dict(options);
   const LoadProgress report = load_progress(progress);
   const ReleaseGil release;
-  Group group = torch ? group_apart(sizes, rank, *torch) : Group::join(fd, rank);
+  Group group =
+      torch ? Group::apart(group_options(model, engine), rank, *torch) : Group::join(fd, rank);
   return std::make_unique<RankWorker>(model, std::move(source), engine, std::move(group), report,
                                       socket);
 }
@@ -180,8 +152,8 @@ void bind_worker(py::module_& m) {
       .def(py::init(&load_worker), py::arg("config"), py::arg("tensors"), py::arg("options"),
            py::kw_only(), py::arg("packed") = py::none(), py::arg("progress") = py::none(),
            py::arg("rank"), py::arg("fd") = -1, py::arg("socket") = -1,
-           py::arg("torch") = py::none(), py::arg("sizes") = GroupSizes{},
-           "fd: of the memory that the ranks share; or torch and sizes, of those that share none.")
+           py::arg("torch") = py::none(),
+           "fd: of the memory that the ranks share; or torch, where they share none.")
       .def("serve", &RankWorker::serve, Gil(), "Does what rank 0 asks for until it says stop.")
       .def_property_readonly("description", &RankWorker::description)
       .def_property_readonly("arena_bytes", &RankWorker::arena_bytes)

@@ -1,4 +1,5 @@
-// How the devices of a rank, whichever it is, are connected with those of the others.
+// How a rank, whichever it is, makes its group, and how its devices are connected with those of the
+// others.
 #pragma once
 
 #include <vector>
@@ -10,6 +11,9 @@
 #include "ranks/options.h"
 
 namespace duplex {
+
+// The same on every rank. `config` is that of the whole model.
+GroupOptions group_options(const ModelConfig& config, const EngineOptions& options);
 
 struct Connection {
   const ModelConfig& config;  // of the shard

@@ -115,7 +115,7 @@ def _load(request: dict[str, Any], say: Say) -> _core.RankWorker:
 
     def make(*args: Any, **others: Any) -> _core.RankWorker:
         if torch is not None:
-            others |= {"torch": torch, "sizes": request["torch"]["sizes"]}
+            others["torch"] = torch
         else:  # a copy each time: after a damaged cache the tensors are loaded
             others |= {"fd": os.dup(request["fd"]), "socket": request["socket"]}
         return _core.RankWorker(*args, rank=share.rank, progress=progress, **others)

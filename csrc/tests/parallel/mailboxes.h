@@ -96,14 +96,4 @@ class MailTransport final : public Transport {
   std::atomic<int> n_given_up_ = 0;
 };
 
-inline GroupOptions options_of(const Group& group) {
-  GroupOptions options;
-  options.n_ranks = group.n_ranks();
-  options.n_lanes = group.n_lanes();
-  options.slab_bytes = group.slab_bytes();
-  options.max_command_bytes = group.max_command_bytes();
-  options.time_out = group.time_out();
-  return options;
-}
-
 }  // namespace duplex

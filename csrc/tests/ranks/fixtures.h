@@ -48,8 +48,9 @@ class RankedEngine {
     leader_ = std::make_shared<RankLeader>(config, options, transport(0, options.n_ranks));
     ends_.resize(static_cast<std::size_t>(options.n_ranks));
     for (std::int32_t rank = 1; rank < options.n_ranks; ++rank) {
-      loaded_.push_back(std::make_unique<RankWorker>(
-          config, model_tests::views(checkpoint.tensors()), options, group(rank), LoadProgress{}));
+      loaded_.push_back(
+          std::make_unique<RankWorker>(config, model_tests::views(checkpoint.tensors()), options,
+                                       group(config, options, rank), LoadProgress{}));
       workers_.emplace_back(
           [&worker = *loaded_.back(), &end = ends_[static_cast<std::size_t>(rank)]] {
             try {
@@ -64,11 +65,10 @@ class RankedEngine {
   std::shared_ptr<Transport> transport(std::int32_t rank, std::int32_t n_ranks) const {
     return boxes_ == nullptr ? nullptr : std::make_shared<MailTransport>(boxes_, rank, n_ranks);
   }
-  Group group(std::int32_t rank) const {
-    const Group& leader = leader_->group();
-    return boxes_ == nullptr
-               ? leader.as(rank)
-               : Group::apart(options_of(leader), rank, transport(rank, leader.n_ranks()));
+  Group group(const ModelConfig& config, const EngineOptions& options, std::int32_t rank) const {
+    return boxes_ == nullptr ? leader_->group().as(rank)
+                             : Group::apart(group_options(config, options), rank,
+                                            transport(rank, options.n_ranks));
   }
 
   std::shared_ptr<Mailboxes> boxes_;
