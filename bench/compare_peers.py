@@ -219,7 +219,7 @@ def print_tables(rows: list[Row], console: Console) -> None:
                 style="bold" if engine == ours.name else "dim" if engine == floor.name else None,
             )
         console.print(table)
-    speeds = sorted(row["gigabytes_per_second"] for row in rows if row["engine"] == "memory")
+    speeds = sorted(row["gigabytes_per_second"] for row in rows if "gigabytes_per_second" in row)
     if speeds:
         console.print(
             f"memory read: median {speeds[len(speeds) // 2]:.1f} GB/s, from {speeds[0]:.1f} to "

@@ -258,14 +258,20 @@ class MoeKernel final : public Kernel {
   MoeKernel(const KernelSizes& of, DType type, int n_threads) : Kernel(of, type, n_threads) {
     config_ = {sizes.n_experts, sizes.n_shared, sizes.top_k, sizes.d_expert, 1.0f};
     const std::int32_t n_all = sizes.n_experts + sizes.n_shared;
-    up_bytes_ = packed(2 * sizes.d_expert, sizes.n_in);
-    down_bytes_ = packed(sizes.n_in, sizes.d_expert);
-    up_ = memory(static_cast<std::size_t>(n_all) * up_bytes_);
-    down_ = memory(static_cast<std::size_t>(n_all) * down_bytes_);
+    const std::size_t up_bytes = packed(2 * sizes.d_expert, sizes.n_in);
+    const std::size_t down_bytes = packed(sizes.n_in, sizes.d_expert);
+    void* const up = memory(static_cast<std::size_t>(n_all) * up_bytes);
+    void* const down = memory(static_cast<std::size_t>(n_all) * down_bytes);
     const std::size_t router_bytes = backend->packed_bytes(n_all, sizes.n_in, DType::kF32);
-    router_ = static_cast<float*>(memory(router_bytes));
-    for (std::size_t i = 0; i < router_bytes / 4; ++i) router_[i] *= 0.05f;  // no sigmoid is full
+    auto* const router = static_cast<float*>(memory(router_bytes));
+    for (std::size_t i = 0; i < router_bytes / 4; ++i) router[i] *= 0.05f;  // no sigmoid is full
     bias_.resize(static_cast<std::size_t>(sizes.n_experts));
+    weights_ = {.router = {router, n_all, sizes.n_in, DType::kF32},
+                .selection_bias = bias_.data(),
+                .gate_up = {up, 2 * sizes.d_expert, sizes.n_in, dtype},
+                .down = {down, sizes.n_in, sizes.d_expert, dtype},
+                .gate_up_stride_bytes = static_cast<std::int64_t>(up_bytes),
+                .down_stride_bytes = static_cast<std::int64_t>(down_bytes)};
     x_ = rows(kInputs * sizes.rows, sizes.n_in);
     y_stride_ = round_up(sizes.n_in, kPanelOutputs);
     y_ = floats(sizes.rows * y_stride_);
@@ -273,39 +279,24 @@ class MoeKernel final : public Kernel {
     // As many experts as rows that choose evenly would wake.
     const double idle = std::pow(1 - double(sizes.top_k) / sizes.n_experts, sizes.rows);
     const double awake = sizes.n_experts * (1 - idle) + sizes.n_shared;
-    bytes = awake * static_cast<double>(up_bytes_ + down_bytes_);
+    bytes = awake * static_cast<double>(up_bytes + down_bytes);
     operations =
         2.0 * sizes.rows * (sizes.top_k + sizes.n_shared) * 3.0 * sizes.n_in * sizes.d_expert;
   }
   // Other rows every time, so that other experts are woken, which no cache holds.
   void run() override {
-    const std::int32_t n_all = sizes.n_experts + sizes.n_shared;
     const std::int64_t row_bytes = x_.stride * static_cast<std::int64_t>(dtype_bytes(row_dtype));
     auto* const x = static_cast<std::byte*>(x_.data) + next_ * sizes.rows * row_bytes;
     next_ = (next_ + 1) % kInputs;
-    backend->moe({.config = config_,
-                  .n_rows = sizes.rows,
-                  .x = {x, x_.stride, row_dtype},
-                  .router = {router_, n_all, sizes.n_in, DType::kF32},
-                  .selection_bias = bias_.data(),
-                  .global_scale = 1,
-                  .gate_up = {up_, 2 * sizes.d_expert, sizes.n_in, dtype},
-                  .down = {down_, sizes.n_in, sizes.d_expert, dtype},
-                  .gate_up_stride_bytes = static_cast<std::int64_t>(up_bytes_),
-                  .down_stride_bytes = static_cast<std::int64_t>(down_bytes_),
-                  .y = y_,
-                  .y_stride = y_stride_,
-                  .scratch = scratch_});
+    backend->moe(
+        {weights_, config_, sizes.rows, {x, x_.stride, row_dtype}, y_, y_stride_, scratch_});
   }
 
  private:
   static constexpr std::int64_t kInputs = 61;
   MoeConfig config_;
   std::int64_t next_ = 0;
-  std::size_t up_bytes_ = 0, down_bytes_ = 0;
-  void* up_ = nullptr;
-  void* down_ = nullptr;
-  float* router_ = nullptr;
+  MoeWeights weights_;
   std::vector<float> bias_;  // zero
   Rows x_;
   std::int64_t y_stride_ = 0;
