@@ -52,13 +52,14 @@ void DraftRunner::catch_up(Call& call, std::int64_t least) {
     const auto n = static_cast<std::int32_t>(
         std::min<std::int64_t>(drafter.n_waiting(length), model_.max_rows()));
     if (!drafter.reserve(n, length)) return;
-    parts_.push_back({.call = &call, .n_rows = n, .n_final = n});
+    parts_.assign(1, {.call = &call, .n_rows = n, .n_final = n});
     run(nullptr);
   }
 }
 
 void DraftRunner::draft(std::span<Call* const> calls, std::vector<float>* logits) {
   std::int64_t n_rows = 0;
+  parts_.clear();  // of a batch that failed
   for (Call* call : calls) {
     if (call->n_wanted == 0) continue;
     Drafter& drafter = *call->session->drafter();

@@ -104,6 +104,17 @@ TEST_CASE("a rank that is gone ends every call, and the engine closes", "[ranks]
   CHECK(throws<SessionClosed>([&] { hear(*session, 1); }));
 }
 
+TEST_CASE("a rank that goes while guesses are made ends the next call too", "[ranks][threads]") {
+  ModelConfig config = streaming_config();
+  config.mtp.layers.assign(3, {true, false});
+  RankedEngine engine(config, 2, Reduction::kRanks);
+  const auto guessing = engine->open_session({0, {}, 4}), plain = engine->open_session({});
+  for (Session* session : {guessing.get(), plain.get()}) think(*session, 1);
+  engine.leader().fail(1, "it was told to go");
+  for (Session* session : {guessing.get(), plain.get()})
+    CHECK_THROWS_AS(session->lane().decode(*session, 4, {}), RankFailed);
+}
+
 // Whatever the ranks are doing at that moment, in passes of both lanes and in page memory.
 TEST_CASE("a rank that goes in the middle of the work of both lanes ends it", "[ranks][threads]") {
   const bool is_apart = GENERATE(false, true);
