@@ -80,14 +80,17 @@ void Lane::keep_rows() {
 
 void Lane::keep_part(const PassPart& part, const std::byte* head_row) {
   Session& session = *part.call->session;
+  InputRows& input = part.call->input;
   counts_.drafted += part.n_drafts;
   const std::int32_t n_kept = part.n_rows - part.n_drafts;
   session.sequence().advance(n_kept);
   session.sequence().commit();
   for (std::int32_t i = 0; i < n_kept; ++i) {
-    const InputRow& row = part.call->input.rows[part.first + static_cast<std::size_t>(i)];
+    const InputRow& row = input.rows[part.first + static_cast<std::size_t>(i)];
     if (row.kind == RowKind::kText) remember(session, row.value);
   }
+  const std::size_t end = part.first + static_cast<std::size_t>(part.n_rows);
+  if (end == input.rows.size()) input.images.clear();  // a lane keeps its calls for long
   session.now().head_row.assign(head_row, head_row + head_row_bytes());
 }
 

@@ -112,8 +112,9 @@ std::vector<float> Lane::append_text(Session& session, std::span<const std::int3
                                      LogitsWanted wanted) {
   check_ids(config_, ids);
   const Hold hold(*this, session);
+  std::vector<float> logits = make_ready(session, std::ssize(ids), wanted);
   for (const std::int32_t id : ids) hold.call.input.add_text(id);
-  return append_input(hold.call, wanted, make_ready(session, std::ssize(ids), wanted));
+  return append_input(hold.call, wanted, std::move(logits));
 }
 
 std::vector<float> Lane::append_audio(Session& session, std::span<const float> samples,
@@ -136,9 +137,9 @@ std::vector<float> Lane::append_audio(Session& session, std::span<const float> s
 std::vector<float> Lane::append_image(Session& session, Image image, LogitsWanted wanted) {
   image = check_image(config_, std::move(image));
   const Hold hold(*this, session);
-  InputRows& input = hold.call.input;
-  input.add_image(std::move(image));
-  return append_input(hold.call, wanted, make_ready(session, std::ssize(input.rows), wanted));
+  std::vector<float> logits = make_ready(session, image.n_patches, wanted);
+  hold.call.input.add_image(std::move(image));
+  return append_input(hold.call, wanted, std::move(logits));
 }
 
 // Room for rows, the token that waits, and their logits: what can fail comes first.

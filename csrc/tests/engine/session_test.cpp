@@ -1,6 +1,8 @@
 // Where a session can be rewound to, and what a rewind or a fork brings back.
 #include "engine/session.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <catch2/catch.hpp>
 
@@ -79,6 +81,39 @@ TEST_CASE("sound beyond a turn is the beginning of the next") {
     CHECK(turn(*even, i * kTurnSamples, (i + 1) * kTurnSamples) ==
           turn(*uneven, ends[i], ends[i + 1]));
   CHECK((even->digests() == uneven->digests()));
+}
+
+// Of the C library's heap.
+std::size_t bytes_in_use() {
+  const struct mallinfo2 heap = mallinfo2();
+  return heap.uordblks + heap.hblkhd;
+}
+
+TEST_CASE("nobody keeps the pictures of a session that is gone") {
+  ModelConfig config = streaming_config();
+  config.interaction.reset();
+  EngineOptions options = small_options();
+  options.max_positions = 4000;
+  const auto engine = make_engine(config, options);
+  const Image image = picture(200, 200);
+  append(*engine->open_session({}), 3000);  // buffers grow to as many rows
+  const std::size_t before = bytes_in_use();
+  {
+    const int way = GENERATE(0, 1, 2);
+    const auto session = engine->open_session({way == 2 ? 100 : 0, {}});
+    const auto append_it = [&] {
+      session->lane().append_image(*session, image, LogitsWanted::kNone);
+    };
+    if (way == 0) {
+      session->feed_image(image);
+      CHECK(step_one(*session, 0).n_rows > 2500);
+    } else if (way == 1) {
+      append_it();
+    } else {
+      CHECK(throws<CapacityError>(append_it));  // it has no room for it
+    }
+  }
+  CHECK(bytes_in_use() < before + image.pixels.size() / 2);
 }
 
 TEST_CASE("layers that draft have nothing to go by at first") {
