@@ -84,6 +84,9 @@ Engine::Engine(ModelConfig config, WeightSource source, const EngineOptions& opt
   check(backend->has_kv_dtype(options.kv_dtype), "kv_dtype: device '", backend->name(),
         "' keeps keys and values in float32 or bfloat16, found ", dtype_name(options.kv_dtype),
         "; take kv_dtype=\"auto\"");
+  const int n_ranks = model_.ranks == nullptr ? 1 : model_.ranks->group().n_ranks();
+  check(options.n_ranks == n_ranks, "n_ranks: expected those of the group, ", n_ranks, ", found ",
+        options.n_ranks);
   const Shard shard =
       make_shard(checked_config, options.weights, 0, options.n_ranks, options.reduction);
   model_.share = shard_config(checked_config, shard);

@@ -307,6 +307,7 @@ TEST_CASE("an engine that cannot work is not made") {
   CHECK(throws<InvalidArgument>([&] { refuses([](auto& o) { o.max_batch_rows = 0; }); }));
   CHECK(throws<InvalidArgument>([&] { refuses([](auto& o) { o.device = "abacus"; }); }));
   CHECK(throws<InvalidArgument>([&] { refuses([](auto& o) { o.rewind_rows = -1; }); }));
+  CHECK(throws<InvalidArgument>([&] { refuses([](auto& o) { o.n_ranks = 2; }); }));  // alone
   CHECK(throws<Error>([&] {
     refuses([](auto& o) {
       o.device = "cuda";
