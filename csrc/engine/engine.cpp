@@ -39,6 +39,8 @@ std::unique_ptr<PagePool> make_pool(Backend& backend, const SequenceLayout& layo
 ModelConfig checked(ModelConfig config, const EngineOptions& options, const Engine* beside) {
   config.validate();
   check_max_rows(options.max_batch_rows);
+  check(options.dtype == DType::kF32 || options.dtype == DType::kBF16,
+        "dtype: expected float32 or bfloat16, found ", dtype_name(options.dtype));
   check(takes_rows(options.weights, options.dtype), "weights: expected ", dtype_name(options.dtype),
         " (the dtype), int8, int4, or mxfp8 or nvfp4 with the dtype bfloat16, found ",
         dtype_name(options.weights));

@@ -161,13 +161,14 @@ void Session::truncate(std::int64_t position) {
 }
 
 std::shared_ptr<Session> Session::fork(std::int64_t max_positions, LaneKind lane) {
+  check(max_positions >= 0, "max_positions: expected a positive number, found ", max_positions);
   const BusyGuard busy({this});
   auto lock = lock_open();
   std::optional<Endless> endless = endless_;
   if (endless && max_positions > 0)
     endless = endless->with_limit(max_positions, sequence_->layout());
   if (endless) max_positions = endless->held_positions(sequence_->layout());
-  if (max_positions <= 0) max_positions = sequence_->max_positions();
+  if (max_positions == 0) max_positions = sequence_->max_positions();
   std::optional<Sequence> sequence;
   std::optional<Speculation> speculation;
   lane_.run_aside([&] {

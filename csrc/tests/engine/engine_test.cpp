@@ -198,6 +198,7 @@ TEST_CASE("forks share a past and part ways") {
   hear(*other, 99);
   CHECK(hear(*fork, 7).token_ids == hear(*session, 7).token_ids);
   CHECK((fork->digests() == session->digests()));
+  CHECK(throws<InvalidArgument>([&] { session->fork(-1); }));
 }
 
 TEST_CASE("truncate goes back to the end of an earlier call") {
@@ -308,6 +309,8 @@ TEST_CASE("an engine that cannot work is not made") {
   CHECK(throws<InvalidArgument>([&] { refuses([](auto& o) { o.device = "abacus"; }); }));
   CHECK(throws<InvalidArgument>([&] { refuses([](auto& o) { o.rewind_rows = -1; }); }));
   CHECK(throws<InvalidArgument>([&] { refuses([](auto& o) { o.n_ranks = 2; }); }));  // alone
+  CHECK(throws<InvalidArgument>(
+      [&] { refuses([](auto& o) { o.dtype = o.weights = o.kv_dtype = DType::kInt8; }); }));
   CHECK(throws<Error>([&] {
     refuses([](auto& o) {
       o.device = "cuda";
